@@ -1,0 +1,1 @@
+"""What a study showed: tables and figures from its Parquet files. No Ray, no torch."""

@@ -1,0 +1,26 @@
+"""What may be varied: spaces, arms, stages, paths and their keys. Pure Python: no torch, no Ray."""
+
+from search_spaces.arms import Arm, parse_arm
+from search_spaces.errors import InputError
+from search_spaces.space import Configuration, Space, load_space, presets, space_from
+from search_spaces.stage import ROLES, TRAINING_REVISION, DatasetFingerprint, Loss, Path, Recipe, Role, Stage, key_of
+
+__all__ = [
+    "ROLES",
+    "TRAINING_REVISION",
+    "Arm",
+    "Configuration",
+    "DatasetFingerprint",
+    "InputError",
+    "Loss",
+    "Path",
+    "Recipe",
+    "Role",
+    "Space",
+    "Stage",
+    "key_of",
+    "load_space",
+    "parse_arm",
+    "presets",
+    "space_from",
+]

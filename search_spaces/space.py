@@ -1,0 +1,396 @@
+"""A space says what may be varied; it turns a sampler's suggestions into paths."""
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, Protocol, Self
+
+import yaml
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+
+from search_spaces.arms import Arm, parse_arm
+from search_spaces.errors import InputError
+from search_spaces.stage import DatasetFingerprint, Loss, Path, Recipe, Role, Stage, check_lambda
+from search_spaces.values import Flag, Integer, Number, Value, explain
+
+Scalar = Flag | Integer | Number | str | None
+
+
+class Trial(Protocol):
+    """The part of an Optuna trial that a space uses (define-by-run)."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+
+class Choices(Value):
+    """`{choices: [1, 2, 4]}`"""
+
+    choices: tuple[Scalar, ...] = Field(min_length=1)
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        return trial.suggest_categorical(name, self.choices)
+
+    def examples(self) -> Iterator[tuple[str, Scalar]]:
+        """Where a value stands and the value, for every one that needs checking."""
+        return ((f".choices.{index}", choice) for index, choice in enumerate(self.choices))
+
+    def grid(self) -> tuple[Scalar, ...]:
+        return self.choices
+
+
+class Range(Value):
+    """`{low: 1, high: 20, log: true}`, optionally with a step."""
+
+    low: Integer | Number
+    high: Integer | Number
+    log: Flag = False
+    step: Integer | Number | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low}, high is {self.high}; low is below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low}; with log: true low is > 0")
+        if self.log and self.step:
+            raise ValueError("log and step exclude each other")
+        return self
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        if name.split(".")[-1] in _INTEGER_FIELDS:
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def examples(self) -> Iterator[tuple[str, Scalar]]:
+        yield ".low", self.low
+        yield ".high", self.high
+
+    def grid(self) -> tuple[Scalar, ...]:
+        if self.step is None:
+            raise InputError("has no step; with sampler: grid a range needs one, or use choices")
+        count = int((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(round(self.low + index * self.step, 12) for index in range(count))
+
+
+_INTEGER_FIELDS = {
+    name for name, field in Recipe.model_fields.items() if field.annotation in (int, Integer, Integer | None)
+}
+
+
+def _kind(given: Any) -> str:
+    if isinstance(given, Choices) or (isinstance(given, dict) and "choices" in given):
+        return "choices-of"
+    return "range-of" if isinstance(given, dict | Range) else "fixed"
+
+
+# A value that may be varied: fixed (`4`), `{choices: [...]}` or `{low:, high:}`.
+Varied = Annotated[
+    Annotated[Scalar, Tag("fixed")] | Annotated[Choices, Tag("choices-of")] | Annotated[Range, Tag("range-of")],
+    Discriminator(_kind),
+]
+
+
+def _examples(value: Any) -> Iterable[tuple[str, Any]]:
+    return value.examples() if isinstance(value, Choices | Range) else [("", value)]
+
+
+class Training(Value):
+    """What every role's section holds: the recipe, any field of which may be varied."""
+
+    recipe: dict[str, Varied] = {}
+
+    @field_validator("recipe")
+    @classmethod
+    def _every_recipe_in_it_is_valid(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        fixed = {name: next(iter(_examples(value)))[1] for name, value in recipe.items()}
+        for name, value in recipe.items():
+            for place, example in _examples(value):
+                try:
+                    Recipe.model_validate(fixed | {name: example})
+                except ValidationError as error:
+                    raise ValueError(str(explain(error, name + place)).removeprefix(f"{name}: ")) from None
+        return recipe
+
+
+class Distillation(Training):
+    """A role that may learn from soft targets: temperature and lambda, each fixed or varied."""
+
+    temperature: Varied = Range(low=1.0, high=20.0, log=True)
+    lambda_: Varied = Field(Range(low=0.1, high=0.95), alias="lambda")
+
+    @model_validator(mode="after")
+    def _temperatures_are_positive(self) -> Self:
+        for name, value in (("temperature", self.temperature), ("lambda", self.lambda_)):
+            for place, example in _examples(value):
+                if isinstance(example, bool) or not isinstance(example, int | float):
+                    raise ValueError(f"{name}{place} is {example!r}; a {name} is a number")
+        for place, example in _examples(self.temperature):
+            if example <= 0:
+                raise ValueError(f"temperature{place} is {example}; a temperature is > 0")
+        return self
+
+
+class Teacher(Training):
+    model: str
+
+
+class Assistants(Distillation):
+    models: tuple[str, ...] = ()
+    temperature: Varied = 4.0
+    lambda_: Varied = Field(0.7, alias="lambda")
+
+
+class Student(Distillation):
+    model: str
+
+
+class Resources(Value):
+    """What one stage of a role holds while it trains. gpu null: chosen by what the cluster has."""
+
+    cpu: Integer = Field(1, ge=1)
+    gpu: Number | None = Field(None, ge=0)
+
+
+class Asha(Value):
+    """Asynchronous successive halving on students (Li et al. 2020)."""
+
+    grace_epochs: Integer = Field(1, ge=1)
+    reduction_factor: Integer = Field(3, ge=2)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """An arm with its varied hyperparameters chosen, by the names they have in Optuna."""
+
+    arm: Arm
+    chosen: Mapping[str, Scalar]
+
+
+class Space(Value):
+    """What may be varied, with the budget of the search."""
+
+    description: str = ""
+    dataset: str
+    teacher: Teacher
+    assistants: Assistants = Assistants()
+    student: Student
+    arms: tuple[str, ...] = Field((), description="default: labels, kd and takd:A for each assistant A")
+    loss: Loss = Loss()
+    trials: Integer | None = Field(None, ge=1, description="configurations tried; grid: default all")
+    seeds: Integer = Field(1, ge=1, description="student seeds a configuration; its score is their mean")
+    coverage: Integer = Field(1, ge=0, description="trials every arm gets before the sampler is free")
+    sampler: Literal["tpe", "random", "grid"] = "tpe"
+    sampler_seed: Integer = 0
+    asha: Asha | None = None
+    resources: dict[Role, Resources] = {}
+    allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, given: Any) -> Any:
+        """`teacher: mlp-1200` is `{model: mlp-1200}`, `assistants: [a, b]` is `{models: [a, b]}`."""
+        if not isinstance(given, dict):
+            raise ValueError("a space is a mapping of keys to values")
+        short = {role: {"model": given[role]} for role in ("teacher", "student") if isinstance(given.get(role), str)}
+        if isinstance(given.get("assistants"), list):
+            short["assistants"] = {"models": given["assistants"]}
+        return given | short
+
+    @model_validator(mode="after")
+    def _arms_and_budget_fit(self) -> Self:
+        known = self.assistants.models
+        for name in self.arms:
+            for assistant in parse_arm(name).assistants:
+                if assistant not in known:
+                    raise ValueError(f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known)}")
+        if len(set(self.arms)) < len(self.arms):
+            raise ValueError("arms: each arm is named once")
+        for place, section in (("assistants", self.assistants), ("student", self.student)):
+            for where, value in _examples(section.lambda_):
+                try:
+                    check_lambda(value, self.loss.form)
+                except ValueError as error:
+                    raise ValueError(f"{place}.lambda{where}: {error}") from None
+        if self.sampler == "grid":
+            self.grid()  # a range without a step says so now
+        elif self.trials is None:
+            raise ValueError("trials is missing; how many configurations to try")
+        elif self.trials < (needed := self.coverage * len(self.all_arms)):
+            raise ValueError(
+                f"trials is {self.trials}; a coverage of {self.coverage} for {len(self.all_arms)} arms takes {needed}"
+            )
+        return self
+
+    @property
+    def all_arms(self) -> tuple[Arm, ...]:
+        names = self.arms or ("labels", "kd", *(f"takd:{model}" for model in self.assistants.models))
+        return tuple(parse_arm(name) for name in names)
+
+    @property
+    def budget(self) -> int:
+        """Trials of the search."""
+        return self.trials or len(self.grid())
+
+    def resources_of(self, role: Role) -> Resources:
+        return self.resources.get(role, Resources())
+
+    def identity(self) -> dict[str, Any]:
+        """What may not change when a study goes on; budget, machine and words may."""
+        return self.model_dump(mode="json", exclude={"description", "trials", "resources", "allow_any_size"})
+
+    def varied(self, arm: Arm) -> dict[str, Choices | Range]:
+        """The parameters a trial of this arm has, by the name they have in Optuna."""
+        sections: list[tuple[str, Training]] = [("", self.student)]
+        if arm.distilled:
+            sections.append(("teacher.", self.teacher))
+        if arm.assistants:
+            sections.append(("assistant.", self.assistants))
+        found: dict[str, Any] = {}
+        for prefix, section in sections:
+            if arm.distilled and isinstance(section, Distillation):
+                found |= {f"{prefix}temperature": section.temperature, f"{prefix}lambda": section.lambda_}
+            found |= {f"{prefix}{name}": value for name, value in section.recipe.items()}
+        return {name: value for name, value in found.items() if isinstance(value, Choices | Range)}
+
+    def guaranteed(self) -> list[dict[str, Scalar]]:
+        """The trials, in part or whole, that are run whatever the sampler thinks: the grid, or every arm's coverage.
+
+        Long paths first: what others wait for is trained first.
+        """
+        if self.sampler == "grid":
+            return self.grid()[: self.budget]
+        arms = sorted(self.all_arms, key=lambda arm: (arm.distilled, len(arm.assistants)), reverse=True)
+        return [{"arm": arm.name} for _ in range(self.coverage) for arm in arms]
+
+    def grid(self) -> list[dict[str, Scalar]]:
+        """Every combination of every arm, for `sampler: grid`; raises InputError on a range without a step."""
+        points: list[dict[str, Scalar]] = []
+        for arm in self.all_arms:
+            axes: dict[str, tuple[Scalar, ...]] = {"arm": (arm.name,)}
+            for name, value in self.varied(arm).items():
+                try:
+                    axes[name] = value.grid()
+                except InputError as error:
+                    raise InputError(f"{name} {error}") from None
+            points += [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        return points
+
+    def suggest(self, trial: Trial) -> "Configuration":
+        """What an Optuna trial chooses: a live one, or a stored one that repeats what it was told."""
+        arm = parse_arm(trial.suggest_categorical("arm", [arm.name for arm in self.all_arms]))
+        return Configuration(arm, {name: value.suggest(trial, name) for name, value in self.varied(arm).items()})
+
+    def paths(self, choice: "Configuration", dataset: DatasetFingerprint, seeds: Sequence[int]) -> tuple[Path, ...]:
+        """The configuration as one path a student seed."""
+        return tuple(self.path(choice.arm, choice.chosen, dataset, seed) for seed in seeds)
+
+    def path(self, arm: Arm, chosen: Mapping[str, Scalar], dataset: DatasetFingerprint, seed: int) -> Path:
+        """The path of an arm with the chosen hyperparameters. Teacher and assistants have seed 0."""
+        stage = partial(self._stage, chosen=chosen, dataset=dataset)
+        upstream: tuple[Stage, ...] = ()
+        if arm.distilled:
+            upstream = (stage("teacher", self.teacher.model, self.teacher, seed=0, upstream=()),)
+        for model in arm.assistants:
+            upstream = (stage("assistant", model, self.assistants, seed=0, upstream=upstream),)
+        student = stage("student", self.student.model, self.student, seed=seed, upstream=upstream)
+        return Path(arm=arm.name, student=student)
+
+    def _stage(
+        self,
+        role: Role,
+        model: str,
+        section: Training,
+        *,
+        seed: int,
+        upstream: tuple[Stage, ...],
+        chosen: Mapping[str, Scalar],
+        dataset: DatasetFingerprint,
+    ) -> Stage:
+        prefix = "" if role == "student" else f"{role}."
+
+        def value(name: str, given: Any) -> Any:
+            return chosen[prefix + name] if isinstance(given, Choices | Range) else given
+
+        recipe = {name: value(name, given) for name, given in section.recipe.items()}
+        fields: dict[str, Any] = {}
+        if upstream and isinstance(section, Distillation):
+            fields["loss"] = self.loss
+            fields["temperature"] = float(value("temperature", section.temperature))
+            fields["lambda"] = float(value("lambda", section.lambda_))
+        return Stage(
+            role=role,
+            dataset=dataset,
+            model=model,
+            recipe=Recipe.model_validate(recipe),
+            seed=seed,
+            upstream=upstream,
+            **fields,
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; people mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+PRESETS = FilePath(__file__).parent
+
+
+def presets() -> list[str]:
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def load_space(space: str, overrides: Sequence[str] = ()) -> Space:
+    """A preset's name or a path to a YAML file, with `KEY=VALUE` overrides (dotted keys, YAML values)."""
+    file = PRESETS / f"{space}.yaml" if space in presets() else FilePath(space)
+    source = f"space {space}"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(f"{source}: {reason}; presets: {', '.join(presets())}") from None
+    given = _parse_yaml(text, source)
+    for override in overrides:
+        _override(given, override)
+    return space_from(given, source)
+
+
+def space_from(given: Any, source: str) -> Space:
+    """A space from plain data; `source` names it in errors."""
+    try:
+        return Space.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, source) from None
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{source}:{line} not YAML: {getattr(error, 'problem', error)}") from None
+
+
+def _override(given: Any, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, such as student.temperature=4")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(given, dict) and isinstance(given.get(parent), str):
+            given[parent] = {"model": given[parent]}  # the short form of a role
+        given = given.setdefault(parent, {}) if isinstance(given, dict) else None
+    if not isinstance(given, dict):
+        raise InputError(f"--set {override}: {'.'.join(parents)} is a value, not a section")
+    given[last] = _parse_yaml(text, f"--set {key}")

@@ -1,0 +1,175 @@
+"""A stage trains one model; its key names the result, so that no two places train it twice."""
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from search_spaces.values import Integer, Number, Value
+
+# Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
+TRAINING_REVISION = 1
+
+Role = Literal["teacher", "assistant", "student"]
+ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
+
+
+class DatasetFingerprint(Value):
+    """Which examples a stage sees: content and split, not where the files are."""
+
+    name: str
+    digest: str
+    split_seed: Integer
+    sizes: dict[str, Integer]
+
+
+class Recipe(Value):
+    """How one model is trained. Everything here is in the key."""
+
+    epochs: Integer = Field(10, ge=1)
+    batch_size: Integer = Field(256, ge=1)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: Number = Field(1e-3, gt=0)
+    momentum: Number | None = Field(None, ge=0, lt=1, description="sgd only; 0.9 unless told")
+    weight_decay: Number = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine", "one-cycle", "step"] = "cosine"
+    milestones: tuple[Number, ...] | None = Field(None, description="step only; fractions of the run")
+    step_factor: Number | None = Field(None, gt=0, lt=1, description="step only; 0.1 unless told")
+    dropout: Number | None = Field(None, ge=0, lt=1, description="null: as the model family has it")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of training steps; evaluation is float32")
+    examples: Integer | None = Field(None, ge=1, description="size of the transfer set; null: all")
+    examples_seed: Integer = 0
+    order_seed: Integer = 0
+    evaluate_every: Integer = Field(
+        1, ge=1, description="epochs between looks at the validation split; the last always"
+    )
+    select: Literal["best", "last"] = Field("last", description="the epoch kept: best by validation accuracy, or last")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_what_only_some_use(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        used = {"momentum": given.get("optimizer") == "sgd"}
+        used |= dict.fromkeys(("milestones", "step_factor"), given.get("schedule") == "step")
+        for field, is_used in used.items():
+            if given.get(field) is not None and not is_used:
+                owner = "optimizer: sgd" if field == "momentum" else "schedule: step"
+                raise ValueError(f"{field} is only for {owner}")
+        defaults: dict[str, Any] = {"momentum": 0.9, "milestones": (0.5, 0.75), "step_factor": 0.1}
+        return given | {name: defaults[name] for name, is_used in used.items() if is_used and given.get(name) is None}
+
+    @model_validator(mode="after")
+    def _milestones_rise(self) -> Self:
+        marks = self.milestones or ()
+        if any(not 0 < mark < 1 for mark in marks) or list(marks) != sorted(set(marks)):
+            raise ValueError(f"milestones is {list(marks)}; expected rising fractions of the run, each between 0 and 1")
+        return self
+
+
+class Loss(Value):
+    """The loss of a stage that learns from soft targets; see `trainables.losses` for the formulas."""
+
+    form: Literal["convex", "additive"] = "convex"
+    kl_reduction: Literal["batchmean", "mean"] = "batchmean"
+    guidance: Literal["separate", "ensemble"] = "separate"
+
+
+class Stage(Value):
+    """Train one model: on labels alone, or also from the soft targets of its upstream stages."""
+
+    role: Role  # what it is for; not in the key, so that a path can use another path's result
+    dataset: DatasetFingerprint
+    model: str
+    recipe: Recipe
+    seed: Integer = Field(ge=0)
+    upstream: tuple["Stage", ...] = ()
+    loss: Loss | None = None
+    temperature: Number | None = None
+    lambda_: Number | None = Field(None, alias="lambda")
+
+    @model_validator(mode="after")
+    def _distillation_is_whole(self) -> Self:
+        given = [self.loss, self.temperature, self.lambda_]
+        if self.upstream and None in given:
+            raise ValueError("a stage with upstream stages needs loss, temperature and lambda")
+        if not self.upstream and given != [None, None, None]:
+            raise ValueError("a stage on labels alone has no loss form, temperature or lambda")
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}; a temperature is > 0")
+        if self.lambda_ is not None and self.loss is not None:
+            check_lambda(self.lambda_, self.loss.form)
+        return self
+
+    def key_input(self) -> dict[str, Any]:
+        """Everything that determines the result, as JSON; what is null is left out."""
+        everything: dict[str, Any] = {
+            "training_revision": TRAINING_REVISION,
+            "dataset": self.dataset.model_dump(mode="json"),
+            "model": self.model,
+            "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
+            "seed": self.seed,
+            "upstream": [stage.key for stage in self.upstream],
+            "loss": self._loss_input(),
+            "temperature": self.temperature,
+            "lambda": self.lambda_,
+        }
+        return {name: value for name, value in everything.items() if value is not None}
+
+    def _loss_input(self) -> dict[str, Any] | None:
+        # How several upstreams are combined says nothing where there is one.
+        left_out = {"guidance"} if len(self.upstream) < 2 else set()
+        return self.loss.model_dump(mode="json", exclude=left_out) if self.loss else None
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 (hex) over the canonical JSON of `key_input()`."""
+        return key_of(self.key_input())
+
+    @property
+    def name(self) -> str:
+        """For people: `student mlp-8 <- mlp-64 <- mlp-1200 T=4 λ=0.7 s1`."""
+        models, upstream = [self.model], self.upstream
+        while upstream:
+            models.append("+".join(stage.model for stage in upstream))
+            upstream = upstream[0].upstream
+        distilled = f" T={self.temperature:.3g} λ={self.lambda_:.2g}" if self.upstream else ""
+        return f"{self.role} {' <- '.join(models)}{distilled} s{self.seed}"
+
+
+def check_lambda(value: float, form: str) -> None:
+    """Raises ValueError when a lambda is outside what the loss form allows."""
+    if value < 0 or (form == "convex" and value > 1):
+        valid = "in [0, 1] for the convex loss" if form == "convex" else ">= 0"
+        raise ValueError(f"lambda is {value}; a lambda is {valid}")
+
+
+def key_of(key_input: dict[str, Any]) -> str:
+    """SHA-256 (hex) over canonical JSON: sorted keys, no spaces, UTF-8, no NaN."""
+    text = json.dumps(key_input, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Path(Value):
+    """Teacher -> assistant... -> student, as one arm proposes it for one student seed."""
+
+    arm: str
+    student: Stage
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage of the path once, each after its upstream; the student is last."""
+        found: dict[str, Stage] = {}
+
+        def visit(stage: Stage) -> None:
+            for upstream in stage.upstream:
+                visit(upstream)
+            found.setdefault(stage.key, stage)
+
+        visit(self.student)
+        return tuple(found.values())
+
+    def __str__(self) -> str:
+        return " > ".join(stage.model for stage in self.stages)

@@ -1,0 +1,172 @@
+"""The command line: `takd`."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from search_spaces import InputError, Space, load_space, presets
+from study.export import export_best
+from study.folder import ROOT, StudyFolder, study_folder
+from study.optimization import open_search
+from study.report import print_arms, print_failures, write_figure
+from study.results import write_results
+from study.status import print_status
+
+OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; bad input is one line on stderr and exit code 2."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = _parser().parse_args(arguments)
+        return int(options.command(options))
+    except InputError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"takd: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong call is bad input like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="takd", description="Studies of knowledge distillation with teacher assistants.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = _command(commands, "run", _run, "run a study, or go on with it", space=True)
+    run.add_argument("--wandb", choices=("online", "offline", "disabled"), help="default: online where a key is found")
+    run.add_argument("--slots", type=_positive, metavar="N", help="CPU slots to use (default: every core)")
+    _command(commands, "plan", _plan, "what would run and what it would cost; trains nothing", space=True)
+    _command(commands, "status", _status, "counts by role and state, best by arm, failures", study=True)
+    _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
+    export = _command(commands, "export", _export, "the best student's weights and description", study=True)
+    export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
+    export.add_argument("--arm", metavar="A", help="of this arm (default: of all)")
+    data = commands.add_parser("data", help="check a dataset's files and convert them to Arrow", allow_abbrev=False)
+    data.add_argument("dataset", metavar="DATASET", choices=("mnist",), help="mnist")
+    data.add_argument(
+        "--from", dest="source", required=True, type=Path, metavar="DIR", help="torchvision's MNIST folder"
+    )
+    data.set_defaults(command=_data)
+    return parser
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    function: object,
+    help: str,
+    space: bool = False,
+    study: bool = False,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    command.set_defaults(command=function)
+    if space:
+        command.add_argument("space", metavar="SPACE", help=f"a preset ({', '.join(presets())}) or a YAML file")
+        command.add_argument("--name", metavar="N", help="of the study (default: the space's)")
+        command.add_argument(
+            "--trials", type=_positive, metavar="N", help="configurations to try, in place of the space's"
+        )
+        command.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as student.temperature=4"
+        )
+    command.add_argument("--debug", action="store_true", help="show a traceback where bad input ends in one line")
+    if study:
+        command.add_argument("name", metavar="NAME", help="of the study")
+    command.add_argument(
+        "--root", default=ROOT, metavar="DIR", help=f"where studies and artifacts live (default: {ROOT})"
+    )
+    return command
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number of at least 1")
+    return int(text)
+
+
+def _space_and_folder(options: argparse.Namespace) -> tuple[Space, StudyFolder]:
+    overrides = [*options.set, *([f"trials={options.trials}"] if options.trials else [])]
+    space = load_space(options.space, overrides)
+    return space, study_folder(options.root, options.name or Path(options.space).stem)
+
+
+def _run(options: argparse.Namespace) -> int:
+    space, folder = _space_and_folder(options)
+    from study.run import RunOptions, run_study  # imports torch: other commands need not wait for it
+
+    console = _console()
+    result = run_study(folder, space, f"space {options.space}", RunOptions(options.wandb, options.slots), console)
+    print_arms(folder, console)
+    if not result.finished:
+        console.print(
+            f"stopped before the end; go on with: takd run {options.space} --name {folder.name}", highlight=False
+        )
+        return INTERRUPTED
+    console.print(f"{result.trained} stages trained in this run; the study is complete", highlight=False)
+    return FAILED if print_failures(folder, console) else OK
+
+
+def _plan(options: argparse.Namespace) -> int:
+    space, folder = _space_and_folder(options)
+    from study.plan import print_plan
+
+    print_plan(space, f"space {options.space}", folder, _console())
+    return OK
+
+
+def _status(options: argparse.Namespace) -> int:
+    print_status(study_folder(options.root, options.name), _console())
+    return OK
+
+
+def _results(options: argparse.Namespace) -> int:
+    folder = study_folder(options.root, options.name)
+    write_results(folder, open_search(folder))
+    write_figure(folder)
+    print_arms(folder, _console())
+    return OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    folder = study_folder(options.root, options.name)
+    write_results(folder, open_search(folder))
+    chosen = export_best(folder, options.out, options.arm)
+    console = _console()
+    console.print(f"exported {chosen.path} (seed {chosen.seed}, {chosen.configuration})", highlight=False)
+    console.print(
+        f"validation accuracy of the search {chosen.accuracy:.2f} %; stage {chosen.stage_key}", highlight=False
+    )
+    console.print(f"{options.out}/student.safetensors, {options.out}/stage.json", highlight=False)
+    return OK
+
+
+def _data(options: argparse.Namespace) -> int:
+    from trainables.datasets import import_mnist  # imports torch
+
+    dataset = import_mnist(options.source)
+    sizes = ", ".join(f"{number} {split}" for split, number in dataset.sizes.items())
+    _console().print(f"{dataset.name}: {sizes}; digest {dataset.digest[:12]}", highlight=False)
+    return OK
+
+
+def _console() -> Console:
+    """Lines are not folded where nobody set a width: they may be read by a program."""
+    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=200)

@@ -1,0 +1,58 @@
+"""Export the best student: its weights and its description, copied out of the artifact store."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from analysis.tables import best_configurations, read_trials, students
+from search_spaces import InputError
+from study.folder import StudyFolder
+from trainables.artifacts import DESCRIPTION, WEIGHTS
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The student that was chosen; accuracy in percent, of the search's validation."""
+
+    path: str
+    configuration: str
+    seed: int
+    stage_key: str
+    accuracy: float
+
+
+def export_best(folder: StudyFolder, out: Path, arm: str | None) -> Exported:
+    """Copies the best student's files to `out`, whole or not at all; returns what was chosen.
+
+    The configuration is chosen by its mean validation accuracy over seeds, the student in it by its own.
+    """
+    trials = read_trials(folder.trials)
+    done = students(trials)
+    best = best_configurations(trials)
+    if arm is not None and arm not in best:
+        raise InputError(f"--arm {arm}: no finished student; arms with one: {', '.join(best) or 'none'}")
+    if not best:
+        raise InputError(f"study {folder.name}: no student has ended yet")
+    chosen = done[done["configuration"].isin([best[arm]] if arm else best.values())]
+    means = chosen.groupby("configuration")["accuracy"].mean()
+    row = chosen[chosen["configuration"] == means.idxmax()].sort_values("accuracy").iloc[-1]
+    if folder.artifacts.check(row["stage_key"]) is None:
+        raise InputError(f"artifact {row['stage_key'][:12]} is missing or damaged; `takd run` trains it again")
+    _copy(folder, row["stage_key"], out)
+    return Exported(row["path"], row["configuration"], row["seed"], row["stage_key"], row["accuracy"])
+
+
+def _copy(folder: StudyFolder, key: str, out: Path) -> None:
+    if out.exists():
+        raise InputError(f"--out {out}: exists; name a folder that doesn't")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise InputError(f"--out {out}: can't be written ({error.strerror})") from None
+    shutil.copyfile(folder.artifacts.path(key, WEIGHTS), temporary / "student.safetensors")
+    shutil.copyfile(folder.artifacts.path(key, DESCRIPTION), temporary / DESCRIPTION)
+    temporary.chmod(0o755)
+    os.rename(temporary, out)

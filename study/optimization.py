@@ -1,0 +1,174 @@
+"""The Optuna side of a study: which configurations to try, what became of each, kept in a durable storage."""
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from search_spaces import DatasetFingerprint, InputError, Path, Space, space_from
+from study.folder import StudyFolder
+from study.graph import Proposal, StageGraph
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class Search:
+    """An Optuna study of a space: `ask` proposes, `tell` records."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study = study
+        self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
+        self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
+
+    def enqueue_guaranteed(self) -> None:
+        """Queues the trials that run whatever the sampler thinks, those not queued already."""
+        have = Counter(
+            _canonical(trial.system_attrs.get("fixed_params", {})) for trial in self._trials() if _lives(trial)
+        )
+        for parameters in self.space.guaranteed():
+            have[_canonical(parameters)] -= 1
+            if have[_canonical(parameters)] < 0:
+                self.study.enqueue_trial(parameters)
+
+    def ask(self) -> Proposal | None:
+        """The next configuration, with seeds no earlier trial of the same configuration had; None: budget spent."""
+        if self.asked >= self.space.budget:
+            return None
+        trial = self.study.ask()
+        choice = self.space.suggest(trial)
+        same = sum("seeds" in each.user_attrs and each.params == trial.params for each in self._trials())
+        seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        paths = self.space.paths(choice, self.dataset, seeds)
+        trial.set_user_attr("arm", choice.arm.name)
+        trial.set_user_attr("path", str(paths[0]))
+        trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
+        return Proposal(trial.number, paths)
+
+    def tell(self, proposal: Proposal, graph: StageGraph) -> None:
+        """The mean validation accuracy of the students; failed or pruned where one of them was."""
+        keys = {stage.key for path in proposal.paths for stage in path.stages}
+        failures = {key: graph.nodes[key].reason for key in keys if graph.nodes[key].state == "failed"}
+        accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
+        if failures:
+            trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
+            trial.set_user_attr("failures", failures)
+            self.study.tell(proposal.number, state=TrialState.FAIL)
+        elif len(accuracies) < len(proposal.paths):
+            self.study.tell(proposal.number, state=TrialState.PRUNED)
+        else:
+            self.study.tell(proposal.number, fmean(accuracies))
+
+    def reclaim(self) -> list[Proposal]:
+        """Trials that were running when an earlier process ended; those it had not proposed whole are given up."""
+        proposals = []
+        for trial in self._trials():
+            if trial.state == TrialState.RUNNING:
+                if "seeds" in trial.user_attrs:
+                    proposals.append(Proposal(trial.number, self.paths_of(trial)))
+                else:
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+        return proposals
+
+    def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
+        """The paths of a stored trial: the same values again."""
+        return self.space.paths(self.space.suggest(trial), self.dataset, trial.user_attrs["seeds"])
+
+    def proposed(self) -> list[FrozenTrial]:
+        """All trials that were proposed, in order."""
+        return [trial for trial in self._trials() if "seeds" in trial.user_attrs]
+
+    @property
+    def asked(self) -> int:
+        return len(self.proposed())
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.space.budget - self.asked)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something left to try, or to end."""
+        return self.remaining > 0 or any(trial.state == TrialState.RUNNING for trial in self._trials())
+
+    def set_budget(self, space: Space) -> None:
+        """Budget, resources and words of a space may change between runs."""
+        self.study.set_user_attr("space", space.model_dump(mode="json"))
+        self.space = space
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+
+def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
+    """A new study, or the one of that name; raises InputError when that has another space or dataset."""
+    study = optuna.create_study(
+        study_name=folder.name,
+        storage=_storage(folder),
+        direction="maximize",
+        load_if_exists=True,
+    )
+    study.set_metric_names(["mean validation accuracy"])
+    if "dataset" not in study.user_attrs:
+        study.set_user_attr("space", space.model_dump(mode="json"))
+        study.set_user_attr("dataset", dataset.model_dump(mode="json"))
+    search = Search(study)
+    _refuse_another_space(search, space, dataset)
+    search.set_budget(space)
+    search.enqueue_guaranteed()
+    study.sampler = _sampler(space, search.asked)
+    return search
+
+
+def open_search(folder: StudyFolder) -> Search:
+    """The study of a folder, for looking; raises InputError where there is none."""
+    if not folder.storage.exists():
+        raise InputError(f"study {folder.name}: none in {folder.root}; `takd run` starts one")
+    return Search(optuna.load_study(study_name=folder.name, storage=_storage(folder)))
+
+
+def _storage(folder: StudyFolder) -> JournalStorage:
+    return JournalStorage(JournalFileBackend(str(folder.storage)))
+
+
+def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:
+    seed = space.sampler_seed + 1_000_003 * asked  # a study that goes on draws anew, not the same again
+    if space.sampler == "tpe":
+        # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
+        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+    return optuna.samplers.RandomSampler(seed=seed)  # a grid is enqueued whole
+
+
+def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerprint) -> None:
+    old: dict[str, Any] = {"dataset": search.dataset.model_dump(mode="json"), "space": search.space.identity()}
+    new: dict[str, Any] = {"dataset": dataset.model_dump(mode="json"), "space": space.identity()}
+    differences = list(_differences(old["space"], new["space"])) + list(_differences(old["dataset"], new["dataset"]))
+    if differences:
+        raise InputError(
+            f"study {search.study.study_name} exists with another space: {'; '.join(differences)}; "
+            "use another --name, or the space it was run with"
+        )
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: list[str] = []
+        for name in {**old, **new}:
+            found += _differences(old.get(name), new.get(name), f"{place}.{name}".lstrip("."))
+        return found
+    return [] if old == new else [f"{place} was {json.dumps(old)}, is {json.dumps(new)}"]
+
+
+def _canonical(parameters: Mapping[str, Any]) -> str:
+    return json.dumps(parameters, sort_keys=True)
+
+
+def _lives(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.WAITING or "seeds" in trial.user_attrs

@@ -1,0 +1,160 @@
+"""The Parquet tables of a study, rebuilt from Optuna's storage and the artifact store alone."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from optuna.trial import FrozenTrial
+
+from search_spaces import Path, Stage
+from study.folder import StudyFolder, replace_file
+from study.graph import Description
+from study.optimization import Search
+
+TRIALS = pa.schema(
+    [
+        ("study", pa.string()),
+        ("phase", pa.string()),  # search
+        ("trial", pa.int32()),  # of Optuna: one configuration
+        ("configuration", pa.string()),  # arm and varied hyperparameters; several trials may repeat one
+        ("arm", pa.string()),
+        ("path", pa.string()),
+        ("path_seed", pa.int32()),  # the student's: with `trial` it names the path use
+        ("role", pa.string()),
+        ("model", pa.string()),
+        ("parameters", pa.int64()),
+        ("flops_per_image", pa.int64()),
+        ("upstream_models", pa.list_(pa.string())),
+        ("temperature", pa.float64()),
+        ("lambda", pa.float64()),
+        ("learning_rate", pa.float64()),
+        ("examples", pa.int64()),  # size of the transfer set
+        ("seed", pa.int32()),
+        ("stage_key", pa.string()),
+        ("status", pa.string()),  # done, failed, pruned or unfinished
+        ("epochs", pa.int32()),
+        ("selected_epoch", pa.int32()),
+        ("val_accuracy", pa.float64()),  # fraction
+        ("test_accuracy", pa.float64()),  # null: the search never reads the test split
+        ("val_loss", pa.float64()),
+        ("train_seconds", pa.float64()),
+        ("total_path_seconds", pa.float64()),  # training seconds of all stages of the path
+        ("cached", pa.bool_()),  # this path use found the artifact there
+        ("error", pa.string()),
+    ]
+)
+
+EPOCHS = pa.schema(
+    [
+        ("study", pa.string()),
+        ("stage_key", pa.string()),
+        ("role", pa.string()),
+        ("model", pa.string()),
+        ("epoch", pa.int32()),
+        ("learning_rate", pa.float64()),
+        ("train_loss", pa.float64()),
+        ("val_loss", pa.float64()),
+        ("val_accuracy", pa.float64()),
+        ("seconds", pa.float64()),
+    ]
+)
+
+
+def write_results(folder: StudyFolder, search: Search) -> None:
+    """Rebuilds `results/trials.parquet` and `results/epochs.parquet`."""
+    found: dict[str, Description | None] = {}
+    rows: list[dict[str, Any]] = []
+    for trial in search.proposed():
+        for path in search.paths_of(trial):
+            for stage in path.stages:
+                if stage.key not in found:
+                    found[stage.key] = folder.artifacts.describe(stage.key)
+            rows += _path_rows(folder.name, search, trial, path, found)
+    _write(folder.trials, rows, TRIALS)
+    epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
+    _write(folder.epochs, epochs, EPOCHS)
+
+
+def _path_rows(
+    study: str, search: Search, trial: FrozenTrial, path: Path, found: dict[str, Description | None]
+) -> Iterator[dict[str, Any]]:
+    outcomes = {key: description["outcome"] for key, description in found.items() if description}
+    seconds = [outcomes[stage.key]["train_seconds"] for stage in path.stages if stage.key in outcomes]
+    failures: dict[str, str] = trial.user_attrs.get("failures", {})
+    for stage in path.stages:
+        outcome = outcomes.get(stage.key)
+        use = {"study": study, "use": f"{trial.number}.{path.student.seed}"}
+        row = _stage_row(stage) | {
+            "study": study,
+            "phase": "search",
+            "trial": trial.number,
+            "configuration": configuration_name(trial),
+            "arm": path.arm,
+            "path": str(path),
+            "path_seed": path.student.seed,
+            "status": _status(stage, trial, outcome),
+            "total_path_seconds": sum(seconds) if len(seconds) == len(path.stages) else None,
+            "cached": outcome["origin"] != use if outcome else None,
+            "error": failures.get(stage.key),
+        }
+        yield row | (_outcome_row(outcome) if outcome else {})
+
+
+def _stage_row(stage: Stage) -> dict[str, Any]:
+    return {
+        "role": stage.role,
+        "model": stage.model,
+        "upstream_models": [upstream.model for upstream in stage.upstream],
+        "temperature": stage.temperature,
+        "lambda": stage.lambda_,
+        "learning_rate": stage.recipe.learning_rate,
+        "examples": stage.recipe.examples or stage.dataset.sizes["train"],
+        "seed": stage.seed,
+        "stage_key": stage.key,
+    }
+
+
+def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "parameters": outcome["parameters"],
+        "flops_per_image": outcome["flops_per_image"],
+        "epochs": len(outcome["epochs"]),
+        "selected_epoch": outcome["selected_epoch"],
+        "val_accuracy": outcome["metrics"]["validation"]["accuracy"],
+        "val_loss": outcome["metrics"]["validation"]["loss"],
+        "train_seconds": outcome["train_seconds"],
+    }
+
+
+def _status(stage: Stage, trial: FrozenTrial, outcome: dict[str, Any] | None) -> str:
+    if outcome:
+        return "done"
+    if stage.key in trial.user_attrs.get("failures", {}):
+        return "failed"
+    return "pruned" if trial.state.name == "PRUNED" and stage.role == "student" else "unfinished"
+
+
+def configuration_name(trial: FrozenTrial) -> str:
+    """`kd temperature=4 lambda=0.7`"""
+    chosen = [
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
+    ]
+    return " ".join([trial.user_attrs["arm"], *(each for each in chosen if not each.startswith("arm="))])
+
+
+def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]]:
+    outcome = description["outcome"]
+    about = {
+        "study": study,
+        "stage_key": description["key"],
+        "role": outcome["role"],
+        "model": description["input"]["model"],
+    }
+    return (about | epoch for epoch in outcome["epochs"])
+
+
+def _write(path: Any, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
+    replace_file(path, sink.getvalue().to_pybytes())

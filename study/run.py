@@ -1,0 +1,68 @@
+"""Run a study, or go on with it: everything from a space to its tables and figure."""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from search_spaces import Space, Stage
+from study.folder import StudyFolder
+from study.graph import Description, StageGraph
+from study.observers import Observer, Observers
+from study.optimization import Search, create_search
+from study.plan import check_space, fingerprint
+from study.progress import Progress
+from study.report import write_figure
+from study.results import write_results
+from study.tracking import Mode, WandbTracker, wandb_mode
+from trainables.artifacts import SOFT_TARGETS, WEIGHTS
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What a run of a study may choose without changing the study."""
+
+    wandb: Mode | None = None
+    slots: int | None = None  # CPU slots of a local Ray; None: as many as there are cores
+
+
+@dataclass
+class RunResult:
+    """How a run ended."""
+
+    finished: bool
+    trained: int = 0  # stages trained by this run
+
+
+def run_study(folder: StudyFolder, space: Space, source: str, options: RunOptions, console: Console) -> RunResult:
+    """Raises InputError before anything is written when the space or the folder can't be."""
+    dataset, warnings = check_space(space, source)
+    for warning in warnings:
+        console.print(f"[yellow]warning[/] {warning}", soft_wrap=True, highlight=False)
+    folder.prepare()
+    search = create_search(folder, space, fingerprint(dataset))
+    folder.write_space(space)
+    result = _train(folder, search, options, console) if search.is_open else RunResult(finished=True)
+    write_results(folder, search)
+    write_figure(folder)
+    return result
+
+
+def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console) -> RunResult:
+    from study.scheduling import run_stages, start_ray  # imports Ray: seconds that a finished study need not wait
+
+    def find(stage: Stage) -> Description | None:
+        needed = (WEIGHTS,) if stage.role == "student" else (WEIGHTS, SOFT_TARGETS)
+        return folder.artifacts.check(stage.key, needed)
+
+    slots = start_ray(options.slots)
+    graph = StageGraph(find)
+    mode = wandb_mode(options.wandb)
+    observers: list[Observer] = [Progress(folder.name, search.space.seeds, slots, console)]
+    if mode != "disabled":
+        observers.append(WandbTracker(folder.name, folder.path, mode))
+    watching = Observers(observers)
+    try:
+        run_stages(search, graph, str(folder.root), slots, watching)
+    finally:
+        watching.close()
+    return RunResult(finished=not search.is_open, trained=sum(counts["done"] for counts in graph.counts.values()))

@@ -1,0 +1,203 @@
+"""The Ray side of a study: hands Tune the stages that may train, and hears what became of them."""
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path as FilePath
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from search_spaces import Space
+from study.graph import Node, StageGraph
+from study.observers import Observers
+from study.optimization import Search
+from trainables.stage_trainable import StageTrainable
+
+# Tune's own state files, loggers and table are not used: what must last is in the two durable places.
+_TUNE_ENVIRONMENT = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+log = logging.getLogger("takd")
+
+
+class PathSearcher(Searcher):  # type: ignore[misc]
+    """Turns the sampler's paths into stages that may train now; a path that waits holds no device."""
+
+    def __init__(self, search: Search, graph: StageGraph, root: str, slots: int, observers: Observers) -> None:
+        super().__init__(metric="val_accuracy", mode="max")
+        self.search, self.graph, self.root, self.observers = search, graph, root, observers
+        self.slots = slots
+        self.guaranteed = len(search.space.guaranteed())
+        self.running: dict[str, list[str]] = {}  # Tune's trial -> stage keys
+        for proposal in search.reclaim():
+            graph.add(proposal)
+        self._close_finished()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        node = self.graph.take_ready()
+        while node is None and self._may_ask():
+            proposal = self.search.ask()
+            if proposal is None:
+                break
+            self.graph.add(proposal)
+            self._close_finished()
+            node = self.graph.take_ready()
+        if node is None:
+            return None if self.graph.open else str(Searcher.FINISHED)
+        self.running[trial_id] = [node.stage.key]
+        self.observers.stage_started(node)
+        self.observers.graph_changed(self.graph, self.search.remaining)
+        return self._config([node])
+
+    def _may_ask(self) -> bool:
+        """Guaranteed trials are asked for as early as there is room; free ones late, when the sampler knows more."""
+        return self.search.asked < self.guaranteed or len(self.graph.open) < 2 * self.slots
+
+    def _config(self, nodes: list[Node]) -> dict[str, Any]:
+        space, role = self.search.space, nodes[0].stage.role
+        study = self.search.study.study_name
+        return {
+            "stages": [node.stage.model_dump(mode="json") for node in nodes],
+            "root": self.root,
+            "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
+            "report_epochs": space.asha.grace_epochs if space.asha and role == "student" else None,
+            **resources_of(space, role),
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        for state in result["stages"]:
+            node = self.graph.nodes[state["key"]]
+            self.observers.stage_reported(node, state["epochs"])
+        self.observers.graph_changed(self.graph, self.search.remaining)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if result is None or error:
+            return  # `trial_failed` follows, with the reason
+        self.running.pop(trial_id)
+        for state in result["stages"]:
+            node = self.graph.nodes[state["key"]]
+            self.observers.stage_reported(node, state["epochs"])
+            if state["state"] == "done":
+                self.graph.finish(state["key"])
+            elif state["state"] == "failed":
+                self.graph.fail(state["key"], state["reason"])
+            else:
+                self.graph.prune(state["key"])
+            self.observers.stage_ended(node)
+        self._close_finished()
+
+    def trial_failed(self, trial_id: str, reason: str) -> None:
+        for key in self.running.pop(trial_id, []):
+            self.graph.fail(key, reason)
+            self.observers.stage_ended(self.graph.nodes[key])
+        self._close_finished()
+
+    def _close_finished(self) -> None:
+        for proposal in self.graph.close_finished():
+            self.search.tell(proposal, self.graph)
+        self.observers.graph_changed(self.graph, self.search.remaining)
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: Optuna's storage and the artifact store have it all."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, as above."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("studies go on from Optuna's storage and the artifact store: run again")
+
+
+class FailureReasons(tune.Callback):  # type: ignore[misc]
+    """Tune tells searchers that a trial failed, and callbacks why."""
+
+    def __init__(self, searcher: PathSearcher) -> None:
+        self.searcher = searcher
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        error = trial.get_pickled_error() or trial.get_error()
+        cause = getattr(error, "cause", None) or error  # Ray wraps what the stage raised
+        self.searcher.trial_failed(trial.trial_id, f"{type(cause).__name__}: {cause}".strip().splitlines()[0])
+
+
+class StudentsOnly(ASHAScheduler):  # type: ignore[misc]
+    """ASHA that never ends a stage others learn from."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        if trial.config["stages"][0]["role"] != "student":
+            return str(TrialScheduler.CONTINUE)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+
+def resources_of(space: Space, role: str) -> dict[str, float]:
+    """CPUs and GPUs of a stage: what the space says, no more than the cluster has."""
+    wanted, cluster = space.resources_of(role), ray.cluster_resources()  # type: ignore[arg-type]
+    cpu = min(wanted.cpu, max(1, int(cluster.get("CPU", 1))))
+    gpu = wanted.gpu
+    if gpu is None:
+        gpu = 0.0 if not cluster.get("GPU") else 0.25 if role == "student" else 1.0
+    return {"cpu": cpu, "gpu": gpu}
+
+
+def start_ray(slots: int | None) -> int:
+    """A Ray of our own on this machine, on loopback; returns its CPU slots."""
+    os.environ.update(_TUNE_ENVIRONMENT)
+    if not ray.is_initialized():
+        ray.init(
+            address="local",
+            num_cpus=slots,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return int(ray.cluster_resources()["CPU"])
+
+
+def run_stages(search: Search, graph: StageGraph, root: str, slots: int, observers: Observers) -> None:
+    """Runs until the search's budget is spent and every stage has ended, or the user interrupts."""
+    searcher = PathSearcher(search, graph, root, slots, observers)
+    scratch = FilePath(tempfile.mkdtemp(prefix="takd-tune-"))
+    try:
+        tune.Tuner(
+            StageTrainable,
+            tune_config=tune.TuneConfig(
+                search_alg=searcher, scheduler=_scheduler(search.space), num_samples=-1, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="study", storage_path=str(scratch), callbacks=[FailureReasons(searcher)], verbose=0
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scheduler(space: Space) -> TrialScheduler:
+    if space.asha is None:
+        return FIFOScheduler()
+    return StudentsOnly(
+        time_attr="epoch",
+        metric="val_accuracy",
+        mode="max",
+        grace_period=space.asha.grace_epochs,
+        reduction_factor=space.asha.reduction_factor,
+        max_t=10**9,  # a student ends by its recipe
+    )

@@ -1,0 +1,78 @@
+"""The losses of a stage: labels alone, or labels together with the soft targets of upstream stages.
+
+Losses take a leading dimension of lanes and return one loss a lane, `[lanes]`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from search_spaces import Loss
+
+# (cross-entropy, T^2 * KL, lambda) -> loss, each `[lanes]`.
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    # Mirzadeh et al. 2020, equation 3.
+    "convex": lambda hard, soft, weight: (1 - weight) * hard + weight * soft,
+    # Lambda weighs the soft targets only.
+    "additive": lambda hard, soft, weight: hard + weight * soft,
+}
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """What upstream logits come to at one temperature, for every example of a transfer set.
+
+    Any number of upstreams comes to one distribution p an example, because the loss is linear in log q:
+    KL(p || q) = sum p log p - sum p log q, and only the second part depends on the student.
+    """
+
+    probabilities: Tensor  # [examples, classes]
+    negative_entropy: Tensor  # [examples]: sum p log p, a mean over upstreams where their KL terms are averaged
+
+
+def soften(upstream: Tensor, temperature: float, guidance: str) -> SoftTargets:
+    """Softmax of upstream logits `[upstreams, examples, classes]` at a temperature.
+
+    `separate`: the student's loss is the mean of the KL terms of the upstreams (dense guidance, Son et al. 2021);
+    `ensemble`: it is the KL against the mean of their probabilities (Hinton et al. 2015).
+    """
+    log_probabilities = F.log_softmax(upstream / temperature, dim=-1)
+    probabilities = log_probabilities.exp()
+    mean = probabilities.mean(dim=0)
+    if guidance == "ensemble":
+        return SoftTargets(mean, torch.xlogy(mean, mean).sum(dim=-1))
+    return SoftTargets(mean, (probabilities * log_probabilities).sum(dim=-1).mean(dim=0))
+
+
+def labels_only(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of `logits [lanes, batch, classes]` with `labels [batch]`, a mean over the batch."""
+    return _cross_entropy(F.log_softmax(logits, dim=-1), labels)
+
+
+def distillation(
+    logits: Tensor,
+    labels: Tensor,
+    probabilities: Tensor,
+    negative_entropy: Tensor,
+    temperature: Tensor,
+    weight: Tensor,
+    loss: Loss,
+) -> Tensor:
+    """Hinton et al. 2015: cross-entropy with the labels, and `T^2 * KL(upstream/T || student/T)`.
+
+    logits `[lanes, batch, classes]`, labels `[batch]`, soft targets `[lanes, batch, classes]` with their negative
+    entropy `[lanes, batch]`, temperature and weight (lambda) `[lanes]`.
+    """
+    student = F.log_softmax(logits / temperature[:, None, None], dim=-1)
+    divergence = (negative_entropy - (probabilities * student).sum(dim=-1)).mean(dim=-1)
+    if loss.kl_reduction == "mean":
+        divergence = divergence / logits.shape[-1]
+    return FORMS[loss.form](labels_only(logits, labels), temperature.square() * divergence, weight)
+
+
+def _cross_entropy(log_probabilities: Tensor, labels: Tensor) -> Tensor:
+    index = labels.expand(log_probabilities.shape[0], -1).unsqueeze(-1)
+    return -log_probabilities.gather(-1, index).squeeze(-1).mean(dim=-1)

@@ -1,0 +1,121 @@
+"""Model families as a table: a spec such as `mlp-1200` names one architecture."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from search_spaces import InputError
+
+ImageShape = tuple[int, int, int]  # channels, height, width
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family's members are built.
+
+    `build(size, image_shape, classes, dropout)` gives a module `[batch, channels, height, width] -> [batch, classes]`.
+    `dropout` is what the family has unless a recipe says otherwise; None: it takes none.
+    """
+
+    sizes: str  # what a size may be, for people: "mlp-H, H hidden units >= 1"
+    valid_size: Callable[[str], bool]
+    build: Callable[[str, ImageShape, int, float], nn.Module]
+    dropout: float | None
+    convolutional: bool = False  # trained channels-last
+
+
+def _mlp(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:
+    """Hinton et al. 2015, section 3: two hidden layers of equal width."""
+    pixels, hidden = image_shape[0] * image_shape[1] * image_shape[2], int(size)
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(pixels, hidden),
+        nn.ReLU(inplace=True),
+        *_dropout(dropout),
+        nn.Linear(hidden, hidden),
+        nn.ReLU(inplace=True),
+        *_dropout(dropout),
+        nn.Linear(hidden, classes),
+    )
+
+
+def _cnn(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:
+    """The course's teacher: 3x3 convolutions without padding, the first max-pool with stride 1."""
+    channels, height, width = image_shape
+    flat = 64 * ((height - 5) // 2) * ((width - 5) // 2)
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2, stride=1),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(2, stride=2),
+        *_dropout(dropout),
+        nn.Flatten(),
+        nn.Linear(flat, 128),
+        nn.ReLU(inplace=True),
+        *_dropout(dropout),
+        nn.Linear(128, classes),
+    )
+
+
+def _dropout(probability: float) -> list[nn.Module]:
+    return [nn.Dropout(probability)] if probability > 0 else []
+
+
+FAMILIES: dict[str, Family] = {
+    "mlp": Family(
+        sizes="mlp-H with H >= 1 hidden units a layer",
+        valid_size=lambda size: re.fullmatch(r"[1-9][0-9]{0,5}", size) is not None,
+        build=_mlp,
+        dropout=0.0,
+    ),
+    "cnn": Family(
+        sizes="cnn",
+        valid_size=lambda size: size == "",
+        build=_cnn,
+        dropout=0.5,
+        convolutional=True,
+    ),
+}
+
+
+def family_of(model: str) -> tuple[Family, str]:
+    """The family of a model spec and the size in it; an unknown one raises InputError listing what exists."""
+    name, _, size = model.partition("-")
+    family = FAMILIES.get(name)
+    if family is None or not family.valid_size(size):
+        raise InputError(
+            f"model {model!r} does not exist; valid: {'; '.join(each.sizes for each in FAMILIES.values())}"
+        )
+    return family, size
+
+
+def build(model: str, image_shape: ImageShape, classes: int, dropout: float | None = None) -> nn.Module:
+    """A model with freshly initialised weights, from torch's global random state, on torch's default device."""
+    family, size = family_of(model)
+    if dropout is not None and family.dropout is None:
+        raise InputError(f"recipe.dropout: the family of {model!r} has no dropout")
+    return family.build(size, image_shape, classes, family.dropout or 0.0 if dropout is None else dropout)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    parameters: int
+    flops: int  # of one forward pass of one image; a multiply-add is two
+
+
+@lru_cache
+def size_of(model: str, image_shape: ImageShape, classes: int) -> ModelSize:
+    """Counted on torch's meta device: no weights are made."""
+    with torch.device("meta"):
+        module = build(model, image_shape, classes).eval()
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad():
+            module(torch.empty(1, *image_shape))
+    return ModelSize(sum(weight.numel() for weight in module.parameters()), counter.get_total_flops())
