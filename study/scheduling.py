@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path as FilePath
@@ -114,6 +115,10 @@ class PathSearcher(Searcher):  # type: ignore[misc]
             self.search.tell(proposal, self.graph)
         self.observers.graph_changed(self.graph, self.search.remaining)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles a searcher beside its experiment; there is nothing in this one that a restart would need."""
+        return {}
+
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing: Optuna's storage and the artifact store have it all."""
 
@@ -130,10 +135,22 @@ class FailureReasons(tune.Callback):  # type: ignore[misc]
     def __init__(self, searcher: PathSearcher) -> None:
         self.searcher = searcher
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        error = trial.get_pickled_error() or trial.get_error()
-        cause = getattr(error, "cause", None) or error  # Ray wraps what the stage raised
-        self.searcher.trial_failed(trial.trial_id, f"{type(cause).__name__}: {cause}".strip().splitlines()[0])
+        text = FilePath(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        log.debug("trial %s: %s", trial.trial_id, text)
+        self.searcher.trial_failed(trial.trial_id, _reason(text))
+
+
+def _reason(error_text: str) -> str:
+    """The line that says what happened: the last of a traceback, the first of Ray's own explanation of a dead actor."""
+    lines = [line.strip() for line in error_text.splitlines() if line.strip() and not line.startswith("Failure #")]
+    if not lines:
+        return "ended without an error message"
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return (raised or lines)[-1 if raised else 0][:500]
 
 
 class StudentsOnly(ASHAScheduler):  # type: ignore[misc]
@@ -183,7 +200,11 @@ def run_stages(search: Search, graph: StageGraph, root: str, slots: int, observe
                 search_alg=searcher, scheduler=_scheduler(search.space), num_samples=-1, reuse_actors=True
             ),
             run_config=tune.RunConfig(
-                name="study", storage_path=str(scratch), callbacks=[FailureReasons(searcher)], verbose=0
+                name="study",
+                storage_path=str(scratch),
+                callbacks=[FailureReasons(searcher)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                verbose=0,
             ),
         ).fit()
     finally:

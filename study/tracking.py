@@ -21,12 +21,10 @@ log = logging.getLogger("takd")
 
 
 def wandb_mode(asked: Mode | None) -> Mode:
-    """What was asked for, else WANDB_MODE, else online where a key is found."""
-    if asked is None:
-        asked = {"online": "online", "disabled": "disabled", "dryrun": "offline", "offline": "offline"}.get(
-            os.environ.get("WANDB_MODE", "")
-        )  # type: ignore[assignment]
-    return asked or ("online" if wandb.api.api_key else "offline")
+    """What was asked for, else what WANDB_MODE says, else online where a key is found."""
+    of_environment: dict[str, Mode] = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+    asked = asked or of_environment.get(os.environ.get("WANDB_MODE", ""))
+    return asked or ("online" if wandb.login(prompt=False) else "offline")
 
 
 class WandbTracker:
