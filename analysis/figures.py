@@ -39,7 +39,7 @@ def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
         )
     for arm in ("labels", "kd"):
         if arm in table.index:
-            _draw_line(axes, table.loc[arm], arm)
+            _draw_line(axes, table.loc[[arm]].iloc[0], arm)
     axes.set_xticks(range(len(assistants)), [_assistant_label(trials, arm) for arm in assistants])
     axes.set_xlim(-0.6, max(len(assistants), 1) - 0.4)
     student = students(trials).iloc[0]

@@ -104,7 +104,7 @@ def _examples(value: Any) -> Iterable[tuple[str, Any]]:
 class Training(Value):
     """What every role's section holds: the recipe, any field of which may be varied."""
 
-    recipe: dict[str, Varied] = {}
+    recipe: dict[str, Varied] = Field(default_factory=dict)
 
     @field_validator("recipe")
     @classmethod
@@ -189,7 +189,7 @@ class Space(Value):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     sampler_seed: Integer = 0
     asha: Asha | None = None
-    resources: dict[Role, Resources] = {}
+    resources: dict[Role, Resources] = Field(default_factory=dict)
     allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
 
     @model_validator(mode="before")
@@ -266,13 +266,15 @@ class Space(Value):
         """
         if self.sampler == "grid":
             return self.grid()[: self.budget]
-        arms = sorted(self.all_arms, key=lambda arm: (arm.distilled, len(arm.assistants)), reverse=True)
-        return [{"arm": arm.name} for _ in range(self.coverage) for arm in arms]
+        return [{"arm": arm.name} for _ in range(self.coverage) for arm in self._long_paths_first()]
+
+    def _long_paths_first(self) -> list[Arm]:
+        return sorted(self.all_arms, key=lambda arm: (arm.distilled, len(arm.assistants)), reverse=True)
 
     def grid(self) -> list[dict[str, Scalar]]:
         """Every combination of every arm, for `sampler: grid`; raises InputError on a range without a step."""
         points: list[dict[str, Scalar]] = []
-        for arm in self.all_arms:
+        for arm in self._long_paths_first():
             axes: dict[str, tuple[Scalar, ...]] = {"arm": (arm.name,)}
             for name, value in self.varied(arm).items():
                 try:

@@ -85,13 +85,13 @@ class StageGraph:
             self._set_state(node, "ready")
 
     def take_ready(self) -> Node | None:
-        """The ready stage that should train next, now running: what others learn from first, then in order."""
+        """The ready stage that should train next, given once: what others learn from first, then in order."""
         queue = next((queue for queue in self._ready.values() if queue), None)
-        if queue is None:
-            return None
-        node = queue.popleft()
-        self._set_state(node, "running")
-        return node
+        return queue.popleft() if queue else None
+
+    def start(self, key: str) -> None:
+        """The stage has its device and trains."""
+        self._set_state(self.nodes[key], "running")
 
     def _set_state(self, node: Node, state: State) -> None:
         counts = self.counts[node.stage.role]
@@ -106,7 +106,8 @@ class StageGraph:
         node = self.nodes[key]
         node.description = self.find(node.stage)
         if node.description is None:
-            return self.fail(key, "its artifact is not in the store")
+            self.fail(key, "its artifact is not in the store")
+            return
         self._set_state(node, "done")
         self._tell_downstream(key)
 

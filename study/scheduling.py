@@ -8,6 +8,9 @@ import tempfile
 from pathlib import Path as FilePath
 from typing import Any
 
+# Read when Ray is first imported: a Ray of our own has its node on 127.0.0.1, so that all it opens is on loopback.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
@@ -35,7 +38,7 @@ _TUNE_ENVIRONMENT = {
 log = logging.getLogger("takd")
 
 
-class PathSearcher(Searcher):  # type: ignore[misc]
+class PathSearcher(Searcher):
     """Turns the sampler's paths into stages that may train now; a path that waits holds no device."""
 
     def __init__(self, search: Search, graph: StageGraph, root: str, slots: int, observers: Observers) -> None:
@@ -43,7 +46,7 @@ class PathSearcher(Searcher):  # type: ignore[misc]
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.slots = slots
         self.guaranteed = len(search.space.guaranteed())
-        self.running: dict[str, list[str]] = {}  # Tune's trial -> stage keys
+        self.given: dict[str, list[str]] = {}  # Tune's trial -> stage keys
         for proposal in search.reclaim():
             graph.add(proposal)
         self._close_finished()
@@ -62,8 +65,7 @@ class PathSearcher(Searcher):  # type: ignore[misc]
             node = self.graph.take_ready()
         if node is None:
             return None if self.graph.open else str(Searcher.FINISHED)
-        self.running[trial_id] = [node.stage.key]
-        self.observers.stage_started(node)
+        self.given[trial_id] = [node.stage.key]
         self.observers.graph_changed(self.graph, self.search.remaining)
         return self._config([node])
 
@@ -82,6 +84,12 @@ class PathSearcher(Searcher):  # type: ignore[misc]
             **resources_of(space, role),
         }
 
+    def trial_started(self, trial_id: str) -> None:
+        for key in self.given[trial_id]:
+            self.graph.start(key)
+            self.observers.stage_started(self.graph.nodes[key])
+        self.observers.graph_changed(self.graph, self.search.remaining)
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         for state in result["stages"]:
             node = self.graph.nodes[state["key"]]
@@ -91,7 +99,7 @@ class PathSearcher(Searcher):  # type: ignore[misc]
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if result is None or error:
             return  # `trial_failed` follows, with the reason
-        self.running.pop(trial_id)
+        self.given.pop(trial_id)
         for state in result["stages"]:
             node = self.graph.nodes[state["key"]]
             self.observers.stage_reported(node, state["epochs"])
@@ -105,7 +113,7 @@ class PathSearcher(Searcher):  # type: ignore[misc]
         self._close_finished()
 
     def trial_failed(self, trial_id: str, reason: str) -> None:
-        for key in self.running.pop(trial_id, []):
+        for key in self.given.pop(trial_id, []):
             self.graph.fail(key, reason)
             self.observers.stage_ended(self.graph.nodes[key])
         self._close_finished()
@@ -129,14 +137,17 @@ class PathSearcher(Searcher):  # type: ignore[misc]
         raise NotImplementedError("studies go on from Optuna's storage and the artifact store: run again")
 
 
-class FailureReasons(tune.Callback):  # type: ignore[misc]
-    """Tune tells searchers that a trial failed, and callbacks why."""
+class TrialEvents(tune.Callback):
+    """What Tune tells callbacks but not searchers: that a trial has its resources, and why one failed."""
 
     def __init__(self, searcher: PathSearcher) -> None:
         self.searcher = searcher
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self.searcher.trial_started(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         text = FilePath(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
@@ -153,7 +164,7 @@ def _reason(error_text: str) -> str:
     return (raised or lines)[-1 if raised else 0][:500]
 
 
-class StudentsOnly(ASHAScheduler):  # type: ignore[misc]
+class StudentsOnly(ASHAScheduler):
     """ASHA that never ends a stage others learn from."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
@@ -182,7 +193,6 @@ def start_ray(slots: int | None) -> int:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
         )
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -202,7 +212,7 @@ def run_stages(search: Search, graph: StageGraph, root: str, slots: int, observe
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=str(scratch),
-                callbacks=[FailureReasons(searcher)],
+                callbacks=[TrialEvents(searcher)],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
             ),

@@ -5,7 +5,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,12 @@ log = logging.getLogger("takd")
 
 def wandb_mode(asked: Mode | None) -> Mode:
     """What was asked for, else what WANDB_MODE says, else online where a key is found."""
-    of_environment: dict[str, Mode] = {"online": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+    of_environment: dict[str, Mode] = {
+        "online": "online",
+        "offline": "offline",
+        "dryrun": "offline",
+        "disabled": "disabled",
+    }
     asked = asked or of_environment.get(os.environ.get("WANDB_MODE", ""))
     return asked or ("online" if wandb.login(prompt=False) else "offline")
 
@@ -36,18 +41,18 @@ class WandbTracker:
     def __init__(self, study: str, folder: Path, mode: Literal["online", "offline"]) -> None:
         self.study, self.folder, self.mode = study, folder, mode
         self._runs: dict[str, Any] = {}
-        self._work: queue.SimpleQueue[tuple[str, Node, Any] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Callable[[Node, Any], None], Node, Any] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="wandb", daemon=True)
         self._thread.start()
 
     def stage_started(self, node: Node) -> None:
-        self._work.put(("start", node, None))
+        self._work.put((self._start, node, None))
 
     def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
-        self._work.put(("log", node, list(epochs)))
+        self._work.put((self._log, node, list(epochs)))
 
     def stage_ended(self, node: Node) -> None:
-        self._work.put(("end", node, node.state))
+        self._work.put((self._end, node, node.state))
 
     def graph_changed(self, graph: StageGraph, trials_left: int) -> None:
         """Runs are about single stages."""
@@ -64,8 +69,8 @@ class WandbTracker:
     def _write(self) -> None:
         try:
             while (item := self._work.get()) is not None:
-                what, node, content = item
-                {"start": self._start, "log": self._log, "end": self._end}[what](node, content)
+                act, node, content = item
+                act(node, content)
             for run in self._runs.values():
                 run.finish()
         except Exception as error:  # whatever it is, the study goes on
@@ -92,7 +97,7 @@ class WandbTracker:
                 disable_git=True,
                 save_code=False,
                 init_timeout=30,
-            ),  # fmt: skip
+            ),
         )
         run.define_metric("epoch")
         run.define_metric("*", step_metric="epoch")

@@ -173,7 +173,7 @@ def _open(name: str, source: Source) -> Dataset | None:
             file_digests=about["file_digests"],
             normalization=tuple(about["normalization"]),
         )
-        assert dataset.train and dataset.validation  # checks their files
+        _ = dataset.train, dataset.validation  # opening them checks their content
     except (OSError, ValueError, KeyError) as error:
         log.warning("cached dataset %s is damaged (%s); it is converted again", folder, error)
         shutil.rmtree(folder, ignore_errors=True)
@@ -225,8 +225,8 @@ def _digest(raw: dict[str, RawSplit]) -> str:
     """SHA-256 over image bytes and label bytes, train before test."""
     digest = hashlib.sha256()
     for split in ("train", "test"):
-        digest.update(np.ascontiguousarray(raw[split].images))
-        digest.update(np.ascontiguousarray(raw[split].labels))
+        digest.update(np.ascontiguousarray(raw[split].images).data)
+        digest.update(np.ascontiguousarray(raw[split].labels).data)
     return digest.hexdigest()
 
 

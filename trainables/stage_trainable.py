@@ -26,8 +26,8 @@ REPORT_SECONDS = 1.0
 class StageTrainable(tune.Trainable):
     """Teacher, assistant and student differ in data, not in code.
 
-    config: `stages` (a list of stages of one shape, as JSON), `root`, `cpu` and `gpu`, `origin` (who asked for each stage, by
-    key; kept in its description), `report_epochs` (report at multiples of this many epochs; None: by time).
+    config: `stages` (a list of stages of one shape, as JSON), `root`, `cpu` and `gpu`, `origin` (who asked for each
+    stage, by key; kept in its description), `report_epochs` (report at multiples of this many epochs; None: by time).
     """
 
     @classmethod

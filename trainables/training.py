@@ -268,15 +268,15 @@ def train(
     upstream: Sequence[Sequence[Logits]],
     device: torch.device | str = "cpu",
 ) -> list[Trained]:
-    """Train stages of one shape to their end; see `StageTraining`. Raises TrainingFailed naming the first that failed."""
+    """Train stages of one shape to their end; see `StageTraining`. Raises TrainingError where one failed."""
     training = StageTraining(stages, dataset, upstream, device)
     while not training.done:
         training.run_epoch()
     for lane in training.lanes:
         if lane.failure:
-            raise TrainingFailed(f"{lane.stage.name}: {lane.failure}")
+            raise TrainingError(f"{lane.stage.name}: {lane.failure}")
     return [training.finish(lane) for lane in training.lanes]
 
 
-class TrainingFailed(RuntimeError):
+class TrainingError(RuntimeError):
     """A stage ended without a result; the message says which and why."""

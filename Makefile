@@ -1,0 +1,35 @@
+# `make study` and `make test` need python3 (3.11 or newer) and make; the rest is installed into .venv.
+PYTHON ?= python3
+STAMP := .venv/.installed
+PRESET ?= mnist-gap
+
+# What the tests and the study print should not depend on the machine's mood.
+export RAY_DEDUP_LOGS := 0
+export PYTHONHASHSEED := 0
+
+.PHONY: study test check clean help
+
+help:  ## what there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+study: $(STAMP)  ## the study of the README: run, resume or find it done (PRESET=mnist-gap)
+	.venv/bin/takd run $(PRESET)
+
+test: $(STAMP)  ## all tests
+	.venv/bin/python -m pytest
+
+check: $(STAMP)  ## formatting, lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+# Installed anew when what is to be installed changed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "takd needs Python 3.11 or newer; name one with make PYTHON=..." >&2; exit 2; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean:  ## takes away .venv and what tools left, but no study
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache takd.egg-info

@@ -1,0 +1,59 @@
+"""What the course's Task 1 reaches here: test accuracy of the `cnn` teacher and of `mlp-784` at T=4, lambda 0.5.
+
+    .venv/bin/python benchmarks/accuracy.py [--root runs] [--seeds 3]
+
+Runs a cut of the preset `mnist-temperature` (teacher, labels alone, and one setting of kd), then reads the test split
+once for the finished artifacts. About 15 minutes on 2 cores for 3 seeds. Nothing is chosen by these numbers.
+"""
+
+import argparse
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from rich.console import Console
+
+from analysis.tables import read_trials
+from search_spaces import load_space
+from study.folder import StudyFolder
+from study.run import RunOptions, run_study
+from trainables.artifacts import WEIGHTS, ArtifactStore
+from trainables.datasets import Dataset, load
+from trainables.models import build, family_of
+from trainables.training import Pixels, measure, predict
+
+
+def test_accuracy(store: ArtifactStore, key: str, model: str, dataset: Dataset) -> float:
+    """Fraction of the test split that the stage's model classifies correctly."""
+    weights = safetensors.torch.load(store.path(key, WEIGHTS).read_bytes())
+    module = build(model, dataset.image_shape, len(dataset.classes))
+    module.load_state_dict(weights)
+    layout = torch.channels_last if family_of(model)[0].convolutional else torch.contiguous_format
+    test = dataset.test()
+    pixels = Pixels(test.images, dataset, torch.device("cpu"), layout)
+    return measure(predict(module, pixels), test.labels)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="runs", help="artifacts below it are reused")
+    parser.add_argument("--seeds", type=int, default=3, help="student seeds")
+    options = parser.parse_args()
+    cut = ["student.temperature=4.0", "student.lambda=0.5", f"seeds={options.seeds}"]
+    folder = StudyFolder(Path(options.root).absolute(), f"accuracy-{options.seeds}")
+    space = load_space("mnist-temperature", cut)
+    run_study(folder, space, "space mnist-temperature", RunOptions(wandb="disabled"), Console(width=200))
+
+    dataset = load("mnist")
+    rows = read_trials(folder.trials).drop_duplicates("stage_key")
+    for _, row in rows.sort_values(["role", "arm", "seed"]).iterrows():
+        accuracy = test_accuracy(folder.artifacts, row["stage_key"], row["model"], dataset)
+        print(
+            f"{row['role']:<8} {row['model']:<8} {row['arm']:<7} seed {row['seed']}  "
+            f"validation {100 * row['val_accuracy']:.2f} %  test {100 * accuracy:.2f} %  "
+            f"({row['train_seconds']:.0f} s, epoch {row['selected_epoch']} of {row['epochs']})"
+        )
+
+
+if __name__ == "__main__":
+    main()
