@@ -109,22 +109,25 @@ class Search:
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
     """A new study, or the one of that name; raises InputError when that has another space or dataset."""
-    study = optuna.create_study(
-        study_name=folder.name,
-        storage=_storage(folder),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    study.set_metric_names(["mean validation accuracy"])
+    study = _load_or_create(folder)
     if "dataset" not in study.user_attrs:
         study.set_user_attr("space", space.model_dump(mode="json"))
-        study.set_user_attr("dataset", dataset.model_dump(mode="json"))
+        study.set_metric_names(["mean validation accuracy"])
+        study.set_user_attr("dataset", dataset.model_dump(mode="json"))  # last: a study with it was created whole
     search = Search(study)
     _refuse_another_space(search, space, dataset)
     search.set_budget(space)
     search.enqueue_guaranteed()
     study.sampler = _sampler(space, search.asked)
     return search
+
+
+def _load_or_create(folder: StudyFolder) -> optuna.Study:
+    storage = _storage(folder)
+    try:
+        return optuna.load_study(study_name=folder.name, storage=storage)  # writes nothing
+    except KeyError:
+        return optuna.create_study(study_name=folder.name, storage=storage, direction="maximize", load_if_exists=True)
 
 
 def open_search(folder: StudyFolder) -> Search:

@@ -1,5 +1,6 @@
 """Run a study, or go on with it: everything from a space to its tables and figure."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from study.progress import Progress
 from study.report import write_figure
 from study.results import write_results
 from study.tracking import Mode, WandbTracker, wandb_mode
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS
+from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,8 @@ def run_study(folder: StudyFolder, space: Space, source: str, options: RunOption
 def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console) -> RunResult:
     from study.scheduling import run_stages, start_ray  # imports Ray: seconds that a finished study need not wait
 
-    def find(stage: Stage) -> Description | None:
-        needed = (WEIGHTS,) if stage.role == "student" else (WEIGHTS, SOFT_TARGETS)
-        return folder.artifacts.check(stage.key, needed)
-
     slots = start_ray(options.slots)
-    graph = StageGraph(find)
+    graph = StageGraph(find_artifact(folder.artifacts))
     mode = wandb_mode(options.wandb)
     observers: list[Observer] = [Progress(folder.name, search.space.seeds, slots, console)]
     if mode != "disabled":
@@ -66,3 +63,13 @@ def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Co
     finally:
         watching.close()
     return RunResult(finished=not search.is_open, trained=sum(counts["done"] for counts in graph.counts.values()))
+
+
+def find_artifact(store: ArtifactStore) -> Callable[[Stage], Description | None]:
+    """Looks a stage up in the store; what others learn from needs its soft targets as well."""
+
+    def find(stage: Stage) -> Description | None:
+        needed = (WEIGHTS,) if stage.role == "student" else (WEIGHTS, SOFT_TARGETS)
+        return store.check(stage.key, needed)
+
+    return find

@@ -1,18 +1,21 @@
 """Datasets as tensors in memory: checked once, converted once to Arrow in a cache that a node's processes share."""
 
+import filecmp
 import gzip
 import hashlib
 import json
 import logging
+import math
 import mmap
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
@@ -27,6 +30,9 @@ SPLIT_SEED = 0
 SHIPPED = Path(__file__).parent / "data"
 _CACHE_FORMAT = 1  # bumped when the files in the cache change
 
+# What reading a damaged entry of the cache raises: ValueError stands for Arrow's and JSON's errors too.
+_DAMAGE = (OSError, ValueError, KeyError, TypeError)
+
 log = logging.getLogger("takd")
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -34,7 +40,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclass(frozen=True)
 class Split:
-    """Images uint8 [n, channels, height, width], memory-mapped and read-only; labels int64 [n]."""
+    """Images uint8 [n, channels, height, width], labels int64 [n]: mapped, shared by processes, not to be written."""
 
     images: Tensor
     labels: Tensor
@@ -46,6 +52,13 @@ class RawSplit:
 
     images: Bytes
     labels: Bytes
+
+
+class Normalization(NamedTuple):
+    """By channel, of train's pixels in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -84,43 +97,52 @@ class Dataset:
     split_seed: int
     sizes: dict[str, int]  # by split
     file_digests: dict[str, str]  # SHA-256 of each split's Arrow file
-    normalization: tuple[list[float], list[float]]  # mean and standard deviation by channel of train's pixels in [0, 1]
+    normalization: Normalization
 
     @cached_property
     def train(self) -> Split:
-        return self._open("train")
+        return self._read("train")
 
     @cached_property
     def validation(self) -> Split:
         """Held out of the source's training images by the split seed."""
-        return self._open("validation")
+        return self._read("validation")
 
     def test(self) -> Split:
-        """Read by whoever reports a chosen model, never by what chooses one."""
-        return self._open("test")
+        """Read by whoever reports a chosen model, never by what chooses one.
 
-    def _open(self, split: str) -> Split:
-        return _open_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
+        Raises InputError where its file is missing or damaged: it is not converted again unasked, so that a search
+        that ran with the file away is known not to have read it.
+        """
+        try:
+            return self._read("test")
+        except _DAMAGE as error:
+            raise InputError(
+                f"cache {self.folder}: the test split can't be read ({error}); delete the folder, it is made again"
+            ) from None
+
+    def _read(self, split: str) -> Split:
+        return _read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
 
 
 @lru_cache
 def load(name: str) -> Dataset:
     """The dataset from the cache, converted first where needed; raises InputError on one that isn't known."""
     source = _source(name)
-    return _open(name, source) or _convert(name, source, source.read())
+    folder = _folder(name, source)
+    if os.path.isdir(folder):
+        try:
+            return _open(name, source)
+        except _DAMAGE as error:
+            log.warning("cached dataset %s is damaged (%s); it is converted again", folder, error)
+    return _convert(name, source, source.read())
 
 
 def import_mnist(folder: Path) -> Dataset:
-    """MNIST from torchvision's folder (DIR, DIR/raw or DIR/MNIST/raw; files gzipped or not), checked file by file."""
-    raw = next((each for each in (folder / "MNIST" / "raw", folder / "raw", folder) if each.is_dir()), None)
-    if raw is None:
-        raise InputError(f"--from {folder}: no such folder; expected torchvision's MNIST folder")
-    found = {
-        split: RawSplit(_read_idx(raw, f"{prefix}-images-idx3-ubyte"), _read_idx(raw, f"{prefix}-labels-idx1-ubyte"))
-        for split, prefix in (("train", "train"), ("test", "t10k"))
-    }
+    """MNIST from torchvision's folder, checked file by file, in the cache where `load` finds it."""
+    raw = read_mnist_folder(folder)
     load.cache_clear()
-    return _convert("mnist", DATASETS["mnist"], found)
+    return _convert("mnist", DATASETS["mnist"], raw)
 
 
 def transfer_set(labels: Tensor, examples: int, seed: int) -> Tensor:
@@ -128,21 +150,29 @@ def transfer_set(labels: Tensor, examples: int, seed: int) -> Tensor:
 
     A smaller set of the same seed is part of a larger one. Raises InputError where a class has too few.
     """
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(labels)))
     classes = int(labels.max()) + 1
-    by_class = [order[labels[order] == number] for number in range(classes)]
+    available = labels.bincount().tolist()
+    # The first classes get the examples that don't divide: one that has k suffices up to k * classes + its number.
+    most, scarce = min((number * classes + label, label) for label, number in enumerate(available))
+    if not 1 <= examples <= most:
+        raise InputError(
+            f"recipe.examples is {examples}; 1 to {most} can be balanced over {classes} classes "
+            f"(class {scarce} has {available[scarce]})"
+        )
+    order = torch.from_numpy(_generator(seed).permutation(len(labels)))
     share, rest = divmod(examples, classes)
-    for number, members in enumerate(by_class):
-        if len(members) < share + (number < rest):
-            most = classes * min(len(each) for each in by_class)
-            raise InputError(f"recipe.examples is {examples}; at most {most} can be balanced over {classes} classes")
-    chosen = [members[: share + (number < rest)] for number, members in enumerate(by_class)]
+    chosen = [order[labels[order] == label][: share + (label < rest)] for label in range(classes)]
     return torch.cat(chosen).sort().values
 
 
 def cache_folder() -> Path:
     """TAKD_CACHE, or the user's cache directory."""
     return Path(os.environ.get("TAKD_CACHE") or platformdirs.user_cache_path("takd")) / "datasets"
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """Named in full: NumPy's default generator may change, and the splits with it."""
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def _source(name: str) -> Source:
@@ -155,68 +185,87 @@ def _folder(name: str, source: Source) -> Path:
     return cache_folder() / f"{name}-{source.digest[:16]}-split{SPLIT_SEED}-v{_CACHE_FORMAT}"
 
 
-def _open(name: str, source: Source) -> Dataset | None:
-    """The converted dataset; None where there is none, or what is there is damaged (then it is taken away)."""
+def _open(name: str, source: Source) -> Dataset:
+    """The converted dataset; raises one of _DAMAGE where train or validation is not what was written."""
     folder = _folder(name, source)
-    if not folder.exists():
-        return None
-    try:
-        about = json.loads((folder / "dataset.json").read_text())
-        dataset = Dataset(
-            folder=folder,
-            name=name,
-            digest=source.digest,
-            classes=source.classes,
-            image_shape=tuple(about["image_shape"]),
-            split_seed=SPLIT_SEED,
-            sizes=about["sizes"],
-            file_digests=about["file_digests"],
-            normalization=tuple(about["normalization"]),
-        )
-        _ = dataset.train, dataset.validation  # opening them checks their content
-    except (OSError, ValueError, KeyError) as error:
-        log.warning("cached dataset %s is damaged (%s); it is converted again", folder, error)
-        shutil.rmtree(folder, ignore_errors=True)
-        return None
+    about = json.loads((folder / "dataset.json").read_bytes())
+    dataset = Dataset(
+        folder=folder,
+        name=name,
+        digest=source.digest,
+        classes=source.classes,
+        image_shape=tuple(about["image_shape"]),
+        split_seed=SPLIT_SEED,
+        sizes=about["sizes"],
+        file_digests=about["file_digests"],
+        normalization=Normalization(*map(tuple, about["normalization"])),
+    )
+    _ = dataset.train, dataset.validation  # opening them checks their content
     return dataset
 
 
 def _convert(name: str, source: Source, raw: dict[str, RawSplit]) -> Dataset:
-    """Checks the content and writes the cache entry, whole or not at all; of two at once the first wins."""
+    """Checks the content and writes the cache entry. Two processes at once write the same bytes."""
     found = _digest(raw)
     if found != source.digest:
-        raise InputError(f"dataset {name}: content has digest {found[:16]}, expected {source.digest[:16]}")
-    train, validation = _hold_out(raw["train"], source.validation)
+        raise InputError(
+            f"dataset {name}: the files in {SHIPPED / name} have content digest {found[:16]}, "
+            f"expected {source.digest[:16]}; install takd again"
+        )
     folder = _folder(name, source)
     temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
-        splits = {"train": train, "validation": validation, "test": raw["test"]}
-        digests = {split: _write_split(temporary / f"{split}.arrow", content) for split, content in splits.items()}
-        pixels = train.images.astype(np.float64).swapaxes(0, 1).reshape(train.images.shape[1], -1) / 255
-        about = {
-            "image_shape": train.images.shape[1:],
-            "sizes": {split: len(content.labels) for split, content in splits.items()},
-            "normalization": [pixels.mean(axis=1).tolist(), pixels.std(axis=1).tolist()],
-            "file_digests": digests,
-        }
-        (temporary / "dataset.json").write_text(json.dumps(about, indent=1))
-        if not folder.exists():
-            temporary.rename(folder)
+        _write_entry(temporary, source, raw)
+        _put_in_place(temporary, folder)
     except OSError as error:
-        if not folder.exists():  # else another process was first
-            raise InputError(f"cache {cache_folder()}: can't be written ({error.strerror}); set TAKD_CACHE") from None
+        raise InputError(f"cache {cache_folder()}: can't be written ({error.strerror}); set TAKD_CACHE") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    dataset = _open(name, source)
-    if dataset is None:
-        raise InputError(f"cache {cache_folder()}: {folder.name} can't be read back; set TAKD_CACHE to another folder")
-    return dataset
+    try:
+        return _open(name, source)
+    except _DAMAGE as error:
+        raise InputError(f"cache {folder}: can't be read back ({error}); set TAKD_CACHE to another folder") from None
+
+
+def _write_entry(folder: Path, source: Source, raw: dict[str, RawSplit]) -> None:
+    train, validation = _hold_out(raw["train"], source.validation)
+    splits = {"train": train, "validation": validation, "test": raw["test"]}
+    contents = {split: _arrow_file(content) for split, content in splits.items()}
+    for split, file in contents.items():
+        _write_synced(folder / f"{split}.arrow", file)
+    about = {
+        "image_shape": train.images.shape[1:],
+        "sizes": {split: len(content.labels) for split, content in splits.items()},
+        "normalization": _normalization(train.images),
+        "file_digests": {split: hashlib.sha256(file).hexdigest() for split, file in contents.items()},
+    }
+    _write_synced(folder / "dataset.json", json.dumps(about, indent=1).encode())
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """All at once where nothing is; else what is missing or damaged, file by file.
+
+    Nothing is taken away and no good file replaced: other processes may have them mapped, or be doing the same.
+    """
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        _, damaged, missing = filecmp.cmpfiles(temporary, folder, os.listdir(temporary), shallow=False)
+        for file in damaged + missing:
+            (temporary / file).replace(folder / file)
+
+
+def _normalization(images: Bytes) -> Normalization:
+    pixels = images.astype(np.float64).swapaxes(0, 1).reshape(images.shape[1], -1) / 255
+    return Normalization(tuple(pixels.mean(axis=1).tolist()), tuple(pixels.std(axis=1).tolist()))
 
 
 def _hold_out(train: RawSplit, validation: int) -> tuple[RawSplit, RawSplit]:
     """Train and validation by the split seed, each in the source's order."""
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(train.labels))
+    order = _generator(SPLIT_SEED).permutation(len(train.labels))
     held, kept = np.sort(order[:validation]), np.sort(order[validation:])
     return RawSplit(train.images[kept], train.labels[kept]), RawSplit(train.images[held], train.labels[held])
 
@@ -230,30 +279,31 @@ def _digest(raw: dict[str, RawSplit]) -> str:
     return digest.hexdigest()
 
 
-def _write_split(path: Path, split: RawSplit) -> str:
-    """Writes an Arrow file; returns its SHA-256."""
+def _arrow_file(split: RawSplit) -> pa.Buffer:
     pixels = split.images[0].size
     images = pa.FixedSizeListArray.from_arrays(pa.array(split.images.reshape(-1)), pixels)
     table = pa.table({"image": images, "label": pa.array(split.labels, pa.int64())})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=len(table))
-    content = sink.getvalue()
+    return sink.getvalue()
+
+
+def _write_synced(path: Path, content: bytes | pa.Buffer) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    return hashlib.sha256(content).hexdigest()
 
 
-def _open_split(path: Path, digest: str, image_shape: tuple[int, int, int]) -> Split:
-    """Raises InputError, a ValueError, where the file is not what was written."""
+def _read_split(path: Path, digest: str, image_shape: tuple[int, int, int]) -> Split:
+    """Raises one of _DAMAGE where the file is not what was written. The SHA-256 costs 22 ms on 40 MB."""
     # A private, copy-on-write mapping: torch takes it as writable, and its pages are shared until written, which
     # nothing does.
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     if hashlib.sha256(mapped).hexdigest() != digest:
-        raise InputError(f"{path}: not the content that was written; delete its folder, it is converted again")
+        raise ValueError(f"{path.name} is not what was written")
     [batch] = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all().to_batches()
     images = np.frombuffer(mapped, np.uint8, *_extent(batch.column("image").values, mapped))
     labels = np.frombuffer(mapped, np.int64, *_extent(batch.column("label"), mapped))
@@ -269,33 +319,64 @@ def _extent(column: pa.Array, mapped: mmap.mmap) -> tuple[int, int]:
 def _read_parquet(path: Path, image_shape: tuple[int, int, int]) -> RawSplit:
     try:
         table = pq.read_table(path).combine_chunks()
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path}: can't be read as Parquet ({str(error).splitlines()[0]})") from None
+    expected = {"image": pa.binary(math.prod(image_shape)), "label": pa.uint8()}
+    found = dict(zip(table.schema.names, table.schema.types, strict=True))
+    if found != expected:
+        raise InputError(f"{path}: columns are {_columns(found)}; expected {_columns(expected)}")
     images = np.frombuffer(table.column("image").chunk(0).buffers()[1], np.uint8)
     return RawSplit(images.reshape(-1, *image_shape), table.column("label").to_numpy())
 
 
-# Of the uncompressed files, as published.
-_MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+def _columns(types: dict[str, pa.DataType]) -> str:
+    return ", ".join(f"{name}: {kind}" for name, kind in types.items())
+
+
+# Size in bytes and MD5 of the uncompressed files, as published.
+_MNIST_FILES = {
+    "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
+    "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624"),
+    "t10k-images-idx3-ubyte": (7_840_016, "2646ac647ad5339dbf082846283269ea"),
+    "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637"),
 }
+
+
+def read_mnist_folder(folder: Path) -> dict[str, RawSplit]:
+    """The four files in DIR, DIR/raw or DIR/MNIST/raw, gzipped or not; raises InputError on the first that is wrong."""
+    places = (folder / "MNIST" / "raw", folder / "raw", folder)
+    raw = next((place for place in places if any(_idx_file(place, name) for name in _MNIST_FILES)), None)
+    if raw is None:
+        found = "none of MNIST's files here, in raw or in MNIST/raw" if folder.is_dir() else "no such folder"
+        raise InputError(f"--from {folder}: {found}; expected {', '.join(_MNIST_FILES)}, each as it is or as .gz")
+    return {
+        split: RawSplit(_read_idx(raw, f"{prefix}-images-idx3-ubyte"), _read_idx(raw, f"{prefix}-labels-idx1-ubyte"))
+        for split, prefix in (("train", "train"), ("test", "t10k"))
+    }
+
+
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
 def _read_idx(folder: Path, name: str) -> Bytes:
     """One of MNIST's four files: images [n, 1, 28, 28] or labels [n]."""
-    path = next((each for each in (folder / name, folder / f"{name}.gz") if each.exists()), None)
+    path = _idx_file(folder, name)
     if path is None:
-        raise InputError(f"{folder / name}: missing; expected it, or {name}.gz, beside the other three MNIST files")
+        raise InputError(f"{folder / name}: missing; expected it, or {name}.gz, beside the other MNIST files")
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise InputError(f"{path}: not a whole gzip file ({error})") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: can't be read ({error.strerror})") from None
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{path}: not a whole gzip file ({error})") from None
+    size, md5 = _MNIST_FILES[name]
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != _MNIST_MD5[name]:
-        raise InputError(f"{path}: {len(content)} bytes with MD5 {found}; MNIST's has {_MNIST_MD5[name]}")
+    if found != md5:
+        raise InputError(f"{path}: {len(content)} bytes with MD5 {found}; MNIST's has {size} with MD5 {md5}")
     header = 4 + 4 * content[3]
     values = np.frombuffer(content, np.uint8, offset=header)
     return values.reshape(-1, 1, 28, 28) if "images" in name else values

@@ -1,0 +1,129 @@
+"""What tests share: a cache, one Ray, stages made by hand, and one small finished study of real MNIST."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("WANDB_API_KEY", None)
+
+from rich.console import Console
+
+from search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
+from study.folder import StudyFolder
+from study.graph import StageGraph
+from study.observers import Observer, Observers
+from study.optimization import Search, create_search
+from study.plan import check_space, fingerprint
+from study.run import RunOptions, RunResult, find_artifact, run_study
+from study.scheduling import run_stages, start_ray
+
+SLOTS = 2
+
+TINY: dict[str, Any] = {
+    "dataset": "mnist",
+    "teacher": {"model": "mlp-64", "recipe": {"epochs": 2, "examples": 1000}},
+    "assistants": {"models": ["mlp-16"], "recipe": {"epochs": 2, "examples": 1000}},
+    "student": {
+        "model": "mlp-4",
+        "temperature": {"choices": [1, 4]},
+        "lambda": 0.7,
+        "recipe": {"epochs": 3, "examples": 200, "learning_rate": 0.01},
+    },
+    "trials": 6,
+    "coverage": 2,
+    "seeds": 2,
+}
+
+
+def tiny_space(**changes: Any) -> Space:
+    """The arms labels, kd and takd:mlp-16 on a few hundred images; `section__key=` changes inside a section."""
+    given = {name: dict(value) if isinstance(value, dict) else value for name, value in TINY.items()}
+    for name, value in changes.items():
+        section, _, key = name.partition("__")
+        if key == "recipe":
+            given[section]["recipe"] = {**given[section]["recipe"], **value}
+        elif key:
+            given[section][key] = value
+        else:
+            given[section] = value
+    return space_from(given, "tiny")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One dataset cache for the session, unless the caller has one to keep."""
+    folder = Path(os.environ.get("TAKD_CACHE") or tmp_path_factory.mktemp("cache"))
+    os.environ["TAKD_CACHE"] = str(folder)
+    yield folder
+
+
+@pytest.fixture(scope="session")
+def ray_slots(cache: Path) -> Iterator[int]:
+    """One Ray for all tests that train stages."""
+    import ray
+
+    yield start_ray(SLOTS)
+    ray.shutdown()
+
+
+def make_stage(model: str = "mlp-4", *, role: Any = "student", upstream: tuple[Stage, ...] = (), **given: Any) -> Stage:
+    """A stage made by hand; recipe fields and seed, temperature and lambda_ by name."""
+    own = {name: given.pop(name) for name in ("seed", "temperature", "lambda_", "loss", "dataset") if name in given}
+    if upstream:
+        own = {"temperature": 4.0, "lambda_": 0.7, "loss": Loss()} | own
+    dataset = own.pop("dataset", DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000}))
+    recipe = Recipe.model_validate({"epochs": 2, "examples": 200} | given)
+    return Stage(
+        role=role, dataset=dataset, model=model, recipe=recipe, seed=own.pop("seed", 0), upstream=upstream, **own
+    )
+
+
+@pytest.fixture(scope="session")
+def stage() -> Callable[..., Stage]:
+    return make_stage
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that ran, with what it left."""
+
+    folder: StudyFolder
+    space: Space
+    result: RunResult
+    output: str
+
+
+def run(folder: StudyFolder, space: Space, wandb: Any = "disabled") -> Study:
+    """Runs a study as `takd run` does, on the session's Ray."""
+    console = Console(width=200, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
+    result = run_study(folder, space, "space tiny", RunOptions(wandb=wandb, slots=SLOTS), console)
+    return Study(folder, space, result, console.export_text())
+
+
+def run_watched(folder: StudyFolder, space: Space, *observers: Observer) -> tuple[Search, StageGraph]:
+    """Runs a study's stages with observers of the test's own."""
+    dataset, _ = check_space(space, "space tiny")
+    folder.prepare()
+    search = create_search(folder, space, fingerprint(dataset))
+    graph = StageGraph(find_artifact(folder.artifacts))
+    run_stages(search, graph, str(folder.root), SLOTS, Observers(observers))
+    return search, graph
+
+
+@pytest.fixture(scope="session")
+def finished(ray_slots: int, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A small study, run to its end while the test split was nowhere to be found."""
+    space = tiny_space()
+    dataset, _ = check_space(space, "space tiny")
+    hidden = dataset.folder / "test.arrow"
+    hidden.rename(hidden.with_suffix(".hidden"))
+    try:
+        return run(StudyFolder(tmp_path_factory.mktemp("runs"), "tiny"), space, wandb="offline")
+    finally:
+        hidden.with_suffix(".hidden").rename(hidden)

@@ -1,0 +1,97 @@
+"""The key of a stage: it changes with everything that alters the result, and with nothing else."""
+
+import json
+
+import pytest
+from conftest import make_stage
+
+from search_spaces import DatasetFingerprint, Loss, Stage, key_of, stage
+
+TEACHER = make_stage("mlp-64", role="teacher")
+BASE = make_stage(upstream=(TEACHER,))
+OTHER_DATA = DatasetFingerprint(name="mnist", digest="e", split_seed=0, sizes={"train": 50000})
+OTHER_SPLIT = DatasetFingerprint(name="mnist", digest="d", split_seed=1, sizes={"train": 50000})
+
+ALTERED = {
+    "model": make_stage("mlp-5", upstream=(TEACHER,)),
+    "seed": make_stage(upstream=(TEACHER,), seed=1),
+    "temperature": make_stage(upstream=(TEACHER,), temperature=5.0),
+    "lambda": make_stage(upstream=(TEACHER,), lambda_=0.6),
+    "loss form": make_stage(upstream=(TEACHER,), loss=Loss(form="additive")),
+    "KL reduction": make_stage(upstream=(TEACHER,), loss=Loss(kl_reduction="mean")),
+    "upstream": make_stage(upstream=(make_stage("mlp-64", role="teacher", seed=1),)),
+    "upstream's upstream": make_stage(upstream=(make_stage("mlp-64", role="assistant", upstream=(TEACHER,)),)),
+    "dataset content": make_stage(upstream=(TEACHER,), dataset=OTHER_DATA),
+    "dataset split": make_stage(upstream=(TEACHER,), dataset=OTHER_SPLIT),
+    "labels only": make_stage(),
+}
+RECIPE = {
+    "epochs": 3,
+    "batch_size": 128,
+    "optimizer": "adamw",
+    "learning_rate": 0.5,
+    "weight_decay": 0.1,
+    "schedule": "constant",
+    "dropout": 0.1,
+    "precision": "bfloat16",
+    "examples": 300,
+    "examples_seed": 1,
+    "order_seed": 1,
+    "evaluate_every": 2,
+    "select": "best",
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+def test_the_key_changes_with(what: str):
+    assert ALTERED[what].key != BASE.key
+
+
+@pytest.mark.parametrize("field", RECIPE)
+def test_the_key_changes_with_the_recipes(field: str):
+    assert make_stage(upstream=(TEACHER,), **{field: RECIPE[field]}).key != BASE.key
+
+
+def test_no_field_of_a_recipe_is_forgotten():
+    conditional = {"momentum", "milestones", "step_factor"}  # filled where the optimizer or schedule uses them
+    assert set(RECIPE) | conditional == set(stage.Recipe.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("used_by", "change"),
+    [({"optimizer": "sgd"}, {"momentum": 0.5}), ({"schedule": "step"}, {"milestones": [0.3]}), ({"schedule": "step"}, {"step_factor": 0.5})],
+)  # fmt: skip
+def test_the_key_changes_with_what_only_some_recipes_use(used_by: dict, change: dict):
+    assert make_stage(**used_by).key != make_stage(**used_by, **change).key
+
+
+def test_the_key_changes_with_the_revision_of_the_training_code(monkeypatch):
+    before = make_stage().key
+    monkeypatch.setattr(stage, "TRAINING_REVISION", 99)
+    assert make_stage().key != before
+
+
+def test_the_key_does_not_change_with_the_role():
+    assert make_stage(role="teacher").key == make_stage(role="student").key
+
+
+def test_how_several_upstreams_combine_counts_only_where_there_are_several():
+    other = make_stage("mlp-32", role="assistant")
+    one = [make_stage(upstream=(TEACHER,), loss=Loss(guidance=how)).key for how in ("separate", "ensemble")]
+    two = [make_stage(upstream=(TEACHER, other), loss=Loss(guidance=how)).key for how in ("separate", "ensemble")]
+    assert one[0] == one[1]
+    assert two[0] != two[1]
+
+
+def test_the_key_is_the_same_from_python_and_from_json():
+    assert Stage.model_validate(json.loads(BASE.model_dump_json())).key == BASE.key
+    assert make_stage(upstream=(TEACHER,), temperature=4).key == BASE.key  # 4 and 4.0
+
+
+def test_anyone_can_recompute_the_key_from_what_is_stored():
+    assert key_of(json.loads(json.dumps(BASE.key_input()))) == BASE.key
+
+
+def test_keys_are_stable_over_releases():
+    """A change here orphans every artifact there is: bump TRAINING_REVISION knowingly instead."""
+    assert BASE.key == "a3e1e4fd807de22aec620951eafac9fe5e5a103b0a30739a2f92d4546f647086"

@@ -1,0 +1,156 @@
+"""What Optuna is asked and told, in a real journal file."""
+
+from typing import Any
+
+import pytest
+from conftest import tiny_space
+from optuna.trial import TrialState
+
+from search_spaces import DatasetFingerprint, InputError, Space
+from study.folder import StudyFolder
+from study.graph import Proposal, StageGraph
+from study.optimization import Search, create_search, open_search
+
+MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
+
+
+@pytest.fixture
+def folder(tmp_path) -> StudyFolder:
+    folder = StudyFolder(tmp_path, "tiny")
+    folder.prepare()
+    return folder
+
+
+def start(folder: StudyFolder, space: Space | None = None) -> Search:
+    return create_search(folder, space or tiny_space(), MNIST)
+
+
+def complete(search: Search, proposal: Proposal, accuracy: float = 0.5) -> None:
+    graph = StageGraph(lambda stage: {"outcome": {"metrics": {"validation": {"accuracy": accuracy}}}})
+    graph.add(proposal)
+    graph.close_finished()
+    search.tell(proposal, graph)
+
+
+def proposals(search: Search) -> list[Proposal]:
+    found = []
+    while proposal := search.ask():
+        complete(search, proposal)
+        found.append(proposal)
+    return found
+
+
+def test_every_arm_gets_its_coverage_before_the_sampler_is_free(folder):
+    arms = [proposal.paths[0].arm for proposal in proposals(start(folder, tiny_space(trials=12, coverage=3)))]
+    assert sorted(arms[:9]) == ["kd"] * 3 + ["labels"] * 3 + ["takd:mlp-16"] * 3
+    assert len(arms) == 12
+
+
+def test_a_configuration_proposed_again_gets_fresh_seeds(folder):
+    labels = [
+        each for each in proposals(start(folder, tiny_space(trials=9, coverage=3))) if each.paths[0].arm == "labels"
+    ]
+    seeds = [path.student.seed for each in labels for path in each.paths]
+    assert seeds == list(range(len(seeds)))
+    assert len(seeds) >= 6
+
+
+def test_the_grid_is_proposed_point_by_point(folder):
+    space = tiny_space(sampler="grid", trials=None, student__lambda={"choices": [0.2, 0.8]})
+    search = start(folder, space)
+    points = {tuple(sorted(trial.params.items())) for _ in proposals(search) for trial in search.proposed()}
+    assert len(points) == 1 + 2 * 2 * 2
+    assert search.remaining == 0
+
+
+def test_a_trial_is_told_the_mean_over_its_seeds(folder):
+    search = start(folder)
+    proposal = search.ask()
+    assert proposal is not None
+    complete(search, proposal, accuracy=0.75)
+    [trial] = search.proposed()
+    assert trial.value == 0.75
+    assert trial.user_attrs["arm"] == "takd:mlp-16"
+
+
+def test_a_failed_trial_keeps_the_reason_of_every_stage_that_failed(folder):
+    search = start(folder)
+    proposal = search.ask()
+    assert proposal is not None
+    graph = StageGraph(lambda stage: None)
+    graph.add(proposal)
+    teacher = proposal.paths[0].stages[0]
+    graph.fail(teacher.key, "no memory")
+    search.tell(proposal, graph)
+    [trial] = open_search(folder).proposed()
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["failures"][teacher.key] == "no memory"
+    assert len(trial.user_attrs["failures"]) == 4  # teacher, assistant and two students
+
+
+def test_trials_that_ran_when_a_process_died_are_proposed_again(folder):
+    first = start(folder)
+    running = [first.ask(), first.ask()]
+    again = start(folder)
+    assert again.reclaim() == running
+    assert again.remaining == 4
+
+
+def test_a_trial_that_was_asked_but_not_proposed_whole_costs_nothing(folder):
+    first = start(folder)
+    first.study.ask()  # the process dies before the paths are made
+    again = start(folder)
+    assert again.reclaim() == []
+    again = start(folder)
+    arms = [proposal.paths[0].arm for proposal in proposals(again)]
+    assert len(arms) == 6
+    assert min(arms.count(arm) for arm in set(arms)) == 2  # coverage holds all the same
+
+
+def test_a_study_that_goes_on_draws_other_numbers_than_before(folder):
+    def temperatures(search: Search, number: int) -> list[float]:
+        asked = [search.ask() for _ in range(number)]
+        return [each.paths[0].student.temperature or 0 for each in asked if each]
+
+    space = tiny_space(arms=["kd"], coverage=0, trials=8, student__temperature={"low": 1.0, "high": 9.0})
+    assert set(temperatures(start(folder, space), 4)).isdisjoint(temperatures(start(folder, space), 4))
+
+
+def test_more_trials_extend_a_finished_study(folder):
+    assert len(proposals(start(folder))) == 6
+    assert not start(folder).is_open
+    assert len(proposals(start(folder, tiny_space(trials=8)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"student__lambda": 0.5}, "student.lambda was 0.7, is 0.5"),
+        ({"teacher__model": "mlp-65"}, 'teacher.model was "mlp-64", is "mlp-65"'),
+        ({"seeds": 3}, "seeds was 2, is 3"),
+    ],
+)
+def test_a_name_with_another_space_is_refused_with_the_difference(folder, changes: Any, difference):
+    proposals(start(folder))
+    before = folder.storage.read_bytes()
+    with pytest.raises(InputError, match="study tiny exists with another space: ") as caught:
+        start(folder, tiny_space(**changes))
+    assert difference in str(caught.value)
+    assert folder.storage.read_bytes() == before
+
+
+def test_resources_and_words_may_change(folder):
+    start(folder)
+    start(folder, tiny_space(description="other words", resources={"teacher": {"cpu": 2}}))
+
+
+def test_another_datasets_content_is_another_study(folder):
+    start(folder)
+    other = MNIST.model_copy(update={"digest": "e"})
+    with pytest.raises(InputError, match='digest was "d", is "e"'):
+        create_search(folder, tiny_space(), other)
+
+
+def test_a_study_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="study nothing: none in .*; `takd run` starts one"):
+        open_search(StudyFolder(tmp_path, "nothing"))

@@ -1,0 +1,149 @@
+"""Spaces: what may be varied, and the one line that says what is wrong with one."""
+
+from typing import Any
+
+import optuna
+import pytest
+from conftest import TINY, tiny_space
+
+from search_spaces import DatasetFingerprint, InputError, load_space, parse_arm, presets, space_from
+
+MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
+
+
+def test_five_lines_are_a_space():
+    space = space_from(
+        {"dataset": "mnist", "teacher": "mlp-1200", "assistants": ["mlp-64"], "student": "mlp-8", "trials": 9}, "mine"
+    )
+    assert [arm.name for arm in space.all_arms] == ["labels", "kd", "takd:mlp-64"]
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_loads(preset: str):
+    assert load_space(preset).budget >= 30
+
+
+def test_a_stored_trial_repeats_its_paths():
+    space, study = tiny_space(), optuna.create_study()
+    for arm in space.all_arms:
+        study.enqueue_trial({"arm": arm.name})
+        proposed = space.paths(space.suggest(study.ask()), MNIST, [0, 1])
+        stored = space.paths(space.suggest(study.trials[-1]), MNIST, [0, 1])
+        assert proposed == stored
+
+
+def test_every_field_of_a_recipe_can_be_varied():
+    space = tiny_space(
+        student__recipe={
+            "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+            "epochs": {"low": 2, "high": 9},
+            "optimizer": {"choices": ["adam", "adamw"]},
+        }
+    )
+    study = optuna.create_study()
+    [path] = space.paths(space.suggest(study.ask()), MNIST, [0])
+    recipe = path.student.recipe
+    assert 1e-4 <= recipe.learning_rate <= 1e-2
+    assert 2 <= recipe.epochs <= 9
+    assert recipe.optimizer in ("adam", "adamw")
+
+
+def test_a_path_of_several_assistants_is_a_chain():
+    space = tiny_space(assistants__models=["mlp-32", "mlp-16"], arms=["takd:mlp-32>mlp-16"])
+    study = optuna.create_study()
+    [path] = space.paths(space.suggest(study.ask()), MNIST, [0])
+    assert str(path) == "mlp-64 > mlp-32 > mlp-16 > mlp-4"
+    assert [stage.role for stage in path.stages] == ["teacher", "assistant", "assistant", "student"]
+
+
+def test_the_grid_is_every_combination_of_every_arm_and_no_more():
+    space = tiny_space(sampler="grid", trials=None, student__lambda={"low": 0.1, "high": 0.9, "step": 0.4})
+    points = space.grid()
+    assert len(points) == 1 + 2 * 2 * 3  # labels has nothing to vary
+    assert {point["lambda"] for point in points if "lambda" in point} == {0.1, 0.5, 0.9}
+    assert points == space.guaranteed()
+
+
+def test_long_paths_are_guaranteed_first_because_others_wait_for_them():
+    assert [trial["arm"] for trial in tiny_space().guaranteed()] == ["takd:mlp-16", "kd", "labels"] * 2
+
+
+def test_numbers_written_as_powers_of_ten_are_numbers(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "{dataset: mnist, teacher: mlp-9, student: {model: mlp-8, recipe: {learning_rate: 3e-3}}, trials: 2}"
+    )
+    assert load_space(str(file)).student.recipe["learning_rate"] == 0.003
+
+
+def test_overrides_reach_into_sections():
+    space = load_space("mnist-gap", ["student.temperature=4", "trials=60", "teacher.recipe.epochs=1"])
+    assert (space.student.temperature, space.trials, space.teacher.recipe["epochs"]) == (4, 60, 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("student.temperatur=1", "student: unknown key 'temperatur'; did you mean 'temperature'? valid keys: "),
+        ("student.recipe.epohs=3", "student.recipe: unknown key 'epohs'; did you mean 'epochs'?"),
+        ("bogus=1", "unknown key 'bogus'; valid keys: description, dataset, teacher"),
+        ("seeds=true", "seeds is True; expected integer"),
+        ("student.recipe.epochs=many", "student.recipe: epochs is 'many'; expected integer"),
+        ("student.temperature=0", "student: temperature is 0; a temperature is > 0"),
+        ("student.temperature={low: -1, high: 3}", "student: temperature.low is -1; a temperature is > 0"),
+        ("student.temperature={low: 5, high: 3}", "student.temperature: low is 5, high is 3; low is below high"),
+        ("student.lambda=1.5", "student.lambda: lambda is 1.5; a lambda is in [0, 1] for the convex loss"),
+        ("student.lambda={choices: [0.5, -1]}", "student.lambda.choices.1: lambda is -1; a lambda is in [0, 1]"),
+        ("student.recipe.momentum=0.5", "student.recipe: momentum is only for optimizer: sgd"),
+        ("student.recipe.learning_rate={low: -1, high: 1}", "learning_rate is -1; expected greater than 0"),
+        ("trials=0", "trials is 0; expected greater than or equal to 1"),
+        ("trials=3", "trials is 3; a coverage of 6 for 6 arms takes 36"),
+        ("arms=[labels, foo]", "'foo' is no arm; valid: labels, kd, takd:MODEL"),
+        ("arms=[labels, 'takd:mlp-7']", "arms: 'takd:mlp-7' uses 'mlp-7'; assistants.models has: mlp-200"),
+        ("loss.form=concave", "loss.form is 'concave'; expected 'convex' or 'additive'"),
+        ("teacher=", "teacher is None"),
+    ],
+)
+def test_what_is_wrong_with_a_space_is_one_line_that_names_the_field(override: str, line: str):
+    with pytest.raises(InputError) as caught:
+        load_space("mnist-gap", [override])
+    message = str(caught.value)
+    assert message.startswith("space mnist-gap: ")
+    assert line in message
+    assert "\n" not in message
+
+
+def test_a_lambda_above_one_is_fine_for_the_additive_loss():
+    assert tiny_space(loss={"form": "additive"}, student__lambda=1.5).student.lambda_ == 1.5
+
+
+def test_a_range_in_a_grid_needs_a_step():
+    with pytest.raises(InputError, match="temperature has no step; with sampler: grid a range needs one"):
+        tiny_space(sampler="grid", student__temperature={"low": 1.0, "high": 3.0})
+
+
+@pytest.mark.parametrize("text", ["[1, 2", "a: b: c", "- x"])
+def test_a_file_that_is_no_space_is_one_line_that_names_it(tmp_path, text: str):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"^space .*broken\.yaml: ") as caught:
+        load_space(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_space_is_told_the_presets():
+    with pytest.raises(InputError, match="space nowhere: no such file; presets: mnist-gap, mnist-temperature"):
+        load_space("nowhere")
+
+
+@pytest.mark.parametrize("name", ["", "kd2", "takd:", "takd:a>", "takd:a>a", "foo:a"])
+def test_what_is_no_arm_is_refused(name: str):
+    with pytest.raises(InputError, match="is no arm; valid: labels, kd, takd:MODEL"):
+        parse_arm(name)
+
+
+def test_a_space_survives_its_own_json():
+    space = tiny_space()
+    again: Any = space.model_dump(mode="json")
+    assert space_from(again, "again") == space
+    assert TINY["trials"] == 6  # the shared dict was not changed by any of this
