@@ -165,12 +165,20 @@ def _reason(error_text: str) -> str:
 
 
 class StudentsOnly(ASHAScheduler):
-    """ASHA that never ends a stage others learn from."""
+    """ASHA that never ends a stage others learn from, and measures no student against one."""
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if trial.config["stages"][0]["role"] != "student":
+        if not _is_student(trial):
             return str(TrialScheduler.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        if _is_student(trial):
+            super().on_trial_complete(tune_controller, trial, result)
+
+
+def _is_student(trial: Trial) -> bool:
+    return trial.config["stages"][0]["role"] == "student"
 
 
 def resources_of(space: Space, role: str) -> dict[str, float]:

@@ -56,11 +56,11 @@ def tiny_space(**changes: Any) -> Space:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One dataset cache for the session, unless the caller has one to keep."""
     folder = Path(os.environ.get("TAKD_CACHE") or tmp_path_factory.mktemp("cache"))
     os.environ["TAKD_CACHE"] = str(folder)
-    yield folder
+    return folder
 
 
 @pytest.fixture(scope="session")

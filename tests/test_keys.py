@@ -59,8 +59,12 @@ def test_no_field_of_a_recipe_is_forgotten():
 
 @pytest.mark.parametrize(
     ("used_by", "change"),
-    [({"optimizer": "sgd"}, {"momentum": 0.5}), ({"schedule": "step"}, {"milestones": [0.3]}), ({"schedule": "step"}, {"step_factor": 0.5})],
-)  # fmt: skip
+    [
+        ({"optimizer": "sgd"}, {"momentum": 0.5}),
+        ({"schedule": "step"}, {"milestones": [0.3]}),
+        ({"schedule": "step"}, {"step_factor": 0.5}),
+    ],
+)
 def test_the_key_changes_with_what_only_some_recipes_use(used_by: dict, change: dict):
     assert make_stage(**used_by).key != make_stage(**used_by, **change).key
 

@@ -23,7 +23,7 @@ def test_an_mlp_has_two_hidden_layers_of_its_size():
 
 def test_the_cnn_is_the_courses_teacher():
     names = [type(module).__name__ for module in build("cnn", MNIST, 10)]
-    assert names == "Conv2d ReLU MaxPool2d Conv2d ReLU MaxPool2d Dropout Flatten Linear ReLU Dropout Linear".split()
+    assert " ".join(names) == "Conv2d ReLU MaxPool2d Conv2d ReLU MaxPool2d Dropout Flatten Linear ReLU Dropout Linear"
     pools = [module for module in build("cnn", MNIST, 10) if isinstance(module, nn.MaxPool2d)]
     assert [(pool.kernel_size, pool.stride) for pool in pools] == [(2, 1), (2, 2)]
 

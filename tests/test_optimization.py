@@ -152,5 +152,5 @@ def test_another_datasets_content_is_another_study(folder):
 
 
 def test_a_study_that_is_not_there_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="study nothing: none in .*; `takd run` starts one"):
+    with pytest.raises(InputError, match=r"study nothing: none in .*; `takd run` starts one"):
         open_search(StudyFolder(tmp_path, "nothing"))
