@@ -1,9 +1,9 @@
 """Tables from `results/trials.parquet`. Accuracies and differences are in percent and percentage points."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem
 
 from search_spaces import parse_arm
 
@@ -14,9 +14,10 @@ SEARCH_NOTE = (
 )
 
 
-def read_trials(file: Path) -> pd.DataFrame:
-    """One row a stage and path use; see `study.results.TRIALS` for the columns."""
-    return pd.read_parquet(file)
+def read_trials(file: str) -> pd.DataFrame:
+    """One row a stage and path use, from a path or a URI; see `study.results.TRIALS` for the columns."""
+    filesystem, path = FileSystem.from_uri(file) if "://" in file else (None, file)
+    return pq.read_table(path, filesystem=filesystem).to_pandas()
 
 
 def students(trials: pd.DataFrame) -> pd.DataFrame:

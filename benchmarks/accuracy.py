@@ -7,7 +7,6 @@ once for the finished artifacts. About 15 minutes on 2 cores for 3 seeds. Nothin
 """
 
 import argparse
-from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -15,7 +14,7 @@ from rich.console import Console
 
 from analysis.tables import read_trials
 from search_spaces import load_space
-from study.folder import StudyFolder
+from study.folder import study_folder
 from study.run import RunOptions, run_study
 from trainables.artifacts import WEIGHTS, ArtifactStore
 from trainables.datasets import Dataset, load
@@ -25,7 +24,7 @@ from trainables.training import Pixels, measure, predict
 
 def test_accuracy(store: ArtifactStore, key: str, model: str, dataset: Dataset) -> float:
     """Fraction of the test split that the stage's model classifies correctly."""
-    weights = safetensors.torch.load(store.path(key, WEIGHTS).read_bytes())
+    weights = safetensors.torch.load(store.read(key, WEIGHTS))
     module = build(model, dataset.image_shape, len(dataset.classes))
     module.load_state_dict(weights)
     layout = torch.channels_last if family_of(model)[0].convolutional else torch.contiguous_format
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="student seeds")
     options = parser.parse_args()
     cut = ["student.temperature=4.0", "student.lambda=0.5", f"seeds={options.seeds}"]
-    folder = StudyFolder(Path(options.root).absolute(), f"accuracy-{options.seeds}")
+    folder = study_folder(options.root, f"accuracy-{options.seeds}")
     space = load_space("mnist-temperature", cut)
     run_study(folder, space, "space mnist-temperature", RunOptions(wandb="disabled"), Console(width=200))
 

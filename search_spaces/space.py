@@ -158,11 +158,28 @@ class Resources(Value):
     gpu: Number | None = Field(None, ge=0)
 
 
+class CheckpointEvery(Value):
+    """How much training a killed machine may cost: `{seconds: 10}` or `{epochs: 1}`, and never less than an epoch."""
+
+    epochs: Integer | None = Field(None, ge=1)
+    seconds: Number | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _one_is_given(self) -> Self:
+        if (self.epochs is None) == (self.seconds is None):
+            raise ValueError("expected epochs or seconds, such as {seconds: 10}")
+        return self
+
+
 class Asha(Value):
     """Asynchronous successive halving on students (Li et al. 2020)."""
 
     grace_epochs: Integer = Field(1, ge=1)
     reduction_factor: Integer = Field(3, ge=2)
+
+
+# Fields of a space that say nothing about what is searched.
+_CHANGEABLE = {"description", "trials", "resources", "checkpoint_every", "max_failures", "allow_any_size"}
 
 
 @dataclass(frozen=True)
@@ -190,6 +207,8 @@ class Space(Value):
     sampler_seed: Integer = 0
     asha: Asha | None = None
     resources: dict[Role, Resources] = Field(default_factory=dict)
+    checkpoint_every: CheckpointEvery = CheckpointEvery(seconds=10.0)
+    max_failures: Integer = Field(3, ge=0, description="a stage whose worker dies more often has failed")
     allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
 
     @model_validator(mode="before")
@@ -243,7 +262,7 @@ class Space(Value):
 
     def identity(self) -> dict[str, Any]:
         """What may not change when a study goes on; budget, machine and words may."""
-        return self.model_dump(mode="json", exclude={"description", "trials", "resources", "allow_any_size"})
+        return self.model_dump(mode="json", exclude=_CHANGEABLE)
 
     def varied(self, arm: Arm) -> dict[str, Choices | Range]:
         """The parameters a trial of this arm has, by the name they have in Optuna."""

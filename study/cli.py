@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
+from analysis.tables import read_trials
 from search_spaces import InputError, Space, load_space, presets
 from study.export import export_best
 from study.folder import ROOT, StudyFolder, study_folder
@@ -17,8 +19,9 @@ from study.optimization import open_search
 from study.report import print_arms, print_failures, write_figure
 from study.results import write_results
 from study.status import print_status
+from study.stopping import INTERRUPTED, Stop, stopped_by_signals
 
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parser().parse_args(arguments)
+        options.arguments = arguments
         return int(options.command(options))
     except InputError as error:
         if "--debug" in arguments:
@@ -52,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", _run, "run a study, or go on with it", space=True)
     run.add_argument("--wandb", choices=("online", "offline", "disabled"), help="default: online where a key is found")
-    run.add_argument("--slots", type=_positive, metavar="N", help="CPU slots to use (default: every core)")
+    where = run.add_mutually_exclusive_group()
+    where.add_argument("--slots", type=_positive, metavar="N", help="CPU slots to use here (default: every core)")
+    where.add_argument("--address", metavar="A", help="a running Ray cluster: auto, or HOST:PORT (default: a Ray here)")
     _command(commands, "plan", _plan, "what would run and what it would cost; trains nothing", space=True)
     _command(commands, "status", _status, "counts by role and state, best by arm, failures", study=True)
     _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
@@ -91,7 +97,10 @@ def _command(
     if study:
         command.add_argument("name", metavar="NAME", help="of the study")
     command.add_argument(
-        "--root", default=ROOT, metavar="DIR", help=f"where studies and artifacts live (default: {ROOT})"
+        "--root", default=ROOT, metavar="URI", help=f"folder, s3://... or gs://... of studies and artifacts ({ROOT})"
+    )
+    command.add_argument(
+        "--storage", metavar="URL", help="Optuna's database (default: TAKD_STORAGE, else a journal file in the root)"
     )
     return command
 
@@ -105,23 +114,23 @@ def _positive(text: str) -> int:
 def _space_and_folder(options: argparse.Namespace) -> tuple[Space, StudyFolder]:
     overrides = [*options.set, *([f"trials={options.trials}"] if options.trials else [])]
     space = load_space(options.space, overrides)
-    return space, study_folder(options.root, options.name or Path(options.space).stem)
+    return space, study_folder(options.root, options.name or Path(options.space).stem, options.storage)
 
 
 def _run(options: argparse.Namespace) -> int:
     space, folder = _space_and_folder(options)
     from study.run import RunOptions, run_study  # imports torch: other commands need not wait for it
 
-    console = _console()
-    result = run_study(folder, space, f"space {options.space}", RunOptions(options.wandb, options.slots), console)
+    console, stop = _console(), Stop()
+    chosen = RunOptions(options.wandb, options.slots, options.address)
+    with stopped_by_signals(stop):
+        result = run_study(folder, space, f"space {options.space}", chosen, console, stop)
+    if stop.requested:
+        print(f"takd: stopped: {stop.reason}; go on with: {shlex.join(['takd', *options.arguments])}", file=sys.stderr)
+        return INTERRUPTED if stop.interrupted else FAILED
     print_arms(folder, console)
-    if not result.finished:
-        console.print(
-            f"stopped before the end; go on with: takd run {options.space} --name {folder.name}", highlight=False
-        )
-        return INTERRUPTED
     console.print(f"{result.trained} stages trained in this run; the study is complete", highlight=False)
-    return FAILED if print_failures(folder, console) else OK
+    return FAILED if print_failures(read_trials(folder.trials), console) else OK
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -133,12 +142,12 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    print_status(study_folder(options.root, options.name), _console())
+    print_status(study_folder(options.root, options.name, options.storage), _console())
     return OK
 
 
 def _results(options: argparse.Namespace) -> int:
-    folder = study_folder(options.root, options.name)
+    folder = study_folder(options.root, options.name, options.storage)
     write_results(folder, open_search(folder))
     write_figure(folder)
     print_arms(folder, _console())
@@ -146,8 +155,7 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    folder = study_folder(options.root, options.name)
-    write_results(folder, open_search(folder))
+    folder = study_folder(options.root, options.name, options.storage)
     chosen = export_best(folder, options.out, options.arm)
     console = _console()
     console.print(f"exported {chosen.path} (seed {chosen.seed}, {chosen.configuration})", highlight=False)

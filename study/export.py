@@ -1,14 +1,16 @@
 """Export the best student: its weights and its description, copied out of the artifact store."""
 
+import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.tables import best_configurations, read_trials, students
+from analysis.tables import best_configurations, students
 from search_spaces import InputError
 from study.folder import StudyFolder
+from study.optimization import open_search
+from study.results import build_results
 from trainables.artifacts import DESCRIPTION, WEIGHTS
 
 
@@ -28,7 +30,7 @@ def export_best(folder: StudyFolder, out: Path, arm: str | None) -> Exported:
 
     The configuration is chosen by its mean validation accuracy over seeds, the student in it by its own.
     """
-    trials = read_trials(folder.trials)
+    trials = build_results(folder, open_search(folder))[0].to_pandas()
     done = students(trials)
     best = best_configurations(trials)
     if arm is not None and arm not in best:
@@ -38,13 +40,18 @@ def export_best(folder: StudyFolder, out: Path, arm: str | None) -> Exported:
     chosen = done[done["configuration"].isin([best[arm]] if arm else best.values())]
     means = chosen.groupby("configuration")["accuracy"].mean()
     row = chosen[chosen["configuration"] == means.idxmax()].sort_values("accuracy").iloc[-1]
-    if folder.artifacts.check(row["stage_key"]) is None:
-        raise InputError(f"artifact {row['stage_key'][:12]} is missing or damaged; `takd run` trains it again")
-    _copy(folder, row["stage_key"], out)
-    return Exported(row["path"], row["configuration"], row["seed"], row["stage_key"], row["accuracy"])
+    key = row["stage_key"]
+    if folder.artifacts.check(key) is None:
+        raise InputError(f"artifact {key[:12]} is missing or damaged; `takd run` trains it again")
+    files = {
+        "student.safetensors": folder.artifacts.read(key, WEIGHTS),
+        DESCRIPTION: json.dumps(folder.artifacts.describe(key), indent=1).encode(),
+    }
+    _write_folder(out, files)
+    return Exported(row["path"], row["configuration"], row["seed"], key, row["accuracy"])
 
 
-def _copy(folder: StudyFolder, key: str, out: Path) -> None:
+def _write_folder(out: Path, files: dict[str, bytes]) -> None:
     if out.exists():
         raise InputError(f"--out {out}: exists; name a folder that doesn't")
     try:
@@ -52,7 +59,7 @@ def _copy(folder: StudyFolder, key: str, out: Path) -> None:
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
     except OSError as error:
         raise InputError(f"--out {out}: can't be written ({error.strerror})") from None
-    shutil.copyfile(folder.artifacts.path(key, WEIGHTS), temporary / "student.safetensors")
-    shutil.copyfile(folder.artifacts.path(key, DESCRIPTION), temporary / DESCRIPTION)
+    for name, content in files.items():
+        (temporary / name).write_bytes(content)
     temporary.chmod(0o755)
     os.rename(temporary, out)

@@ -1,81 +1,108 @@
-"""Where a study lives: `runs/<study>/`, with the artifacts of all studies beside it."""
+"""Where a study lives: `<root>/<study>/`, with the artifacts of all studies beside it, and its Optuna storage."""
 
+import hashlib
 import os
 import re
-import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
 from search_spaces import InputError, Space
-from trainables.artifacts import ArtifactStore
+from trainables.artifacts import ARTIFACTS, CHECKPOINTS, ArtifactStore
+from trainables.storage import Storage, cache_folder, open_storage
 
 ROOT = "runs"
 
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The files of one study below a root."""
+    """The files of one study below a root; `optuna` is the URL of a database, or empty for the journal file there."""
 
-    root: Path
+    root: str
     name: str
+    database: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) or self.name == "artifacts":
-            raise InputError(f"--name {self.name}: expected letters, digits, dots, dashes, and not 'artifacts'")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) or self.name in (ARTIFACTS, CHECKPOINTS):
+            raise InputError(
+                f"--name {self.name}: expected letters, digits, dots and dashes, and not {ARTIFACTS} or {CHECKPOINTS}"
+            )
+        if "://" in self.root and not self.database:
+            raise InputError(
+                f"root {self.root}: a bucket can't hold Optuna's journal; give --storage or TAKD_STORAGE a database, "
+                "such as postgresql://host/takd"
+            )
 
     @property
-    def path(self) -> Path:
-        return self.root / self.name
-
-    @property
-    def storage(self) -> Path:
-        return self.path / "optuna.journal"
-
-    @property
-    def trials(self) -> Path:
-        return self.path / "results" / "trials.parquet"
-
-    @property
-    def epochs(self) -> Path:
-        return self.path / "results" / "epochs.parquet"
-
-    @property
-    def figure(self) -> Path:
-        """Without its ending: there is a PNG and an SVG."""
-        return self.path / "report" / "accuracy_by_assistant"
+    def storage(self) -> Storage:
+        return open_storage(self.root)
 
     @property
     def artifacts(self) -> ArtifactStore:
-        return ArtifactStore(str(self.root))
+        return ArtifactStore(self.root)
+
+    @property
+    def journal(self) -> Path | None:
+        """Optuna's journal file; None where a database is used."""
+        return None if self.database else self.local / "optuna.journal"
+
+    @property
+    def optuna(self) -> str:
+        """Where Optuna's storage is, for people."""
+        return without_password(self.database) or str(self.journal)
+
+    @cached_property
+    def local(self) -> Path:
+        """What this machine alone writes (the journal, W&B's offline runs): the folder, or for a bucket a part of the
+        cache."""
+        if "://" not in self.root:
+            return Path(self.root) / self.name
+        return cache_folder() / "studies" / f"{self.name}-{hashlib.sha256(self.root.encode()).hexdigest()[:12]}"
+
+    @property
+    def trials(self) -> str:
+        return self.storage.uri(f"{self.name}/{TRIALS}")
+
+    @property
+    def epochs(self) -> str:
+        return self.storage.uri(f"{self.name}/{EPOCHS}")
 
     def prepare(self) -> None:
         """Creates the folders; raises InputError where they can't be written."""
         self.artifacts.prepare()
         try:
-            for folder in (self.path, self.trials.parent, self.figure.parent):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.local.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"root {self.root}: {error.filename} can't be written ({error.strerror})") from None
+
+    def write(self, path: str, content: bytes) -> None:
+        """Replaces a file of the study: readers see the old content or the new."""
+        self.storage.replace(f"{self.name}/{path}", content)
 
     def write_space(self, space: Space) -> None:
         """The resolved space, for people."""
         text = yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        replace_file(self.path / "space.yaml", text.encode())
+        self.write("space.yaml", text.encode())
 
 
-def study_folder(root: str, name: str) -> StudyFolder:
-    """Raises InputError on a root that is no folder of this machine."""
-    if "://" in root:
-        raise InputError(f"--root {root}: object stores are not supported yet; expected a folder")
-    return StudyFolder(Path(root).expanduser().absolute(), name)
+TRIALS = "results/trials.parquet"
+EPOCHS = "results/epochs.parquet"
+FIGURE = "report/accuracy_by_assistant"  # without its ending: there is a PNG and an SVG
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Readers see the old content or the new, never half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{path.name}-")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+def study_folder(root: str, name: str, database: str | None = None) -> StudyFolder:
+    """As the command line names it: a root relative to here, and a database from the environment where none is told."""
+    if "://" not in root:
+        root = str(Path(root).expanduser().absolute())
+    return StudyFolder(root, name, database or os.environ.get("TAKD_STORAGE", ""))
+
+
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()

@@ -31,6 +31,7 @@ class Node:
     first_use: str  # "trial.seed" of the path that needed it first
     state: State = "waiting"
     cached: bool = False  # its artifact was there before this run of the study needed it
+    epoch: int = 0  # the last that was reported
     reason: str | None = None
     description: Description | None = None
     uses: set[int] = field(default_factory=set)  # proposals
@@ -110,6 +111,10 @@ class StageGraph:
             return
         self._set_state(node, "done")
         self._tell_downstream(key)
+
+    def give_back(self, key: str) -> None:
+        """The stage could not train now, though nothing is wrong with it."""
+        self._set_state(self.nodes[key], "ready")
 
     def fail(self, key: str, reason: str) -> None:
         self._fail(self.nodes[key], reason)

@@ -1,6 +1,7 @@
 """The Optuna side of a study: which configurations to try, what became of each, kept in a durable storage."""
 
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -8,9 +9,10 @@ from statistics import fmean
 from typing import Any
 
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from search_spaces import DatasetFingerprint, InputError, Path, Space, space_from
 from study.folder import StudyFolder
@@ -109,7 +111,9 @@ class Search:
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
     """A new study, or the one of that name; raises InputError when that has another space or dataset."""
-    study = _load_or_create(folder)
+    study = _load(folder) or optuna.create_study(
+        study_name=folder.name, storage=open_optuna(folder), direction="maximize", load_if_exists=True
+    )
     if "dataset" not in study.user_attrs:
         study.set_user_attr("space", space.model_dump(mode="json"))
         study.set_metric_names(["mean validation accuracy"])
@@ -122,23 +126,76 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
     return search
 
 
-def _load_or_create(folder: StudyFolder) -> optuna.Study:
-    storage = _storage(folder)
-    try:
-        return optuna.load_study(study_name=folder.name, storage=storage)  # writes nothing
-    except KeyError:
-        return optuna.create_study(study_name=folder.name, storage=storage, direction="maximize", load_if_exists=True)
-
-
 def open_search(folder: StudyFolder) -> Search:
     """The study of a folder, for looking; raises InputError where there is none."""
-    if not folder.storage.exists():
-        raise InputError(f"study {folder.name}: none in {folder.root}; `takd run` starts one")
-    return Search(optuna.load_study(study_name=folder.name, storage=_storage(folder)))
+    search = find_search(folder)
+    if search is None:
+        raise InputError(f"study {folder.name}: none in {folder.optuna}; `takd run` starts one")
+    return search
 
 
-def _storage(folder: StudyFolder) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder.storage)))
+def find_search(folder: StudyFolder) -> Search | None:
+    """The study of a folder, for looking; None where there is none. Writes nothing."""
+    study = _load(folder)
+    return Search(study) if study and "dataset" in study.user_attrs else None
+
+
+def _load(folder: StudyFolder) -> optuna.Study | None:
+    if folder.journal and not folder.journal.exists():
+        return None
+    try:
+        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))
+    except KeyError:
+        return None
+
+
+def open_optuna(folder: StudyFolder) -> BaseStorage:
+    """The journal in the study's folder, or the database of its URL; raises InputError on one that can't be opened."""
+    if folder.journal:
+        return JournalStorage(Journal(str(folder.journal)))
+    try:
+        return RDBStorage(folder.database, engine_kwargs={"pool_pre_ping": True})
+    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
+
+
+class Journal(JournalFileBackend):
+    """A journal file that survives a writer that was cut off in the middle of a line."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._file = file
+        self._drop_half_line()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError:
+            self._drop_half_line()
+            raise
+
+    def _drop_half_line(self) -> None:
+        """What was not written to its line's end never happened; Optuna can't read past it."""
+        if _ends_whole(self._file):
+            return
+        lock = JournalFileSymlinkLock(self._file)
+        lock.acquire()  # whoever is still writing ends first
+        try:
+            with open(self._file, "r+b") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+        finally:
+            lock.release()
+
+
+def _ends_whole(file: str) -> bool:
+    with open(file, "rb") as journal:
+        size = journal.seek(0, os.SEEK_END)
+        if size == 0:
+            return True
+        journal.seek(-1, os.SEEK_END)
+        return journal.read(1) == b"\n"
 
 
 def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from search_spaces import ROLES, Configuration, DatasetFingerprint, InputError, Role, Space, Stage
 from study.folder import StudyFolder
-from study.optimization import open_search
+from study.optimization import find_search
 from trainables.artifacts import ArtifactStore
 from trainables.datasets import Dataset, load
 from trainables.models import build, size_of
@@ -84,7 +84,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     dataset, warnings = check_space(space, source)
     for warning in warnings:
         console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
-    asked = open_search(folder).asked if folder.storage.exists() else 0
+    search = find_search(folder)
+    asked = search.asked if search else 0
     planned = plan(space, dataset, folder.artifacts, asked)
     arms = ", ".join(arm.name for arm in space.all_arms)
     console.print(f"arms: {arms}", highlight=False, soft_wrap=True)

@@ -1,11 +1,12 @@
 """What a study shows when it ends: the table of arms and the figure, from the Parquet tables."""
 
+import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
 from analysis.figures import accuracy_by_assistant, image
 from analysis.tables import SEARCH_NOTE, arms_table, format_arms, read_trials, students
-from study.folder import StudyFolder, replace_file
+from study.folder import FIGURE, StudyFolder
 
 
 def write_figure(folder: StudyFolder) -> None:
@@ -14,7 +15,7 @@ def write_figure(folder: StudyFolder) -> None:
     if len(students(trials)):
         figure = accuracy_by_assistant(trials)
         for kind in ("png", "svg"):
-            replace_file(folder.figure.with_suffix(f".{kind}"), image(figure, kind))
+            folder.write(f"{FIGURE}.{kind}", image(figure, kind))
 
 
 def print_arms(folder: StudyFolder, console: Console) -> None:
@@ -34,13 +35,12 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
         "± is one standard error over seeds; over kd is paired by seed, in percentage points.", highlight=False
     )
     console.print(SEARCH_NOTE, highlight=False)
-    console.print(f"figure   {folder.figure}.png", soft_wrap=True, highlight=False)
-    console.print(f"results  {folder.trials.parent}", soft_wrap=True, highlight=False)
+    console.print(f"figure   {folder.storage.uri(f'{folder.name}/{FIGURE}.png')}", soft_wrap=True, highlight=False)
+    console.print(f"results  {folder.trials}", soft_wrap=True, highlight=False)
 
 
-def print_failures(folder: StudyFolder, console: Console) -> int:
+def print_failures(trials: pd.DataFrame, console: Console) -> int:
     """Each failed stage with its reason; returns how many there are."""
-    trials = read_trials(folder.trials)
     failed = trials[trials["status"] == "failed"].drop_duplicates("stage_key")
     for _, row in failed.iterrows():
         line = f"failed   {row['role']} {row['model']} seed {row['seed']} of {row['configuration']}: {row['error']}"

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 from optuna.trial import FrozenTrial
 
 from search_spaces import Path, Stage
-from study.folder import StudyFolder, replace_file
+from study.folder import EPOCHS as EPOCHS_FILE
+from study.folder import TRIALS as TRIALS_FILE
+from study.folder import StudyFolder
 from study.graph import Description
 from study.optimization import Search
 
@@ -63,17 +65,30 @@ EPOCHS = pa.schema(
 
 def write_results(folder: StudyFolder, search: Search) -> None:
     """Rebuilds `results/trials.parquet` and `results/epochs.parquet`."""
+    trials, epochs = build_results(folder, search)
+    folder.write(TRIALS_FILE, _parquet(trials))
+    folder.write(EPOCHS_FILE, _parquet(epochs))
+
+
+def build_results(folder: StudyFolder, search: Search) -> tuple[pa.Table, pa.Table]:
+    """The tables of TRIALS and EPOCHS as they are now; reads only."""
     found: dict[str, Description | None] = {}
     rows: list[dict[str, Any]] = []
     for trial in search.proposed():
         for path in search.paths_of(trial):
             for stage in path.stages:
                 if stage.key not in found:
-                    found[stage.key] = folder.artifacts.describe(stage.key)
+                    found[stage.key] = _describe(folder, stage.key)
             rows += _path_rows(folder.name, search, trial, path, found)
-    _write(folder.trials, rows, TRIALS)
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
-    _write(folder.epochs, epochs, EPOCHS)
+    return pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS)
+
+
+def _describe(folder: StudyFolder, key: str) -> Description | None:
+    try:
+        return folder.artifacts.describe(key)
+    except ValueError:
+        return None  # damaged: a run sets it aside
 
 
 def _path_rows(
@@ -154,7 +169,7 @@ def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]
     return (about | epoch for epoch in outcome["epochs"])
 
 
-def _write(path: Any, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema), sink, compression="zstd")
-    replace_file(path, sink.getvalue().to_pybytes())
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()

@@ -2,20 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console
 
 from search_spaces import Space, Stage
 from study.folder import StudyFolder
 from study.graph import Description, StageGraph
+from study.lease import acquire_lease
 from study.observers import Observer, Observers
-from study.optimization import Search, create_search
+from study.optimization import Search, create_search, open_optuna
 from study.plan import check_space, fingerprint
 from study.progress import Progress
 from study.report import write_figure
 from study.results import write_results
+from study.stopping import Stop
 from study.tracking import Mode, WandbTracker, wandb_mode
 from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore
+from trainables.storage import FULL
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class RunOptions:
 
     wandb: Mode | None = None
     slots: int | None = None  # CPU slots of a local Ray; None: as many as there are cores
+    address: str | None = None  # of a running Ray cluster; None: a local Ray of our own
 
 
 @dataclass
@@ -34,32 +39,48 @@ class RunResult:
     trained: int = 0  # stages trained by this run
 
 
-def run_study(folder: StudyFolder, space: Space, source: str, options: RunOptions, console: Console) -> RunResult:
-    """Raises InputError before anything is written when the space or the folder can't be."""
+def run_study(
+    folder: StudyFolder, space: Space, source: str, options: RunOptions, console: Console, stop: Stop | None = None
+) -> RunResult:
+    """Runs until the budget is spent and every stage has ended, or `stop` is requested.
+
+    Raises InputError before anything is written when the space or the folder can't be, or another process runs it.
+    """
+    stop = stop or Stop()
     dataset, warnings = check_space(space, source)
     for warning in warnings:
         console.print(f"[yellow]warning[/] {warning}", soft_wrap=True, highlight=False)
     folder.prepare()
-    search = create_search(folder, space, fingerprint(dataset))
-    folder.write_space(space)
-    result = _train(folder, search, options, console) if search.is_open else RunResult(finished=True)
-    write_results(folder, search)
-    write_figure(folder)
-    return result
+    say = partial(console.print, soft_wrap=True, highlight=False)
+    lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=say)
+    try:
+        search = create_search(folder, space, fingerprint(dataset))
+        folder.write_space(space)
+        result = _train(folder, search, options, console, stop) if search.is_open else RunResult(finished=True)
+        write_results(folder, search)
+        write_figure(folder)
+        return result
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        stop.request(f"{error.filename or folder.root}: {error.strerror}")
+        return RunResult(finished=False)
+    finally:
+        lease.release()
 
 
-def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console) -> RunResult:
+def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop) -> RunResult:
     from study.scheduling import run_stages, start_ray  # imports Ray: seconds that a finished study need not wait
 
-    slots = start_ray(options.slots)
+    slots = start_ray(options.slots, options.address)
     graph = StageGraph(find_artifact(folder.artifacts))
     mode = wandb_mode(options.wandb)
     observers: list[Observer] = [Progress(folder.name, search.space.seeds, slots, console)]
     if mode != "disabled":
-        observers.append(WandbTracker(folder.name, folder.path, mode))
+        observers.append(WandbTracker(folder.name, folder.local, mode))
     watching = Observers(observers)
     try:
-        run_stages(search, graph, str(folder.root), slots, watching)
+        run_stages(search, graph, folder.root, slots, watching, stop)
     finally:
         watching.close()
     return RunResult(finished=not search.is_open, trained=sum(counts["done"] for counts in graph.counts.values()))

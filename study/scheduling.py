@@ -5,6 +5,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -17,11 +19,18 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from search_spaces import Space
-from study.graph import Node, StageGraph
+import search_spaces
+import trainables
+from search_spaces import InputError, Space
+from study.graph import Node, Proposal, StageGraph
 from study.observers import Observers
 from study.optimization import Search
+from study.stopping import Stop
+from trainables.artifacts import ArtifactStore
 from trainables.stage_trainable import StageTrainable
+from trainables.storage import FULL
+
+STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 
 # Tune's own state files, loggers and table are not used: what must last is in the two durable places.
 _TUNE_ENVIRONMENT = {
@@ -33,6 +42,8 @@ _TUNE_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours: `study.stopping`
+    "TUNE_FORCE_TRIAL_CLEANUP_S": str(STOP_SECONDS),
 }
 
 log = logging.getLogger("takd")
@@ -41,10 +52,13 @@ log = logging.getLogger("takd")
 class PathSearcher(Searcher):
     """Turns the sampler's paths into stages that may train now; a path that waits holds no device."""
 
-    def __init__(self, search: Search, graph: StageGraph, root: str, slots: int, observers: Observers) -> None:
+    def __init__(
+        self, search: Search, graph: StageGraph, root: str, slots: int, observers: Observers, stop: Stop
+    ) -> None:
         super().__init__(metric="val_accuracy", mode="max")
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
-        self.slots = slots
+        self.slots, self.stop = slots, stop
+        self.artifacts = ArtifactStore(root)
         self.guaranteed = len(search.space.guaranteed())
         self.given: dict[str, list[str]] = {}  # Tune's trial -> stage keys
         for proposal in search.reclaim():
@@ -55,16 +69,15 @@ class PathSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self.stop.requested:
+            return None
         node = self.graph.take_ready()
-        while node is None and self._may_ask():
-            proposal = self.search.ask()
-            if proposal is None:
-                break
+        while node is None and self._may_ask() and (proposal := self._ask()):
             self.graph.add(proposal)
             self._close_finished()
             node = self.graph.take_ready()
         if node is None:
-            return None if self.graph.open else str(Searcher.FINISHED)
+            return None if self.graph.open or self.stop.requested else str(Searcher.FINISHED)
         self.given[trial_id] = [node.stage.key]
         self.observers.graph_changed(self.graph, self.search.remaining)
         return self._config([node])
@@ -73,6 +86,21 @@ class PathSearcher(Searcher):
         """Guaranteed trials are asked for as early as there is room; free ones late, when the sampler knows more."""
         return self.search.asked < self.guaranteed or len(self.graph.open) < 2 * self.slots
 
+    def _ask(self) -> Proposal | None:
+        with self._room_needed():
+            return self.search.ask()
+        return None
+
+    @contextmanager
+    def _room_needed(self) -> Iterator[None]:
+        """A full disk stops the study, which goes on when there is room; it is no fault of a stage's."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.stop.request(f"{error.filename or self.root}: {error.strerror}")
+
     def _config(self, nodes: list[Node]) -> dict[str, Any]:
         space, role = self.search.space, nodes[0].stage.role
         study = self.search.study.study_name
@@ -80,6 +108,7 @@ class PathSearcher(Searcher):
             "stages": [node.stage.model_dump(mode="json") for node in nodes],
             "root": self.root,
             "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
+            "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
             "report_epochs": space.asha.grace_epochs if space.asha and role == "student" else None,
             **resources_of(space, role),
         }
@@ -92,25 +121,40 @@ class PathSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         for state in result["stages"]:
-            node = self.graph.nodes[state["key"]]
-            self.observers.stage_reported(node, state["epochs"])
+            self._tell_epochs(state)
         self.observers.graph_changed(self.graph, self.search.remaining)
+
+    def _tell_epochs(self, state: dict[str, Any]) -> None:
+        """Those not told before: after a retry a worker repeats some."""
+        node = self.graph.nodes[state["key"]]
+        epochs = [each for each in state["epochs"] if each["epoch"] > node.epoch]
+        node.epoch = epochs[-1]["epoch"] if epochs else node.epoch
+        self.observers.stage_reported(node, epochs)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         if result is None or error:
             return  # `trial_failed` follows, with the reason
         self.given.pop(trial_id)
         for state in result["stages"]:
-            node = self.graph.nodes[state["key"]]
-            self.observers.stage_reported(node, state["epochs"])
-            if state["state"] == "done":
-                self.graph.finish(state["key"])
-            elif state["state"] == "failed":
-                self.graph.fail(state["key"], state["reason"])
-            else:
-                self.graph.prune(state["key"])
-            self.observers.stage_ended(node)
+            self._tell_epochs(state)
+            self._end(state)
         self._close_finished()
+
+    def _end(self, state: dict[str, Any]) -> None:
+        key = state["key"]
+        if state["state"] == "done":
+            self.graph.finish(key)
+        elif state["state"] == "failed":
+            self.graph.fail(key, state["reason"])
+        elif state["state"] == "no room":
+            self.graph.give_back(key)
+            self.stop.request(state["reason"])
+            return
+        else:
+            self.graph.prune(key)
+        if state["state"] != "done":
+            self.artifacts.drop_checkpoint(key)
+        self.observers.stage_ended(self.graph.nodes[key])
 
     def trial_failed(self, trial_id: str, reason: str) -> None:
         for key in self.given.pop(trial_id, []):
@@ -120,7 +164,8 @@ class PathSearcher(Searcher):
 
     def _close_finished(self) -> None:
         for proposal in self.graph.close_finished():
-            self.search.tell(proposal, self.graph)
+            with self._room_needed():
+                self.search.tell(proposal, self.graph)
         self.observers.graph_changed(self.graph, self.search.remaining)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,7 +228,7 @@ def _is_student(trial: Trial) -> bool:
 
 def resources_of(space: Space, role: str) -> dict[str, float]:
     """CPUs and GPUs of a stage: what the space says, no more than the cluster has."""
-    wanted, cluster = space.resources_of(role), ray.cluster_resources()  # type: ignore[arg-type]
+    wanted, cluster = space.resources_of(role), reachable_resources()  # type: ignore[arg-type]
     cpu = min(wanted.cpu, max(1, int(cluster.get("CPU", 1))))
     gpu = wanted.gpu
     if gpu is None:
@@ -191,25 +236,42 @@ def resources_of(space: Space, role: str) -> dict[str, float]:
     return {"cpu": cpu, "gpu": gpu}
 
 
-def start_ray(slots: int | None) -> int:
-    """A Ray of our own on this machine, on loopback; returns its CPU slots."""
+def start_ray(slots: int | None, address: str | None = None) -> int:
+    """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots."""
     os.environ.update(_TUNE_ENVIRONMENT)
     if not ray.is_initialized():
-        ray.init(
-            address="local",
-            num_cpus=slots,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address is None:
+            ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+        else:
+            _join(address, quiet)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return int(ray.cluster_resources()["CPU"])
+    return int(reachable_resources().get("CPU", 1))
 
 
-def run_stages(search: Search, graph: StageGraph, root: str, slots: int, observers: Observers) -> None:
-    """Runs until the search's budget is spent and every stage has ended, or the user interrupts."""
-    searcher = PathSearcher(search, graph, root, slots, observers)
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    """The code travels with the job, so that every node trains with the driver's."""
+    packages = [str(FilePath(module.__file__).parent) for module in (search_spaces, trainables) if module.__file__]
+    try:
+        ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})") from None
+
+
+def reachable_resources() -> dict[str, float]:
+    """What the cluster has, or can grow to where it has an autoscaler."""
+    now = ray.cluster_resources()
+    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return now | {name: max(most, now.get(name, 0)) for name, most in grown.items()}
+
+
+def run_stages(search: Search, graph: StageGraph, root: str, slots: int, observers: Observers, stop: Stop) -> None:
+    """Runs until the search's budget is spent and every stage has ended, or `stop` is requested.
+
+    Then stages in training write a checkpoint, and those that take longer than STOP_SECONDS are cut off.
+    """
+    searcher = PathSearcher(search, graph, root, slots, observers, stop)
     scratch = FilePath(tempfile.mkdtemp(prefix="takd-tune-"))
     try:
         tune.Tuner(
@@ -220,13 +282,31 @@ def run_stages(search: Search, graph: StageGraph, root: str, slots: int, observe
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=str(scratch),
+                stop=_WhenAsked(stop),
                 callbacks=[TrialEvents(searcher)],
+                failure_config=tune.FailureConfig(max_failures=search.space.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
             ),
         ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _WhenAsked(tune.Stopper):
+    """Ends all trials when a stop is requested."""
+
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.stop.requested
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
 def _scheduler(space: Space) -> TrialScheduler:

@@ -6,19 +6,18 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.tables import read_trials, students
+from analysis.tables import students
 from search_spaces import ROLES
 from study.folder import StudyFolder
 from study.optimization import open_search
 from study.report import print_failures
-from study.results import write_results
+from study.results import build_results
 
 
 def print_status(folder: StudyFolder, console: Console) -> None:
     """Counts by role and state, best by arm, failures with their reasons."""
     search = open_search(folder)
-    write_results(folder, search)
-    trials = read_trials(folder.trials)
+    trials = build_results(folder, search)[0].to_pandas()
     states = Counter(trial.state.name.lower() for trial in search.proposed())
     console.print(
         f"study {folder.name}: {search.asked} of {search.space.budget} trials proposed "
@@ -35,7 +34,7 @@ def print_status(folder: StudyFolder, console: Console) -> None:
             console.print(
                 f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})", highlight=False
             )
-    print_failures(folder, console)
+    print_failures(trials, console)
 
 
 def _counts(trials: pd.DataFrame) -> Table:

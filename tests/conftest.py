@@ -1,12 +1,18 @@
 """What tests share: a cache, one Ray, stages made by hand, and one small finished study of real MNIST."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pyarrow import fs
 
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ["WANDB_MODE"] = "offline"
@@ -15,13 +21,14 @@ os.environ.pop("WANDB_API_KEY", None)
 from rich.console import Console
 
 from search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
-from study.folder import StudyFolder
+from study.folder import StudyFolder, study_folder
 from study.graph import StageGraph
 from study.observers import Observer, Observers
 from study.optimization import Search, create_search
 from study.plan import check_space, fingerprint
 from study.run import RunOptions, RunResult, find_artifact, run_study
 from study.scheduling import run_stages, start_ray
+from study.stopping import Stop
 
 SLOTS = 2
 
@@ -55,12 +62,54 @@ def tiny_space(**changes: Any) -> Space:
     return space_from(given, "tiny")
 
 
+def artifacts(folder: StudyFolder) -> Path:
+    """The folder of a study's artifacts, where its root is a folder."""
+    return Path(folder.root) / "artifacts"
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One dataset cache for the session, unless the caller has one to keep."""
     folder = Path(os.environ.get("TAKD_CACHE") or tmp_path_factory.mktemp("cache"))
     os.environ["TAKD_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A cache of the test's own, empty."""
+    from trainables.datasets import load
+
+    monkeypatch.setenv("TAKD_CACHE", str(tmp_path / "cache"))
+    load.cache_clear()
+    yield tmp_path / "cache"
+    load.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real S3 server on loopback, for the whole session."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=log, stderr=log)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    until = time.monotonic() + 60
+    while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < until:
+        time.sleep(0.1)
+    yield f"127.0.0.1:{port}"
+    server.terminate()
+    server.wait()
+
+
+@pytest.fixture
+def bucket(s3_server: str) -> str:
+    """The URI of an empty place in a bucket."""
+    files = fs.S3FileSystem(endpoint_override=s3_server, scheme="http", region="us-east-1", allow_bucket_creation=True)
+    files.create_dir("takd")
+    return f"s3://takd/{uuid.uuid4().hex}?endpoint_override={s3_server}&scheme=http&region=us-east-1"
 
 
 @pytest.fixture(scope="session")
@@ -106,13 +155,15 @@ def run(folder: StudyFolder, space: Space, wandb: Any = "disabled") -> Study:
     return Study(folder, space, result, console.export_text())
 
 
-def run_watched(folder: StudyFolder, space: Space, *observers: Observer) -> tuple[Search, StageGraph]:
+def run_watched(
+    folder: StudyFolder, space: Space, *observers: Observer, stop: Stop | None = None
+) -> tuple[Search, StageGraph]:
     """Runs a study's stages with observers of the test's own."""
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     search = create_search(folder, space, fingerprint(dataset))
     graph = StageGraph(find_artifact(folder.artifacts))
-    run_stages(search, graph, str(folder.root), SLOTS, Observers(observers))
+    run_stages(search, graph, folder.root, SLOTS, Observers(observers), stop or Stop())
     return search, graph
 
 
@@ -124,6 +175,6 @@ def finished(ray_slots: int, cache: Path, tmp_path_factory: pytest.TempPathFacto
     hidden = dataset.folder / "test.arrow"
     hidden.rename(hidden.with_suffix(".hidden"))
     try:
-        return run(StudyFolder(tmp_path_factory.mktemp("runs"), "tiny"), space, wandb="offline")
+        return run(study_folder(str(tmp_path_factory.mktemp("runs")), "tiny"), space, wandb="offline")
     finally:
         hidden.with_suffix(".hidden").rename(hidden)

@@ -47,14 +47,6 @@ def files(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TAKD_CACHE", str(tmp_path / "cache"))
-    load.cache_clear()
-    yield tmp_path / "cache"
-    load.cache_clear()
-
-
-@pytest.fixture
 def converted(cache, own_cache, monkeypatch) -> Path:
     """MNIST's folder in a cache of the test's own, not loaded yet; links, so files are replaced and not written to."""
     with monkeypatch.context() as session:

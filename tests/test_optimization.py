@@ -7,7 +7,7 @@ from conftest import tiny_space
 from optuna.trial import TrialState
 
 from search_spaces import DatasetFingerprint, InputError, Space
-from study.folder import StudyFolder
+from study.folder import StudyFolder, study_folder
 from study.graph import Proposal, StageGraph
 from study.optimization import Search, create_search, open_search
 
@@ -16,7 +16,7 @@ MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train
 
 @pytest.fixture
 def folder(tmp_path) -> StudyFolder:
-    folder = StudyFolder(tmp_path, "tiny")
+    folder = study_folder(str(tmp_path), "tiny")
     folder.prepare()
     return folder
 
@@ -132,11 +132,11 @@ def test_more_trials_extend_a_finished_study(folder):
 )
 def test_a_name_with_another_space_is_refused_with_the_difference(folder, changes: Any, difference):
     proposals(start(folder))
-    before = folder.storage.read_bytes()
+    before = folder.journal.read_bytes()
     with pytest.raises(InputError, match="study tiny exists with another space: ") as caught:
         start(folder, tiny_space(**changes))
     assert difference in str(caught.value)
-    assert folder.storage.read_bytes() == before
+    assert folder.journal.read_bytes() == before
 
 
 def test_resources_and_words_may_change(folder):
@@ -153,4 +153,4 @@ def test_another_datasets_content_is_another_study(folder):
 
 def test_a_study_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"study nothing: none in .*; `takd run` starts one"):
-        open_search(StudyFolder(tmp_path, "nothing"))
+        open_search(study_folder(str(tmp_path), "nothing"))

@@ -10,12 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import ray
-from conftest import SLOTS, Study, run, run_watched, tiny_space
+from conftest import SLOTS, Study, artifacts, run, run_watched, tiny_space
 
 from search_spaces import Stage, key_of
-from study.folder import StudyFolder
+from study.folder import StudyFolder, study_folder
 from study.graph import Node, StageGraph
 from study.results import write_results
+from study.stopping import Stop
 from trainables.artifacts import SOFT_TARGETS, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("ray_slots")
@@ -51,7 +52,7 @@ class Watcher:
 
 @pytest.fixture
 def folder(tmp_path) -> StudyFolder:
-    return StudyFolder(tmp_path, "tiny")
+    return study_folder(str(tmp_path), "tiny")
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -79,7 +80,7 @@ def test_the_search_reads_no_test_split(finished):
 
 
 def test_a_second_study_reuses_the_firsts_teacher_and_assistant(finished):
-    second = run(StudyFolder(finished.folder.root, "second"), tiny_space(student__lambda=0.3, trials=3, coverage=1))
+    second = run(study_folder(finished.folder.root, "second"), tiny_space(student__lambda=0.3, trials=3, coverage=1))
     upstream = table(second).query("role != 'student'")
     assert upstream["cached"].all()
     assert second.result.trained == len(table(second).query("role == 'student' and arm != 'labels'"))
@@ -120,7 +121,7 @@ def test_a_path_that_waits_holds_no_cpu(folder):
 def test_a_teacher_gets_the_cpus_its_role_has(folder):
     space = tiny_space(arms=["kd"], trials=2, resources={"teacher": {"cpu": 2}})
     run_watched(folder, space)
-    rows = [json.loads(file.read_text())["outcome"] for file in folder.artifacts.folder.glob("*/stage.json")]
+    rows = [json.loads(file.read_text())["outcome"] for file in artifacts(folder).glob("*/stage.json")]
     assert {row["role"]: row["threads"] for row in rows} == {"teacher": 2, "student": 1}
 
 
@@ -144,7 +145,7 @@ def test_a_failing_stage_fails_its_paths_with_the_reason_and_the_others_go_on(fo
 def test_a_stage_that_raises_fails_with_what_it_raised(folder):
     def damage(node: Node) -> None:
         if node.stage.role == "student" and node.stage.upstream:
-            shutil.rmtree(folder.artifacts.folder / node.stage.upstream[0].key, ignore_errors=True)
+            shutil.rmtree(artifacts(folder) / node.stage.upstream[0].key, ignore_errors=True)
 
     search, _ = run_watched(folder, tiny_space(arms=["kd"], trials=1, coverage=0, seeds=1), Watcher(started=damage))
     write_results(folder, search)
@@ -160,30 +161,31 @@ def test_a_corrupt_artifact_is_set_aside_and_trained_again(finished, tmp_path, c
     weights = tmp_path / "copy" / "artifacts" / teacher / WEIGHTS
     content = weights.read_bytes()
     weights.write_bytes(content[:-8] + b"\0" * 8)
-    again = run(StudyFolder(tmp_path / "copy", "after"), tiny_space())
+    again = run(study_folder(str(tmp_path / "copy"), "after"), tiny_space())
     assert teacher[:12] in caplog.text
     assert again.result.trained == 1
     assert weights.read_bytes() == content  # the same training, the same weights
     assert list((tmp_path / "copy" / "artifacts").glob(f".set-aside-{teacher}-*"))
 
 
-def test_a_study_that_was_cut_off_goes_on_where_it_was(folder):
-    space = tiny_space()
+def test_a_study_that_is_stopped_goes_on_where_it_was(folder):
+    space, stop = tiny_space(), Stop()
 
-    class Cut(Watcher):
+    class Stopping(Watcher):
         def stage_ended(self, node: Node) -> None:
             if node.stage.role == "student":
-                raise KeyboardInterrupt
+                stop.request("the test wants it")
 
-    with pytest.raises(KeyboardInterrupt):
-        run_watched(folder, space, Cut())
-    before = set(folder.artifacts.folder.glob("[0-9a-f]*/stage.json"))
+    search, _ = run_watched(folder, space, Stopping(), stop=stop)
+    before = set(artifacts(folder).glob("[0-9a-f]*/stage.json"))
     times = {file: file.stat().st_mtime_ns for file in before}
+    assert search.is_open
     again = run(folder, space)
     assert before
     assert again.result.finished
     assert {file: file.stat().st_mtime_ns for file in before} == times  # nothing finished was trained again
     assert set(table(again)["status"]) == {"done"}
+    assert again.result.trained == 14 - len(before)
 
 
 def test_asha_ends_students_early_and_never_what_others_learn_from(folder):
@@ -204,7 +206,7 @@ def test_asha_ends_students_early_and_never_what_others_learn_from(folder):
 
 
 def test_the_description_of_an_artifact_lets_anyone_recompute_its_key(finished):
-    for file in finished.folder.artifacts.folder.glob("[0-9a-f]*/stage.json"):
+    for file in artifacts(finished.folder).glob("[0-9a-f]*/stage.json"):
         description = json.loads(file.read_text())
         assert key_of(description["input"]) == description["key"] == file.parent.name
 
@@ -215,9 +217,9 @@ def test_the_results_can_be_rebuilt_from_the_two_durable_places(finished, tmp_pa
     before = table(finished)
     root = tmp_path / "elsewhere"
     (root / "tiny").mkdir(parents=True)
-    shutil.copy(finished.folder.storage, root / "tiny")
-    shutil.copytree(finished.folder.artifacts.folder, root / "artifacts")
-    rebuilt = StudyFolder(root, "tiny")
+    shutil.copy(finished.folder.journal, root / "tiny")
+    shutil.copytree(artifacts(finished.folder), root / "artifacts")
+    rebuilt = study_folder(str(root), "tiny")
     rebuilt.prepare()
     write_results(rebuilt, open_search(rebuilt))
     pd.testing.assert_frame_equal(pd.read_parquet(rebuilt.trials), before)
@@ -233,8 +235,7 @@ def test_epochs_have_a_row_an_epoch_of_every_stage(finished):
 
 def test_workers_are_used_again_for_stages_of_the_same_resources(finished):
     outcomes = [
-        json.loads(file.read_text())["outcome"]
-        for file in finished.folder.artifacts.folder.glob("[0-9a-f]*/stage.json")
+        json.loads(file.read_text())["outcome"] for file in artifacts(finished.folder).glob("[0-9a-f]*/stage.json")
     ]
     of_this = [each["process"] for each in outcomes if each["origin"]["study"] == "tiny"]
     assert len(of_this) == 14

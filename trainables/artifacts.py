@@ -1,10 +1,7 @@
-"""The artifact store: what finished stages leave, one folder a key, published whole or not at all. No torch."""
+"""The artifact store: what finished stages leave, and the checkpoints of those that train. No torch."""
 
-import hashlib
 import json
 import logging
-import os
-import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -15,106 +12,138 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from search_spaces import InputError
+from trainables.storage import Storage, open_storage, sha256
 
 FORMAT = 1
+ARTIFACTS = "artifacts"
+CHECKPOINTS = "checkpoints"
 DESCRIPTION = "stage.json"
 WEIGHTS = "model.safetensors"
 SOFT_TARGETS = "soft_targets.arrow"
+_DIGEST_LENGTH = 64  # of SHA-256, as hex digits
 
 log = logging.getLogger("takd")
 
 
 @dataclass(frozen=True)
 class ArtifactStore:
-    """`artifacts/<key>/` below a root folder, shared by all studies there."""
+    """`artifacts/<key>/` below a root, shared by all studies there."""
 
     root: str
 
-    def __post_init__(self) -> None:
-        if "://" in self.root:
-            raise InputError(f"root {self.root}: object stores are not supported yet; expected a folder")
-
     @property
-    def folder(self) -> Path:
-        return Path(self.root) / "artifacts"
+    def storage(self) -> Storage:
+        return open_storage(self.root)
 
     def prepare(self) -> None:
-        """Creates the folder; raises InputError where it can't be written."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".tmp-{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"root {self.root}: can't be written ({error.strerror}); use --root") from None
-
-    def path(self, key: str, name: str) -> Path:
-        return self.folder / key / name
+        """Raises InputError where the root can't be written."""
+        self.storage.prepare()
+        for folder in (ARTIFACTS, CHECKPOINTS):
+            self.storage.sweep(folder)
 
     def publish(self, key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-        """Writes to a temporary folder, syncs, renames: readers see all of it or none.
+        """Readers see all of it or none. Of two writers of one key the first wins.
 
-        Of two writers of one key the first wins, unless what is there lacks a file that this one brings.
+        Where what is there lacks a file that this one brings (a student became an assistant), it is replaced.
         """
-        temporary = self.folder / f".tmp-{uuid.uuid4().hex}"
-        temporary.mkdir(parents=True)
-        digests = {name: _digest(content) for name, content in files.items()}
+        digests = {name: sha256(content) for name, content in files.items()}
         whole = {"format": FORMAT, "key": key, **description, "files": digests}
-        contents = {**files, DESCRIPTION: json.dumps(whole, indent=1, allow_nan=False).encode()}
-        for name, content in contents.items():
-            _write_synced(temporary / name, content)
-        target = self.folder / key
-        if target.exists() and not all((target / name).exists() for name in contents):
-            self.set_aside(key, "it lacks what this stage now leaves")
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.exists():
-                raise
-            shutil.rmtree(temporary)
-        _sync_folder(self.folder)
+        text = json.dumps(whole, indent=1, allow_nan=False).encode()
+        self.storage.publish(_folder(key), {**files, DESCRIPTION: text}, last=DESCRIPTION)
 
     def describe(self, key: str) -> dict[str, Any] | None:
-        """stage.json of a key, or None where there is no artifact; digests are not checked."""
+        """stage.json of a key, or None where there is no artifact; its files' digests are not checked.
+
+        Raises ValueError on one that can't be this key's.
+        """
         try:
-            return json.loads(self.path(key, DESCRIPTION).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+            description = json.loads(self.storage.read(f"{_folder(key)}/{DESCRIPTION}"))
+        except FileNotFoundError:
             return None
-        except ValueError:
-            return None  # damaged: `check` sets it aside
+        if not isinstance(description, dict) or description.get("key") != key:
+            raise ValueError(f"{DESCRIPTION} is another's")
+        return description
 
     def check(self, key: str, needed: tuple[str, ...] = (WEIGHTS,)) -> dict[str, Any] | None:
         """stage.json of a whole artifact with the needed files; a damaged one is set aside with a warning."""
-        if not (self.folder / key).exists():
-            return None
-        description = self.describe(key)
-        if description is None or description.get("key") != key:
+        try:
+            while description := self.describe(key):
+                damaged = self._damaged(key, description)
+                if damaged is None:
+                    return description if set(needed) <= set(description["files"]) else None
+                if self.describe(key) == description:  # else another writer replaced it meanwhile
+                    self.set_aside(key, f"{damaged} has not the digest it was written with")
+        except ValueError:
             self.set_aside(key, f"{DESCRIPTION} can't be read")
-            return None
+        return None
+
+    def _damaged(self, key: str, description: dict[str, Any]) -> str | None:
+        """The first file that is not what the description says; None where all are."""
         for name, digest in description["files"].items():
             try:
-                found = _digest(self.path(key, name).read_bytes())
+                content = self.storage.read(self.storage.place(_folder(key), name, digest))
             except FileNotFoundError:
-                found = "no file"
-            if found != digest:
-                self.set_aside(key, f"{name} has not the digest it was written with")
-                return None
-        return description if set(needed) <= set(description["files"]) else None
+                return name
+            if sha256(content) != digest:
+                return name
+        return None
 
     def set_aside(self, key: str, reason: str) -> None:
         """Out of the way, but not deleted: someone may want to look."""
-        target = self.folder / f".set-aside-{key}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
-        log.warning("artifact %s: %s; set aside as %s, the stage is trained again", key[:12], reason, target.name)
-        (self.folder / key).rename(target)
+        aside = f".set-aside-{key}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
+        log.warning("artifact %s: %s; set aside as %s, the stage is trained again", key[:12], reason, aside)
+        self.storage.withdraw(_folder(key), f"{ARTIFACTS}/{aside}", last=DESCRIPTION)
+
+    def read(self, key: str, name: str) -> bytes:
+        """A file of an artifact; raises FileNotFoundError where there is none, ValueError where it is damaged."""
+        return self._local(key, name).read_bytes()
 
     def soft_targets(self, key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Logits `[train examples, classes]`, memory-mapped."""
-        with pa.memory_map(str(self.path(key, SOFT_TARGETS))) as source:
+        """Logits `[train examples, classes]`, memory-mapped; raises as `read` does."""
+        with pa.memory_map(str(self._local(key, SOFT_TARGETS))) as source:
             column = pa.ipc.open_file(source).read_all().column("view_0")
         [chunk] = column.chunks
         logits: np.ndarray[Any, np.dtype[np.float32]] = chunk.values.to_numpy(zero_copy_only=True)
         return logits.reshape(len(chunk), -1)
+
+    def _local(self, key: str, name: str) -> Path:
+        description = self.describe(key)
+        if description is None or name not in description["files"]:
+            raise FileNotFoundError(f"{name} of stage {key[:12]} is not in {self.root}/{ARTIFACTS}")
+        digest = description["files"][name]
+        file = self.storage.local(self.storage.place(_folder(key), name, digest), digest)
+        if sha256(file.read_bytes()) != digest:
+            raise ValueError(f"{name} of stage {key[:12]} has not the digest it was written with")
+        return file
+
+    def save_checkpoint(self, key: str, content: bytes) -> None:
+        """Replaces the checkpoint of a stage that is not finished."""
+        self.storage.replace(_checkpoint(key), sha256(content).encode() + content)
+
+    def load_checkpoint(self, key: str) -> bytes | None:
+        """The last checkpoint of a stage; None where there is none, or a damaged one, which is deleted."""
+        try:
+            stored = self.storage.read(_checkpoint(key))
+        except FileNotFoundError:
+            return None
+        digest, content = stored[:_DIGEST_LENGTH], stored[_DIGEST_LENGTH:]
+        if digest.decode(errors="replace") == sha256(content):
+            return content
+        log.warning("checkpoint of stage %s is damaged; the stage is trained from its start", key[:12])
+        self.drop_checkpoint(key)
+        return None
+
+    def drop_checkpoint(self, key: str) -> None:
+        """The stage is finished, or nothing can come of it."""
+        self.storage.delete(_checkpoint(key))
+
+
+def _folder(key: str) -> str:
+    return f"{ARTIFACTS}/{key}"
+
+
+def _checkpoint(key: str) -> str:
+    return f"{CHECKPOINTS}/{key}"
 
 
 def soft_targets_file(logits: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
@@ -126,22 +155,3 @@ def soft_targets_file(logits: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=examples)
     return sink.getvalue().to_pybytes()
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

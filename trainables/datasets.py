@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import platformdirs
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from search_spaces import InputError
+from trainables.storage import cache_folder, sha256, write_synced
 
 SPLIT_SEED = 0
 SHIPPED = Path(__file__).parent / "data"
@@ -165,11 +165,6 @@ def transfer_set(labels: Tensor, examples: int, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def cache_folder() -> Path:
-    """TAKD_CACHE, or the user's cache directory."""
-    return Path(os.environ.get("TAKD_CACHE") or platformdirs.user_cache_path("takd")) / "datasets"
-
-
 def _generator(seed: int) -> np.random.Generator:
     """Named in full: NumPy's default generator may change, and the splits with it."""
     return np.random.Generator(np.random.PCG64(seed))
@@ -182,7 +177,7 @@ def _source(name: str) -> Source:
 
 
 def _folder(name: str, source: Source) -> Path:
-    return cache_folder() / f"{name}-{source.digest[:16]}-split{SPLIT_SEED}-v{_CACHE_FORMAT}"
+    return cache_folder() / "datasets" / f"{name}-{source.digest[:16]}-split{SPLIT_SEED}-v{_CACHE_FORMAT}"
 
 
 def _open(name: str, source: Source) -> Dataset:
@@ -233,14 +228,14 @@ def _write_entry(folder: Path, source: Source, raw: dict[str, RawSplit]) -> None
     splits = {"train": train, "validation": validation, "test": raw["test"]}
     contents = {split: _arrow_file(content) for split, content in splits.items()}
     for split, file in contents.items():
-        _write_synced(folder / f"{split}.arrow", file)
+        write_synced(folder / f"{split}.arrow", file)
     about = {
         "image_shape": train.images.shape[1:],
         "sizes": {split: len(content.labels) for split, content in splits.items()},
         "normalization": _normalization(train.images),
-        "file_digests": {split: hashlib.sha256(file).hexdigest() for split, file in contents.items()},
+        "file_digests": {split: sha256(file) for split, file in contents.items()},
     }
-    _write_synced(folder / "dataset.json", json.dumps(about, indent=1).encode())
+    write_synced(folder / "dataset.json", json.dumps(about, indent=1).encode())
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
@@ -287,13 +282,6 @@ def _arrow_file(split: RawSplit) -> pa.Buffer:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=len(table))
     return sink.getvalue()
-
-
-def _write_synced(path: Path, content: bytes | pa.Buffer) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_split(path: Path, digest: str, image_shape: tuple[int, int, int]) -> Split:

@@ -1,12 +1,14 @@
 """Train a list of stages of one shape, side by side, from tensors in memory: plain PyTorch, no Ray."""
 
+import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from trainables.losses import SoftTargets, distillation, labels_only, soften
 from trainables.models import build, family_of
 
 EVALUATION_BATCH = 1000
+CHECKPOINT_FORMAT = 1
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
 # What the learning rate is multiplied by, by the fraction of the run that is done (0 at the first step).
@@ -72,8 +75,12 @@ class Lane:
     soft_targets: SoftTargets | None
     epochs: list[EpochMetrics] = field(default_factory=list)
     failure: str | None = None
-    best_accuracy: float = -1.0
     best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def best_accuracy(self) -> float:
+        """On the validation split; -1 before the first look."""
+        return max((each.val_accuracy for each in self.epochs if each.val_accuracy is not None), default=-1.0)
 
 
 class Pixels:
@@ -232,12 +239,43 @@ class StageTraining:
         val_loss = val_accuracy = None
         if self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs:
             val_loss, val_accuracy = measure(predict(lane.model, self.validation), self.validation_labels)
-            if val_accuracy > lane.best_accuracy:
-                lane.best_accuracy = val_accuracy
-                if self.recipe.select == "best":
-                    lane.best_weights = {name: each.clone() for name, each in lane.model.state_dict().items()}
+            if not math.isfinite(val_loss):
+                lane.failure = f"the validation loss became {val_loss} in epoch {self.epoch} of {self.recipe.epochs}"
+                return
+            if val_accuracy > lane.best_accuracy and self.recipe.select == "best":
+                lane.best_weights = {name: each.clone() for name, each in lane.model.state_dict().items()}
         seconds = time.perf_counter() - started
         lane.epochs.append(EpochMetrics(self.epoch, learning_rate, train_loss, val_loss, val_accuracy, seconds))
+
+    def checkpoint(self, lane: Lane) -> bytes:
+        """All that training a lane from here on depends on: a line of JSON, then safetensors. No pickle."""
+        tensors = {f"model.{name}": tensor for name, tensor in lane.model.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in (lane.best_weights or {}).items()}
+        for name, weight in lane.model.named_parameters():
+            tensors |= {f"optimizer.{name}.{what}": each for what, each in self.optimizer.state[weight].items()}
+        head = {"format": CHECKPOINT_FORMAT, "epochs": [asdict(each) for each in lane.epochs]}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        return json.dumps(head).encode() + b"\n" + safetensors.torch.save(tensors)
+
+    def restore(self, checkpoints: Sequence[bytes | None]) -> None:
+        """Goes on from a checkpoint of every lane, all made after the same epoch; else from the start.
+
+        Raises ValueError on a checkpoint that isn't one of this stage's.
+        """
+        states = [_parse_checkpoint(content) for content in checkpoints if content is not None]
+        if len(states) < len(self.lanes) or len({len(epochs) for epochs, _ in states}) > 1:
+            return
+        for lane, (epochs, tensors) in zip(self.lanes, states, strict=True):
+            try:
+                lane.model.load_state_dict(_below(tensors, "model"))
+            except RuntimeError as error:
+                raise ValueError(f"a checkpoint of another model: {error}") from None
+            lane.best_weights = {name: each.to(self.device) for name, each in _below(tensors, "best").items()} or None
+            lane.epochs = epochs
+            for name, weight in lane.model.named_parameters():
+                state = _below(tensors, f"optimizer.{name}")
+                self.optimizer.state[weight] = {what: each.to(self.device) for what, each in state.items()}
+        self.epoch = len(states[0][0])
 
     def finish(self, lane: Lane) -> Trained:
         """The weights the recipe selects, and their soft targets where something may learn from them."""
@@ -256,6 +294,22 @@ class StageTraining:
             selected=selected,
             soft_targets_seconds=time.perf_counter() - started,
         )
+
+
+def _parse_checkpoint(content: bytes) -> tuple[list[EpochMetrics], dict[str, Tensor]]:
+    head, _, tensors = content.partition(b"\n")
+    try:
+        about = json.loads(head)
+        if about["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is {about['format']}")
+        return [EpochMetrics(**epoch) for epoch in about["epochs"]], safetensors.torch.load(tensors)
+    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"no checkpoint: {error}") from None
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """`{"model.a": x, ...}` below `model`: `{"a": x}`"""
+    return {name.removeprefix(f"{prefix}."): each for name, each in tensors.items() if name.startswith(f"{prefix}.")}
 
 
 def _mix(seed: int, epoch: int) -> int:

@@ -1,0 +1,429 @@
+"""The command line as a person or a script sees it: what it prints, where, and how it exits."""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY, Study
+from safetensors.torch import load_file
+
+from analysis.tables import students
+from search_spaces import InputError
+from study.cli import main
+
+TAKD = Path(sys.executable).with_name("takd")
+
+OPTIONS = {
+    "run": ["SPACE", "--name", "--root", "--trials", "--set", "--wandb", "--slots", "--debug"],
+    "plan": ["SPACE", "--name", "--root", "--trials", "--set", "--debug"],
+    "status": ["NAME", "--root", "--debug"],
+    "results": ["NAME", "--root", "--debug"],
+    "export": ["NAME", "--out", "--arm", "--root", "--debug"],
+    "data": ["DATASET", "--from"],
+}
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a call left on the two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Called]
+
+
+@pytest.fixture
+def takd(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs a command in this process, in an empty folder that has a root for those that name none."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> Called:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Called(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def root(finished: Study, tmp_path: Path) -> Path:
+    """A copy of the finished study's root, to do with as a test likes."""
+    return Path(shutil.copytree(finished.folder.root, tmp_path / "runs"))
+
+
+@pytest.fixture
+def space_file(tmp_path: Path) -> Callable[..., Path]:
+    return lambda **changes: write_space(tmp_path / "tiny.yaml", **changes)
+
+
+def write_space(file: Path, **changes: Any) -> Path:
+    file.write_text(yaml.safe_dump(TINY | changes))
+    return file
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file and folder below, with a digest of what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in folder.rglob("*")
+    }
+
+
+def trials_of(root: Path) -> pd.DataFrame:
+    return pd.read_parquet(root / "tiny" / "results" / "trials.parquet")
+
+
+def assert_bad_input(called: Called, *expected: str) -> None:
+    """One line on stderr that has what is expected, exit code 2, and nothing else."""
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith("takd: ")
+    assert called.err.endswith("\n")
+    assert len(called.err.splitlines()) == 1
+    assert "Traceback" not in called.err
+    for words in expected:
+        assert words in called.err
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["frobnicate"], ["frobnicate"]),
+        ([], ["COMMAND", "--help"]),
+        (["run"], ["SPACE"]),
+        (["run", "mnist-gap", "--frob"], ["--frob"]),
+        (["run", "mnist-gap", "--trial", "3"], ["--trial"]),  # no abbreviations
+        (["run", "no-such-preset"], ["space no-such-preset", "mnist-gap, mnist-temperature"]),
+        (["plan", "no/such/file.yaml"], ["space no/such/file.yaml", "no such file"]),
+        (["run", "mnist-gap", "--trials", "0"], ["--trials", "'0'", "at least 1"]),
+        (["run", "mnist-gap", "--trials", "many"], ["--trials", "'many'"]),
+        (["run", "mnist-gap", "--trials", "2"], ["trials is 2", "takes 36"]),
+        (["run", "mnist-gap", "--slots", "0"], ["--slots", "'0'"]),
+        (["run", "mnist-gap", "--wandb", "sometimes"], ["--wandb", "online", "offline", "disabled"]),
+        (["run", "mnist-gap", "--name", "../elsewhere"], ["--name ../elsewhere"]),
+        (["run", "mnist-gap", "--name", "artifacts"], ["--name artifacts"]),
+        (["run", "mnist-gap", "--set", "nonsense"], ["--set nonsense", "KEY=VALUE"]),
+        (["run", "mnist-gap", "--set", "student.temperatur=4"], ["temperatur", "did you mean 'temperature'?"]),
+        (["run", "mnist-gap", "--set", "student.temperature=-1"], ["student", "temperature is -1", "> 0"]),
+        (["run", "mnist-gap", "--set", "student.temperature=[1"], ["--set student.temperature", "not YAML"]),
+        (["run", "mnist-gap", "--set", "seeds.first=1"], ["--set seeds.first=1"]),
+        (["run", "mnist-gap", "--set", "dataset=cifar"], ["dataset 'cifar' does not exist", "mnist"]),
+        (["run", "mnist-gap", "--set", "teacher.model=mlp-0"], ["model 'mlp-0' does not exist", "mlp-H"]),
+        (["run", "mnist-gap", "--set", "student.recipe.examples=60000"], ["examples", "50000"]),
+        (["status", "nothing"], ["study nothing: none in", "takd run"]),
+        (["results", "nothing"], ["study nothing: none in"]),
+        (["export", "nothing", "--out", "out"], ["study nothing: none in"]),
+        (["export", "nothing"], ["--out"]),
+        (["data", "cifar", "--from", "."], ["cifar", "mnist"]),
+        (["data", "mnist"], ["--from"]),
+        (["data", "mnist", "--from", "missing"], ["--from missing: no such folder", "train-images-idx3-ubyte"]),
+        (["data", "mnist", "--from", "."], ["--from .: none of MNIST's files", "train-images-idx3-ubyte"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_nothing_is_written(takd, tmp_path, arguments, expected):
+    assert_bad_input(takd(*arguments), *expected)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (yaml.safe_dump(TINY | {"trails": 6}), ["unknown key 'trails'", "did you mean 'trials'?"]),
+        (yaml.safe_dump(TINY | {"seeds": 0}), ["seeds is 0"]),
+        (yaml.safe_dump({name: TINY[name] for name in TINY if name != "student"}), ["student is missing"]),
+        ("teacher: [mlp-64", ["line 1", "not YAML"]),
+        ("- a\n- list\n", ["a space is a mapping"]),
+        ("", ["a space is a mapping"]),
+        (b"\xff\xfe\x00", ["mnist-gap, mnist-temperature"]),
+        ("teacher: \x00", ["not YAML"]),
+    ],
+    ids=["unknown-key", "value", "missing", "yaml", "list", "empty", "bytes", "control-character"],
+)
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_space_that_is_wrong_is_named_with_the_field(takd, tmp_path, command, content, expected):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_bad_input(takd(command, "mine.yaml"), "space mine.yaml", *expected)
+    assert list(tree(tmp_path)) == ["mine.yaml"]
+
+
+@pytest.mark.parametrize("below", ["", "/deeper"])
+def test_a_root_that_cannot_be_written_is_one_line(takd, tmp_path, space_file, below):
+    (tmp_path / "file").write_text("in its place")
+    space = space_file()
+    assert_bad_input(takd("run", space, "--root", f"file{below}"), str(tmp_path / "file"), "can't be written")
+    assert set(tree(tmp_path)) == {"file", "tiny.yaml"}
+
+
+def test_a_study_that_exists_with_another_space_is_refused_and_left_as_it_was(takd, root, space_file):
+    before = tree(root)
+    called = takd("run", space_file(student=TINY["student"] | {"lambda": 0.5}), "--root", root)
+    assert_bad_input(called, "study tiny exists with another space", "student.lambda was 0.7, is 0.5", "--name")
+    assert tree(root) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train-images-idx3-ubyte", b"\x00\x00\x08\x03" + b"\x00" * 1000),
+        ("train-images-idx3-ubyte", b""),
+        ("train-images-idx3-ubyte", b"\x00" * 47_040_016),
+        ("train-images-idx3-ubyte.gz", gzip.compress(os.urandom(1000))[:-20]),
+        ("train-images-idx3-ubyte.gz", b"not gzip"),
+        ("t10k-labels-idx1-ubyte", b"alone"),
+    ],
+    ids=["truncated", "empty", "another-digest", "truncated-gzip", "no-gzip", "others-missing"],
+)
+def test_mnist_that_is_not_whole_is_named_by_its_file(takd, tmp_path, cache, name, content):
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / name).write_bytes(content)
+    before = set(tree(cache))
+    expected = name if name.startswith("train") else "train-images-idx3-ubyte: missing"
+    assert_bad_input(takd("data", "mnist", "--from", tmp_path), f"{tmp_path}/raw/{expected}")
+    assert set(tree(cache)) == before
+
+
+def test_debug_shows_where_bad_input_was_found(takd):
+    with pytest.raises(InputError, match="no-such-preset"):
+        takd("plan", "no-such-preset", "--debug")
+
+
+# Help
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_names_every_option(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    words = set(re.findall(r"[\w-]+", capsys.readouterr().out))
+    assert set(OPTIONS[command]) <= words
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert set(OPTIONS) <= set(capsys.readouterr().out.split())
+
+
+# plan
+
+
+def row(out: str, *cells: str) -> list[str]:
+    """The cells of the table's row that begins with these."""
+    [found] = [line.split() for line in out.splitlines() if line.split()[: len(cells)] == list(cells)]
+    return found
+
+
+def test_plan_says_what_would_run_and_writes_nothing(takd, tmp_path, space_file):
+    called = takd("plan", space_file())
+    assert (called.code, called.err) == (0, "")
+    assert "arms: labels, kd, takd:mlp-16\n" in called.out
+    assert "6 trials x 2 seeds" in called.out
+    assert row(called.out, "teacher", "mlp-64")[2:4] == ["1", "0"]
+    assert row(called.out, "student", "mlp-4")[2:4] == ["12", "0"]
+    assert re.search(r"about [0-9.]+ min", called.out)
+    assert list(tree(tmp_path)) == ["tiny.yaml"]
+
+
+def test_plan_says_what_is_cached_and_leaves_the_study_as_it_was(takd, root, space_file):
+    before = tree(root)
+    called = takd("plan", space_file(trials=8), "--root", root)
+    assert row(called.out, "teacher", "mlp-64")[2:4] == ["1", "1"]
+    assert row(called.out, "assistant", "mlp-16")[2:4] == ["1", "1"]
+    assert row(called.out, "student", "mlp-4")[2:4] == ["4", "0"]
+    assert "6 already proposed" in called.out
+    assert tree(root) == before
+
+
+def odd_sizes(**changes: Any) -> dict[str, Any]:
+    return {"assistants": {"models": ["mlp-64", "mlp-32", "mlp-4"]}, **changes}
+
+
+def test_assistants_of_an_odd_size_are_warned_about(takd, space_file):
+    warnings = [line for line in takd("plan", space_file(**odd_sizes())).out.splitlines() if "warning" in line]
+    assert len(warnings) == 2
+    assert "mlp-64 is no smaller than the teacher mlp-64" in warnings[0]
+    assert "mlp-4 is no larger than the student mlp-4" in warnings[1]
+    assert all("allow_any_size: true" in line for line in warnings)
+
+
+def test_allow_any_size_silences_the_warnings(takd, space_file):
+    assert "warning" not in takd("plan", space_file(**odd_sizes(allow_any_size=True))).out
+
+
+# status and results
+
+
+def test_status_counts_stages_by_role_and_state(takd, root):
+    called = takd("status", "tiny", "--root", root)
+    assert (called.code, called.err) == (0, "")
+    assert "6 of 6 trials proposed (6 complete)" in called.out
+    assert row(called.out, "role")[1] == "done"
+    assert [int(row(called.out, role)[1]) for role in ("teacher", "assistant", "student")] == [1, 1, 12]
+
+
+def test_status_has_the_best_of_every_arm_from_the_best_down(takd, root):
+    out = takd("status", "tiny", "--root", root).out
+    rows = students(trials_of(root))
+    best = rows.groupby(["arm", "configuration"])["accuracy"].mean().groupby("arm").max().sort_values(ascending=False)
+    shown = [line.split()[1:3] for line in out.splitlines() if line.startswith("best ")]
+    assert shown == [[arm, f"{accuracy:.2f}"] for arm, accuracy in best.items()]
+
+
+def test_results_prints_the_table_of_arms_and_what_its_numbers_are(takd, root):
+    called = takd("results", "tiny", "--root", root)
+    assert (called.code, called.err) == (0, "")
+    for arm, paper in (("labels", "NOKD"), ("kd", "BLKD"), ("takd:mlp-16", "TAKD")):
+        accuracy = students(trials_of(root)).query("configuration == @best_configurations(@trials_of(@root))[@arm]")
+        assert row(called.out, arm)[1] == paper
+        assert f"{accuracy['accuracy'].mean():.2f}" in row(called.out, arm)
+    assert "These are validation numbers of the search" in called.out
+
+
+@pytest.mark.parametrize("lost", ["results/trials.parquet", "results", "report"])
+def test_results_rebuilds_what_was_deleted(takd, root, lost):
+    before = trials_of(root)
+    path = root / "tiny" / lost
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert takd("results", "tiny", "--root", root).code == 0
+    pd.testing.assert_frame_equal(trials_of(root), before)
+    assert path.exists()
+
+
+def test_lines_for_programs_are_not_folded(takd, root):
+    """No terminal and no COLUMNS: a note or a path of any length stays on its line."""
+    out = takd("results", "tiny", "--root", root).out
+    [note] = [line for line in out.splitlines() if line.startswith("These are validation numbers")]
+    assert note.rstrip().endswith("They rank; they don't prove.")
+
+
+# export
+
+
+def test_export_writes_a_student_whose_digest_matches_and_whose_weights_load(takd, root, tmp_path):
+    called = takd("export", "tiny", "--root", root, "--out", tmp_path / "out" / "best")
+    assert (called.code, called.err) == (0, "")
+    out = tmp_path / "out" / "best"
+    assert {file.name for file in out.iterdir()} == {"student.safetensors", "stage.json"}
+    description = json.loads((out / "stage.json").read_text())
+    digest = hashlib.sha256((out / "student.safetensors").read_bytes()).hexdigest()
+    assert description["files"]["model.safetensors"] == digest
+    weights = load_file(out / "student.safetensors")
+    assert sum(weight.numel() for weight in weights.values()) == description["outcome"]["parameters"]
+    assert description["input"]["model"] == "mlp-4"
+    assert description["key"] in called.out
+
+
+def test_export_takes_the_best_student_of_the_best_configuration(takd, root, tmp_path):
+    takd("export", "tiny", "--root", root, "--out", tmp_path / "out")
+    rows = students(trials_of(root))
+    means = rows.groupby("configuration")["accuracy"].mean()
+    best = rows[rows["configuration"] == means.idxmax()]["val_accuracy"].max()
+    outcome = json.loads((tmp_path / "out" / "stage.json").read_text())["outcome"]
+    assert outcome["metrics"]["validation"]["accuracy"] == best
+
+
+@pytest.mark.parametrize("arm", ["labels", "kd", "takd:mlp-16"])
+def test_export_of_an_arm_is_of_that_arm(takd, root, tmp_path, arm):
+    assert takd("export", "tiny", "--root", root, "--out", tmp_path / "out", "--arm", arm).code == 0
+    key = json.loads((tmp_path / "out" / "stage.json").read_text())["key"]
+    assert set(trials_of(root).query("stage_key == @key")["arm"]) == {arm}
+
+
+def test_export_to_a_folder_that_exists_is_refused(takd, root, tmp_path):
+    (tmp_path / "out").mkdir()
+    assert_bad_input(takd("export", "tiny", "--root", root, "--out", "out"), "--out out", "exists")
+    assert tree(tmp_path / "out") == {}
+
+
+def test_export_below_a_file_is_refused(takd, root, tmp_path):
+    (tmp_path / "file").write_text("in its place")
+    assert_bad_input(takd("export", "tiny", "--root", root, "--out", "file/out"), "--out file/out", "can't be written")
+
+
+def test_export_of_an_arm_without_a_student_names_those_with_one(takd, root, tmp_path):
+    called = takd("export", "tiny", "--root", root, "--out", "out", "--arm", "takd:mlp-99")
+    assert_bad_input(called, "--arm takd:mlp-99", "labels", "kd", "takd:mlp-16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_of_a_student_whose_artifact_is_gone_says_so(takd, root, tmp_path):
+    for artifact in (root / "artifacts").glob("[0-9a-f]*/model.safetensors"):
+        artifact.unlink()
+    assert_bad_input(takd("export", "tiny", "--root", root, "--out", "out"), "missing or damaged", "takd run")
+    assert not (tmp_path / "out").exists()
+
+
+# In a process of its own
+
+
+def process(arguments: Sequence[Any], folder: Path) -> subprocess.CompletedProcess[str]:
+    """`takd` with its streams piped, without a terminal's variables."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "FORCE_COLOR"}}
+    command = [str(TAKD), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_debug_prints_a_traceback_and_without_it_there_is_none(tmp_path):
+    debug = process(["status", "nothing", "--debug"], tmp_path)
+    assert debug.returncode != 0
+    assert "Traceback (most recent call last)" in debug.stderr
+    plain = process(["status", "nothing"], tmp_path)
+    assert_bad_input(Called(plain.returncode, plain.stdout, plain.stderr), "study nothing: none in")
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A study on a Ray of its own, the assistant of which can't be trained."""
+    folder = tmp_path_factory.mktemp("failing")
+    recipe = TINY["assistants"]["recipe"] | {"learning_rate": 1e30}
+    space = write_space(folder / "tiny.yaml", assistants=TINY["assistants"] | {"recipe": recipe}, trials=3, coverage=1)
+    return folder, process(["run", space, "--slots", "2", "--wandb", "disabled"], folder)
+
+
+def test_a_study_with_failed_stages_exits_1_and_lists_them(failing):
+    _, study = failing
+    assert study.returncode == 1, study.stderr
+    failed = [line for line in study.stdout.splitlines() if line.startswith("failed ")]
+    assert [line.split()[1] for line in failed] == ["assistant", "student", "student"]
+    assert all("the training loss became" in line for line in failed)
+
+
+def test_piped_output_is_plain_lines_and_the_table(failing):
+    _, study = failing
+    assert "\x1b" not in study.stdout + study.stderr
+    assert "\r" not in study.stdout
+    [progress] = [line for line in study.stdout.splitlines() if line.startswith("[")][-1:]
+    assert "teacher 1 done" in progress
+    assert "assistant 1 failed" in progress
+    assert row(study.stdout, "kd")[1] == "BLKD"
+    assert "Traceback" not in study.stdout + study.stderr
+
+
+def test_what_failed_is_in_status_too(failing, takd):
+    folder, _ = failing
+    out = takd("status", "tiny", "--root", folder / "runs").out
+    assert dict(zip(row(out, "role")[1:], row(out, "assistant")[1:], strict=True))["failed"] == "1"
+    assert sum(line.startswith("failed ") for line in out.splitlines()) == 3
