@@ -32,9 +32,7 @@ class Search:
 
     def enqueue_guaranteed(self) -> None:
         """Queues the trials that run whatever the sampler thinks, those not queued already."""
-        have = Counter(
-            _canonical(trial.system_attrs.get("fixed_params", {})) for trial in self._trials() if _lives(trial)
-        )
+        have = Counter(_canonical(trial.system_attrs.get("fixed_params", {})) for trial in self._trials())
         for parameters in self.space.guaranteed():
             have[_canonical(parameters)] -= 1
             if have[_canonical(parameters)] < 0:
@@ -44,7 +42,12 @@ class Search:
         """The next configuration, with seeds no earlier trial of the same configuration had; None: budget spent."""
         if self.asked >= self.space.budget:
             return None
-        trial = self.study.ask()
+        trials = self._trials()
+        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
+        self._seed_sampler(min(waiting, default=len(trials)))
+        return self._propose(self.study.ask())
+
+    def _propose(self, trial: optuna.Trial) -> Proposal:
         choice = self.space.suggest(trial)
         same = sum("seeds" in each.user_attrs and each.params == trial.params for each in self._trials())
         seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
@@ -53,6 +56,10 @@ class Search:
         trial.set_user_attr("path", str(paths[0]))
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
         return Proposal(trial.number, paths)
+
+    def _seed_sampler(self, number: int) -> None:
+        """What is drawn for a trial follows from its number, not from what this process drew before."""
+        self.study.sampler = _sampler(self.space, number)
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
         """The mean validation accuracy of the students; failed or pruned where one of them was."""
@@ -69,15 +76,14 @@ class Search:
             self.study.tell(proposal.number, fmean(accuracies))
 
     def reclaim(self) -> list[Proposal]:
-        """Trials that were running when an earlier process ended; those it had not proposed whole are given up."""
-        proposals = []
-        for trial in self._trials():
-            if trial.state == TrialState.RUNNING:
-                if "seeds" in trial.user_attrs:
-                    proposals.append(Proposal(trial.number, self.paths_of(trial)))
-                else:
-                    self.study.tell(trial.number, state=TrialState.FAIL)
-        return proposals
+        """Trials that were running when an earlier process ended; what it had not proposed whole is proposed now."""
+        return [self._proposal(trial) for trial in self._trials() if trial.state == TrialState.RUNNING]
+
+    def _proposal(self, trial: FrozenTrial) -> Proposal:
+        if "seeds" in trial.user_attrs:
+            return Proposal(trial.number, self.paths_of(trial))
+        self._seed_sampler(trial.number)
+        return self._propose(optuna.Trial(self.study, trial._trial_id))
 
     def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
         """The paths of a stored trial: the same values again."""
@@ -122,7 +128,6 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
     _refuse_another_space(search, space, dataset)
     search.set_budget(space)
     search.enqueue_guaranteed()
-    study.sampler = _sampler(space, search.asked)
     return search
 
 
@@ -198,8 +203,8 @@ def _ends_whole(file: str) -> bool:
         return journal.read(1) == b"\n"
 
 
-def _sampler(space: Space, asked: int) -> optuna.samplers.BaseSampler:
-    seed = space.sampler_seed + 1_000_003 * asked  # a study that goes on draws anew, not the same again
+def _sampler(space: Space, trial: int) -> optuna.samplers.BaseSampler:
+    seed = space.sampler_seed + 1_000_003 * trial
     if space.sampler == "tpe":
         # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
@@ -228,7 +233,3 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 
 def _canonical(parameters: Mapping[str, Any]) -> str:
     return json.dumps(parameters, sort_keys=True)
-
-
-def _lives(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.WAITING or "seeds" in trial.user_attrs

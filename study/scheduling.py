@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 
 import search_spaces
 import trainables
-from search_spaces import InputError, Space
+from search_spaces import ROLES, InputError, Role, Space
 from study.graph import Node, Proposal, StageGraph
 from study.observers import Observers
 from study.optimization import Search
@@ -59,6 +59,7 @@ class PathSearcher(Searcher):
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.slots, self.stop = slots, stop
         self.artifacts = ArtifactStore(root)
+        self.resources = resources(search.space, reachable_resources())
         self.guaranteed = len(search.space.guaranteed())
         self.given: dict[str, list[str]] = {}  # Tune's trial -> stage keys
         for proposal in search.reclaim():
@@ -110,7 +111,7 @@ class PathSearcher(Searcher):
             "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
             "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
             "report_epochs": space.asha.grace_epochs if space.asha and role == "student" else None,
-            **resources_of(space, role),
+            **self.resources[role],
         }
 
     def trial_started(self, trial_id: str) -> None:
@@ -226,14 +227,18 @@ def _is_student(trial: Trial) -> bool:
     return trial.config["stages"][0]["role"] == "student"
 
 
-def resources_of(space: Space, role: str) -> dict[str, float]:
-    """CPUs and GPUs of a stage: what the space says, no more than the cluster has."""
-    wanted, cluster = space.resources_of(role), reachable_resources()  # type: ignore[arg-type]
-    cpu = min(wanted.cpu, max(1, int(cluster.get("CPU", 1))))
-    gpu = wanted.gpu
-    if gpu is None:
-        gpu = 0.0 if not cluster.get("GPU") else 0.25 if role == "student" else 1.0
-    return {"cpu": cpu, "gpu": gpu}
+def resources(space: Space, cluster: Mapping[str, float]) -> dict[Role, dict[str, float]]:
+    """CPUs and GPUs of a stage by role: what the space says, no more CPUs than the cluster has.
+
+    Where the space says nothing of GPUs and there are any, others' models get a whole one and four students share one.
+    """
+    found: dict[Role, dict[str, float]] = {}
+    for role in ROLES:
+        wanted = space.resources_of(role)
+        shared = 0.25 if role == "student" else 1.0
+        gpu = wanted.gpu if wanted.gpu is not None else shared if cluster.get("GPU") else 0.0
+        found[role] = {"cpu": min(wanted.cpu, max(1, int(cluster.get("CPU", 1)))), "gpu": gpu}
+    return found
 
 
 def start_ray(slots: int | None, address: str | None = None) -> int:

@@ -113,6 +113,35 @@ def bucket(s3_server: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL server that listens on a Unix socket alone."""
+    pgserver = pytest.importorskip("pgserver", reason="its wheels are for Python 3.12 and older")
+    server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def database(postgres: str) -> str:
+    """The URL of an empty database."""
+    import sqlalchemy
+
+    name = f"takd_{uuid.uuid4().hex}"
+    with sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT").connect() as connection:
+        connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(params=["journal", "postgres"])
+def stored(request: pytest.FixtureRequest, tmp_path: Path) -> StudyFolder:
+    """The folder of a study named tiny, with either kind of Optuna storage, ready for use."""
+    database = request.getfixturevalue("database") if request.param == "postgres" else ""
+    folder = study_folder(str(tmp_path), "tiny", database)
+    folder.prepare()
+    return folder
+
+
+@pytest.fixture(scope="session")
 def ray_slots(cache: Path) -> Iterator[int]:
     """One Ray for all tests that train stages."""
     import ray
