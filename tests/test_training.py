@@ -196,3 +196,76 @@ def test_one_cycle_is_torchs():
         assert ours == pytest.approx(optimizer.param_groups[0]["lr"], abs=0.02)
         optimizer.step()
         theirs.step()
+
+
+def interrupted(stages: list[Stage], upstream: Any, after: int) -> list[dict[str, Tensor]]:
+    """Trained for some epochs, then by another object from the checkpoints, as bytes."""
+    first = StageTraining(stages, MNIST, upstream)
+    for _ in range(after):
+        first.run_epoch()
+    checkpoints = [first.checkpoint(lane) for lane in first.lanes]
+    second = StageTraining(stages, MNIST, upstream)
+    second.restore(checkpoints)
+    assert second.epoch == after
+    while not second.done:
+        second.run_epoch()
+    assert [each.epoch for each in second.lanes[0].epochs] == list(range(1, second.recipe.epochs + 1))
+    return [second.finish(lane).weights for lane in second.lanes]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"dropout": 0.3},
+        {"optimizer": "sgd", "learning_rate": 0.1},
+        {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.0},
+        {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "one-cycle"},
+        {"select": "best", "learning_rate": 0.1, "schedule": "constant"},
+        {"schedule": "step"},
+    ],
+)
+def test_a_stage_that_goes_on_from_a_checkpoint_is_the_stage_that_was_never_stopped(recipe):
+    whole = stage(epochs=6, **recipe)
+    [weights] = interrupted([whole], [[]], after=4)
+    assert same(weights, weights_of(whole))
+
+
+def test_lanes_go_on_from_their_checkpoints_together(teacher):
+    logits = [teacher.soft_targets.numpy()]
+    lanes = [stage(upstream=(TEACHER,), temperature=t, seed=s, epochs=4) for t, s in ((1.0, 0), (8.0, 1))]
+    whole = train(lanes, MNIST, [logits] * 2)
+    for trained, weights in zip(whole, interrupted(lanes, [logits] * 2, after=2), strict=True):
+        assert same(trained.weights, weights)
+
+
+def test_without_a_checkpoint_of_every_lane_training_starts_from_the_start():
+    lanes = [stage(seed=0), stage(seed=1)]
+    training = StageTraining(lanes, MNIST, [[], []])
+    training.run_epoch()
+    some = training.checkpoint(training.lanes[0])
+    again = StageTraining(lanes, MNIST, [[], []])
+    again.restore([some, None])
+    assert again.epoch == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"nonsense", b'{"format": 1}\n', b'{"format": 99, "epochs": []}\n', b'{"format": 1, "epochs": []}\nx'],
+)
+def test_what_is_no_checkpoint_is_refused(content):
+    with pytest.raises(ValueError, match="no checkpoint"):
+        StageTraining([stage()], MNIST, [[]]).restore([content])
+
+
+def test_a_checkpoint_of_another_model_is_refused():
+    training = StageTraining([stage("mlp-9")], MNIST, [[]])
+    training.run_epoch()
+    with pytest.raises(ValueError, match="a checkpoint of another model"):
+        StageTraining([stage("mlp-8")], MNIST, [[]]).restore([training.checkpoint(training.lanes[0])])
+
+
+def test_a_loss_that_is_no_number_after_the_last_step_ends_the_lane_too():
+    """One step a run: the training loss is that of the first weights, the validation loss is not."""
+    training = StageTraining([stage(epochs=1, batch_size=256, examples=200, learning_rate=1e38)], MNIST, [[]])
+    training.run_epoch()
+    assert training.lanes[0].failure in {f"the validation loss became {x} in epoch 1 of 1" for x in ("nan", "inf")}
