@@ -2,7 +2,7 @@
 
 from search_spaces.arms import Arm, parse_arm
 from search_spaces.errors import InputError
-from search_spaces.space import Configuration, Space, load_space, presets, space_from
+from search_spaces.space import Configuration, Space, Training, examples_of, load_space, presets, space_from
 from search_spaces.stage import ROLES, TRAINING_REVISION, DatasetFingerprint, Loss, Path, Recipe, Role, Stage, key_of
 
 __all__ = [
@@ -18,6 +18,8 @@ __all__ = [
     "Role",
     "Space",
     "Stage",
+    "Training",
+    "examples_of",
     "key_of",
     "load_space",
     "parse_arm",

@@ -97,7 +97,8 @@ Varied = Annotated[
 ]
 
 
-def _examples(value: Any) -> Iterable[tuple[str, Any]]:
+def examples_of(value: Any) -> Iterable[tuple[str, Any]]:
+    """Where a value that may be varied stands and the value, for every one that needs checking: `.low`, 1."""
     return value.examples() if isinstance(value, Choices | Range) else [("", value)]
 
 
@@ -109,9 +110,9 @@ class Training(Value):
     @field_validator("recipe")
     @classmethod
     def _every_recipe_in_it_is_valid(cls, recipe: dict[str, Any]) -> dict[str, Any]:
-        fixed = {name: next(iter(_examples(value)))[1] for name, value in recipe.items()}
+        fixed = {name: next(iter(examples_of(value)))[1] for name, value in recipe.items()}
         for name, value in recipe.items():
-            for place, example in _examples(value):
+            for place, example in examples_of(value):
                 try:
                     Recipe.model_validate(fixed | {name: example})
                 except ValidationError as error:
@@ -128,10 +129,10 @@ class Distillation(Training):
     @model_validator(mode="after")
     def _temperatures_are_positive(self) -> Self:
         for name, value in (("temperature", self.temperature), ("lambda", self.lambda_)):
-            for place, example in _examples(value):
+            for place, example in examples_of(value):
                 if isinstance(example, bool) or not isinstance(example, int | float):
                     raise ValueError(f"{name}{place} is {example!r}; a {name} is a number")
-        for place, example in _examples(self.temperature):
+        for place, example in examples_of(self.temperature):
             if example <= 0:
                 raise ValueError(f"temperature{place} is {example}; a temperature is > 0")
         return self
@@ -232,7 +233,7 @@ class Space(Value):
         if len(set(self.arms)) < len(self.arms):
             raise ValueError("arms: each arm is named once")
         for place, section in (("assistants", self.assistants), ("student", self.student)):
-            for where, value in _examples(section.lambda_):
+            for where, value in examples_of(section.lambda_):
                 try:
                     check_lambda(value, self.loss.form)
                 except ValueError as error:

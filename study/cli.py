@@ -22,6 +22,7 @@ from study.status import print_status
 from study.stopping import INTERRUPTED, Stop, stopped_by_signals
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+DEBUG_HELP = "show a traceback where bad input ends in one line"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         if "--debug" in arguments:
             raise
-        print(f"takd: {error}", file=sys.stderr)
+        print(f"takd: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--from", dest="source", required=True, type=Path, metavar="DIR", help="torchvision's MNIST folder"
     )
+    data.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     data.set_defaults(command=_data)
     return parser
 
@@ -93,7 +95,7 @@ def _command(
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as student.temperature=4"
         )
-    command.add_argument("--debug", action="store_true", help="show a traceback where bad input ends in one line")
+    command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     if study:
         command.add_argument("name", metavar="NAME", help="of the study")
     command.add_argument(
@@ -129,7 +131,7 @@ def _run(options: argparse.Namespace) -> int:
         print(f"takd: stopped: {stop.reason}; go on with: {shlex.join(['takd', *options.arguments])}", file=sys.stderr)
         return INTERRUPTED if stop.interrupted else FAILED
     print_arms(folder, console)
-    console.print(f"{result.trained} stages trained in this run; the study is complete", highlight=False)
+    console.print(f"{result.trained} stages trained in this run; the study is complete")
     return FAILED if print_failures(read_trials(folder.trials), console) else OK
 
 
@@ -158,11 +160,9 @@ def _export(options: argparse.Namespace) -> int:
     folder = study_folder(options.root, options.name, options.storage)
     chosen = export_best(folder, options.out, options.arm)
     console = _console()
-    console.print(f"exported {chosen.path} (seed {chosen.seed}, {chosen.configuration})", highlight=False)
-    console.print(
-        f"validation accuracy of the search {chosen.accuracy:.2f} %; stage {chosen.stage_key}", highlight=False
-    )
-    console.print(f"{options.out}/student.safetensors, {options.out}/stage.json", highlight=False)
+    console.print(f"exported {chosen.path} (seed {chosen.seed}, {chosen.configuration})")
+    console.print(f"validation accuracy of the search {chosen.accuracy:.2f} %; stage {chosen.stage_key}")
+    console.print(f"{options.out}/student.safetensors, {options.out}/stage.json")
     return OK
 
 
@@ -171,10 +171,11 @@ def _data(options: argparse.Namespace) -> int:
 
     dataset = import_mnist(options.source)
     sizes = ", ".join(f"{number} {split}" for split, number in dataset.sizes.items())
-    _console().print(f"{dataset.name}: {sizes}; digest {dataset.digest[:12]}", highlight=False)
+    _console().print(f"{dataset.name}: {sizes}; digest {dataset.digest[:12]}")
     return OK
 
 
 def _console() -> Console:
-    """Lines are not folded where nobody set a width: they may be read by a program."""
-    return Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=200)
+    """What is printed is text, not markup; its lines are not folded, as they may be read by a program."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # of tables
+    return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)

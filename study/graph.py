@@ -1,7 +1,7 @@
 """The study graph: which stages the proposed paths need, each once, and which may train now. No Ray, no Optuna."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal
@@ -20,7 +20,12 @@ class Proposal:
     """One configuration that the sampler asks about: a path a seed."""
 
     number: int  # of the Optuna trial
+    configuration: str  # its arm and hyperparameters; several proposals may repeat one, with other seeds
     paths: tuple[Path, ...]
+
+    @property
+    def arm(self) -> str:
+        return self.paths[0].arm
 
 
 @dataclass
@@ -54,7 +59,7 @@ class StageGraph:
         self._ready: dict[str, deque[Node]] = {role: deque() for role in ROLES}
         self.nodes: dict[str, Node] = {}
         self.open: dict[int, Proposal] = {}
-        self.best_by_arm: dict[str, float] = {}  # mean validation accuracy of the best configuration
+        self._accuracies: dict[tuple[str, str], list[float]] = {}  # by arm and configuration
         self._downstream: dict[str, list[str]] = {}
 
     def add(self, proposal: Proposal) -> None:
@@ -138,16 +143,22 @@ class StageGraph:
         finished = [each for each in self.open.values() if all(node.state in ENDED for node in self.students(each))]
         for proposal in finished:
             del self.open[proposal.number]
-            self._note_best(proposal)
+            found = [node.val_accuracy for node in self.students(proposal) if node.val_accuracy is not None]
+            self.note(proposal.arm, proposal.configuration, found)
         return finished
 
-    def _note_best(self, proposal: Proposal) -> None:
-        accuracies = [node.val_accuracy for node in self.students(proposal)]
-        arm = proposal.paths[0].arm
-        if None not in accuracies:
-            self.best_by_arm[arm] = max(
-                self.best_by_arm.get(arm, 0.0), fmean(each for each in accuracies if each is not None)
-            )
+    def note(self, arm: str, configuration: str, accuracies: Sequence[float]) -> None:
+        """What students of a configuration reached, in this run or an earlier one."""
+        self._accuracies.setdefault((arm, configuration), []).extend(accuracies)
+
+    @property
+    def best_by_arm(self) -> dict[str, float]:
+        """Mean validation accuracy over all seeds of each arm's best configuration."""
+        best: dict[str, float] = {}
+        for (arm, _), accuracies in self._accuracies.items():
+            if accuracies:
+                best[arm] = max(best.get(arm, 0.0), fmean(accuracies))
+        return best
 
     def students(self, proposal: Proposal) -> list[Node]:
         return [self.nodes[path.student.key] for path in proposal.paths]

@@ -55,7 +55,7 @@ class Search:
         trial.set_user_attr("arm", choice.arm.name)
         trial.set_user_attr("path", str(paths[0]))
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
-        return Proposal(trial.number, paths)
+        return Proposal(trial.number, configuration_name(self._trials()[trial.number]), paths)
 
     def _seed_sampler(self, number: int) -> None:
         """What is drawn for a trial follows from its number, not from what this process drew before."""
@@ -81,9 +81,17 @@ class Search:
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         if "seeds" in trial.user_attrs:
-            return Proposal(trial.number, self.paths_of(trial))
+            return Proposal(trial.number, configuration_name(trial), self.paths_of(trial))
         self._seed_sampler(trial.number)
         return self._propose(optuna.Trial(self.study, trial._trial_id))
+
+    def finished(self) -> list[tuple[str, str, list[float]]]:
+        """Arm, configuration and its students' mean accuracy, once a seed, of the trials that ended well."""
+        return [
+            (trial.user_attrs["arm"], configuration_name(trial), [trial.value] * len(trial.user_attrs["seeds"]))
+            for trial in self.proposed()
+            if trial.state == TrialState.COMPLETE and trial.value is not None
+        ]
 
     def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
         """The paths of a stored trial: the same values again."""
@@ -113,6 +121,14 @@ class Search:
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
+
+
+def configuration_name(trial: FrozenTrial) -> str:
+    """`kd temperature=4 lambda=0.7`"""
+    chosen = [
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
+    ]
+    return " ".join([trial.user_attrs["arm"], *(each for each in chosen if not each.startswith("arm="))])
 
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
@@ -209,6 +225,12 @@ def _sampler(space: Space, trial: int) -> optuna.samplers.BaseSampler:
         # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
     return optuna.samplers.RandomSampler(seed=seed)  # a grid is enqueued whole
+
+
+def refuse_another_space(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> None:
+    """Raises InputError with the differences where the folder has a study of another space. Writes nothing."""
+    if search := find_search(folder):
+        _refuse_another_space(search, space, dataset)
 
 
 def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerprint) -> None:

@@ -10,11 +10,21 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces import ROLES, Configuration, DatasetFingerprint, InputError, Role, Space, Stage
+from search_spaces import (
+    ROLES,
+    Configuration,
+    DatasetFingerprint,
+    InputError,
+    Role,
+    Space,
+    Stage,
+    Training,
+    examples_of,
+)
 from study.folder import StudyFolder
 from study.optimization import find_search
-from trainables.artifacts import ArtifactStore
-from trainables.datasets import Dataset, load
+from trainables.artifacts import ArtifactStore, needed_files
+from trainables.datasets import Dataset, load, transfer_set
 from trainables.models import build, size_of
 from trainables.training import StageTraining
 
@@ -35,12 +45,20 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
         for stage in _one_stage_a_model(space, dataset):
             with torch.device("meta"):
                 build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
-            if (stage.recipe.examples or 0) > dataset.sizes["train"]:
-                raise InputError(f"{stage.role}.recipe.examples is {stage.recipe.examples}; "
-                                 f"{dataset.name} has {dataset.sizes['train']} training images")  # fmt: skip
+        for role, section in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
+            _check_transfer_sets(role, section, dataset)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return dataset, [] if space.allow_any_size else list(_odd_sizes(space, dataset))
+
+
+def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None:
+    for place, examples in examples_of(section.recipe.get("examples")):
+        if examples is not None:
+            try:
+                transfer_set(dataset.train.labels, int(examples), seed=0)
+            except InputError as error:
+                raise InputError(f"{role}.{error}".replace("examples is", f"examples{place} is")) from None
 
 
 def _one_stage_a_model(space: Space, dataset: Dataset) -> list[Stage]:
@@ -83,26 +101,25 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     """Arms, stages, which are cached, and a cost estimate."""
     dataset, warnings = check_space(space, source)
     for warning in warnings:
-        console.print(f"warning: {warning}", highlight=False, soft_wrap=True)
+        console.print(f"warning: {warning}")
     search = find_search(folder)
     asked = search.asked if search else 0
     planned = plan(space, dataset, folder.artifacts, asked)
     arms = ", ".join(arm.name for arm in space.all_arms)
-    console.print(f"arms: {arms}", highlight=False, soft_wrap=True)
+    console.print(f"arms: {arms}")
     console.print(
         f"{space.budget} trials x {space.seeds} seeds by {space.sampler}, {len(space.guaranteed())} of them guaranteed"
         + (f"; {asked} already proposed" if asked else ""),
-        highlight=False,
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("role", "model", "stages", "cached", "s each", "CPUs"):
         table.add_column(column, justify="left" if column in ("role", "model") else "right")
     for row in planned:
         table.add_row(row.role, row.model, str(row.number), str(row.cached), f"{row.seconds:.1f}", str(row.cpu))
-    console.print(table, highlight=False)
+    console.print(table)
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
-    console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps", highlight=False)
+    console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps")
 
 
 def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> list[PlannedStages]:
@@ -114,7 +131,7 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
     planned = []
     for stage in _one_stage_a_model(space, dataset):
         cpu = min(space.resources_of(stage.role).cpu, threads)
-        cached = store.check(stage.key) is not None
+        cached = store.has(stage.key, needed_files(stage))
         number = 1
         if stage.role == "student":
             number, cached = max(0, space.budget - asked) * space.seeds, False

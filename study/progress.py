@@ -29,6 +29,7 @@ class Progress:
         self.started = time.monotonic()
         self.snapshot = Snapshot()
         self.next_snapshot = 0.0
+        self.latest: tuple[StageGraph, int] | None = None
         self.epochs: dict[str, tuple[Node, int]] = {}
         self.stop = threading.Event()
         self.live: Live | None = None
@@ -51,9 +52,15 @@ class Progress:
         self.epochs.pop(node.stage.key, None)
 
     def graph_changed(self, graph: StageGraph, trials_left: int) -> None:
-        if (now := time.monotonic()) < self.next_snapshot:
+        self.latest = (graph, trials_left)
+        if (now := time.monotonic()) >= self.next_snapshot:
+            self.next_snapshot = now + SNAPSHOT_SECONDS
+            self._look()
+
+    def _look(self) -> None:
+        if self.latest is None:
             return
-        self.next_snapshot = now + SNAPSHOT_SECONDS
+        graph, trials_left = self.latest
         self.snapshot = Snapshot(
             counts={role: dict(states) for role, states in graph.counts.items()},
             best=dict(graph.best_by_arm),
@@ -62,16 +69,17 @@ class Progress:
         )
 
     def close(self) -> None:
+        self._look()
         if self.live:
             self.live.stop()
         if self.thread:
             self.stop.set()
             self.thread.join()
-            self.console.print(self._line(), soft_wrap=True, highlight=False)
+            self.console.print(self._line())
 
     def _print_lines(self) -> None:
         while not self.stop.wait(PLAIN_SECONDS):
-            self.console.print(self._line(), soft_wrap=True, highlight=False)
+            self.console.print(self._line())
 
     def _line(self) -> str:
         counts = self.snapshot.counts
@@ -89,7 +97,7 @@ class Progress:
 
     def _remaining(self) -> str:
         seconds = self.snapshot.seconds_left
-        return f" | about {_clock(seconds)} left" if seconds is not None else ""
+        return f" | about {_clock(seconds)} left" if seconds else ""
 
     def _render(self) -> RenderableType:
         table = Table(title=f"study {self.study}", title_justify="left", box=None, padding=(0, 2, 0, 0))

@@ -22,7 +22,7 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
     """The table of arms, what its numbers are, and where the rest is."""
     trials = read_trials(folder.trials)
     if not len(students(trials)):
-        console.print(f"study {folder.name}: no student has ended yet", highlight=False)
+        console.print(f"study {folder.name}: no student has ended yet")
         return
     header, *rows = format_arms(arms_table(trials))
     table = Table(title=f"study {folder.name}", title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -30,13 +30,11 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
         table.add_column(column, justify="left" if column in ("arm", "paper", "best setting") else "right")
     for row in rows:
         table.add_row(*row)
-    console.print(table, highlight=False)
-    console.print(
-        "± is one standard error over seeds; over kd is paired by seed, in percentage points.", highlight=False
-    )
-    console.print(SEARCH_NOTE, highlight=False)
-    console.print(f"figure   {folder.storage.uri(f'{folder.name}/{FIGURE}.png')}", soft_wrap=True, highlight=False)
-    console.print(f"results  {folder.trials}", soft_wrap=True, highlight=False)
+    console.print(table)
+    console.print("± is one standard error over seeds; over kd is paired by seed, in percentage points.")
+    console.print(SEARCH_NOTE)
+    console.print(f"figure   {folder.storage.uri(f'{folder.name}/{FIGURE}.png')}")
+    console.print(f"results  {folder.trials}")
 
 
 def print_failures(trials: pd.DataFrame, console: Console) -> int:
@@ -44,5 +42,5 @@ def print_failures(trials: pd.DataFrame, console: Console) -> int:
     failed = trials[trials["status"] == "failed"].drop_duplicates("stage_key")
     for _, row in failed.iterrows():
         line = f"failed   {row['role']} {row['model']} seed {row['seed']} of {row['configuration']}: {row['error']}"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line)
     return len(failed)

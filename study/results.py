@@ -12,7 +12,7 @@ from study.folder import EPOCHS as EPOCHS_FILE
 from study.folder import TRIALS as TRIALS_FILE
 from study.folder import StudyFolder
 from study.graph import Description
-from study.optimization import Search
+from study.optimization import Search, configuration_name
 
 TRIALS = pa.schema(
     [
@@ -78,17 +78,10 @@ def build_results(folder: StudyFolder, search: Search) -> tuple[pa.Table, pa.Tab
         for path in search.paths_of(trial):
             for stage in path.stages:
                 if stage.key not in found:
-                    found[stage.key] = _describe(folder, stage.key)
+                    found[stage.key] = folder.artifacts.describe(stage.key)
             rows += _path_rows(folder.name, search, trial, path, found)
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
     return pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS)
-
-
-def _describe(folder: StudyFolder, key: str) -> Description | None:
-    try:
-        return folder.artifacts.describe(key)
-    except ValueError:
-        return None  # damaged: a run sets it aside
 
 
 def _path_rows(
@@ -148,14 +141,6 @@ def _status(stage: Stage, trial: FrozenTrial, outcome: dict[str, Any] | None) ->
     if stage.key in trial.user_attrs.get("failures", {}):
         return "failed"
     return "pruned" if trial.state.name == "PRUNED" and stage.role == "student" else "unfinished"
-
-
-def configuration_name(trial: FrozenTrial) -> str:
-    """`kd temperature=4 lambda=0.7`"""
-    chosen = [
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
-    ]
-    return " ".join([trial.user_attrs["arm"], *(each for each in chosen if not each.startswith("arm="))])
 
 
 def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from rich.console import Console
 
@@ -11,14 +10,14 @@ from study.folder import StudyFolder
 from study.graph import Description, StageGraph
 from study.lease import acquire_lease
 from study.observers import Observer, Observers
-from study.optimization import Search, create_search, open_optuna
+from study.optimization import Search, create_search, open_optuna, refuse_another_space
 from study.plan import check_space, fingerprint
 from study.progress import Progress
 from study.report import write_figure
 from study.results import write_results
 from study.stopping import Stop
 from study.tracking import Mode, WandbTracker, wandb_mode
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore
+from trainables.artifacts import ArtifactStore, needed_files
 from trainables.storage import FULL
 
 
@@ -49,10 +48,10 @@ def run_study(
     stop = stop or Stop()
     dataset, warnings = check_space(space, source)
     for warning in warnings:
-        console.print(f"[yellow]warning[/] {warning}", soft_wrap=True, highlight=False)
+        console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
-    say = partial(console.print, soft_wrap=True, highlight=False)
-    lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=say)
+    refuse_another_space(folder, space, fingerprint(dataset))
+    lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
         search = create_search(folder, space, fingerprint(dataset))
         folder.write_space(space)
@@ -87,10 +86,5 @@ def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Co
 
 
 def find_artifact(store: ArtifactStore) -> Callable[[Stage], Description | None]:
-    """Looks a stage up in the store; what others learn from needs its soft targets as well."""
-
-    def find(stage: Stage) -> Description | None:
-        needed = (WEIGHTS,) if stage.role == "student" else (WEIGHTS, SOFT_TARGETS)
-        return store.check(stage.key, needed)
-
-    return find
+    """Looks a stage up in the store."""
+    return lambda stage: store.check(stage.key, needed_files(stage))

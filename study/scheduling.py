@@ -4,7 +4,9 @@ import logging
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path as FilePath
@@ -62,6 +64,8 @@ class PathSearcher(Searcher):
         self.resources = resources(search.space, reachable_resources())
         self.guaranteed = len(search.space.guaranteed())
         self.given: dict[str, list[str]] = {}  # Tune's trial -> stage keys
+        for arm, configuration, accuracies in search.finished():
+            graph.note(arm, configuration, accuracies)
         for proposal in search.reclaim():
             graph.add(proposal)
         self._close_finished()
@@ -245,11 +249,15 @@ def start_ray(slots: int | None, address: str | None = None) -> int:
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots."""
     os.environ.update(_TUNE_ENVIRONMENT)
     if not ray.is_initialized():
+        handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
             ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
         else:
             _join(address, quiet)
+        if threading.current_thread() is threading.main_thread():
+            for each, handler in handlers.items():  # Ray puts its own in their place
+                signal.signal(each, handler)
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     return int(reachable_resources().get("CPU", 1))

@@ -22,18 +22,15 @@ def print_status(folder: StudyFolder, console: Console) -> None:
     console.print(
         f"study {folder.name}: {search.asked} of {search.space.budget} trials proposed "
         f"({', '.join(f'{number} {state}' for state, number in states.items()) or 'none'})",
-        highlight=False,
     )
-    console.print(_counts(trials), highlight=False)
+    console.print(_counts(trials))
     done = students(trials)
     if len(done):
         means = done.groupby(["arm", "configuration"])["accuracy"].mean().reset_index()
         for _, row in (
             means.sort_values("accuracy").groupby("arm").tail(1).sort_values("accuracy", ascending=False).iterrows()
         ):
-            console.print(
-                f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})", highlight=False
-            )
+            console.print(f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})")
     print_failures(trials, console)
 
 

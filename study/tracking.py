@@ -28,8 +28,15 @@ def wandb_mode(asked: Mode | None) -> Mode:
         "dryrun": "offline",
         "disabled": "disabled",
     }
-    asked = asked or of_environment.get(os.environ.get("WANDB_MODE", ""))
-    return asked or ("online" if wandb.login(prompt=False) else "offline")
+    return asked or of_environment.get(os.environ.get("WANDB_MODE", "")) or ("online" if _finds_key() else "offline")
+
+
+def _finds_key() -> bool:
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except Exception as error:  # whatever is wrong with the key, the study goes on
+        log.warning("W&B: %s; runs are kept offline", str(error).splitlines()[0])
+        return False
 
 
 class WandbTracker:
@@ -78,6 +85,8 @@ class WandbTracker:
 
     def _start(self, node: Node, _: Any) -> None:
         stage = node.stage
+        if stage.key in self._runs:
+            return  # started again after its worker died: it goes on in its run
         run = wandb.init(
             id=hashlib.sha256(f"{self.study}/{stage.key}".encode()).hexdigest()[:16],
             resume="allow" if self.mode == "online" else None,

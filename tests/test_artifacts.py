@@ -48,7 +48,7 @@ def place(store: ArtifactStore, name: str) -> str:
 def test_what_is_published_is_found(store):
     assert store.check(KEY) is None
     publish(store)
-    description = store.check(KEY, (WEIGHTS, SOFT_TARGETS))
+    description = store.check(KEY, {WEIGHTS, SOFT_TARGETS})
     assert description is not None
     assert description["input"] == {"model": "mlp-8"}
     assert len(store.storage.names(f"artifacts/{KEY}")) == 3
@@ -100,7 +100,7 @@ def test_without_its_description_an_artifact_is_not_there(store):
     store.storage.delete(place(store, DESCRIPTION))
     assert store.check(KEY) is None
     publish(store)
-    assert store.check(KEY, (WEIGHTS, SOFT_TARGETS)) is not None
+    assert store.check(KEY, {WEIGHTS, SOFT_TARGETS}) is not None
 
 
 def test_an_artifact_under_anothers_key_is_not_believed(store, caplog):
@@ -112,10 +112,10 @@ def test_an_artifact_under_anothers_key_is_not_believed(store, caplog):
 
 def test_a_student_that_becomes_an_assistant_gets_its_soft_targets(store):
     publish(store, {WEIGHTS: b"weights"})
-    assert store.check(KEY, (WEIGHTS,)) is not None
-    assert store.check(KEY, (WEIGHTS, SOFT_TARGETS)) is None
+    assert store.check(KEY, {WEIGHTS}) is not None
+    assert store.check(KEY, {WEIGHTS, SOFT_TARGETS}) is None
     publish(store)
-    assert store.check(KEY, (WEIGHTS, SOFT_TARGETS)) is not None
+    assert store.check(KEY, {WEIGHTS, SOFT_TARGETS}) is not None
 
 
 def test_of_two_writers_the_first_wins_and_neither_fails(store):
@@ -142,7 +142,7 @@ def test_readers_see_all_of_an_artifact_or_none_while_two_write_it(store, caplog
         writer.start()
     seen = 0
     while any(writer.is_alive() for writer in writers):
-        if store.check(KEY, (WEIGHTS, SOFT_TARGETS)) is not None:
+        if store.check(KEY, {WEIGHTS, SOFT_TARGETS}) is not None:
             seen += 1
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert seen > 0

@@ -96,7 +96,7 @@ def test_a_finished_study_runs_nothing_and_says_so_in_seconds(finished):
 def test_no_stage_starts_before_what_it_learns_from_exists(folder):
     def upstream_exists(node: Node) -> None:
         for stage in node.stage.upstream:
-            assert folder.artifacts.check(stage.key, (WEIGHTS, SOFT_TARGETS)) is not None
+            assert folder.artifacts.check(stage.key, {WEIGHTS, SOFT_TARGETS}) is not None
 
     watcher = Watcher(started=upstream_exists)
     run_watched(folder, tiny_space(), watcher)

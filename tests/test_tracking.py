@@ -273,7 +273,6 @@ def wandb_as_new() -> Iterator[None]:
     wandb.teardown()
 
 
-@pytest.mark.xfail(strict=True, reason="W&B's AuthenticationError leaves wandb_mode, before observers are watched")
 def test_a_malformed_key_does_not_end_a_study(ray_slots, folder, monkeypatch, wandb_as_new):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "short")

@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from search_spaces import Stage
 from trainables.storage import Storage, open_storage, sha256
 
 FORMAT = 1
@@ -52,10 +53,14 @@ class ArtifactStore:
         self.storage.publish(_folder(key), {**files, DESCRIPTION: text}, last=DESCRIPTION)
 
     def describe(self, key: str) -> dict[str, Any] | None:
-        """stage.json of a key, or None where there is no artifact; its files' digests are not checked.
+        """stage.json of a key, or None where there is no artifact or a damaged one; files' digests are not checked."""
+        try:
+            return self._description(key)
+        except ValueError:
+            return None
 
-        Raises ValueError on one that can't be this key's.
-        """
+    def _description(self, key: str) -> dict[str, Any] | None:
+        """As `describe`; raises ValueError on one that can't be this key's."""
         try:
             description = json.loads(self.storage.read(f"{_folder(key)}/{DESCRIPTION}"))
         except FileNotFoundError:
@@ -64,13 +69,18 @@ class ArtifactStore:
             raise ValueError(f"{DESCRIPTION} is another's")
         return description
 
-    def check(self, key: str, needed: tuple[str, ...] = (WEIGHTS,)) -> dict[str, Any] | None:
+    def has(self, key: str, needed: Set[str]) -> bool:
+        """Whether there is a whole artifact with the needed files; touches nothing."""
+        description = self.describe(key)
+        return bool(description and needed <= set(description["files"]) and not self._damaged(key, description))
+
+    def check(self, key: str, needed: Set[str] = frozenset({WEIGHTS})) -> dict[str, Any] | None:
         """stage.json of a whole artifact with the needed files; a damaged one is set aside with a warning."""
         try:
-            while description := self.describe(key):
+            while description := self._description(key):
                 damaged = self._damaged(key, description)
                 if damaged is None:
-                    return description if set(needed) <= set(description["files"]) else None
+                    return description if needed <= set(description["files"]) else None
                 if self.describe(key) == description:  # else another writer replaced it meanwhile
                     self.set_aside(key, f"{damaged} has not the digest it was written with")
         except ValueError:
@@ -136,6 +146,11 @@ class ArtifactStore:
     def drop_checkpoint(self, key: str) -> None:
         """The stage is finished, or nothing can come of it."""
         self.storage.delete(_checkpoint(key))
+
+
+def needed_files(stage: Stage) -> Set[str]:
+    """What a finished stage's artifact must have: what others learn from has its soft targets as well."""
+    return {WEIGHTS} if stage.role == "student" else {WEIGHTS, SOFT_TARGETS}
 
 
 def _folder(key: str) -> str:

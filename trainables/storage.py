@@ -23,6 +23,7 @@ from pyarrow import fs
 
 from search_spaces import InputError
 
+READ_ATTEMPTS = 5
 STALE_SECONDS = 24 * 3600.0
 _TEMPORARY = ".tmp-"
 
@@ -195,8 +196,19 @@ class Bucket(Storage):
         return urlunsplit(self._parts._replace(path=f"{self._parts.path.rstrip('/')}/{path}"))
 
     def read(self, path: str) -> bytes:
-        with self._files.open_input_file(self._path(path)) as file:
-            return file.readall()
+        # An object may be replaced between the look at its size and the reading of so many bytes.
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                with self._files.open_input_file(self._path(path)) as file:
+                    content: bytes = file.readall()
+                if self._files.get_file_info(self._path(path)).size == len(content):
+                    return content
+            except FileNotFoundError:
+                raise
+            except OSError:
+                if attempt == READ_ATTEMPTS - 1:
+                    raise
+        raise OSError(f"{self.uri(path)} changes while it is read")
 
     def replace(self, path: str, content: bytes) -> None:
         with self._files.open_output_stream(self._path(path)) as file:
