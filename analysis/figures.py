@@ -22,7 +22,7 @@ def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
     table = arms_table(trials).set_index("arm")
     assistants = [arm for arm in table.index if parse_arm(arm).assistants]
     matplotlib.rcParams["svg.hashsalt"] = "takd"  # the same figure, the same file
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for place, arm in enumerate(assistants):
         _draw_students(axes, trials, arm, place)
@@ -46,7 +46,12 @@ def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
     examples = f"{student['examples']:,} training images"
     axes.set_xlabel("teacher assistant (its parameters, its own validation accuracy), larger to smaller")
     axes.set_ylabel("student's validation accuracy (%)")
-    axes.set_title(f"Student {student['model']} on {examples}: what an assistant changes", loc="left")
+    axes.set_title(f"Student {student['model']} on {examples}: what an assistant changes", loc="left", pad=24)
+    axes.annotate(
+        "Large dots: mean of the arm's best setting, ± one standard error over seeds. "
+        "Small dots: single students, those of other settings grey.",
+        (0, 1), xycoords="axes fraction", xytext=(0, 8), textcoords="offset points", fontsize=8, color="#555555",
+    )  # fmt: skip
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#EEEEEE", zorder=0)
     _focus(axes, trials, table)
@@ -65,9 +70,9 @@ def _draw_line(axes: Any, row: "pd.Series[Any]", arm: str) -> None:
     mean, error = row["accuracy"], row["accuracy_se"]
     axes.axhline(mean, color=COLORS[arm], linewidth=2, zorder=2)
     axes.axhspan(mean - error, mean + error, color=COLORS[arm], alpha=0.15, linewidth=0, zorder=1)
-    name = {"labels": "labels alone", "kd": "kd: teacher alone"}[arm]
+    name = {"labels": "labels alone", "kd": "kd, no assistant"}[arm]
     axes.annotate(
-        f"{name} {mean:.2f}", (1, mean), xycoords=("axes fraction", "data"), xytext=(-4, 4), ha="right",
+        f"{name}\n{mean:.2f}", (1, mean), xycoords=("axes fraction", "data"), xytext=(6, 0), va="center",
         textcoords="offset points", color=COLORS[arm], fontweight="bold", zorder=5,
     )  # fmt: skip
 

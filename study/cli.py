@@ -99,7 +99,10 @@ def _command(
     if study:
         command.add_argument("name", metavar="NAME", help="of the study")
     command.add_argument(
-        "--root", default=ROOT, metavar="URI", help=f"folder, s3://... or gs://... of studies and artifacts ({ROOT})"
+        "--root",
+        default=os.environ.get("TAKD_ROOT", ROOT),
+        metavar="URI",
+        help=f"folder, s3://... or gs://... of studies and artifacts (default: TAKD_ROOT, else {ROOT})",
     )
     command.add_argument(
         "--storage", metavar="URL", help="Optuna's database (default: TAKD_STORAGE, else a journal file in the root)"

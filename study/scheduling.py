@@ -4,10 +4,9 @@ import logging
 import os
 import re
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
@@ -248,19 +247,21 @@ def resources(space: Space, cluster: Mapping[str, float]) -> dict[Role, dict[str
 def start_ray(slots: int | None, address: str | None = None) -> int:
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots."""
     os.environ.update(_TUNE_ENVIRONMENT)
-    if not ray.is_initialized():
-        handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
-            ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
-        else:
-            _join(address, quiet)
-        if threading.current_thread() is threading.main_thread():
-            for each, handler in handlers.items():  # Ray puts its own in their place
-                signal.signal(each, handler)
-    for name in ("ray.tune", "ray.train"):
+    for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    if not ray.is_initialized():
+        # Not in the main thread, where Ray would put its own handler in the place of ours: a signal would end us.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_init, slots, address).result()
     return int(reachable_resources().get("CPU", 1))
+
+
+def _init(slots: int | None, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+    else:
+        _join(address, quiet)
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
@@ -268,6 +269,10 @@ def _join(address: str, quiet: dict[str, Any]) -> None:
     packages = [str(FilePath(module.__file__).parent) for module in (search_spaces, trainables) if module.__file__]
     try:
         ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
+    except ray.exceptions.AuthenticationError:
+        raise InputError(
+            f"--address {address}: the cluster wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})") from None
 

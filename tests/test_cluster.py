@@ -23,6 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import yaml
+from conftest import TINY
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
@@ -229,7 +230,7 @@ def market():
 print(ray.get(market.remote(), timeout=60))
 """
 WATCH_WORKERS = """
-seen, until = [], time.monotonic() + 60
+seen, until = [], time.monotonic() + 120
 while time.monotonic() < until and (len(seen) < 3 or seen[-1]):
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
     now = sorted(node["Labels"].get("ray.io/market-type", "?") for node in alive)
@@ -277,7 +278,7 @@ class Cluster:
 
 
 def outcome(driver: subprocess.Popen[str]) -> tuple[int, str, str]:
-    output, errors = driver.communicate(timeout=90)
+    output, errors = driver.communicate(timeout=180)
     return driver.returncode, output, errors
 
 
@@ -420,11 +421,14 @@ def test_a_driver_learns_how_far_an_empty_cluster_can_grow(cluster):
 
 
 @pytest.mark.slow
-def test_a_cluster_of_these_node_types_grows_for_a_gpu_and_shrinks_when_idle(cluster):
+def test_a_cluster_of_these_node_types_grows_for_a_study_and_shrinks_when_idle(cluster, tmp_path):
+    space = tmp_path / "tiny.yaml"
+    space.write_text(yaml.safe_dump({**TINY, "arms": ["kd"], "trials": 2}))
+    takd = str(Path(sys.executable).with_name("takd"))
+    where = ("--root", str(tmp_path / "runs"), "--address", cluster.address, "--wandb", "disabled")
     watcher = cluster.start(*cluster.join(WATCH_WORKERS))
-    driver = cluster.start(*cluster.join(MARKET_OF_A_GPU_TASK))  # any would do, such as `takd run --address`
-    status, output, errors = outcome(driver)
-    assert (status, output) == (0, "spot\n"), errors
+    status, output, errors = outcome(cluster.start(takd, "run", str(space), *where, **ONE_TRY))
+    assert (status, "5 stages trained in this run; the study is complete" in output) == (0, True), output + errors
     _, seen, errors = outcome(watcher)
     first, *grown, last = json.loads(seen)
     assert (first, last) == ([], []), errors
@@ -436,3 +440,14 @@ def test_where_spot_has_no_capacity_a_worker_on_demand_comes():
     with local_cluster("without_spot.WithoutSpot") as cluster:
         status, output, errors = outcome(cluster.start(*cluster.join(MARKET_OF_A_GPU_TASK)))
     assert (status, output) == (0, "on-demand\n"), errors
+
+
+@pytest.mark.slow
+def test_a_study_without_the_token_ends_in_one_line(cluster, tmp_path):
+    space = tmp_path / "tiny.yaml"
+    space.write_text(yaml.safe_dump(TINY))
+    takd = str(Path(sys.executable).with_name("takd"))
+    where = ("--root", str(tmp_path / "runs"), "--address", cluster.address, "--wandb", "disabled")
+    status, _, errors = outcome(cluster.start(takd, "run", str(space), *where, HOME="/nonexistent", **ONE_TRY))
+    assert status == 2
+    assert re.fullmatch(r"takd: --address \S+: (the cluster wants its token|no Ray cluster answers) .*\n", errors)

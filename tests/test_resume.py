@@ -285,3 +285,46 @@ def test_a_full_disk_stops_the_study_with_one_line_and_it_goes_on_when_there_is_
         assert len(driver.stages()) == 14
     finally:
         subprocess.run(["umount", "-l", str(disk)])
+
+
+ON_A_CLUSTER = """
+import sys, threading, time
+from pathlib import Path
+import psutil
+from ray.cluster_utils import Cluster
+from study.cli import main
+
+space, root = sys.argv[1:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
+cluster.wait_for_nodes()
+
+def trains(node):
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return any("StageTrainable" in " ".join(child.cmdline()) for child in raylet.children())
+
+def lose_a_node():
+    while not list(Path(root).glob("checkpoints/[0-9a-f]*")):
+        time.sleep(0.02)
+    [busy, *_] = [node for node in nodes if trains(node)]
+    cluster.remove_node(busy, allow_graceful=False)
+    print("a node is gone", flush=True)
+
+threading.Thread(target=lose_a_node, daemon=True).start()
+sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--address", cluster.address]))
+"""
+
+
+@pytest.mark.slow
+def test_the_stages_of_a_node_that_is_gone_go_on_on_another(undisturbed, tmp_path):
+    """Two nodes with a made-up GPU each; the one that trains the teacher is taken away."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(EVERY_EPOCH))
+    command = [sys.executable, "-c", ON_A_CLUSTER, str(file), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a node is gone" in done.stdout
+    folder = study_folder(str(tmp_path / "runs"), "tiny")
+    pd.testing.assert_frame_equal(pd.read_parquet(folder.trials)[COLUMNS], undisturbed)
+    threads = {json.loads(file.read_text())["outcome"]["threads"] for file in artifacts(folder).glob("*/stage.json")}
+    assert threads == {1}

@@ -1,0 +1,230 @@
+"""What a study costs beside the training itself, and what the cached soft targets save.
+
+    .venv/bin/python benchmarks/overhead.py [trial] [memory] [slots] [epoch]
+
+trial   seconds a stage costs beyond its training steps, over 100 tiny students on one CPU slot, beside the same for a
+        plain Tune function trainable that imports torch (over 6 trials); and where those seconds go
+memory  the resident set of the worker that trained those 100, from its 10th stage to its 100th
+slots   the preset mnist-gap: CPU seconds in training as a part of all the CPU slots had, from Ray's start to the end
+epoch   one epoch of mlp-784 with cached soft targets, beside one with the cnn teacher's forward pass in the loop
+
+About 6 minutes on 2 cores for all four. The ratios are of one run, side by side; seconds depend on the machine.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+import torch
+from ray import tune
+
+from search_spaces import Loss, Recipe, Space, Stage, load_space, space_from
+from study.folder import study_folder
+from study.graph import Node, StageGraph
+from study.observers import Observer, Observers
+from study.optimization import create_search
+from study.plan import check_space, fingerprint
+from study.run import find_artifact
+from study.scheduling import run_stages, start_ray
+from study.stopping import Stop
+from study.tracking import WandbTracker
+from trainables.datasets import load
+from trainables.losses import soften
+from trainables.models import build
+from trainables.training import StageTraining
+
+TRIALS, PLAIN_TRIALS = 100, 6
+LOOP_STEPS = 20  # of an epoch's 196, scaled: the teacher's forward pass takes a minute an epoch
+
+
+class Clock:
+    """An observer that notes when stages start and end, and the memory of the workers."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.started: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
+        self.nodes: list[Node] = []
+        self.resident: list[int] = []
+
+    def stage_started(self, node: Node) -> None:
+        self.started[node.stage.key] = time.perf_counter()
+
+    def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None: ...
+
+    def stage_ended(self, node: Node) -> None:
+        self.ended[node.stage.key] = time.perf_counter()
+        self.nodes.append(node)
+        if node.description:
+            self.resident.append(psutil.Process(node.description["outcome"]["process"]).memory_info().rss)
+
+    def graph_changed(self, graph: StageGraph, trials_left: int) -> None: ...
+    def close(self) -> None: ...
+
+
+def outcome(node: Node) -> dict[str, Any]:
+    assert node.description is not None, node.reason
+    return node.description["outcome"]
+
+
+def run(space: Space, slots: int, wandb: bool) -> tuple[Clock, float]:
+    """Runs a space's stages in a new root; returns what the clock saw and the seconds it took once Ray had started."""
+    ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="takd-overhead-") as root:
+        folder = study_folder(root, "overhead")
+        dataset, _ = check_space(space, "benchmark")
+        folder.prepare()
+        search = create_search(folder, space, fingerprint(dataset))
+        start_ray(slots)
+        clock = Clock()
+        watching: list[Observer] = [clock, *([WandbTracker("overhead", folder.local, "offline")] if wandb else [])]
+        observers = Observers(watching)
+        run_stages(search, StageGraph(find_artifact(folder.artifacts)), root, slots, observers, Stop())
+        seconds = time.perf_counter() - clock.began
+        observers.close()
+        return clock, seconds
+
+
+def tiny_students() -> Space:
+    return space_from(
+        {
+            "dataset": "mnist",
+            "teacher": "mlp-16",
+            "student": {"model": "mlp-4", "recipe": {"epochs": 2, "examples": 500}},
+            "arms": ["labels"],
+            "trials": TRIALS,
+        },
+        "benchmark",
+    )
+
+
+def plain_function(config: dict[str, Any]) -> dict[str, float]:
+    """What a user writes first; trains nothing, so that all its time is overhead."""
+    import torch
+
+    torch.set_num_threads(1)
+    return {"val_accuracy": 0.0}
+
+
+def measure_trial_and_memory(wanted: set[str]) -> None:
+    clock, seconds = run(tiny_students(), slots=1, wandb=False)
+    nodes = sorted(clock.nodes, key=lambda node: clock.started[node.stage.key])
+    training = sum(outcome(node)["train_seconds"] for node in nodes)
+    starts, ends = [clock.started[n.stage.key] for n in nodes], [clock.ended[n.stage.key] for n in nodes]
+    inside = sum(end - start for start, end in zip(starts, ends, strict=True)) - training
+    between = sum(max(0.0, start - end) for start, end in zip(starts[1:], ends, strict=False))
+    if "trial" in wanted:
+        started = time.perf_counter()
+        tune.Tuner(
+            tune.with_resources(plain_function, {"cpu": 1}),
+            tune_config=tune.TuneConfig(num_samples=PLAIN_TRIALS),
+            run_config=tune.RunConfig(storage_path=tempfile.mkdtemp(prefix="takd-plain-"), verbose=0),
+        ).fit()
+        plain = (time.perf_counter() - started) / PLAIN_TRIALS
+        here = (seconds - training) / TRIALS
+        print(f"trial: {TRIALS} tiny students, 1 slot: {seconds:.1f} s, of which {training:.1f} s of training")
+        print(f"  overhead a trial      {here:6.3f} s   at most 0.25 wanted")
+        print(f"  plain function        {plain:6.3f} s   {plain / here:.0f} times as much")
+        print(f"  worker's start        {(starts[0] - clock.began) / TRIALS:6.3f} s   process, torch, first tensors")
+        print(f"  around the training   {inside / TRIALS:6.3f} s   data, soft targets, artifact, messages")
+        print(f"  between two stages    {between / TRIALS:6.3f} s   Tune, searcher, Optuna")
+        print(
+            f"  end of the run        {(clock.began + seconds - ends[-1]) / TRIALS:6.3f} s   Tune lets its workers go"
+        )
+    if "memory" in wanted:
+        early, late = fmean(clock.resident[9:15]), fmean(clock.resident[-6:])
+        print(
+            f"memory: resident set {early / 2**20:.0f} MiB at stages 10-15, {late / 2**20:.0f} MiB at the last 6: "
+            f"{100 * (late / early - 1):+.1f} %, within 5 wanted"
+        )
+
+
+def measure_slots() -> None:
+    space, slots = load_space("mnist-gap"), 2
+    clock, seconds = run(space, slots, wandb=True)
+    nodes = sorted(clock.nodes, key=lambda node: clock.started[node.stage.key])
+    held = sum(outcome(node)["train_seconds"] * outcome(node)["threads"] for node in nodes)
+    first, last = clock.started[nodes[0].stage.key], max(clock.ended.values())
+    students = [outcome(node)["train_seconds"] for node in nodes if node.stage.role == "student"]
+    around = sum(
+        (clock.ended[n.stage.key] - clock.started[n.stage.key] - outcome(n)["train_seconds"]) * outcome(n)["threads"]
+        for n in nodes
+    )
+    whole = seconds * slots
+    print(
+        f"slots: mnist-gap, {len(students)} students of {fmean(students):.2f} s and {len(nodes) - len(students)} other "
+        f"stages, {slots} slots: {seconds:.0f} s"
+    )
+    print(f"  in training steps     {100 * held / whole:5.1f} %   at least 80 wanted")
+    print(f"  workers' start        {100 * (first - clock.began) * slots / whole:5.1f} %")
+    print(f"  around the training   {100 * around / whole:5.1f} %   data, soft targets, artifacts, messages")
+    print(f"  end of the run        {100 * (clock.began + seconds - last) * slots / whole:5.1f} %")
+    print("  the rest is slots with nothing to train: while a teacher is left alone, and between two stages")
+
+
+def measure_epoch() -> None:
+    torch.set_num_threads(2)
+    dataset = load("mnist")
+    teacher = Stage(role="teacher", dataset=fingerprint(dataset), model="cnn", recipe=Recipe(), seed=0)
+    student = Stage(
+        role="student",
+        dataset=fingerprint(dataset),
+        model="mlp-784",
+        recipe=Recipe(evaluate_every=10**9, epochs=10**6),
+        seed=0,
+        upstream=(teacher,),
+        loss=Loss(),
+        temperature=4.0,
+        **{"lambda": 0.5},
+    )
+    logits = np.zeros((len(dataset.train.labels), 10), np.float32)
+    cached = StageTraining([student], dataset, [[logits]])
+    cached.run_epoch()
+    with_cache = seconds_of(cached.run_epoch)
+    module = build("cnn", dataset.image_shape, 10).eval().to(memory_format=torch.channels_last)
+    order = torch.arange(len(cached.labels)).split(cached.recipe.batch_size)
+
+    def loop() -> None:
+        for batch in order[:LOOP_STEPS]:
+            images = cached.images[batch]
+            with torch.no_grad():
+                upstream = module(images.contiguous(memory_format=torch.channels_last))
+            targets = soften(upstream[None], 4.0, "separate")
+            cached.probabilities[0, batch] = targets.probabilities
+            cached.negative_entropy[0, batch] = targets.negative_entropy
+            cached._step(cached.lanes, batch)
+
+    loop()
+    in_loop = seconds_of(loop) * len(order) / LOOP_STEPS
+    print(f"epoch: mlp-784, {len(cached.labels):,} images, 2 threads: {with_cache:.2f} s with cached soft targets")
+    print(f"  with the cnn teacher in the loop {in_loop:.1f} s (from {LOOP_STEPS} of {len(order)} steps)")
+    print(f"  {in_loop / with_cache:.0f} times as long, at least 10 wanted")
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help="trial, memory, slots, epoch (default: all)")
+    parts = set(parser.parse_args().parts) or {"trial", "memory", "slots", "epoch"}
+    if parts & {"trial", "memory"}:
+        measure_trial_and_memory(parts)
+    if "slots" in parts:
+        measure_slots()
+    ray.shutdown()
+    if "epoch" in parts:
+        measure_epoch()
+
+
+if __name__ == "__main__":
+    main()
