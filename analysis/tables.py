@@ -70,7 +70,7 @@ def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, float]:
     """labels, kd, then assistants from the largest down."""
     assistants = parse_arm(arm).assistants
     if not assistants:
-        return (["labels", "kd"].index(arm), 0.0)
+        return (int(parse_arm(arm).distilled), 0.0)
     parameters = trials.loc[trials["model"] == assistants[-1], "parameters"].max()
     return (1 + len(assistants), -float(parameters))
 

@@ -29,6 +29,7 @@ from analysis.tables import read_trials
 from study.folder import study_folder
 
 NODES = 3
+PACE = (3.0, 12.0)  # seconds between two faults
 TAKD = str(Path(sys.executable).with_name("takd"))
 SPACE: dict[str, Any] = {
     "dataset": "mnist",
@@ -171,7 +172,7 @@ def disturbed_study(
 ) -> Watch:
     """Runs one study to its end, with as many of the wanted faults as it lasts."""
     watch = Watch(root)
-    driver, next_fault = start(space, root, "--address", cluster.address), time.monotonic() + dice.uniform(4, 20)
+    driver, next_fault = start(space, root, "--address", cluster.address), time.monotonic() + dice.uniform(*PACE)
     while True:
         time.sleep(0.02)
         watch.look()
@@ -197,7 +198,7 @@ def disturbed_study(
             cluster.lose_a_node(dice.randrange(NODES))
         account.faults[kind] += 1
         print(f"fault {account.faults.total():3} {kind:<7} {len(watch.artifacts):3} stages finished", flush=True)
-        next_fault = time.monotonic() + dice.uniform(4, 20)
+        next_fault = time.monotonic() + dice.uniform(*PACE)
 
 
 def table(root: Path) -> pd.DataFrame:

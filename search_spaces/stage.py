@@ -121,7 +121,7 @@ class Stage(Value):
     def _loss_input(self) -> dict[str, Any] | None:
         # How several upstreams are combined says nothing where there is one.
         left_out = {"guidance"} if len(self.upstream) < 2 else set()
-        return self.loss.model_dump(mode="json", exclude=left_out) if self.loss else None
+        return self.loss.model_dump(mode="json", exclude=left_out, exclude_none=True) if self.loss else None
 
     @cached_property
     def key(self) -> str:

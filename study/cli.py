@@ -129,7 +129,10 @@ def _run(options: argparse.Namespace) -> int:
     console, stop = _console(), Stop()
     chosen = RunOptions(options.wandb, options.slots, options.address)
     with stopped_by_signals(stop):
-        result = run_study(folder, space, f"space {options.space}", chosen, console, stop)
+        try:
+            result = run_study(folder, space, f"space {options.space}", chosen, console, stop)
+        except KeyboardInterrupt:  # while Ray started
+            stop.request("interrupted", interrupted=True)
     if stop.requested:
         print(f"takd: stopped: {stop.reason}; go on with: {shlex.join(['takd', *options.arguments])}", file=sys.stderr)
         return INTERRUPTED if stop.interrupted else FAILED

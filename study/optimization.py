@@ -4,7 +4,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import fmean
 from typing import Any
 
@@ -219,12 +219,18 @@ def _ends_whole(file: str) -> bool:
         return journal.read(1) == b"\n"
 
 
+# From a seed.
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # draws nothing: a grid is enqueued whole
+}
+
+
 def _sampler(space: Space, trial: int) -> optuna.samplers.BaseSampler:
     seed = space.sampler_seed + 1_000_003 * trial
-    if space.sampler == "tpe":
-        # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-    return optuna.samplers.RandomSampler(seed=seed)  # a grid is enqueued whole
+    return SAMPLERS[space.sampler](seed)
 
 
 def refuse_another_space(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> None:

@@ -4,9 +4,10 @@ import logging
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from typing import Any
@@ -250,10 +251,25 @@ def start_ray(slots: int | None, address: str | None = None) -> int:
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
-        # Not in the main thread, where Ray would put its own handler in the place of ours: a signal would end us.
-        with ThreadPoolExecutor(1) as thread:
-            thread.submit(_init, slots, address).result()
+        with _signals_kept():
+            _init(slots, address)
     return int(reachable_resources().get("CPU", 1))
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own on SIGTERM, which exits; what comes meanwhile is an interruption."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _init(slots: int | None, address: str | None) -> None:

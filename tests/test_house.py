@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -114,3 +115,20 @@ finally:
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert (run.returncode, run.stderr) == (0, "")
     assert "usage: takd" in run.stdout
+
+
+def test_what_a_space_may_ask_for_is_what_there_is():
+    """Literals of `search_spaces`, which imports no torch and no Optuna, and the tables they name."""
+    from search_spaces import Loss, Recipe, Space
+    from study.optimization import SAMPLERS
+    from trainables.losses import FORMS
+    from trainables.training import OPTIMIZERS, SCHEDULES
+
+    tables = [
+        (Recipe, "optimizer", OPTIMIZERS),
+        (Recipe, "schedule", SCHEDULES),
+        (Loss, "form", FORMS),
+        (Space, "sampler", SAMPLERS),
+    ]
+    for kind, field, table in tables:
+        assert set(get_args(kind.model_fields[field].annotation)) == set(table), field

@@ -78,6 +78,9 @@ class Driver:
             if line and (line[0].startswith(("ray::StageTrainable", "ray::IDLE")) or "/ray/core/src/ray/" in line[0])
         ]
 
+    def trains(self) -> bool:
+        return any("StageTrainable" in child.name() for child in psutil.Process(self.process.pid).children(True))
+
     def stages(self) -> list[Path]:
         return list(artifacts(self.folder).glob("[0-9a-f]*/stage.json"))
 
@@ -146,8 +149,8 @@ def test_signals_stop_cleanly_and_the_same_command_goes_on(undisturbed, tmp_path
     assert epochs > 0
 
     second = Driver(tmp_path, LATEST)
-    second.until(second.has_proposed)
-    time.sleep(8)
+    second.until(second.trains)
+    time.sleep(1)
     second.process.send_signal(signal.SIGTERM)
     code, _, errors = second.end(30)
     assert (code, "SIGTERM received" in errors) == (130, True)

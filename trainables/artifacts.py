@@ -65,8 +65,8 @@ class ArtifactStore:
             description = json.loads(self.storage.read(f"{_folder(key)}/{DESCRIPTION}"))
         except FileNotFoundError:
             return None
-        if not isinstance(description, dict) or description.get("key") != key:
-            raise ValueError(f"{DESCRIPTION} is another's")
+        if not isinstance(description, dict) or (description.get("key"), description.get("format")) != (key, FORMAT):
+            raise ValueError(f"{DESCRIPTION} is another's, or of another version")
         return description
 
     def has(self, key: str, needed: Set[str]) -> bool:

@@ -195,7 +195,8 @@ class StageTraining:
         started = time.perf_counter()
         lanes = self.running
         # Everything random in an epoch follows from seeds and its number, so training can go on from any epoch.
-        order = np.random.default_rng([self.recipe.order_seed, self.epoch]).permutation(len(self.labels))
+        generator = np.random.Generator(np.random.PCG64([self.recipe.order_seed, self.epoch]))
+        order = generator.permutation(len(self.labels))
         torch.manual_seed(_mix(lanes[0].stage.seed, self.epoch))  # dropout
         batches = torch.from_numpy(order).to(self.device).split(self.recipe.batch_size)
         total = torch.zeros(len(lanes), device=self.device)
@@ -274,7 +275,7 @@ class StageTraining:
             lane.epochs = epochs
             for name, weight in lane.model.named_parameters():
                 state = _below(tensors, f"optimizer.{name}")
-                self.optimizer.state[weight] = {what: each.to(self.device) for what, each in state.items()}
+                self.optimizer.state[weight] = {what: _laid_out_as(weight, each) for what, each in state.items()}
         self.epoch = len(states[0][0])
 
     def finish(self, lane: Lane) -> Trained:
@@ -305,6 +306,13 @@ def _parse_checkpoint(content: bytes) -> tuple[list[EpochMetrics], dict[str, Ten
         return [EpochMetrics(**epoch) for epoch in about["epochs"]], safetensors.torch.load(tensors)
     except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise ValueError(f"no checkpoint: {error}") from None
+
+
+def _laid_out_as(weight: Tensor, state: Tensor) -> Tensor:
+    """On the weight's device, and channels-last where it is: fused optimizers pair the two by their place in memory."""
+    if state.shape != weight.shape:
+        return state.to(weight.device)
+    return torch.empty_like(weight, requires_grad=False).copy_(state)
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
