@@ -216,7 +216,8 @@ def main() -> int:
         space = Path(folder) / "faults.yaml"
         space.write_text(yaml.safe_dump(SPACE))
         started = time.monotonic()
-        undisturbed = start(space, Path(folder) / "undisturbed", "--slots", "2")
+        no_gpus = [f"--set=resources.{role}.gpu=0" for role in SPACE["resources"]]
+        undisturbed = start(space, Path(folder) / "undisturbed", "--slots", "2", *no_gpus)
         output, _ = undisturbed.communicate()
         if undisturbed.returncode != 0:
             raise SystemExit(output)

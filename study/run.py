@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from search_spaces import Space, Stage
+from search_spaces import InputError, Space, Stage
 from study.folder import StudyFolder
 from study.graph import Description, StageGraph
 from study.lease import acquire_lease
@@ -69,9 +69,17 @@ def run_study(
 
 
 def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop) -> RunResult:
-    from study.scheduling import run_stages, start_ray  # imports Ray: seconds that a finished study need not wait
+    from study.scheduling import (
+        lacking_gpus,
+        run_stages,
+        start_ray,
+    )  # imports Ray: seconds that a finished study need not wait
 
     slots = start_ray(options.slots, options.address)
+    if lacking := lacking_gpus(search.space):
+        if options.address is None:
+            raise InputError(lacking)
+        console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
     graph = StageGraph(find_artifact(folder.artifacts))
     mode = wandb_mode(options.wandb)
     observers: list[Observer] = [Progress(folder.name, search.space.seeds, slots, console)]

@@ -245,6 +245,15 @@ def resources(space: Space, cluster: Mapping[str, float]) -> dict[Role, dict[str
     return found
 
 
+def lacking_gpus(space: Space) -> str | None:
+    """What a stage of the space would wait for in vain, as far as the cluster tells."""
+    there = reachable_resources().get("GPU", 0)
+    for role in ROLES:
+        if (wanted := space.resources_of(role).gpu or 0) > there:
+            return f"resources.{role}.gpu is {wanted:g}; Ray has {there:g} GPUs"
+    return None
+
+
 def start_ray(slots: int | None, address: str | None = None) -> int:
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots."""
     os.environ.update(_TUNE_ENVIRONMENT)

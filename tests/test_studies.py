@@ -12,7 +12,7 @@ import pytest
 import ray
 from conftest import SLOTS, Study, artifacts, run, run_watched, tiny_space
 
-from search_spaces import Stage, key_of
+from search_spaces import InputError, Stage, key_of
 from study.folder import StudyFolder, study_folder
 from study.graph import Node, StageGraph
 from study.results import write_results
@@ -240,3 +240,8 @@ def test_workers_are_used_again_for_stages_of_the_same_resources(finished):
     of_this = [each["process"] for each in outcomes if each["origin"]["study"] == "tiny"]
     assert len(of_this) == 14
     assert len(set(of_this)) <= 2 * SLOTS
+
+
+def test_a_gpu_that_is_not_there_is_one_line_and_no_endless_wait(folder):
+    with pytest.raises(InputError, match=r"resources.teacher.gpu is 0.5; Ray has 0 GPUs"):
+        run(folder, tiny_space(resources={"teacher": {"gpu": 0.5}}))
