@@ -16,6 +16,8 @@ from pyarrow import fs
 
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ["WANDB_MODE"] = "offline"
+os.environ.pop("TAKD_ROOT", None)
+os.environ.pop("TAKD_STORAGE", None)
 os.environ.pop("WANDB_API_KEY", None)
 
 from rich.console import Console
