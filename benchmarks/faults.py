@@ -253,9 +253,13 @@ def settle(account: Account, watch: Watch, rows: pd.DataFrame, expected: pd.Data
     account.retrained += len(watch.retrained)
     account.lost += len(set(expected["stage_key"]) - set(rows[rows["status"] == "done"]["stage_key"]))
     account.repeated += watch.repeated()
-    same = (rows[COMPARED].astype(str) == expected[COMPARED].astype(str)).all(axis=1)
+    both_null = rows[COMPARED].isna() & expected[COMPARED].isna()
+    same = ((rows[COMPARED] == expected[COMPARED]) | both_null).all(axis=1)
     close = (rows["val_accuracy"] - expected["val_accuracy"]).abs() <= 1e-3
     account.different += int((~(same & close)).sum())
+    shown = ["val_accuracy", *COMPARED[:-2]]
+    for number in rows.index[~(same & close)][:5]:
+        print(f"unlike: {rows.loc[number, shown].to_dict()}\nnot     {expected.loc[number, shown].to_dict()}")
 
 
 if __name__ == "__main__":
