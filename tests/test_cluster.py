@@ -258,6 +258,7 @@ class WithoutSpot(FakeMultiNodeProvider):
         super().create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
 """
 ONE_TRY = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # Ray would try a cluster that refuses it for 20 seconds
+HERE = {"TAKD_STORAGE": "", "TAKD_CACHE": os.environ.get("TAKD_CACHE", "")} | ONE_TRY  # no PostgreSQL of a node's
 FAKE_NODES = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
 
@@ -427,7 +428,7 @@ def test_a_cluster_of_these_node_types_grows_for_a_study_and_shrinks_when_idle(c
     takd = str(Path(sys.executable).with_name("takd"))
     where = ("--root", str(tmp_path / "runs"), "--address", cluster.address, "--wandb", "disabled")
     watcher = cluster.start(*cluster.join(WATCH_WORKERS))
-    status, output, errors = outcome(cluster.start(takd, "run", str(space), *where, **ONE_TRY))
+    status, output, errors = outcome(cluster.start(takd, "run", str(space), *where, **HERE))
     assert (status, "5 stages trained in this run; the study is complete" in output) == (0, True), output + errors
     _, seen, errors = outcome(watcher)
     first, *grown, last = json.loads(seen)
@@ -448,6 +449,6 @@ def test_a_study_without_the_token_ends_in_one_line(cluster, tmp_path):
     space.write_text(yaml.safe_dump(TINY))
     takd = str(Path(sys.executable).with_name("takd"))
     where = ("--root", str(tmp_path / "runs"), "--address", cluster.address, "--wandb", "disabled")
-    status, _, errors = outcome(cluster.start(takd, "run", str(space), *where, HOME="/nonexistent", **ONE_TRY))
+    status, _, errors = outcome(cluster.start(takd, "run", str(space), *where, HOME="/nonexistent", **HERE))
     assert status == 2
-    assert re.fullmatch(r"takd: --address \S+: (the cluster wants its token|no Ray cluster answers) .*\n", errors)
+    assert re.fullmatch(r"takd: --address \S+: (the cluster wants its token|no Ray cluster answers).*\n", errors)
