@@ -264,8 +264,8 @@ def test_a_model_that_does_not_fit_in_memory_does_not_end_the_study(folder):
     )
     study = run(folder, space)
     rows = pd.read_parquet(study.folder.trials).set_index(["arm", "role"]).sort_index()
-    assert set(rows.loc[("labels", "student"), "status"]) == {"done"}
-    assert rows.loc[("kd", "teacher"), "error"].str.contains("memory").all()
+    assert rows.loc[("labels", "student"), "status"] == "done"
+    assert "memory" in rows.loc[("kd", "teacher"), "error"]
     assert study.result.finished
 
 
