@@ -41,11 +41,12 @@ def export_best(folder: StudyFolder, out: Path, arm: str | None) -> Exported:
     means = chosen.groupby("configuration")["accuracy"].mean()
     row = chosen[chosen["configuration"] == means.idxmax()].sort_values("accuracy").iloc[-1]
     key = row["stage_key"]
-    if folder.artifacts.check(key) is None:
+    description = folder.artifacts.check(key)
+    if description is None:
         raise InputError(f"artifact {key[:12]} is missing or damaged; `takd run` trains it again")
     files = {
         "student.safetensors": folder.artifacts.read(key, WEIGHTS),
-        DESCRIPTION: json.dumps(folder.artifacts.describe(key), indent=1).encode(),
+        DESCRIPTION: json.dumps(description, indent=1).encode(),
     }
     _write_folder(out, files)
     return Exported(row["path"], row["configuration"], row["seed"], key, row["accuracy"])

@@ -19,7 +19,7 @@ ROOT = "runs"
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The files of one study below a root; `optuna` is the URL of a database, or empty for the journal file there."""
+    """The files of one study below a root; `database` is the URL of Optuna's, or empty for the journal file there."""
 
     root: str
     name: str

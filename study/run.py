@@ -50,10 +50,11 @@ def run_study(
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
-    refuse_another_space(folder, space, fingerprint(dataset))
+    data = fingerprint(dataset)
+    refuse_another_space(folder, space, data)
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
-        search = create_search(folder, space, fingerprint(dataset))
+        search = create_search(folder, space, data)
         folder.write_space(space)
         result = _train(folder, search, options, console, stop) if search.is_open else RunResult(finished=True)
         write_results(folder, search)
@@ -69,11 +70,8 @@ def run_study(
 
 
 def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop) -> RunResult:
-    from study.scheduling import (
-        lacking_gpus,
-        run_stages,
-        start_ray,
-    )  # imports Ray: seconds that a finished study need not wait
+    # Imports Ray: seconds that a finished study need not wait.
+    from study.scheduling import lacking_gpus, run_stages, start_ray
 
     slots = start_ray(options.slots, options.address)
     if lacking := lacking_gpus(search.space):
