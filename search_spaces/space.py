@@ -180,7 +180,7 @@ class Asha(Value):
 
 
 # Fields of a space that say nothing about what is searched.
-_CHANGEABLE = {"description", "trials", "resources", "checkpoint_every", "max_failures", "allow_any_size"}
+_CHANGEABLE = {"description", "trials", "resources", "checkpoint_every", "max_failures", "lanes", "allow_any_size"}
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,9 @@ class Space(Value):
     resources: dict[Role, Resources] = Field(default_factory=dict)
     checkpoint_every: CheckpointEvery = CheckpointEvery(seconds=10.0)
     max_failures: Integer = Field(3, ge=0, description="a stage whose worker dies more often has failed")
+    lanes: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
+        "auto", description="stages of one shape trained at once; auto: measured"
+    )
     allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
 
     @model_validator(mode="before")

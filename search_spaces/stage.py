@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from search_spaces.values import Integer, Number, Value
 
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
-TRAINING_REVISION = 1
+TRAINING_REVISION = 2
 
 Role = Literal["teacher", "assistant", "student"]
 ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
@@ -127,6 +127,13 @@ class Stage(Value):
     def key(self) -> str:
         """SHA-256 (hex) over the canonical JSON of `key_input()`."""
         return key_of(self.key_input())
+
+    @cached_property
+    def shape(self) -> str:
+        """What stages that train together share: all but seed, learning rate, T, lambda and upstream."""
+        recipe = self.recipe.model_dump(mode="json", exclude={"learning_rate"})
+        shared = [self.dataset.model_dump(mode="json"), self.model, recipe, self._loss_input()]
+        return json.dumps(shared, sort_keys=True)
 
     @property
     def name(self) -> str:

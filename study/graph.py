@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from search_spaces import ROLES, Path, Stage
+from search_spaces import ROLES, Path, Role, Stage
 
 State = Literal["waiting", "ready", "running", "done", "failed", "pruned"]
 STATES: tuple[State, ...] = ("waiting", "ready", "running", "done", "failed", "pruned")
@@ -37,6 +37,8 @@ class Node:
     state: State = "waiting"
     cached: bool = False  # its artifact was there before this run of the study needed it
     epoch: int = 0  # the last that was reported
+    failures: int = 0  # workers that died while they trained it alone
+    most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
     description: Description | None = None
     uses: set[int] = field(default_factory=set)  # proposals
@@ -44,6 +46,14 @@ class Node:
     @property
     def val_accuracy(self) -> float | None:
         return self.description["outcome"]["metrics"]["validation"]["accuracy"] if self.description else None
+
+
+class Group(NamedTuple):
+    """Ready stages that may train together."""
+
+    role: Role
+    shape: str
+    most_lanes: int | None
 
 
 class StageGraph:
@@ -56,7 +66,7 @@ class StageGraph:
     def __init__(self, find: Callable[[Stage], Description | None]) -> None:
         self.find = find
         self.counts: dict[str, dict[str, int]] = {role: dict.fromkeys((*STATES, "cached"), 0) for role in ROLES}
-        self._ready: dict[str, deque[Node]] = {role: deque() for role in ROLES}
+        self._ready: dict[str, dict[Group, deque[Node]]] = {role: {} for role in ROLES}
         self.nodes: dict[str, Node] = {}
         self.open: dict[int, Proposal] = {}
         self._accuracies: dict[tuple[str, str], list[float]] = {}  # by arm and configuration
@@ -90,10 +100,26 @@ class StageGraph:
         elif all(each.state == "done" for each in upstream):
             self._set_state(node, "ready")
 
-    def take_ready(self) -> Node | None:
-        """The ready stage that should train next, given once: what others learn from first, then in order."""
-        queue = next((queue for queue in self._ready.values() if queue), None)
-        return queue.popleft() if queue else None
+    def next_group(self) -> "Group | None":
+        """Whose stages should train next: what others learn from first, then what was ready first."""
+        return next((group for groups in self._ready.values() for group in groups), None)
+
+    def ready(self, group: "Group") -> int:
+        """How many stages of a group could train now."""
+        return len(self._ready[group.role].get(group, ()))
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether stages wait for others."""
+        return any(counts["waiting"] for counts in self.counts.values())
+
+    def take(self, group: "Group", most: int) -> list[Node]:
+        """Ready stages of a group, in order, each given once."""
+        queue = self._ready[group.role][group]
+        taken = [queue.popleft() for _ in range(min(most, group.most_lanes or most, len(queue)))]
+        if not queue:
+            del self._ready[group.role][group]
+        return taken
 
     def start(self, key: str) -> None:
         """The stage has its device and trains."""
@@ -105,7 +131,8 @@ class StageGraph:
         counts["cached" if node.cached else state] += 1
         node.state = state
         if state == "ready":
-            self._ready[node.stage.role].append(node)
+            group = Group(node.stage.role, node.stage.shape, node.most_lanes)
+            self._ready[group.role].setdefault(group, deque()).append(node)
 
     def finish(self, key: str) -> None:
         """The stage's artifact is published; stages that waited for it may become ready."""
@@ -120,6 +147,19 @@ class StageGraph:
     def give_back(self, key: str) -> None:
         """The stage could not train now, though nothing is wrong with it."""
         self._set_state(self.nodes[key], "ready")
+
+    def retry(self, keys: Sequence[str], reason: str, max_failures: int) -> None:
+        """The worker that trained these stages died: they train again, a quarter as many together.
+
+        So the one that kills its workers is soon alone. Alone it may fail `max_failures` times, then it has failed.
+        """
+        for node in [self.nodes[key] for key in keys]:
+            node.failures += len(keys) == 1
+            if node.failures > max_failures:
+                self._fail(node, reason)
+            else:
+                node.most_lanes = max(1, len(keys) // 4)
+                self._set_state(node, "ready")
 
     def fail(self, key: str, reason: str) -> None:
         self._fail(self.nodes[key], reason)

@@ -85,7 +85,7 @@ def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Co
         observers.append(WandbTracker(folder.name, folder.local, mode))
     watching = Observers(observers)
     try:
-        run_stages(search, graph, folder.root, slots, watching, stop)
+        run_stages(search, graph, folder.root, watching, stop)
     finally:
         watching.close()
     return RunResult(finished=not search.is_open, trained=sum(counts["done"] for counts in graph.counts.values()))

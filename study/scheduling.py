@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -18,19 +19,20 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 import ray
 from ray import tune
 from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 import search_spaces
 import trainables
 from search_spaces import ROLES, InputError, Role, Space
-from study.graph import Node, Proposal, StageGraph
+from study.graph import Group, Node, Proposal, StageGraph
 from study.observers import Observers
 from study.optimization import Search
 from study.stopping import Stop
 from trainables.artifacts import ArtifactStore
+from trainables.halving import start_halving
 from trainables.stage_trainable import StageTrainable
 from trainables.storage import FULL
+from trainables.width import WIDEST
 
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 
@@ -51,19 +53,28 @@ _TUNE_ENVIRONMENT = {
 log = logging.getLogger("takd")
 
 
+@dataclass
+class Batch:
+    """What one trial of Tune's trains."""
+
+    group: Group
+    keys: set[str]  # of its stages that have not ended
+
+
 class PathSearcher(Searcher):
     """Turns the sampler's paths into stages that may train now; a path that waits holds no device."""
 
-    def __init__(
-        self, search: Search, graph: StageGraph, root: str, slots: int, observers: Observers, stop: Stop
-    ) -> None:
-        super().__init__(metric="val_accuracy", mode="max")
+    def __init__(self, search: Search, graph: StageGraph, root: str, observers: Observers, stop: Stop) -> None:
+        super().__init__()
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
-        self.slots, self.stop = slots, stop
+        self.stop = stop
         self.artifacts = ArtifactStore(root)
-        self.resources = resources(search.space, reachable_resources())
+        self.cluster = reachable_resources()
+        self.resources = resources(search.space, self.cluster)
         self.guaranteed = len(search.space.guaranteed())
-        self.given: dict[str, list[str]] = {}  # Tune's trial -> stage keys
+        self.halving = start_halving(**search.space.asha.model_dump()) if search.space.asha else None
+        self.given: dict[str, Batch] = {}  # by Tune's trial
+        self.widths: dict[str, int] = {}  # lanes that go fastest, by shape, as workers measured
         for arm, configuration, accuracies in search.finished():
             graph.note(arm, configuration, accuracies)
         for proposal in search.reclaim():
@@ -76,20 +87,61 @@ class PathSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.requested:
             return None
-        node = self.graph.take_ready()
-        while node is None and self._may_ask() and (proposal := self._ask()):
+        group = self.graph.next_group()
+        while self._wants_more(group) and (proposal := self._ask()):
             self.graph.add(proposal)
             self._close_finished()
-            node = self.graph.take_ready()
-        if node is None:
+            group = self.graph.next_group()
+        size = self._batch_size(group) if group else 0
+        if group is None or size == 0:
             return None if self.graph.open or self.stop.requested else str(Searcher.FINISHED)
-        self.given[trial_id] = [node.stage.key]
+        nodes = self.graph.take(group, size)
+        self.given[trial_id] = Batch(group, {node.stage.key for node in nodes})
         self.observers.graph_changed(self.graph, self.search.remaining)
-        return self._config([node])
+        return self._config(group, nodes)
 
-    def _may_ask(self) -> bool:
-        """Guaranteed trials are asked for as early as there is room; free ones late, when the sampler knows more."""
-        return self.search.asked < self.guaranteed or len(self.graph.open) < 2 * self.slots
+    def _wants_more(self, group: Group | None) -> bool:
+        """Whether to ask the sampler now: early for guaranteed trials, for free ones late, when it knows more."""
+        if group and (group.role != "student" or self.graph.ready(group) >= self._width(group)):
+            return False
+        free = self.search.asked >= self.guaranteed
+        unknown = 1 if free else WIDEST
+        width = self._width(group, unknown) if group else max(self.widths.values(), default=unknown)
+        slots = self._slots("student")
+        return len(self.graph.open) < max(2 * slots, slots * width // self.search.space.seeds)
+
+    def _width(self, group: Group, unknown: int = WIDEST) -> int:
+        lanes = self.search.space.lanes
+        width = self.widths.get(group.shape, lanes if isinstance(lanes, int) else unknown)
+        return min(width, group.most_lanes or width)
+
+    def _batch_size(self, group: Group) -> int:
+        """A fair share of what is ready for each idle device, so that the last ones end together.
+
+        Where no device is idle a batch would only wait: then none that is small while others may still join it.
+        """
+        width, ready = self._width(group), self.graph.ready(group)
+        if idle := self._idle(group.role):
+            return min(width, -(-ready // idle))
+        small = -(-width // 4)
+        if ready < small and (self.graph.has_waiting or self.search.remaining):
+            return 0
+        return min(width, max(small, -(-ready // self._slots(group.role))))
+
+    def _slots(self, role: Role) -> int:
+        """How many batches of a role the cluster trains at once."""
+        return self._room(role, self.cluster.get("CPU", 1), self.cluster.get("GPU", 0)) or 1
+
+    def _idle(self, role: Role) -> int:
+        held = [self.resources[batch.group.role] for batch in self.given.values()]
+        cpus, gpus = (sum(each[kind] for each in held) for kind in ("cpu", "gpu"))
+        return self._room(role, self.cluster.get("CPU", 1) - cpus, self.cluster.get("GPU", 0) - gpus)
+
+    def _room(self, role: Role, cpus: float, gpus: float) -> int:
+        """How many batches of a role so many CPUs and GPUs have room for."""
+        wanted = self.resources[role]
+        by_cpu = int(cpus // wanted["cpu"])
+        return max(0, min(by_cpu, int(gpus / wanted["gpu"] + 1e-9)) if wanted["gpu"] else by_cpu)
 
     def _ask(self) -> Proposal | None:
         with self._room_needed():
@@ -106,28 +158,42 @@ class PathSearcher(Searcher):
                 raise
             self.stop.request(f"{error.filename or self.root}: {error.strerror}")
 
-    def _config(self, nodes: list[Node]) -> dict[str, Any]:
-        space, role = self.search.space, nodes[0].stage.role
-        study = self.search.study.study_name
+    def _config(self, group: Group, nodes: list[Node]) -> dict[str, Any]:
+        space, study = self.search.space, self.search.study.study_name
         return {
             "stages": [node.stage.model_dump(mode="json") for node in nodes],
             "root": self.root,
             "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
+            "measure_width": space.lanes == "auto" and group.shape not in self.widths,
+            "halving": self.halving if group.role == "student" else None,
+            "halving_epochs": space.asha.grace_epochs if space.asha else None,
             "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
-            "report_epochs": space.asha.grace_epochs if space.asha and role == "student" else None,
-            **self.resources[role],
+            **self.resources[group.role],
         }
 
     def trial_started(self, trial_id: str) -> None:
-        for key in self.given[trial_id]:
+        for key in self.given[trial_id].keys:
             self.graph.start(key)
             self.observers.stage_started(self.graph.nodes[key])
         self.observers.graph_changed(self.graph, self.search.remaining)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._hear(self.given[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if result is None or error:
+            return  # `trial_failed` follows, with the reason
+        self._hear(self.given.pop(trial_id), result)
+
+    def _hear(self, batch: "Batch", result: dict[str, Any]) -> None:
+        if result["width"] is not None:
+            self.widths[batch.group.shape] = result["width"]
         for state in result["stages"]:
             self._tell_epochs(state)
-        self.observers.graph_changed(self.graph, self.search.remaining)
+            if state["state"] != "running" and state["key"] in batch.keys:
+                batch.keys.remove(state["key"])
+                self._end(state)
+        self._close_finished()
 
     def _tell_epochs(self, state: dict[str, Any]) -> None:
         """Those not told before: after a retry a worker repeats some."""
@@ -136,25 +202,17 @@ class PathSearcher(Searcher):
         node.epoch = epochs[-1]["epoch"] if epochs else node.epoch
         self.observers.stage_reported(node, epochs)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if result is None or error:
-            return  # `trial_failed` follows, with the reason
-        self.given.pop(trial_id)
-        for state in result["stages"]:
-            self._tell_epochs(state)
-            self._end(state)
-        self._close_finished()
-
     def _end(self, state: dict[str, Any]) -> None:
         key = state["key"]
+        if state["state"] in ("returned", "no room"):
+            self.graph.give_back(key)
+            if state["state"] == "no room":
+                self.stop.request(state["reason"])
+            return
         if state["state"] == "done":
             self.graph.finish(key)
         elif state["state"] == "failed":
             self.graph.fail(key, state["reason"])
-        elif state["state"] == "no room":
-            self.graph.give_back(key)
-            self.stop.request(state["reason"])
-            return
         else:
             self.graph.prune(key)
         if state["state"] != "done":
@@ -162,9 +220,12 @@ class PathSearcher(Searcher):
         self.observers.stage_ended(self.graph.nodes[key])
 
     def trial_failed(self, trial_id: str, reason: str) -> None:
-        for key in self.given.pop(trial_id, []):
-            self.graph.fail(key, reason)
-            self.observers.stage_ended(self.graph.nodes[key])
+        """Its worker died. Tune's own retries are not used: they give up a trial whose reused worker dies early."""
+        keys = sorted(self.given.pop(trial_id).keys)
+        self.graph.retry(keys, reason, self.search.space.max_failures)
+        for node in (self.graph.nodes[key] for key in keys):
+            if node.state == "failed":
+                self.observers.stage_ended(node)
         self._close_finished()
 
     def _close_finished(self) -> None:
@@ -212,23 +273,6 @@ def _reason(error_text: str) -> str:
         return "ended without an error message"
     raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
     return (raised or lines)[-1 if raised else 0][:500]
-
-
-class StudentsOnly(ASHAScheduler):
-    """ASHA that never ends a stage others learn from, and measures no student against one."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        if not _is_student(trial):
-            return str(TrialScheduler.CONTINUE)
-        return str(super().on_trial_result(tune_controller, trial, result))
-
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        if _is_student(trial):
-            super().on_trial_complete(tune_controller, trial, result)
-
-
-def _is_student(trial: Trial) -> bool:
-    return trial.config["stages"][0]["role"] == "student"
 
 
 def resources(space: Space, cluster: Mapping[str, float]) -> dict[Role, dict[str, float]]:
@@ -309,25 +353,23 @@ def reachable_resources() -> dict[str, float]:
     return now | {name: max(most, now.get(name, 0)) for name, most in grown.items()}
 
 
-def run_stages(search: Search, graph: StageGraph, root: str, slots: int, observers: Observers, stop: Stop) -> None:
+def run_stages(search: Search, graph: StageGraph, root: str, observers: Observers, stop: Stop) -> None:
     """Runs until the search's budget is spent and every stage has ended, or `stop` is requested.
 
     Then stages in training write a checkpoint, and those that take longer than STOP_SECONDS are cut off.
     """
-    searcher = PathSearcher(search, graph, root, slots, observers, stop)
+    searcher = PathSearcher(search, graph, root, observers, stop)
     scratch = FilePath(tempfile.mkdtemp(prefix="takd-tune-"))
     try:
         tune.Tuner(
             StageTrainable,
-            tune_config=tune.TuneConfig(
-                search_alg=searcher, scheduler=_scheduler(search.space), num_samples=-1, reuse_actors=True
-            ),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=str(scratch),
                 stop=_WhenAsked(stop),
                 callbacks=[TrialEvents(searcher)],
-                failure_config=tune.FailureConfig(max_failures=search.space.max_failures),
+                failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
             ),
@@ -350,16 +392,3 @@ class _WhenAsked(tune.Stopper):
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
-
-
-def _scheduler(space: Space) -> TrialScheduler:
-    if space.asha is None:
-        return FIFOScheduler()
-    return StudentsOnly(
-        time_attr="epoch",
-        metric="val_accuracy",
-        mode="max",
-        grace_period=space.asha.grace_epochs,
-        reduction_factor=space.asha.reduction_factor,
-        max_t=10**9,  # a student ends by its recipe
-    )

@@ -30,7 +30,7 @@ def measured(loss: Loss) -> np.ndarray:
     targets = [soften(upstream, float(t), loss.guidance) for upstream, t in zip(UPSTREAM, T, strict=True)]
     probabilities = torch.stack([each.probabilities for each in targets])
     entropy = torch.stack([each.negative_entropy for each in targets])
-    return distillation(STUDENT, LABELS, probabilities, entropy, T, LAMBDA, loss).numpy()
+    return distillation(STUDENT.mT, LABELS, probabilities.mT, entropy, T, LAMBDA, loss).numpy()
 
 
 def cross_entropy(student: np.ndarray) -> float:
@@ -67,7 +67,7 @@ def test_at_lambda_0_the_loss_is_cross_entropy(form):
     assert LAMBDA[0] == 0
     torch_says = torch.nn.functional.cross_entropy(STUDENT[0], LABELS)
     assert measured(Loss(form=form))[0] == pytest.approx(torch_says.item(), rel=1e-12)
-    assert labels_only(STUDENT, LABELS)[0] == pytest.approx(torch_says.item(), rel=1e-12)
+    assert labels_only(STUDENT.mT, LABELS)[0] == pytest.approx(torch_says.item(), rel=1e-12)
 
 
 def test_the_kl_term_is_the_one_of_pytorch():
@@ -76,7 +76,7 @@ def test_the_kl_term_is_the_one_of_pytorch():
     theirs = torch.nn.KLDivLoss(reduction="batchmean", log_target=True)(q, p[0])
     targets = soften(UPSTREAM[1, :1], t, "separate")
     ours = distillation(
-        STUDENT[1:2], LABELS, targets.probabilities[None], targets.negative_entropy[None],
+        STUDENT[1:2].mT, LABELS, targets.probabilities[None].mT, targets.negative_entropy[None],
         torch.tensor([t]), torch.tensor([1.0]), Loss(),
     )  # fmt: skip
     assert ours.item() == pytest.approx(t**2 * theirs.item(), rel=1e-6)
@@ -85,7 +85,7 @@ def test_the_kl_term_is_the_one_of_pytorch():
 def test_a_student_that_agrees_with_its_upstream_has_no_soft_loss():
     targets = soften(STUDENT[:1], 4.0, "separate")
     loss = distillation(
-        STUDENT[:1], LABELS, targets.probabilities[None], targets.negative_entropy[None],
+        STUDENT[:1].mT, LABELS, targets.probabilities[None].mT, targets.negative_entropy[None],
         torch.tensor([4.0]), torch.tensor([1.0]), Loss(),
     )  # fmt: skip
     assert loss.item() == pytest.approx(0, abs=1e-12)
@@ -99,9 +99,9 @@ def test_a_lane_gets_the_gradient_it_would_get_alone():
         torch.stack([each.probabilities for each in targets]),
         torch.stack([each.negative_entropy for each in targets]),
     )
-    distillation(together, LABELS, p, entropy, T, LAMBDA, loss).sum().backward()
+    distillation(together.mT, LABELS, p.mT, entropy, T, LAMBDA, loss).sum().backward()
     alone = STUDENT[1:2].clone().requires_grad_()
-    distillation(alone, LABELS, p[1:2], entropy[1:2], T[1:2], LAMBDA[1:2], loss).sum().backward()
+    distillation(alone.mT, LABELS, p[1:2].mT, entropy[1:2], T[1:2], LAMBDA[1:2], loss).sum().backward()
     assert together.grad is not None
     assert alone.grad is not None
     torch.testing.assert_close(together.grad[1:2], alone.grad, rtol=0, atol=0)

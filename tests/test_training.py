@@ -15,12 +15,10 @@ from trainables.losses import soften
 from trainables.models import build
 from trainables.training import (
     SCHEDULES,
-    Lane,
+    Checkpoint,
     Pixels,
     StageTraining,
     TrainingError,
-    measure,
-    predict,
     train,
 )
 
@@ -38,6 +36,15 @@ def weights_of(stage: Stage, upstream: Any = ()) -> dict[str, Tensor]:
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0.0) -> bool:
     return all(torch.allclose(one[name], other[name], rtol=0, atol=tolerance) for name in one)
+
+
+@torch.no_grad()
+def logits_of(model: str, weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    """From the model as it is, one lane of nothing: `[n, classes]`."""
+    module = build(model, MNIST.image_shape, 10).eval()
+    module.load_state_dict(weights)
+    pixels = Pixels(images, MNIST, torch.device("cpu"), torch.contiguous_format)
+    return module(pixels[slice(None)])
 
 
 TEACHER = stage("mlp-32", role="teacher", epochs=3, examples=1000)
@@ -58,11 +65,11 @@ class TeacherInTheLoop(StageTraining):
         self.teacher = build("mlp-32", MNIST.image_shape, 10).eval()
         self.teacher.load_state_dict(teacher_weights)
 
-    def _step(self, lanes: list[Lane], batch: Tensor) -> Tensor:
+    def train_step(self, batch: Tensor, factor: float) -> Tensor:
         with torch.no_grad():
-            targets = soften(self.teacher(self.images[batch])[None], lanes[0].stage.temperature or 0, "separate")
-        self.probabilities[0, batch], self.negative_entropy[0, batch] = targets.probabilities, targets.negative_entropy
-        return super()._step(lanes, batch)
+            targets = soften(self.teacher(self.images[batch])[None], self.running[0].stage.temperature or 0, "separate")
+        self.probabilities[batch, 0], self.negative_entropy[batch, 0] = targets.probabilities, targets.negative_entropy
+        return super().train_step(batch, factor)
 
 
 def test_cached_soft_targets_give_the_student_that_the_teacher_in_the_loop_gives(teacher):
@@ -71,15 +78,13 @@ def test_cached_soft_targets_give_the_student_that_the_teacher_in_the_loop_gives
     loop = TeacherInTheLoop(student, teacher.weights)
     while not loop.done:
         loop.run_epoch()
-    assert same(cached, loop.finish(loop.lanes[0]).weights, tolerance=1e-4)
+    assert same(cached, loop.finish()[0][1].weights, tolerance=1e-4)
     assert not same(cached, weights_of(stage(epochs=10, examples=1000, learning_rate=0.01)), tolerance=1e-2)
 
 
 def test_soft_targets_are_the_logits_of_the_selected_weights(teacher):
-    model = build("mlp-32", MNIST.image_shape, 10)
-    model.load_state_dict(teacher.weights)
-    pixels = Pixels(MNIST.train.images[:100], MNIST, torch.device("cpu"), torch.contiguous_format)
-    torch.testing.assert_close(predict(model, pixels), teacher.soft_targets[:100], rtol=1e-4, atol=1e-4)
+    logits = logits_of("mlp-32", teacher.weights, MNIST.train.images[:100])
+    torch.testing.assert_close(logits, teacher.soft_targets[:100], rtol=1e-4, atol=1e-4)
     assert teacher.soft_targets.shape == (50_000, 10)
 
 
@@ -114,8 +119,53 @@ def test_stages_trained_together_are_the_students_they_are_alone(teacher):
         assert same(trained.weights, weights_of(lane, logits), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("rates", [(0.01, 0.01), (0.01, 0.003)])
+def test_every_optimizer_steps_each_lane_as_alone(optimizer, rates):
+    recipe = {"optimizer": optimizer, "weight_decay": 0.01, "dropout": 0.2, "select": "best", "epochs": 4}
+    lanes = [stage(seed=s, learning_rate=r, **recipe) for s, r in enumerate(rates)]
+    for lane, trained in zip(lanes, train(lanes, MNIST, [[], []]), strict=True):
+        [alone] = train([lane], MNIST, [[]])
+        assert same(trained.weights, alone.weights, tolerance=1e-5)
+        assert trained.selected.epoch == alone.selected.epoch
+
+
+def test_a_lane_that_ends_early_leaves_the_others_as_they_are_alone(teacher):
+    logits = [teacher.soft_targets.numpy()]
+    lanes = [stage(upstream=(TEACHER,), temperature=t, seed=s, epochs=4) for t, s in ((1.0, 0), (2.0, 1), (8.0, 2))]
+    training = StageTraining(lanes, MNIST, [logits] * 3)
+    training.run_epoch()
+    training.end([training.lanes[1]])
+    while not training.done:
+        training.run_epoch()
+    finished = training.finish()
+    assert [lane.stage for lane, _ in finished] == [lanes[0], lanes[2]]
+    for lane, trained in finished:
+        assert same(trained.weights, weights_of(lane.stage, logits), tolerance=1e-5)
+    assert len(training.lanes[1].epochs) == 1
+
+
+def test_a_checkpoint_of_a_lane_goes_on_alone_and_in_other_company():
+    lanes = [stage(seed=s, epochs=4, dropout=0.2, learning_rate=0.01 * (1 + s)) for s in range(3)]
+    first = StageTraining(lanes, MNIST, [[]] * 3)
+    first.run_epoch()
+    parts = [Checkpoint.parse(first.checkpoint(lane)) for lane in first.lanes]
+    for company in ([0], [2, 1]):
+        second = StageTraining([lanes[number] for number in company], MNIST, [[]] * len(company))
+        second.restore([parts[number] for number in company])
+        while not second.done:
+            second.run_epoch()
+        for lane, trained in second.finish():
+            assert same(trained.weights, weights_of(lane.stage), tolerance=1e-5)
+
+
+def test_convolutions_train_one_lane_at_a_time():
+    with pytest.raises(ValueError, match="one at a time"):
+        StageTraining([stage("cnn"), stage("cnn", seed=1)], MNIST, [[], []])
+
+
 def test_stages_of_different_shapes_do_not_train_together():
-    with pytest.raises(ValueError, match="share model, recipe"):
+    with pytest.raises(ValueError, match="share dataset, model, recipe"):
         StageTraining([stage("mlp-8"), stage("mlp-9")], MNIST, [[], []])
 
 
@@ -127,7 +177,7 @@ def test_a_loss_that_is_no_number_ends_its_lane_alone_with_the_reason():
     assert broken.failure is not None
     assert broken.failure.startswith("the training loss became ")
     assert fine.failure is None
-    assert same(training.finish(fine).weights, weights_of(stage(learning_rate=1e-3)), tolerance=1e-6)
+    assert same(training.finish()[0][1].weights, weights_of(stage(learning_rate=1e-3)), tolerance=1e-6)
 
 
 def test_a_failed_stage_is_an_error_that_names_it():
@@ -144,11 +194,9 @@ def test_best_keeps_the_first_best_epoch_and_last_the_last():
         accuracies.append(training.lanes[0].epochs[-1].val_accuracy or 0)
     assert best.selected.val_accuracy == max(accuracies)
     assert best.selected.epoch == 1 + accuracies.index(max(accuracies))
-    assert training.finish(training.lanes[0]).selected.epoch == 8
-    model = build("mlp-8", MNIST.image_shape, 10)
-    model.load_state_dict(best.weights)
-    pixels = Pixels(MNIST.validation.images, MNIST, torch.device("cpu"), torch.contiguous_format)
-    assert measure(predict(model, pixels), MNIST.validation.labels)[1] == best.selected.val_accuracy
+    assert training.finish()[0][1].selected.epoch == 8
+    logits = logits_of("mlp-8", best.weights, MNIST.validation.images)
+    assert (logits.argmax(dim=1) == MNIST.validation.labels).float().mean() == pytest.approx(best.selected.val_accuracy)
 
 
 def test_validation_is_looked_at_as_often_as_the_recipe_says():
@@ -205,20 +253,20 @@ def interrupted(stages: list[Stage], upstream: Any, after: int) -> list[dict[str
         first.run_epoch()
     checkpoints = [first.checkpoint(lane) for lane in first.lanes]
     second = StageTraining(stages, MNIST, upstream)
-    second.restore(checkpoints)
+    second.restore([Checkpoint.parse(each) for each in checkpoints])
     assert second.epoch == after
     while not second.done:
         second.run_epoch()
     assert [each.epoch for each in second.lanes[0].epochs] == list(range(1, second.recipe.epochs + 1))
-    return [second.finish(lane).weights for lane in second.lanes]
+    return [trained.weights for _, trained in second.finish()]
 
 
 @pytest.mark.parametrize(
     "recipe",
     [
         {"dropout": 0.3},
-        {"model": "cnn", "epochs": 3},
-        {"model": "cnn", "epochs": 3, "optimizer": "sgd", "precision": "bfloat16"},
+        {"model": "cnn", "epochs": 3, "evaluate_every": 3},
+        {"model": "cnn", "epochs": 3, "evaluate_every": 3, "optimizer": "sgd", "precision": "bfloat16"},
         {"optimizer": "sgd", "learning_rate": 0.1},
         {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.0},
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "one-cycle"},
@@ -240,30 +288,20 @@ def test_lanes_go_on_from_their_checkpoints_together(teacher):
         assert same(trained.weights, weights)
 
 
-def test_without_a_checkpoint_of_every_lane_training_starts_from_the_start():
-    lanes = [stage(seed=0), stage(seed=1)]
-    training = StageTraining(lanes, MNIST, [[], []])
-    training.run_epoch()
-    some = training.checkpoint(training.lanes[0])
-    again = StageTraining(lanes, MNIST, [[], []])
-    again.restore([some, None])
-    assert again.epoch == 0
-
-
 @pytest.mark.parametrize(
     "content",
     [b"", b"nonsense", b'{"format": 1}\n', b'{"format": 99, "epochs": []}\n', b'{"format": 1, "epochs": []}\nx'],
 )
 def test_what_is_no_checkpoint_is_refused(content):
     with pytest.raises(ValueError, match="no checkpoint"):
-        StageTraining([stage()], MNIST, [[]]).restore([content])
+        Checkpoint.parse(content)
 
 
 def test_a_checkpoint_of_another_model_is_refused():
     training = StageTraining([stage("mlp-9")], MNIST, [[]])
     training.run_epoch()
     with pytest.raises(ValueError, match="a checkpoint of another model"):
-        StageTraining([stage("mlp-8")], MNIST, [[]]).restore([training.checkpoint(training.lanes[0])])
+        StageTraining([stage("mlp-8")], MNIST, [[]]).restore([Checkpoint.parse(training.checkpoint(training.lanes[0]))])
 
 
 def test_a_loss_that_is_no_number_after_the_last_step_ends_the_lane_too():

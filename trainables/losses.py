@@ -1,6 +1,7 @@
 """The losses of a stage: labels alone, or labels together with the soft targets of upstream stages.
 
-Losses take a leading dimension of lanes and return one loss a lane, `[lanes]`.
+Losses take a leading dimension of lanes and return one loss a lane, `[lanes]`. Classes come before examples, as in
+torch's own losses over images: a softmax over a last dimension of ten takes a CPU 18 times as long.
 """
 
 from collections.abc import Callable
@@ -48,8 +49,9 @@ def soften(upstream: Tensor, temperature: float, guidance: str) -> SoftTargets:
 
 
 def labels_only(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of `logits [lanes, batch, classes]` with `labels [batch]`, a mean over the batch."""
-    return _cross_entropy(F.log_softmax(logits, dim=-1), labels)
+    """Cross-entropy of `logits [lanes, classes, batch]` with `labels [batch]`, a mean over the batch."""
+    log_probabilities = F.log_softmax(logits, dim=1)
+    return -log_probabilities.gather(1, labels.expand(len(logits), 1, -1)).mean(dim=(1, 2))
 
 
 def distillation(
@@ -63,16 +65,11 @@ def distillation(
 ) -> Tensor:
     """Hinton et al. 2015: cross-entropy with the labels, and `T^2 * KL(upstream/T || student/T)`.
 
-    logits `[lanes, batch, classes]`, labels `[batch]`, soft targets `[lanes, batch, classes]` with their negative
+    logits `[lanes, classes, batch]`, labels `[batch]`, soft targets `[lanes, classes, batch]` with their negative
     entropy `[lanes, batch]`, temperature and weight (lambda) `[lanes]`.
     """
-    student = F.log_softmax(logits / temperature[:, None, None], dim=-1)
-    divergence = (negative_entropy - (probabilities * student).sum(dim=-1)).mean(dim=-1)
+    student = F.log_softmax(logits / temperature[:, None, None], dim=1)
+    divergence = (negative_entropy - (probabilities * student).sum(dim=1)).mean(dim=-1)
     if loss.kl_reduction == "mean":
-        divergence = divergence / logits.shape[-1]
+        divergence = divergence / logits.shape[1]
     return FORMS[loss.form](labels_only(logits, labels), temperature.square() * divergence, weight)
-
-
-def _cross_entropy(log_probabilities: Tensor, labels: Tensor) -> Tensor:
-    index = labels.expand(log_probabilities.shape[0], -1).unsqueeze(-1)
-    return -log_probabilities.gather(-1, index).squeeze(-1).mean(dim=-1)

@@ -26,7 +26,7 @@ class Family:
     valid_size: Callable[[str], bool]
     build: Callable[[str, ImageShape, int, float], nn.Module]
     dropout: float | None
-    convolutional: bool = False  # trained channels-last
+    convolutional: bool = False  # trained channels-last, and one lane at a time: see `trainables.lanes`
 
 
 def _mlp(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:

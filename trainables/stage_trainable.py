@@ -5,24 +5,32 @@ import os
 import platform
 import socket
 import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+import ray
 import safetensors.torch
 import torch
 from ray import tune
 
 from search_spaces import Stage
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, soft_targets_file
+from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
 from trainables.datasets import load
 from trainables.models import size_of
 from trainables.storage import FULL
-from trainables.training import Lane, Logits, StageTraining
+from trainables.training import Checkpoint, Lane, Logits, StageTraining, Trained
+from trainables.width import best_width, widest
 
 # A step of Tune's goes on for about this long, so that short epochs don't each cost a message.
 REPORT_SECONDS = 1.0
+# Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.
+WRITERS = 8
+HALVING_SECONDS = 60.0
 
 log = logging.getLogger("takd")
 
@@ -31,11 +39,16 @@ class StageTrainable(tune.Trainable):
     """Teacher, assistant and student differ in data, not in code.
 
     config: `stages` (a list of stages of one shape, as JSON), `root`, `cpu` and `gpu`, `origin` (who asked for each
-    stage, by key; kept in its description), `report_epochs` (report at multiples of this many epochs; None: by time),
-    `checkpoint_every` (`epochs` or `seconds`).
+    stage, by key; kept in its description), `measure_width` (train as many at once as go fastest), `halving` (the actor
+    that ends weak students, or None) and `halving_epochs` (it is asked at multiples of these), `checkpoint_every`
+    (`epochs` or `seconds`).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
+
+    A report has the state of every lane: `running`, or once how it ended: `done`, `failed`, `pruned`, `no room` (the
+    storage is full), `returned` (not trained here: most of the list were at another epoch, or it was too long). `width`
+    is how many lanes go fastest, where that was measured.
     """
 
     @classmethod
@@ -45,26 +58,58 @@ class StageTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         torch.set_num_threads(config["cpu"])
         self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
-        self.stages = [Stage.model_validate(stage) for stage in config["stages"]]
+        self.given = config
         self.store = ArtifactStore(config["root"])
-        self.origin, self.report_epochs = config["origin"], config["report_epochs"]
-        self.checkpoint_every = config["checkpoint_every"]
-        self.training = self._start_or_go_on()
-        self.reported = self.checkpointed = self.training.epoch
-        self.checkpointed_at = time.monotonic()
+        self.width: int | None = None  # where it was measured
+        self.ended: dict[str, tuple[str, str | None]] = {}  # by key, until it is told: how, and why
+        self.lanes: list[Lane] = []
+        self.training = self._start_or_go_on([Stage.model_validate(stage) for stage in config["stages"]])
+        if self.training:
+            self.lanes = list(self.training.lanes)
+            self.reported = self.checkpointed = self.training.epoch
+            self.checkpointed_at = time.monotonic()
 
-    def _start_or_go_on(self) -> StageTraining:
-        upstream = [[_soft_targets(self.store, each.key) for each in stage.upstream] for stage in self.stages]
-        training = self._new_training(upstream)
+    def _start_or_go_on(self, stages: list[Stage]) -> StageTraining | None:
+        """Training of those that are at the same epoch; None where all were done when another worker died."""
+        for stage in stages:
+            description = self.store.describe(stage.key)
+            if description and needed_files(stage) <= set(description["files"]):
+                self.ended[stage.key] = ("done", None)
+        left = [stage for stage in stages if stage.key not in self.ended]
+        checkpoints = {stage.key: self._checkpoint_of(stage) for stage in left}
+        epochs = Counter(len(each.epochs) if each else 0 for each in checkpoints.values())
+        if not epochs:
+            return None
+        [(epoch, _)] = epochs.most_common(1)
+        chosen = [stage for stage in left if len(each.epochs if (each := checkpoints[stage.key]) else ()) == epoch]
+        if len(chosen) > 1:
+            self.width = best_width(chosen, self._new_training) if self.given["measure_width"] else widest(chosen[0])
+            chosen = chosen[: self.width]
+        for stage in left:
+            if stage not in chosen:
+                self.ended[stage.key] = ("returned", None)
+        training = self._new_training(chosen)
+        found = [each for stage in chosen if (each := checkpoints[stage.key])]
+        if not found:
+            return training
         try:
-            training.restore([self.store.load_checkpoint(stage.key) for stage in self.stages])
+            training.restore(found)
         except ValueError as error:
-            log.warning("%s: %s; trained from its start", self.stages[0].name, error)
-            return self._new_training(upstream)
+            log.warning("%s: %s; trained from its start", chosen[0].name, error)
+            return self._new_training(chosen)
         return training
 
-    def _new_training(self, upstream: list[list[Logits]]) -> StageTraining:
-        return StageTraining(self.stages, load(self.stages[0].dataset.name), upstream, self.device)
+    def _checkpoint_of(self, stage: Stage) -> Checkpoint | None:
+        content = self.store.load_checkpoint(stage.key)
+        try:
+            return Checkpoint.parse(content) if content is not None else None
+        except ValueError as error:
+            log.warning("%s: %s; trained from its start", stage.name, error)
+            return None
+
+    def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
+        upstream = [[_soft_targets(self.store, each.key) for each in stage.upstream] for stage in stages]
+        return StageTraining(stages, load(stages[0].dataset.name), upstream, self.device)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
@@ -72,70 +117,94 @@ class StageTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            self._train_for_a_while()
-            if self.training.done:
-                for lane in self.training.running:
-                    self._publish(lane)
-            return self._report("done" if self.training.done else "running")
+            if self.training is not None:
+                self._train_for_a_while(self.training)
+                if self.training.done:
+                    self._publish(self.training)
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            return self._report("no room", f"{self.store.root}: {error.strerror}")
+            for lane in self.lanes:
+                self.ended.setdefault(lane.stage.key, ("no room", f"{self.store.root}: {error.strerror}"))
+        return self._report()
 
-    def _train_for_a_while(self) -> None:
+    def _train_for_a_while(self, training: StageTraining) -> None:
         started = time.monotonic()
-        while not self.training.done:
-            self.training.run_epoch()
-            self._checkpoint_if_due()
-            if self.report_epochs is not None:
-                if self.training.epoch % self.report_epochs == 0:
-                    return
-            elif time.monotonic() - started > REPORT_SECONDS:
-                return
+        while not training.done and time.monotonic() - started < REPORT_SECONDS:
+            training.run_epoch()
+            for lane in training.lanes:
+                if lane.failure:
+                    self.ended.setdefault(lane.stage.key, ("failed", lane.failure))
+            self._end_the_weak(training)
+            self._checkpoint_if_due(training)
 
-    def _checkpoint_if_due(self) -> None:
-        epochs, seconds = self.checkpoint_every.get("epochs"), self.checkpoint_every.get("seconds")
+    def _end_the_weak(self, training: StageTraining) -> None:
+        halving, every = self.given["halving"], self.given["halving_epochs"]
+        if halving is None or training.done or training.epoch % every:
+            return
+        accuracies = {lane.stage.key: lane.val_accuracy for lane in training.running if lane.val_accuracy is not None}
+        try:
+            weak = set(ray.get(halving.stop.remote(training.epoch, accuracies), timeout=HALVING_SECONDS))
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            log.warning("halving doesn't answer (%s); the students go on", type(error).__name__)
+            return
+        training.end([lane for lane in training.running if lane.stage.key in weak])
+        self.ended |= dict.fromkeys(weak, ("pruned", None))
+
+    def _checkpoint_if_due(self, training: StageTraining) -> None:
+        epochs, seconds = (self.given["checkpoint_every"].get(unit) for unit in ("epochs", "seconds"))
         if epochs is not None:
-            due = self.training.epoch - self.checkpointed >= epochs
+            due = training.epoch - self.checkpointed >= epochs
         else:
             due = time.monotonic() - self.checkpointed_at >= seconds
-        if due and not self.training.done:
-            self._checkpoint()
+        if due and not training.done:
+            self._checkpoint(training)
 
-    def _checkpoint(self) -> None:
-        for lane in self.training.running:
-            self.store.save_checkpoint(lane.stage.key, self.training.checkpoint(lane))
-        self.checkpointed, self.checkpointed_at = self.training.epoch, time.monotonic()
+    def _checkpoint(self, training: StageTraining) -> None:
+        def save(lane: Lane) -> None:
+            self.store.save_checkpoint(lane.stage.key, training.checkpoint(lane))
+
+        _side_by_side(save, training.running)
+        self.checkpointed, self.checkpointed_at = training.epoch, time.monotonic()
 
     def cleanup(self) -> None:
         """Tune ends this worker: the study stops, or nothing is left to train."""
-        if not self.training.done and self.training.epoch > self.checkpointed:
+        training = self.training
+        if training and not training.done and training.epoch > self.checkpointed:
             try:
-                self._checkpoint()
+                self._checkpoint(training)
             except OSError as error:
-                log.warning("%s: no checkpoint of its last epochs: %s", self.stages[0].name, error)
+                log.warning("%s: no checkpoint of its last epochs: %s", training.lanes[0].stage.name, error)
 
-    def _report(self, state: str, reason: str | None = None) -> dict[str, Any]:
-        states = [self._state(lane, state, reason) for lane in self.training.lanes]
-        self.reported = self.training.epoch
-        accuracies = [each["val_accuracy"] for each in states if each["val_accuracy"] is not None]
-        best = max(accuracies, default=0.0)  # what ASHA compares
-        return {"stages": states, "epoch": self.training.epoch, "val_accuracy": best, "done": state != "running"}
+    def _report(self) -> dict[str, Any]:
+        """What a driver learns of every lane: its state, and the epochs since the last report."""
+        states = [
+            {"key": lane.stage.key, "state": "running", "reason": None, "epochs": self._epochs(lane)}
+            for lane in self.lanes
+            if lane.stage.key not in self.ended
+        ]
+        epochs = {lane.stage.key: self._epochs(lane) for lane in self.lanes}
+        for key, (state, reason) in self.ended.items():
+            states.append({"key": key, "state": state, "reason": reason, "epochs": epochs.get(key, [])})
+        self.lanes = [lane for lane in self.lanes if lane.stage.key not in self.ended]
+        self.ended = {}
+        self.reported = self.training.epoch if self.training else 0
+        return {"stages": states, "width": self.width, "done": not self.lanes}
 
-    def _state(self, lane: Lane, state: str, reason: str | None) -> dict[str, Any]:
-        """What a driver learns of a lane: its state, and the epochs since the last report."""
-        accuracies = [each.val_accuracy for each in lane.epochs if each.val_accuracy is not None]
-        return {
-            "key": lane.stage.key,
-            "state": "failed" if lane.failure else state,
-            "reason": lane.failure or reason,
-            "val_accuracy": accuracies[-1] if accuracies else None,
-            "epochs": [asdict(each) for each in lane.epochs if each.epoch > self.reported],
-        }
+    def _epochs(self, lane: Lane) -> list[dict[str, Any]]:
+        return [asdict(each) for each in lane.epochs if each.epoch > self.reported]
 
-    def _publish(self, lane: Lane) -> None:
-        trained = self.training.finish(lane)
-        stage, dataset = lane.stage, self.training.dataset
+    def _publish(self, training: StageTraining) -> None:
+        """The artifacts of the lanes that came to the end."""
+
+        def publish(finished: tuple[Lane, Trained]) -> None:
+            self._publish_one(*finished)
+            self.ended[finished[0].stage.key] = ("done", None)
+
+        _side_by_side(publish, training.finish())
+
+    def _publish_one(self, lane: Lane, trained: Trained) -> None:
+        stage, dataset = lane.stage, load(lane.stage.dataset.name)
         size = size_of(stage.model, dataset.image_shape, len(dataset.classes))
         outcome = {
             "name": stage.name,
@@ -148,12 +217,13 @@ class StageTrainable(tune.Trainable):
             "parameters": size.parameters,
             "flops_per_image": size.flops,
             "device": torch.cuda.get_device_name() if self.device == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
+            "threads": self.given["cpu"],
+            "lanes": len(self.training.lanes) if self.training else 1,
             "host": socket.gethostname(),
             "process": os.getpid(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "origin": self.origin[stage.key],
+            "origin": self.given["origin"][stage.key],
         }
         files = {WEIGHTS: safetensors.torch.save(trained.weights)}
         if trained.soft_targets is not None:
@@ -161,6 +231,13 @@ class StageTrainable(tune.Trainable):
         self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, files)
         if self.checkpointed:
             self.store.drop_checkpoint(stage.key)
+
+
+def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Acts on all items; then raises the first error, if there was one."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for done in [pool.submit(act, item) for item in items]:
+            done.result()
 
 
 @lru_cache(maxsize=16)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from search_spaces import Recipe, Stage
 from trainables.datasets import Dataset, transfer_set
+from trainables.lanes import Alone, LaneModel, LaneOptimizer, Stacked
 from trainables.losses import SoftTargets, distillation, labels_only, soften
 from trainables.models import build, family_of
 
@@ -34,15 +35,6 @@ SCHEDULES: dict[str, Callable[[float, Recipe], float]] = {
     "step": lambda done, recipe: (recipe.step_factor or 1) ** sum(done >= mark for mark in recipe.milestones or ()),
 }
 
-# Fused: one kernel a step over all parameters, on CPU and CUDA.
-OPTIMIZERS: dict[str, Callable[[list[dict[str, object]], Recipe], torch.optim.Optimizer]] = {
-    "adam": lambda groups, recipe: torch.optim.Adam(groups, weight_decay=recipe.weight_decay, fused=True),
-    "adamw": lambda groups, recipe: torch.optim.AdamW(groups, weight_decay=recipe.weight_decay, fused=True),
-    "sgd": lambda groups, recipe: torch.optim.SGD(
-        groups, momentum=recipe.momentum or 0.0, weight_decay=recipe.weight_decay, fused=True
-    ),
-}
-
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -53,7 +45,7 @@ class EpochMetrics:
     train_loss: float
     val_loss: float | None  # cross-entropy; None where the recipe does not look
     val_accuracy: float | None
-    seconds: float
+    seconds: float  # a lane's share of the epoch's
 
 
 @dataclass(frozen=True)
@@ -71,11 +63,14 @@ class Lane:
     """One stage among those that train together."""
 
     stage: Stage
-    model: nn.Module
-    soft_targets: SoftTargets | None
     epochs: list[EpochMetrics] = field(default_factory=list)
     failure: str | None = None
     best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """At the last look at the validation split."""
+        return next((each.val_accuracy for each in reversed(self.epochs) if each.val_accuracy is not None), None)
 
     @property
     def best_accuracy(self) -> float:
@@ -97,22 +92,24 @@ class Pixels:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """[batch, channels, height, width]"""
-        pixels = self.images[index].float().mul_(self.scale).add_(self.shift)
+        pixels = self.images[index] if isinstance(index, slice) else self.images.index_select(0, index)
+        pixels = pixels.float().mul_(self.scale).add_(self.shift)
         return pixels.contiguous(memory_format=self.memory_format)
 
 
 @torch.no_grad()
-def predict(model: nn.Module, pixels: Pixels) -> Tensor:
-    """Float32 logits `[n, classes]`, whatever precision the training steps have: an export computes the same."""
+def predict(model: LaneModel, pixels: Pixels) -> Tensor:
+    """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
     starts = range(0, len(pixels), EVALUATION_BATCH)
-    return torch.cat([model(pixels[slice(start, start + EVALUATION_BATCH)]) for start in starts])
+    return torch.cat([model(pixels[slice(start, start + EVALUATION_BATCH)]) for start in starts], dim=2)
 
 
-def measure(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Cross-entropy, and accuracy as a fraction."""
-    loss = nn.functional.cross_entropy(logits, labels)
-    return loss.item(), int((logits.argmax(dim=1) == labels).sum()) / len(labels)
+def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:
+    """Cross-entropy, and accuracy as a fraction, of logits `[lanes, classes, n]`, one pair a lane."""
+    losses = labels_only(logits, labels)
+    right = (logits.argmax(dim=1) == labels).sum(dim=1)
+    return [(loss, count / len(labels)) for loss, count in zip(losses.tolist(), right.tolist(), strict=True)]
 
 
 class StageTraining:
@@ -129,25 +126,24 @@ class StageTraining:
         upstream: Sequence[Sequence[Logits]],
         device: torch.device | str = "cpu",
     ) -> None:
-        shapes = [(stage.model, stage.recipe.model_copy(update={"learning_rate": 1.0}), stage.loss) for stage in stages]
-        if any(shape != shapes[0] for shape in shapes):
-            raise ValueError("stages that train together share model, recipe (but the learning rate) and loss form")
+        if len({stage.shape for stage in stages}) > 1:
+            raise ValueError("stages that train together share dataset, model, recipe (but the rate) and loss form")
         self.dataset, self.device = dataset, torch.device(device)
         self.recipe, self.loss = stages[0].recipe, stages[0].loss
         convolutional = family_of(stages[0].model)[0].convolutional
+        self.form: type[LaneModel] = Alone if convolutional else Stacked
         self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
         self.transfer_set = self._transfer_set()
         self.images = self._pixels(dataset.train.images[self.transfer_set])
         self.labels = dataset.train.labels[self.transfer_set].to(self.device)
         self.validation = self._pixels(dataset.validation.images)
         self.validation_labels = dataset.validation.labels.to(self.device)
-        self.lanes = [self._lane(stage, logits) for stage, logits in zip(stages, upstream, strict=True)]
-        self.optimizer = OPTIMIZERS[self.recipe.optimizer](
-            [{"params": list(lane.model.parameters()), "lr": lane.stage.recipe.learning_rate} for lane in self.lanes],
-            self.recipe,
-        )
+        self.lanes = [Lane(stage) for stage in stages]
+        self.running = list(self.lanes)  # those that are in the model, in its order
+        self.model = self._lane_model([self._new_model(stage) for stage in stages])
+        self.optimizer = self._new_optimizer()
         self.epoch = 0
-        self._stack_soft_targets()
+        self._set_soft_targets([self._soft_targets(*each) for each in zip(stages, upstream, strict=True)])
 
     def _transfer_set(self) -> Any:
         """An index of the training examples that the recipe trains on."""
@@ -158,33 +154,51 @@ class StageTraining:
     def _pixels(self, images: Tensor) -> Pixels:
         return Pixels(images, self.dataset, self.device, self.memory_format)
 
-    def _lane(self, stage: Stage, upstream: Sequence[Logits]) -> Lane:
+    def _new_model(self, stage: Stage) -> nn.Module:
         # The seed alone decides the first weights, whatever device they go to.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage.seed)
-            model = build(stage.model, self.dataset.image_shape, len(self.dataset.classes), self.recipe.dropout)
-        model = model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
-        targets = None
-        if stage.temperature is not None and stage.loss is not None:
-            chosen = [torch.from_numpy(np.array(logits[self.transfer_set])) for logits in upstream]
-            logits = torch.stack(chosen).to(self.device)
-            targets = soften(logits, stage.temperature, stage.loss.guidance)
-        return Lane(stage, model, targets)
+            return build(stage.model, self.dataset.image_shape, len(self.dataset.classes), self.recipe.dropout)
 
-    def _stack_soft_targets(self) -> None:
-        """The running lanes' targets and hyperparameters, each one tensor with lanes first."""
-        lanes = self.running
-        targets = [lane.soft_targets for lane in lanes if lane.soft_targets is not None]
-        if not targets:
+    def _lane_model(self, models: Sequence[nn.Module]) -> LaneModel:
+        model = self.form(models)
+        return model.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def _new_optimizer(self) -> LaneOptimizer:
+        return LaneOptimizer(self.model, self.recipe, [lane.stage.recipe.learning_rate for lane in self.running])
+
+    def _soft_targets(self, stage: Stage, upstream: Sequence[Logits]) -> SoftTargets | None:
+        if stage.temperature is None or stage.loss is None:
+            return None
+        chosen = [torch.from_numpy(np.array(logits[self.transfer_set])) for logits in upstream]
+        return soften(torch.stack(chosen).to(self.device), stage.temperature, stage.loss.guidance)
+
+    def _set_soft_targets(self, targets: Sequence[SoftTargets | None]) -> None:
+        """All lanes' targets and hyperparameters together: one row an example, so that a batch is one gather."""
+        given = [each for each in targets if each is not None]
+        if not given:
             return
-        self.probabilities = torch.stack([each.probabilities for each in targets])
-        self.negative_entropy = torch.stack([each.negative_entropy for each in targets])
-        self.temperature = torch.tensor([lane.stage.temperature for lane in lanes], device=self.device)
-        self.weight = torch.tensor([lane.stage.lambda_ for lane in lanes], device=self.device)
+        self.probabilities = torch.stack([each.probabilities for each in given], dim=1)
+        self.negative_entropy = torch.stack([each.negative_entropy for each in given], dim=1)
+        self.temperature = torch.tensor([lane.stage.temperature for lane in self.running], device=self.device)
+        self.weight = torch.tensor([lane.stage.lambda_ for lane in self.running], device=self.device)
 
-    @property
-    def running(self) -> list[Lane]:
-        return [lane for lane in self.lanes if lane.failure is None]
+    def end(self, lanes: Sequence[Lane]) -> None:
+        """Goes on without these; the others are not touched."""
+        kept = [number for number, lane in enumerate(self.running) if lane not in lanes]
+        if len(kept) == len(self.running):
+            return
+        states = [self.optimizer.state(number) for number in kept]
+        self.running = [self.running[number] for number in kept]
+        if not kept:
+            return
+        self.model.keep(kept)
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load(states)
+        if self.loss is not None:
+            self.probabilities = self.probabilities[:, kept].contiguous()
+            self.negative_entropy = self.negative_entropy[:, kept].contiguous()
+            self.temperature, self.weight = self.temperature[kept], self.weight[kept]
 
     @property
     def done(self) -> bool:
@@ -193,131 +207,152 @@ class StageTraining:
     def run_epoch(self) -> None:
         """One epoch over the transfer set, then a look at the validation split where the recipe says so."""
         started = time.perf_counter()
-        lanes = self.running
         # Everything random in an epoch follows from seeds and its number, so training can go on from any epoch.
         generator = np.random.Generator(np.random.PCG64([self.recipe.order_seed, self.epoch]))
-        order = generator.permutation(len(self.labels))
-        torch.manual_seed(_mix(lanes[0].stage.seed, self.epoch))  # dropout
-        batches = torch.from_numpy(order).to(self.device).split(self.recipe.batch_size)
-        total = torch.zeros(len(lanes), device=self.device)
-        for lane in lanes:
-            lane.model.train()
+        order = torch.from_numpy(generator.permutation(len(self.labels))).to(self.device)
+        self.model.seed_dropout([_mix(lane.stage.seed, self.epoch) for lane in self.running])
+        self.model.train()
+        batches = order.split(self.recipe.batch_size)
+        total = torch.zeros(len(self.running), device=self.device)
         for number, batch in enumerate(batches):
-            factor = self._set_learning_rates(self.epoch + number / len(batches))
-            total += self._step(lanes, batch) * len(batch)
+            factor = SCHEDULES[self.recipe.schedule](
+                (self.epoch + number / len(batches)) / self.recipe.epochs, self.recipe
+            )
+            total += self.train_step(batch, factor) * len(batch)
         self.epoch += 1
-        losses = (total / len(self.labels)).tolist()
-        for lane, loss in zip(lanes, losses, strict=True):
-            if math.isfinite(loss):
-                self._close_epoch(lane, loss, lane.stage.recipe.learning_rate * factor, started)
-            else:
-                lane.failure = f"the training loss became {loss} in epoch {self.epoch} of {self.recipe.epochs}"
-        if len(self.running) < len(lanes):
-            self._stack_soft_targets()
+        self._close_epoch((total / len(self.labels)).tolist(), factor, started)
 
-    def _set_learning_rates(self, epochs_done: float) -> float:
-        factor = SCHEDULES[self.recipe.schedule](epochs_done / self.recipe.epochs, self.recipe)
-        for lane, group in zip(self.lanes, self.optimizer.param_groups, strict=True):
-            group["lr"] = lane.stage.recipe.learning_rate * factor
-        return factor
-
-    def _step(self, lanes: list[Lane], batch: Tensor) -> Tensor:
-        images, labels = self.images[batch], self.labels[batch]
+    def train_step(self, batch: Tensor, factor: float) -> Tensor:
+        """One step on a batch of the transfer set, at `factor` times each lane's rate; returns the losses `[lanes]`."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            logits = torch.stack([lane.model(images) for lane in lanes])
-        logits = logits.float()
-        if self.loss is None:
-            losses = labels_only(logits, labels)
-        else:
-            soft, entropy = self.probabilities[:, batch], self.negative_entropy[:, batch]
-            losses = distillation(logits, labels, soft, entropy, self.temperature, self.weight, self.loss)
-        self.optimizer.zero_grad(set_to_none=True)
+            logits = self.model(self.images[batch])
+        losses = self._losses(logits, batch)
+        self.optimizer.zero_grad()
         losses.sum().backward()  # lanes share no weights: each gets its own gradient
-        self.optimizer.step()
+        self.optimizer.step(factor)
         return losses.detach()
 
-    def _close_epoch(self, lane: Lane, train_loss: float, learning_rate: float, started: float) -> None:
-        val_loss = val_accuracy = None
+    def _losses(self, logits: Tensor, batch: Tensor) -> Tensor:
+        labels = self.labels.index_select(0, batch)
+        if self.loss is None:
+            return labels_only(logits, labels)
+        rows = self.probabilities.index_select(0, batch)
+        probabilities = rows.permute(1, 2, 0).contiguous()
+        entropy = self.negative_entropy.index_select(0, batch).t()
+        return distillation(logits, labels, probabilities, entropy, self.temperature, self.weight, self.loss)
+
+    def _close_epoch(self, train_losses: list[float], factor: float, started: float) -> None:
+        where = f"in epoch {self.epoch} of {self.recipe.epochs}"
+        for lane, loss in zip(self.running, train_losses, strict=True):
+            if not math.isfinite(loss):
+                lane.failure = f"the training loss became {loss} {where}"
+        looks: list[tuple[float | None, float | None]] = [(None, None)] * len(self.running)
         if self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs:
-            val_loss, val_accuracy = measure(predict(lane.model, self.validation), self.validation_labels)
-            if not math.isfinite(val_loss):
-                lane.failure = f"the validation loss became {val_loss} in epoch {self.epoch} of {self.recipe.epochs}"
-                return
-            if val_accuracy > lane.best_accuracy and self.recipe.select == "best":
-                lane.best_weights = {name: each.clone() for name, each in lane.model.state_dict().items()}
-        seconds = time.perf_counter() - started
-        lane.epochs.append(EpochMetrics(self.epoch, learning_rate, train_loss, val_loss, val_accuracy, seconds))
+            looks = [*measure(predict(self.model, self.validation), self.validation_labels)]
+        seconds = (time.perf_counter() - started) / len(self.running)
+        for number, (lane, train_loss, look) in enumerate(zip(self.running, train_losses, looks, strict=True)):
+            val_loss, val_accuracy = look
+            if lane.failure is None and val_loss is not None and not math.isfinite(val_loss):
+                lane.failure = f"the validation loss became {val_loss} {where}"
+            if lane.failure is not None:
+                continue
+            if self.recipe.select == "best" and val_accuracy is not None and val_accuracy > lane.best_accuracy:
+                lane.best_weights = _copied(self.model.weights(number))
+            rate = lane.stage.recipe.learning_rate * factor
+            lane.epochs.append(EpochMetrics(self.epoch, rate, train_loss, val_loss, val_accuracy, seconds))
+        self.end([lane for lane in self.running if lane.failure is not None])
 
     def checkpoint(self, lane: Lane) -> bytes:
         """All that training a lane from here on depends on: a line of JSON, then safetensors. No pickle."""
-        tensors = {f"model.{name}": tensor for name, tensor in lane.model.state_dict().items()}
+        number = self.running.index(lane)
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.weights(number).items()}
         tensors |= {f"best.{name}": tensor for name, tensor in (lane.best_weights or {}).items()}
-        for name, weight in lane.model.named_parameters():
-            tensors |= {f"optimizer.{name}.{what}": each for what, each in self.optimizer.state[weight].items()}
+        for name, state in self.optimizer.state(number).items():
+            tensors |= {f"optimizer.{name}.{what}": each for what, each in state.items()}
         head = {"format": CHECKPOINT_FORMAT, "epochs": [asdict(each) for each in lane.epochs]}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         return json.dumps(head).encode() + b"\n" + safetensors.torch.save(tensors)
 
-    def restore(self, checkpoints: Sequence[bytes | None]) -> None:
-        """Goes on from a checkpoint of every lane, all made after the same epoch; else from the start.
+    def restore(self, checkpoints: Sequence["Checkpoint"]) -> None:
+        """Goes on from a checkpoint of every lane, all made after the same epoch.
 
-        Raises ValueError on a checkpoint that isn't one of this stage's.
+        Raises ValueError on one of another model.
         """
-        states = [_parse_checkpoint(content) for content in checkpoints if content is not None]
-        if len(states) < len(self.lanes) or len({len(epochs) for epochs, _ in states}) > 1:
-            return
-        for lane, (epochs, tensors) in zip(self.lanes, states, strict=True):
-            try:
-                lane.model.load_state_dict(_below(tensors, "model"))
-            except RuntimeError as error:
-                raise ValueError(f"a checkpoint of another model: {error}") from None
-            lane.best_weights = {name: each.to(self.device) for name, each in _below(tensors, "best").items()} or None
-            lane.epochs = epochs
-            for name, weight in lane.model.named_parameters():
-                state = _below(tensors, f"optimizer.{name}")
-                self.optimizer.state[weight] = {what: _laid_out_as(weight, each) for what, each in state.items()}
-        self.epoch = len(states[0][0])
+        try:
+            self.model.load([each.tensors_of("model") for each in checkpoints])
+            self.optimizer.load(
+                [
+                    {name: each.tensors_of(f"optimizer.{name}") for name in self.optimizer.weights}
+                    for each in checkpoints
+                ]
+            )
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"a checkpoint of another model: {error}") from None
+        for lane, each in zip(self.lanes, checkpoints, strict=True):
+            lane.best_weights = each.tensors_of("best") or None
+            lane.epochs = list(each.epochs)
+        [self.epoch] = {len(each.epochs) for each in checkpoints}
 
-    def finish(self, lane: Lane) -> Trained:
-        """The weights the recipe selects, and their soft targets where something may learn from them."""
-        looks = [each for each in lane.epochs if each.val_accuracy is not None]
-        selected = looks[-1]
-        if lane.best_weights is not None:
-            lane.model.load_state_dict(lane.best_weights)
-            selected = next(each for each in looks if each.val_accuracy == lane.best_accuracy)
+    def finish(self) -> list[tuple[Lane, Trained]]:
+        """Of the lanes that came to the end: the weights the recipe selects, and what may be learned from them."""
+        if not self.running:
+            return []
+        selected = [lane.best_weights or self.model.weights(number) for number, lane in enumerate(self.running)]
+        self.model.load(selected)
         started = time.perf_counter()
-        soft_targets = None
-        if lane.stage.role != "student":
-            soft_targets = predict(lane.model, self._pixels(self.dataset.train.images)).cpu()
-        return Trained(
-            weights={name: weight.detach().cpu().contiguous() for name, weight in lane.model.state_dict().items()},
-            soft_targets=soft_targets,
-            selected=selected,
-            soft_targets_seconds=time.perf_counter() - started,
-        )
+        logits: list[Tensor | None] = [None] * len(self.running)
+        if any(lane.stage.role != "student" for lane in self.running):
+            predicted = predict(self.model, self._pixels(self.dataset.train.images)).transpose(1, 2)
+            logits = [each.cpu().contiguous() for each in predicted]
+        seconds = (time.perf_counter() - started) / len(self.running)
+        return [
+            (
+                lane,
+                Trained(
+                    weights=_copied(self.model.weights(number)),
+                    soft_targets=logits[number] if lane.stage.role != "student" else None,
+                    selected=_selected(lane),
+                    soft_targets_seconds=seconds,
+                ),
+            )
+            for number, lane in enumerate(self.running)
+        ]
 
 
-def _parse_checkpoint(content: bytes) -> tuple[list[EpochMetrics], dict[str, Tensor]]:
-    head, _, tensors = content.partition(b"\n")
-    try:
-        about = json.loads(head)
-        if about["format"] != CHECKPOINT_FORMAT:
-            raise ValueError(f"its format is {about['format']}")
-        return [EpochMetrics(**epoch) for epoch in about["epochs"]], safetensors.torch.load(tensors)
-    except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"no checkpoint: {error}") from None
+def _copied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in weights.items()}
 
 
-def _laid_out_as(weight: Tensor, state: Tensor) -> Tensor:
-    """On the weight's device, and channels-last where it is: fused optimizers pair the two by their place in memory."""
-    if state.shape != weight.shape:
-        return state.to(weight.device)
-    return torch.empty_like(weight, requires_grad=False).copy_(state)
+def _selected(lane: Lane) -> EpochMetrics:
+    looks = [each for each in lane.epochs if each.val_accuracy is not None]
+    if lane.best_weights is None:
+        return looks[-1]
+    return next(each for each in looks if each.val_accuracy == lane.best_accuracy)
 
 
-def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """`{"model.a": x, ...}` below `model`: `{"a": x}`"""
-    return {name.removeprefix(f"{prefix}."): each for name, each in tensors.items() if name.startswith(f"{prefix}.")}
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `StageTraining.checkpoint` wrote, read back."""
+
+    epochs: list[EpochMetrics]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def parse(cls, content: bytes) -> "Checkpoint":
+        """Raises ValueError on bytes that are no checkpoint."""
+        head, _, tensors = content.partition(b"\n")
+        try:
+            about = json.loads(head)
+            if about["format"] != CHECKPOINT_FORMAT:
+                raise ValueError(f"its format is {about['format']}")
+            return cls([EpochMetrics(**epoch) for epoch in about["epochs"]], safetensors.torch.load(tensors))
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            raise ValueError(f"no checkpoint: {error}") from None
+
+    def tensors_of(self, prefix: str) -> dict[str, Tensor]:
+        """`{"model.a": x, ...}` of `model`: `{"a": x}`"""
+        start = f"{prefix}."
+        return {name.removeprefix(start): each for name, each in self.tensors.items() if name.startswith(start)}
 
 
 def _mix(seed: int, epoch: int) -> int:
@@ -337,7 +372,7 @@ def train(
     for lane in training.lanes:
         if lane.failure:
             raise TrainingError(f"{lane.stage.name}: {lane.failure}")
-    return [training.finish(lane) for lane in training.lanes]
+    return [trained for _, trained in training.finish()]
 
 
 class TrainingError(RuntimeError):
