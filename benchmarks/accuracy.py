@@ -18,6 +18,7 @@ from study.folder import study_folder
 from study.run import RunOptions, run_study
 from trainables.artifacts import WEIGHTS, ArtifactStore
 from trainables.datasets import Dataset, load
+from trainables.lanes import Alone
 from trainables.models import build, family_of
 from trainables.training import Pixels, measure, predict
 
@@ -30,7 +31,8 @@ def test_accuracy(store: ArtifactStore, key: str, model: str, dataset: Dataset) 
     layout = torch.channels_last if family_of(model)[0].convolutional else torch.contiguous_format
     test = dataset.test()
     pixels = Pixels(test.images, dataset, torch.device("cpu"), layout)
-    return measure(predict(module, pixels), test.labels)[1]
+    [(_, accuracy)] = measure(predict(Alone([module]), pixels), test.labels)
+    return accuracy
 
 
 def main() -> None:

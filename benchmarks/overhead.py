@@ -85,7 +85,7 @@ def run(space: Space, slots: int, wandb: bool) -> tuple[Clock, float]:
         clock = Clock()
         watching: list[Observer] = [clock, *([WandbTracker("overhead", folder.local, "offline")] if wandb else [])]
         observers = Observers(watching)
-        run_stages(search, StageGraph(find_artifact(folder.artifacts)), root, slots, observers, Stop())
+        run_stages(search, StageGraph(find_artifact(folder.artifacts)), root, observers, Stop())
         seconds = time.perf_counter() - clock.began
         observers.close()
         return clock, seconds
@@ -198,9 +198,9 @@ def measure_epoch() -> None:
                 with torch.no_grad():
                     upstream = module(images.contiguous(memory_format=memory_format))
                 targets = soften(upstream[None], 4.0, "separate")
-                cached.probabilities[0, batch] = targets.probabilities
-                cached.negative_entropy[0, batch] = targets.negative_entropy
-                cached._step(cached.lanes, batch)
+                cached.probabilities[batch, 0] = targets.probabilities
+                cached.negative_entropy[batch, 0] = targets.negative_entropy
+                cached.train_step(batch, factor=1.0)
 
         loop()
         in_loop = seconds_of(loop) * len(order) / LOOP_STEPS

@@ -210,9 +210,7 @@ class Space(Value):
     resources: dict[Role, Resources] = Field(default_factory=dict)
     checkpoint_every: CheckpointEvery = CheckpointEvery(seconds=10.0)
     max_failures: Integer = Field(3, ge=0, description="a stage whose worker dies more often has failed")
-    lanes: Literal["auto"] | Annotated[Integer, Field(ge=1)] = Field(
-        "auto", description="stages of one shape trained at once; auto: measured"
-    )
+    lanes: Integer | Literal["auto"] = Field("auto", description="stages of one shape trained at once; auto: measured")
     allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
 
     @model_validator(mode="before")
@@ -225,6 +223,13 @@ class Space(Value):
         if isinstance(given.get("assistants"), list):
             short["assistants"] = {"models": given["assistants"]}
         return given | short
+
+    @field_validator("lanes", mode="before")
+    @classmethod
+    def _lanes_are_auto_or_a_number(cls, lanes: Any) -> Any:
+        if lanes != "auto" and (type(lanes) is not int or lanes < 1):
+            raise ValueError(f"{lanes!r} is neither auto nor a whole number of at least 1")
+        return lanes
 
     @model_validator(mode="after")
     def _arms_and_budget_fit(self) -> Self:

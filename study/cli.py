@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = _command(commands, "run", _run, "run a study, or go on with it", space=True)
     run.add_argument("--wandb", choices=("online", "offline", "disabled"), help="default: online where a key is found")
+    run.add_argument("--profile", action="store_true", help="say where the time went, as a table and a picture")
     where = run.add_mutually_exclusive_group()
     where.add_argument("--slots", type=_positive, metavar="N", help="CPU slots to use here (default: every core)")
     where.add_argument("--address", metavar="A", help="a running Ray cluster: auto, or HOST:PORT (default: a Ray here)")
@@ -92,6 +93,7 @@ def _command(
         command.add_argument(
             "--trials", type=_positive, metavar="N", help="configurations to try, in place of the space's"
         )
+        command.add_argument("--lanes", metavar="L", help="auto, or how many stages of one shape train at once")
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as student.temperature=4"
         )
@@ -117,7 +119,8 @@ def _positive(text: str) -> int:
 
 
 def _space_and_folder(options: argparse.Namespace) -> tuple[Space, StudyFolder]:
-    overrides = [*options.set, *([f"trials={options.trials}"] if options.trials else [])]
+    given = {"trials": options.trials, "lanes": options.lanes}
+    overrides = [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     space = load_space(options.space, overrides)
     return space, study_folder(options.root, options.name or Path(options.space).stem, options.storage)
 
@@ -127,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
     from study.run import RunOptions, run_study  # imports torch: other commands need not wait for it
 
     console, stop = _console(), Stop()
-    chosen = RunOptions(options.wandb, options.slots, options.address)
+    chosen = RunOptions(options.wandb, options.slots, options.address, options.profile)
     with stopped_by_signals(stop):
         try:
             result = run_study(folder, space, f"space {options.space}", chosen, console, stop)

@@ -64,11 +64,15 @@ class StudyFolder:
 
     @property
     def trials(self) -> str:
-        return self.storage.uri(f"{self.name}/{TRIALS}")
+        return self.place(TRIALS)
 
     @property
     def epochs(self) -> str:
-        return self.storage.uri(f"{self.name}/{EPOCHS}")
+        return self.place(EPOCHS)
+
+    def place(self, path: str) -> str:
+        """The path or URI of a file of the study."""
+        return self.storage.uri(f"{self.name}/{path}")
 
     def prepare(self) -> None:
         """Creates the folders; raises InputError where they can't be written."""

@@ -59,6 +59,7 @@ EPOCHS = pa.schema(
         ("val_loss", pa.float64()),
         ("val_accuracy", pa.float64()),
         ("seconds", pa.float64()),
+        ("val_seconds", pa.float64()),  # of these, for the look at the validation split
     ]
 )
 

@@ -1,5 +1,6 @@
 """Run a study, or go on with it: everything from a space to its tables and figure."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from study.lease import acquire_lease
 from study.observers import Observer, Observers
 from study.optimization import Search, create_search, open_optuna, refuse_another_space
 from study.plan import check_space, fingerprint
+from study.profile import Profile
 from study.progress import Progress
 from study.report import write_figure
 from study.results import write_results
@@ -28,6 +30,7 @@ class RunOptions:
     wandb: Mode | None = None
     slots: int | None = None  # CPU slots of a local Ray; None: as many as there are cores
     address: str | None = None  # of a running Ray cluster; None: a local Ray of our own
+    profile: bool = False  # say where the time went
 
 
 @dataclass
@@ -36,6 +39,7 @@ class RunResult:
 
     finished: bool
     trained: int = 0  # stages trained by this run
+    profile: Profile | None = None  # where it was asked for and something was left to train
 
 
 def run_study(
@@ -45,7 +49,7 @@ def run_study(
 
     Raises InputError before anything is written when the space or the folder can't be, or another process runs it.
     """
-    stop = stop or Stop()
+    stop, began = stop or Stop(), time.monotonic()
     dataset, warnings = check_space(space, source)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
@@ -56,9 +60,13 @@ def run_study(
     try:
         search = create_search(folder, space, data)
         folder.write_space(space)
-        result = _train(folder, search, options, console, stop) if search.is_open else RunResult(finished=True)
+        result = RunResult(finished=True)
+        if search.is_open:
+            result = _train(folder, search, options, console, stop, began)
         write_results(folder, search)
         write_figure(folder)
+        if result.profile:
+            result.profile.write(folder, console)
         return result
     except OSError as error:
         if error.errno not in FULL:
@@ -69,7 +77,9 @@ def run_study(
         lease.release()
 
 
-def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop) -> RunResult:
+def _train(
+    folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop, began: float
+) -> RunResult:
     # Imports Ray: seconds that a finished study need not wait.
     from study.scheduling import lacking_gpus, run_stages, start_ray
 
@@ -83,12 +93,16 @@ def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Co
     observers: list[Observer] = [Progress(folder.name, search.space.seeds, slots, console)]
     if mode != "disabled":
         observers.append(WandbTracker(folder.name, folder.local, mode))
+    profile = Profile(slots, began) if options.profile else None
+    if profile:
+        observers.append(profile)
     watching = Observers(observers)
     try:
         run_stages(search, graph, folder.root, watching, stop)
     finally:
         watching.close()
-    return RunResult(finished=not search.is_open, trained=sum(counts["done"] for counts in graph.counts.values()))
+    trained = sum(counts["done"] for counts in graph.counts.values())
+    return RunResult(finished=not search.is_open, trained=trained, profile=profile)
 
 
 def find_artifact(store: ArtifactStore) -> Callable[[Stage], Description | None]:

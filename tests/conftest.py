@@ -194,7 +194,7 @@ def run_watched(
     folder.prepare()
     search = create_search(folder, space, fingerprint(dataset))
     graph = StageGraph(find_artifact(folder.artifacts))
-    run_stages(search, graph, folder.root, SLOTS, Observers(observers), stop or Stop())
+    run_stages(search, graph, folder.root, Observers(observers), stop or Stop())
     return search, graph
 
 

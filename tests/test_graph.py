@@ -6,7 +6,7 @@ import pytest
 from conftest import make_stage
 
 from search_spaces import Path, Stage
-from study.graph import Proposal, StageGraph
+from study.graph import Group, Proposal, StageGraph
 
 TEACHER = make_stage("mlp-64", role="teacher")
 ASSISTANT = make_stage("mlp-16", role="assistant", upstream=(TEACHER,))
@@ -38,9 +38,10 @@ class Store:
 
 def taken(graph: StageGraph) -> list[str]:
     names = []
-    while node := graph.take_ready():
-        graph.start(node.stage.key)
-        names.append(node.stage.name.split(" T=")[0])
+    while group := graph.next_group():
+        for node in graph.take(group, 100):
+            graph.start(node.stage.key)
+            names.append(node.stage.name.split(" T=")[0])
     return names
 
 
@@ -148,3 +149,48 @@ def test_counts_are_the_states_of_the_nodes():
         for state, number in states.items():
             nodes = [node for node in graph.nodes.values() if node.stage.role == role]
             assert number == sum(("cached" if node.cached else node.state) == state for node in nodes)
+
+
+def labels(seed: int) -> Path:
+    return Path(arm="labels", student=make_stage(seed=seed))
+
+
+def students(graph: StageGraph, number: int) -> Group:
+    graph.add(Proposal(0, "setting", tuple(labels(seed) for seed in range(number))))
+    group = graph.next_group()
+    assert group is not None
+    return group
+
+
+def test_stages_of_one_shape_are_taken_together_and_in_order():
+    graph = StageGraph(Store().find)
+    group = students(graph, 5)
+    assert graph.ready(group) == 5
+    assert [node.stage.seed for node in graph.take(group, 3)] == [0, 1, 2]
+    assert [node.stage.seed for node in graph.take(group, 3)] == [3, 4]
+    assert graph.next_group() is None
+
+
+def test_stages_of_another_shape_or_role_are_another_group():
+    graph = StageGraph(Store().find)
+    other = make_stage("mlp-5")
+    graph.add(Proposal(0, "setting", (labels(0), Path(arm="labels", student=other))))
+    group = graph.next_group()
+    assert group is not None
+    assert [node.stage for node in graph.take(group, 9)] == [labels(0).student]
+    assert [node.stage for node in graph.take(graph.next_group() or group, 9)] == [other]
+
+
+def test_the_stage_that_kills_its_workers_is_soon_alone_and_fails_alone():
+    graph = StageGraph(Store().find)
+    group = students(graph, 16)
+    companies = []
+    while graph.nodes[labels(3).student.key].state != "failed":
+        nodes = graph.take(graph.next_group() or group, 16)
+        for node in nodes:
+            graph.start(node.stage.key)
+        if labels(3).student in [node.stage for node in nodes]:
+            companies.append(len(nodes))
+            graph.retry([node.stage.key for node in nodes], "its worker died", max_failures=1)
+    assert companies == [16, 4, 1, 1]
+    assert graph.counts["student"]["failed"] == 1

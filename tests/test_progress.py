@@ -38,8 +38,9 @@ class Running:
             self.graph.add(Proposal(number, f"setting {number}", (path,)))
 
     def start(self) -> Node:
-        node = self.graph.take_ready()
-        assert node is not None
+        group = self.graph.next_group()
+        assert group is not None
+        [node] = self.graph.take(group, 1)
         self.graph.start(node.stage.key)
         return node
 

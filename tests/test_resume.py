@@ -297,7 +297,7 @@ import psutil
 from ray.cluster_utils import Cluster
 from study.cli import main
 
-space, root = sys.argv[1:]
+space, root, graceful = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
 cluster.wait_for_nodes()
@@ -310,7 +310,7 @@ def lose_a_node():
     while not list(Path(root).glob("checkpoints/[0-9a-f]*")):
         time.sleep(0.02)
     [busy, *_] = [node for node in nodes if trains(node)]
-    cluster.remove_node(busy, allow_graceful=False)
+    cluster.remove_node(busy, allow_graceful=graceful == "True")
     print("a node is gone", flush=True)
 
 threading.Thread(target=lose_a_node, daemon=True).start()
@@ -319,11 +319,12 @@ sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--address",
 
 
 @pytest.mark.slow
-def test_the_stages_of_a_node_that_is_gone_go_on_on_another(undisturbed, tmp_path):
+@pytest.mark.parametrize("graceful", [False, True], ids=["gone at once", "reclaimed: SIGTERM, then gone"])
+def test_the_stages_of_a_node_that_is_gone_go_on_on_another(undisturbed, tmp_path, graceful):
     """Two nodes with a made-up GPU each; the one that trains the teacher is taken away."""
     file = tmp_path / "tiny.yaml"
     file.write_text(yaml.safe_dump(EVERY_EPOCH))
-    command = [sys.executable, "-c", ON_A_CLUSTER, str(file), str(tmp_path / "runs")]
+    command = [sys.executable, "-c", ON_A_CLUSTER, str(file), str(tmp_path / "runs"), str(graceful)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a node is gone" in done.stdout

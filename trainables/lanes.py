@@ -148,7 +148,7 @@ def _stacked(layers: Sequence[nn.Module]) -> nn.Module:
 
 
 # Fused: one kernel a step over all parameters, on CPU and CUDA.
-_FUSED: dict[str, Callable[[list[nn.Parameter], float, Recipe], torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, Recipe], torch.optim.Optimizer]] = {
     "adam": lambda weights, rate, recipe: torch.optim.Adam(weights, rate, weight_decay=recipe.weight_decay, fused=True),
     "adamw": lambda weights, rate, recipe: torch.optim.AdamW(
         weights, rate, weight_decay=recipe.weight_decay, fused=True
@@ -175,11 +175,11 @@ class LaneOptimizer:
         self.rates = list(rates)
         if len(set(rates)) == 1:
             self.stepped = self.weights
-            self.optimizer = _FUSED[self.recipe.optimizer](list(self.stepped.values()), rates[0], self.recipe)
+            self.optimizer = OPTIMIZERS[self.recipe.optimizer](list(self.stepped.values()), rates[0], self.recipe)
             return
         undecayed = self.recipe.model_copy(update={"weight_decay": 0.0})
         self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
-        self.optimizer = _FUSED[self.recipe.optimizer](list(self.stepped.values()), 1.0, undecayed)
+        self.optimizer = OPTIMIZERS[self.recipe.optimizer](list(self.stepped.values()), 1.0, undecayed)
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():

@@ -46,6 +46,7 @@ class EpochMetrics:
     val_loss: float | None  # cross-entropy; None where the recipe does not look
     val_accuracy: float | None
     seconds: float  # a lane's share of the epoch's
+    val_seconds: float  # of these, for the look at the validation split
 
 
 @dataclass(frozen=True)
@@ -247,9 +248,10 @@ class StageTraining:
             if not math.isfinite(loss):
                 lane.failure = f"the training loss became {loss} {where}"
         looks: list[tuple[float | None, float | None]] = [(None, None)] * len(self.running)
+        looked = time.perf_counter()
         if self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs:
             looks = [*measure(predict(self.model, self.validation), self.validation_labels)]
-        seconds = (time.perf_counter() - started) / len(self.running)
+        seconds, val_seconds = ((time.perf_counter() - since) / len(self.running) for since in (started, looked))
         for number, (lane, train_loss, look) in enumerate(zip(self.running, train_losses, looks, strict=True)):
             val_loss, val_accuracy = look
             if lane.failure is None and val_loss is not None and not math.isfinite(val_loss):
@@ -259,7 +261,7 @@ class StageTraining:
             if self.recipe.select == "best" and val_accuracy is not None and val_accuracy > lane.best_accuracy:
                 lane.best_weights = _copied(self.model.weights(number))
             rate = lane.stage.recipe.learning_rate * factor
-            lane.epochs.append(EpochMetrics(self.epoch, rate, train_loss, val_loss, val_accuracy, seconds))
+            lane.epochs.append(EpochMetrics(self.epoch, rate, train_loss, val_loss, val_accuracy, seconds, val_seconds))
         self.end([lane for lane in self.running if lane.failure is not None])
 
     def checkpoint(self, lane: Lane) -> bytes:
