@@ -222,7 +222,9 @@ def accuracies(space: Space, done: pd.DataFrame, listed: list[dict[str, Any]]) -
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, help="default: both")
-    parser.add_argument("--students", type=int, help="the plain way (default: 10 and 6); a multiple of the slots is fair")
+    parser.add_argument(
+        "--students", type=int, help="of the plain way (default: 10 and 6); best a multiple of the slots"
+    )
     parser.add_argument("--teacher-epochs", type=int, help="default: 8 for gap, as its preset has it, and 3")
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1, help="CPUs, on both sides")
     parser.add_argument("--root", type=Path, help="keeps teacher and assistants (default: a temporary folder)")

@@ -2,9 +2,11 @@
 
 import json
 import os
+import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from heapq import nlargest
 from statistics import fmean
 from typing import Any
 
@@ -22,6 +24,9 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
+SYNC_SECONDS = 1.0
+
+
 class Search:
     """An Optuna study of a space: `ask` proposes, `tell` records."""
 
@@ -29,6 +34,9 @@ class Search:
         self.study = study
         self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
+        # Counted once, then kept up to date: one process at a time proposes.
+        self._proposed = Counter(_canonical(trial.params) for trial in self.proposed())
+        self.asked = self._proposed.total()
 
     def enqueue_guaranteed(self) -> None:
         """Queues the trials that run whatever the sampler thinks, those not queued already."""
@@ -43,23 +51,26 @@ class Search:
         if self.asked >= self.space.budget:
             return None
         trials = self._trials()
-        waiting = [trial.number for trial in trials if trial.state == TrialState.WAITING]
-        self._seed_sampler(min(waiting, default=len(trials)))
+        waiting = (trial.number for trial in trials if trial.state == TrialState.WAITING)
+        self._set_sampler(next(waiting, len(trials)), trials)
         return self._propose(self.study.ask())
 
     def _propose(self, trial: optuna.Trial) -> Proposal:
         choice = self.space.suggest(trial)
-        same = sum("seeds" in each.user_attrs and each.params == trial.params for each in self._trials())
+        parameters = trial.params
+        same = self._proposed[_canonical(parameters)]
         seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
         paths = self.space.paths(choice, self.dataset, seeds)
         trial.set_user_attr("arm", choice.arm.name)
         trial.set_user_attr("path", str(paths[0]))
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
-        return Proposal(trial.number, configuration_name(self._trials()[trial.number]), paths)
+        self._proposed[_canonical(parameters)] += 1
+        self.asked += 1
+        return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths)
 
-    def _seed_sampler(self, number: int) -> None:
+    def _set_sampler(self, number: int, trials: Sequence[FrozenTrial]) -> None:
         """What is drawn for a trial follows from its number, not from what this process drew before."""
-        self.study.sampler = _sampler(self.space, number)
+        self.study.sampler = _sampler(self.space, number, trials)
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
         """The mean validation accuracy of the students; failed or pruned where one of them was."""
@@ -81,14 +92,14 @@ class Search:
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         if "seeds" in trial.user_attrs:
-            return Proposal(trial.number, configuration_name(trial), self.paths_of(trial))
-        self._seed_sampler(trial.number)
+            return Proposal(trial.number, configuration_of(trial), self.paths_of(trial))
+        self._set_sampler(trial.number, self._trials())
         return self._propose(optuna.Trial(self.study, trial._trial_id))
 
     def finished(self) -> list[tuple[str, str, list[float]]]:
         """Arm, configuration and its students' mean accuracy, once a seed, of the trials that ended well."""
         return [
-            (trial.user_attrs["arm"], configuration_name(trial), [trial.value] * len(trial.user_attrs["seeds"]))
+            (trial.user_attrs["arm"], configuration_of(trial), [trial.value] * len(trial.user_attrs["seeds"]))
             for trial in self.proposed()
             if trial.state == TrialState.COMPLETE and trial.value is not None
         ]
@@ -100,10 +111,6 @@ class Search:
     def proposed(self) -> list[FrozenTrial]:
         """All trials that were proposed, in order."""
         return [trial for trial in self._trials() if "seeds" in trial.user_attrs]
-
-    @property
-    def asked(self) -> int:
-        return len(self.proposed())
 
     @property
     def remaining(self) -> int:
@@ -123,12 +130,18 @@ class Search:
         return self.study.get_trials(deepcopy=False)
 
 
-def configuration_name(trial: FrozenTrial) -> str:
+def configuration_of(trial: FrozenTrial) -> str:
+    return configuration_name(trial.user_attrs["arm"], trial.params)
+
+
+def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
     """`kd temperature=4 lambda=0.7`"""
     chosen = [
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}" for name, value in trial.params.items()
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in parameters.items()
+        if name != "arm"
     ]
-    return " ".join([trial.user_attrs["arm"], *(each for each in chosen if not each.startswith("arm="))])
+    return " ".join([arm, *chosen])
 
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
@@ -182,32 +195,50 @@ def open_optuna(folder: StudyFolder) -> BaseStorage:
 
 
 class Journal(JournalFileBackend):
-    """A journal file that survives a writer that was cut off in the middle of a line."""
+    """A journal file that survives a writer that was cut off in the middle of a line.
+
+    It is synced to disk once a second, where Optuna's own is with every line, a dozen a trial. What a machine that
+    loses its power forgets is asked and told again: the artifacts are there.
+    """
 
     def __init__(self, file: str) -> None:
         super().__init__(file)
-        self._file = file
+        self._file, self._lock, self._synced = file, JournalFileSymlinkLock(file), 0.0
         self._drop_half_line()
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in logs)
+        self._lock.acquire()
         try:
-            super().append_logs(logs)
+            self._append(lines.encode())
         except OSError:
-            self._drop_half_line()
+            self._truncate_half_line()
             raise
+        finally:
+            self._lock.release()
+
+    def _append(self, lines: bytes) -> None:
+        with open(self._file, "ab") as file:
+            file.write(lines)
+            file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
 
     def _drop_half_line(self) -> None:
         """What was not written to its line's end never happened; Optuna can't read past it."""
         if _ends_whole(self._file):
             return
-        lock = JournalFileSymlinkLock(self._file)
-        lock.acquire()  # whoever is still writing ends first
+        self._lock.acquire()  # whoever is still writing ends first
         try:
-            with open(self._file, "r+b") as file:
-                content = file.read()
-                file.truncate(content.rfind(b"\n") + 1)
+            self._truncate_half_line()
         finally:
-            lock.release()
+            self._lock.release()
+
+    def _truncate_half_line(self) -> None:
+        with open(self._file, "r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _ends_whole(file: str) -> bool:
@@ -227,10 +258,52 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # draws nothing: a grid is enqueued whole
 }
 
+HISTORY = 1000  # trials a sampler sees: its time grows with their number, 34 ms at 2,000
+BEST = 250  # of these, the best of those it would not see; TPE models the best 25 and all others
 
-def _sampler(space: Space, trial: int) -> optuna.samplers.BaseSampler:
-    seed = space.sampler_seed + 1_000_003 * trial
-    return SAMPLERS[space.sampler](seed)
+
+def _sampler(space: Space, trial: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+    sampler = SAMPLERS[space.sampler](space.sampler_seed + 1_000_003 * trial)
+    return RecentHistory(sampler, trials) if len(trials) > HISTORY else sampler
+
+
+class RecentHistory(optuna.samplers.BaseSampler):
+    """A sampler that sees the newest trials, and the best of the older ones."""
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, trials: Sequence[FrozenTrial]) -> None:
+        self.sampler = sampler
+        older, newest = trials[: BEST - HISTORY], trials[BEST - HISTORY :]
+        done = [trial for trial in older if trial.state == TrialState.COMPLETE]
+        best = nlargest(BEST, done, key=lambda trial: trial.value or 0.0)
+        running = [trial for trial in older if trial.state == TrialState.RUNNING]
+        self.seen = sorted([*best, *running, *newest], key=lambda trial: trial.number)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return self.sampler.sample_relative(_Seen(study, self.seen), trial, search_space)  # type: ignore[arg-type]
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        seen = _Seen(study, self.seen)
+        return self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+
+
+class _Seen:
+    """An Optuna study with some of its trials."""
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study, self._trials = study, trials
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+    get_trials = _get_trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
 
 
 def refuse_another_space(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> None:

@@ -12,7 +12,7 @@ from study.folder import EPOCHS as EPOCHS_FILE
 from study.folder import TRIALS as TRIALS_FILE
 from study.folder import StudyFolder
 from study.graph import Description
-from study.optimization import Search, configuration_name
+from study.optimization import Search, configuration_of
 
 TRIALS = pa.schema(
     [
@@ -98,7 +98,7 @@ def _path_rows(
             "study": study,
             "phase": "search",
             "trial": trial.number,
-            "configuration": configuration_name(trial),
+            "configuration": configuration_of(trial),
             "arm": path.arm,
             "path": str(path),
             "path_seed": path.student.seed,
