@@ -5,9 +5,8 @@
 A function trainable, torchvision's MNIST and transforms behind a DataLoader, the teacher's forward pass in the loop,
 KLDivLoss, OptunaSearch, W&B's callback (offline), one CPU a trial. Models, initial weights, epochs, schedule, transfer
 set and validation split are takd's; the rest is what one would write. The teacher is trained once and loaded from a
-file, or trained in every trial, as code without a checkpoint does. By default `mlp-784` learns from `cnn`, 12 epochs
-each: a student takes 8 minutes on one core, the teacher half an hour on two. With --students a fixed list is
-trained in place of the search.
+file, or trained in every trial, as code without a checkpoint does. By default `mlp-784` learns from `cnn`, 12
+epochs each. With --students a fixed list is trained in place of the search.
 """
 
 import argparse

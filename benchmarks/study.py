@@ -183,7 +183,8 @@ def compare(part: Part, root: Path, cut: Sequence[str], count: int, slots: int) 
         here, rows = takd(part, part.preset, folder, cut, slots)
         there, found = plain(chosen, folder, slots)
         retrained = {"teacher_file": None, "teacher_steps": TEACHER_STEPS, "epochs": 1, "examples": 10}
-        teachers = plain([each | retrained for each in chosen[:slots]], folder, slots)[1]["students"] * part.retrained
+        cut_off = [each | retrained for each in chosen[:slots]]
+        teachers = plain(cut_off, folder, slots)[1]["students"] if part.retrained else []
 
     seconds = there.seconds + found["seconds"] * (len(every) / count - 1)
     cpu_seconds = there.cpu_seconds * seconds / there.seconds

@@ -7,6 +7,7 @@ from conftest import tiny_space
 from optuna.trial import TrialState
 
 from search_spaces import DatasetFingerprint, InputError, Space
+from study import optimization
 from study.folder import StudyFolder, study_folder
 from study.graph import Proposal, StageGraph
 from study.optimization import Search, create_search, open_search
@@ -190,3 +191,17 @@ def test_a_journal_whose_last_line_was_cut_off_goes_on(tmp_path):
 def test_a_bucket_needs_a_database(bucket):
     with pytest.raises(InputError, match="a bucket can't hold Optuna's journal; give --storage or TAKD_STORAGE"):
         study_folder(bucket, "tiny")
+
+
+def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(folder, monkeypatch):
+    monkeypatch.setattr(optimization, "HISTORY", 12)
+    monkeypatch.setattr(optimization, "BEST", 4)
+    search = start(folder, tiny_space(trials=24, coverage=1))
+    for number in range(23):
+        proposal = search.ask()
+        assert proposal is not None
+        complete(search, proposal, accuracy=1 / (1 + abs(number - 5)))  # the sixth is the best
+    search.ask()
+    sampler = search.study.sampler
+    assert isinstance(sampler, optimization.RecentHistory)
+    assert [trial.number for trial in sampler.seen] == [3, 4, 5, 6, *range(15, 23)]
