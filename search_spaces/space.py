@@ -179,8 +179,27 @@ class Asha(Value):
     reduction_factor: Integer = Field(3, ge=2)
 
 
+class Confirm(Value):
+    """After the search each arm's best configuration is trained from fresh seeds; then the test split is read."""
+
+    seeds: Integer = Field(5, ge=1)
+    reseed_path: Flag = Field(False, description="teacher and assistants too are trained again, a path a seed")
+
+
 # Fields of a space that say nothing about what is searched.
-_CHANGEABLE = {"description", "trials", "resources", "checkpoint_every", "max_failures", "lanes", "allow_any_size"}
+_CHANGEABLE = {
+    "confirm",
+    "description",
+    "trials",
+    "resources",
+    "checkpoint_every",
+    "max_failures",
+    "lanes",
+    "allow_any_size",
+}
+
+
+FRESH_SEED = 1_000_000  # the first of the confirm phase; searches count from 0
 
 
 @dataclass(frozen=True)
@@ -207,6 +226,7 @@ class Space(Value):
     sampler: Literal["tpe", "random", "grid"] = "tpe"
     sampler_seed: Integer = 0
     asha: Asha | None = None
+    confirm: Confirm | None = Field(Confirm(), description="null: no confirm phase, the test split is never read")
     resources: dict[Role, Resources] = Field(default_factory=dict)
     checkpoint_every: CheckpointEvery = CheckpointEvery(seconds=10.0)
     max_failures: Integer = Field(3, ge=0, description="a stage whose worker dies more often has failed")
@@ -321,14 +341,29 @@ class Space(Value):
         """The configuration as one path a student seed."""
         return tuple(self.path(choice.arm, choice.chosen, dataset, seed) for seed in seeds)
 
-    def path(self, arm: Arm, chosen: Mapping[str, Scalar], dataset: DatasetFingerprint, seed: int) -> Path:
-        """The path of an arm with the chosen hyperparameters. Teacher and assistants have seed 0."""
+    def confirming_paths(self, choice: "Configuration", dataset: DatasetFingerprint) -> tuple[Path, ...]:
+        """The configuration from seeds that no search has, one path a seed; the same seeds for every arm."""
+        if self.confirm is None:
+            return ()
+        seeds = range(FRESH_SEED, FRESH_SEED + self.confirm.seeds)
+        reseed = self.confirm.reseed_path
+        return tuple(self.path(choice.arm, choice.chosen, dataset, seed, seed if reseed else 0) for seed in seeds)
+
+    def path(
+        self,
+        arm: Arm,
+        chosen: Mapping[str, Scalar],
+        dataset: DatasetFingerprint,
+        seed: int,
+        upstream_seed: int = 0,
+    ) -> Path:
+        """The path of an arm with the chosen hyperparameters, for a student's seed and one of all it learns from."""
         stage = partial(self._stage, chosen=chosen, dataset=dataset)
         upstream: tuple[Stage, ...] = ()
         if arm.distilled:
-            upstream = (stage("teacher", self.teacher.model, self.teacher, seed=0, upstream=()),)
+            upstream = (stage("teacher", self.teacher.model, self.teacher, seed=upstream_seed, upstream=()),)
         for model in arm.assistants:
-            upstream = (stage("assistant", model, self.assistants, seed=0, upstream=upstream),)
+            upstream = (stage("assistant", model, self.assistants, seed=upstream_seed, upstream=upstream),)
         student = stage("student", self.student.model, self.student, seed=seed, upstream=upstream)
         return Path(arm=arm.name, student=student)
 

@@ -17,15 +17,20 @@ Description = Mapping[str, Any]  # an artifact's stage.json
 
 @dataclass(frozen=True)
 class Proposal:
-    """One configuration that the sampler asks about: a path a seed."""
+    """One configuration to train, a path a seed: asked about by the sampler, or to be confirmed."""
 
-    number: int  # of the Optuna trial
+    number: int  # of the Optuna trial; below 0 for what is confirmed
     configuration: str  # its arm and hyperparameters; several proposals may repeat one, with other seeds
     paths: tuple[Path, ...]
+    phase: Literal["search", "confirm"] = "search"
 
     @property
     def arm(self) -> str:
         return self.paths[0].arm
+
+    def use(self, path: Path) -> str:
+        """Names one of its paths among all of the study: `trial.seed`."""
+        return f"{self.number}.{path.student.seed}"
 
 
 @dataclass
@@ -76,7 +81,7 @@ class StageGraph:
         self.open[proposal.number] = proposal
         for path in proposal.paths:
             for stage in path.stages:
-                node = self.nodes.get(stage.key) or self._new_node(stage, f"{proposal.number}.{path.student.seed}")
+                node = self.nodes.get(stage.key) or self._new_node(stage, proposal.use(path))
                 node.uses.add(proposal.number)
 
     def _new_node(self, stage: Stage, first_use: str) -> Node:
@@ -183,8 +188,9 @@ class StageGraph:
         finished = [each for each in self.open.values() if all(node.state in ENDED for node in self.students(each))]
         for proposal in finished:
             del self.open[proposal.number]
-            found = [node.val_accuracy for node in self.students(proposal) if node.val_accuracy is not None]
-            self.note(proposal.arm, proposal.configuration, found)
+            if proposal.phase == "search":
+                found = [node.val_accuracy for node in self.students(proposal) if node.val_accuracy is not None]
+                self.note(proposal.arm, proposal.configuration, found)
         return finished
 
     def note(self, arm: str, configuration: str, accuracies: Sequence[float]) -> None:

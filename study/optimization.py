@@ -104,6 +104,22 @@ class Search:
             if trial.state == TrialState.COMPLETE and trial.value is not None
         ]
 
+    def choose(self, best: Mapping[str, str]) -> None:
+        """Records the configuration of each arm that is to be confirmed, by its name."""
+        first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
+        self.study.set_user_attr("confirmed", [first[name] for name in best.values()])
+
+    def confirming(self) -> list[Proposal]:
+        """What the confirm phase trains: each chosen configuration from fresh seeds."""
+        trials = self._trials()
+        chosen = [trials[number] for number in self.study.user_attrs.get("confirmed", [])]
+        paths = [self.space.confirming_paths(self.space.suggest(trial), self.dataset) for trial in chosen]
+        return [
+            Proposal(-1 - trial.number, configuration_of(trial), each, "confirm")
+            for trial, each in zip(chosen, paths, strict=True)
+            if each
+        ]
+
     def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
         """The paths of a stored trial: the same values again."""
         return self.space.paths(self.space.suggest(trial), self.dataset, trial.user_attrs["seeds"])

@@ -25,7 +25,7 @@ from study.folder import StudyFolder
 from study.optimization import find_search
 from trainables.artifacts import ArtifactStore, needed_files
 from trainables.datasets import Dataset, load, transfer_set
-from trainables.models import build, size_of
+from trainables.models import build, parameters_of
 from trainables.training import StageTraining
 
 PROBE_STEPS = 5
@@ -74,7 +74,7 @@ def _one_stage_a_model(space: Space, dataset: Dataset) -> list[Stage]:
 
 def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
     def parameters(model: str) -> int:
-        return size_of(model, dataset.image_shape, len(dataset.classes)).parameters
+        return parameters_of(model, dataset.image_shape, len(dataset.classes))
 
     teacher, student = parameters(space.teacher.model), parameters(space.student.model)
     silence = "allow_any_size: true silences this"

@@ -7,7 +7,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -64,8 +64,17 @@ class Batch:
 class PathSearcher(Searcher):
     """Turns the sampler's paths into stages that may train now; a path that waits holds no device."""
 
-    def __init__(self, search: Search, graph: StageGraph, root: str, observers: Observers, stop: Stop) -> None:
+    def __init__(
+        self,
+        search: Search,
+        graph: StageGraph,
+        root: str,
+        observers: Observers,
+        stop: Stop,
+        confirm: Callable[[], Sequence[Proposal]] | None = None,
+    ) -> None:
         super().__init__()
+        self.confirm = confirm
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.stop = stop
         self.artifacts = ArtifactStore(root)
@@ -92,6 +101,8 @@ class PathSearcher(Searcher):
             self.graph.add(proposal)
             self._close_finished()
             group = self.graph.next_group()
+        if not self.graph.open and self.confirm and not self.search.remaining:
+            group = self._start_confirming(self.confirm)
         size = self._batch_size(group) if group else 0
         if group is None or size == 0:
             return None if self.graph.open or self.stop.requested else str(Searcher.FINISHED)
@@ -99,6 +110,15 @@ class PathSearcher(Searcher):
         self.given[trial_id] = Batch(group, {node.stage.key for node in nodes})
         self.observers.graph_changed(self.graph, self.search.remaining)
         return self._config(group, nodes)
+
+    def _start_confirming(self, confirm: Callable[[], Sequence[Proposal]]) -> Group | None:
+        """The search is over: what it chose is trained from fresh seeds."""
+        self.confirm = None
+        with self._room_needed():
+            for proposal in confirm():
+                self.graph.add(proposal)
+        self._close_finished()
+        return self.graph.next_group()
 
     def _wants_more(self, group: Group | None) -> bool:
         """Whether to ask the sampler now: early for guaranteed trials, for free ones late, when it knows more."""
@@ -230,8 +250,9 @@ class PathSearcher(Searcher):
 
     def _close_finished(self) -> None:
         for proposal in self.graph.close_finished():
-            with self._room_needed():
-                self.search.tell(proposal, self.graph)
+            if proposal.phase == "search":
+                with self._room_needed():
+                    self.search.tell(proposal, self.graph)
         self.observers.graph_changed(self.graph, self.search.remaining)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -353,12 +374,21 @@ def reachable_resources() -> dict[str, float]:
     return now | {name: max(most, now.get(name, 0)) for name, most in grown.items()}
 
 
-def run_stages(search: Search, graph: StageGraph, root: str, observers: Observers, stop: Stop) -> None:
+def run_stages(
+    search: Search,
+    graph: StageGraph,
+    root: str,
+    observers: Observers,
+    stop: Stop,
+    confirm: Callable[[], Sequence[Proposal]] | None = None,
+) -> None:
     """Runs until the search's budget is spent and every stage has ended, or `stop` is requested.
+
+    `confirm` is called once when the search is over; what it returns is trained too.
 
     Then stages in training write a checkpoint, and those that take longer than STOP_SECONDS are cut off.
     """
-    searcher = PathSearcher(search, graph, root, observers, stop)
+    searcher = PathSearcher(search, graph, root, observers, stop, confirm)
     scratch = FilePath(tempfile.mkdtemp(prefix="takd-tune-"))
     try:
         tune.Tuner(

@@ -111,11 +111,18 @@ class ModelSize:
 
 
 @lru_cache
-def size_of(model: str, image_shape: ImageShape, classes: int) -> ModelSize:
+def parameters_of(model: str, image_shape: ImageShape, classes: int) -> int:
     """Counted on torch's meta device: no weights are made."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in build(model, image_shape, classes).parameters())
+
+
+@lru_cache
+def size_of(model: str, image_shape: ImageShape, classes: int) -> ModelSize:
+    """On the meta device as well. Counting FLOPs makes torch load its compiler, once a process: seconds."""
     with torch.device("meta"):
         module = build(model, image_shape, classes).eval()
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             module(torch.empty(1, *image_shape))
-    return ModelSize(sum(weight.numel() for weight in module.parameters()), counter.get_total_flops())
+    return ModelSize(parameters_of(model, image_shape, classes), counter.get_total_flops())
