@@ -279,7 +279,7 @@ BEST = 250  # of these, the best of those it would not see; TPE models the best 
 
 
 def _sampler(space: Space, trial: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
-    sampler = SAMPLERS[space.sampler](space.sampler_seed + 1_000_003 * trial)
+    sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * trial) % 2**32)
     return RecentHistory(sampler, trials) if len(trials) > HISTORY else sampler
 
 
