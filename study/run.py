@@ -1,6 +1,8 @@
 """Run a study, or go on with it: everything from a space to its tables and figure."""
 
+import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,8 +19,12 @@ from study.report import write_figure
 from study.results import write_results
 from study.stopping import Stop
 from study.tracking import Mode, WandbTracker, wandb_mode
+from study.uploading import uploads
+from study.wandb_study import complete_runs
 from trainables.artifacts import ArtifactStore, needed_files
 from trainables.storage import FULL
+
+log = logging.getLogger("takd")
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,18 @@ def run_study(
     try:
         search = create_search(folder, space, data)
         folder.write_space(space)
-        result = _train(folder, search, options, console, stop) if search.is_open else RunResult(finished=True)
-        write_results(folder, search)
-        write_figure(folder)
+        if not search.is_open:
+            write_results(folder, search)
+            write_figure(folder)
+            return RunResult(finished=True)
+        mode = wandb_mode(options.wandb)
+        with uploads(folder.local) if mode == "online" else nullcontext():
+            tracker = WandbTracker(folder, search.space.all_arms, mode) if mode != "disabled" else None
+            result = _train(folder, search, options, [tracker] if tracker else [], console, stop)
+            write_results(folder, search)
+            write_figure(folder)
+            if tracker and not tracker.failed:
+                _complete_wandb(folder, search)
         return result
     except OSError as error:
         if error.errno not in FULL:
@@ -69,7 +84,16 @@ def run_study(
         lease.release()
 
 
-def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop) -> RunResult:
+def _complete_wandb(folder: StudyFolder, search: Search) -> None:
+    try:
+        complete_runs(folder, search)
+    except Exception as error:  # whatever it is, the study is complete without
+        log.warning("W&B: the study's run is not written: %s; `takd sync` writes it", error)
+
+
+def _train(
+    folder: StudyFolder, search: Search, options: RunOptions, observers: list[Observer], console: Console, stop: Stop
+) -> RunResult:
     # Imports Ray: seconds that a finished study need not wait.
     from study.scheduling import lacking_gpus, run_stages, start_ray
 
@@ -79,11 +103,7 @@ def _train(folder: StudyFolder, search: Search, options: RunOptions, console: Co
             raise InputError(lacking)
         console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
     graph = StageGraph(find_artifact(folder.artifacts))
-    mode = wandb_mode(options.wandb)
-    observers: list[Observer] = [Progress(folder.name, search.space.seeds, slots, console)]
-    if mode != "disabled":
-        observers.append(WandbTracker(folder.name, folder.local, mode))
-    watching = Observers(observers)
+    watching = Observers([Progress(folder.name, search.space.seeds, slots, console), *observers])
     try:
         run_stages(search, graph, folder.root, slots, watching, stop)
     finally:
