@@ -70,16 +70,23 @@ def write_results(folder: StudyFolder, search: Search) -> None:
     folder.write(EPOCHS_FILE, _parquet(epochs))
 
 
-def build_results(folder: StudyFolder, search: Search) -> tuple[pa.Table, pa.Table]:
-    """The tables of TRIALS and EPOCHS as they are now; reads only."""
+def build_results(
+    folder: StudyFolder, search: Search, known: dict[str, Description] | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """The tables of TRIALS and EPOCHS as they are now; reads only.
+
+    Who looks again and again keeps what finished stages left in `known`.
+    """
+    known = {} if known is None else known
     found: dict[str, Description | None] = {}
     rows: list[dict[str, Any]] = []
     for trial in search.proposed():
         for path in search.paths_of(trial):
             for stage in path.stages:
                 if stage.key not in found:
-                    found[stage.key] = folder.artifacts.describe(stage.key)
+                    found[stage.key] = known.get(stage.key) or folder.artifacts.describe(stage.key)
             rows += _path_rows(folder.name, search, trial, path, found)
+    known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
     return pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from search_spaces import InputError, Space, Stage
+from study.events import EventLog
 from study.folder import StudyFolder
 from study.graph import Description, StageGraph
 from study.lease import acquire_lease
@@ -18,6 +19,7 @@ from study.progress import Progress
 from study.report import write_figure
 from study.results import write_results
 from study.stopping import Stop
+from study.tensorboard import TensorBoardLog
 from study.tracking import Mode, WandbTracker, wandb_mode
 from study.uploading import uploads
 from study.wandb_study import complete_runs
@@ -34,6 +36,7 @@ class RunOptions:
     wandb: Mode | None = None
     slots: int | None = None  # CPU slots of a local Ray; None: as many as there are cores
     address: str | None = None  # of a running Ray cluster; None: a local Ray of our own
+    tensorboard: bool = False
 
 
 @dataclass
@@ -69,7 +72,10 @@ def run_study(
         mode = wandb_mode(options.wandb)
         with uploads(folder.local) if mode == "online" else nullcontext():
             tracker = WandbTracker(folder, search.space.all_arms, mode) if mode != "disabled" else None
-            result = _train(folder, search, options, [tracker] if tracker else [], console, stop)
+            observers: list[Observer] = [EventLog(folder.local), *([tracker] if tracker else [])]
+            if options.tensorboard:
+                observers.append(TensorBoardLog(folder.local))
+            result = _train(folder, search, options, observers, console, stop)
             write_results(folder, search)
             write_figure(folder)
             if tracker and not tracker.failed:

@@ -23,6 +23,7 @@ class WandbServer:
         self.exits: dict[str, int] = {}
         self.artifacts: dict[str, dict[str, Any]] = {}  # by name
         self.uses: list[tuple[str, str]] = []  # run, artifact
+        self.views: list[dict[str, Any]] = []  # reports
         handler = type("Handler", (_Handler,), {"server_of": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -58,6 +59,19 @@ class WandbServer:
             return {"createArtifactFiles": {"files": {"edges": files * len(given["input"]["artifactFiles"])}}}
         if operation == "CommitArtifact":
             return {"commitArtifact": {"artifact": {"id": "A", "digest": "d"}}}
+        if operation == "Viewer":
+            teams: dict[str, Any] = {"edges": []}
+            return {"viewer": {"id": "U", "entity": "someone", "username": "someone", "flags": "{}", "teams": teams}}
+        if operation == "ProjectInternalId":
+            return {"project": {"internalId": "P"}}
+        if operation == "GetProjects":
+            page = {"hasNextPage": False, "endCursor": None}
+            return {"models": {"edges": [], "pageInfo": page, "totalCount": 0}}
+        if operation == "UpsertModel":
+            return {"upsertModel": {"project": {"id": "P", "name": given.get("name")}, "inserted": True}}
+        if operation == "upsertView":
+            self.views.append(given)
+            return {"upsertView": {"view": given | {"id": "V"}, "inserted": True}}
         if operation == "UseArtifact":
             self.uses.append((given["input"]["runName"], given["input"]["artifactID"]))
             return {"useArtifact": {"artifact": {"id": "A"}}}
@@ -88,11 +102,6 @@ class _Handler(BaseHTTPRequestHandler):
         if server.status == 200 and self.path == "/graphql":
             asked = json.loads(body)
             operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
-            if DEBUG:
-                print(
-                    asked["query"] if operation[1] not in ("UpsertBucket", "CreateRunFiles") else operation[1],
-                    asked.get("variables"),
-                )
             content = {"data": server.answer(operation[1] if operation else "", asked.get("variables") or {})}
         elif server.status == 200 and (stream := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path)):
             server.stream(stream[1], json.loads(body))
