@@ -37,17 +37,16 @@ def wandb_mode(asked: Mode | None) -> Mode:
         "dryrun": "offline",
         "disabled": "disabled",
     }
-    return asked or of_environment.get(os.environ.get("WANDB_MODE", "")) or ("online" if finds_key() else "offline")
+    return asked or of_environment.get(os.environ.get("WANDB_MODE", "")) or ("online" if _finds_key() else "offline")
 
 
-def finds_key() -> bool:
-    """Whether W&B knows who is asking; a malformed key is none, with a warning."""
+def _finds_key() -> bool:
     import wandb
 
     try:
         return wandb.login(prompt=False, verify=False)
     except Exception as error:  # whatever is wrong with the key, the study goes on
-        log.warning("W&B: %s; runs are kept on this machine", str(error).splitlines()[0])
+        log.warning("W&B: %s; runs are kept offline", str(error).splitlines()[0])
         return False
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 
 from study.wandb_log import read_records
@@ -42,8 +43,11 @@ def _depth(file: Path) -> int:
 
 
 def batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    for start in range(0, len(files), BATCH):
-        yield files[start : start + BATCH]
+    """What goes to one process: W&B takes them side by side, so none with what it learned from."""
+    for _, level in groupby(files, _depth):
+        group = list(level)
+        for start in range(0, len(group), BATCH):
+            yield group[start : start + BATCH]
 
 
 class Upload:
@@ -77,7 +81,8 @@ class Upload:
             return f"no answer after {seconds:.0f} s"
         if all(_synced(file).exists() for file in self.files):
             return None
-        lines = [line.partition("ror")[2].lstrip(": ") for line in output.replace("ERROR", "Error").splitlines()]
+        said = [line.partition(": ")[2] for line in output.splitlines() if line.startswith(("Error: ", "wandb: ERROR"))]
+        lines = [line.removeprefix("ERROR ") for line in said if "error logs at" not in line]
         return next((line for line in lines if line.strip()), "not all runs arrived")
 
     def kill(self) -> None:

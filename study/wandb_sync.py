@@ -10,7 +10,6 @@ from search_spaces import InputError
 from study.folder import StudyFolder
 from study.optimization import open_search
 from study.results import write_results
-from study.tracking import finds_key
 from study.uploading import Upload, batches, unsynced
 from study.wandb_study import complete_runs
 
@@ -27,8 +26,6 @@ def sync_study(folder: StudyFolder, console: Console) -> str | None:
     if not files:
         console.print("W&B has all runs")
         return None
-    if not finds_key():
-        raise InputError("W&B: no key that it takes; set WANDB_API_KEY, or call: wandb login")
     sent = 0
     for batch in batches(files):
         upload = Upload(folder.local, batch)
@@ -36,6 +33,8 @@ def sync_study(folder: StudyFolder, console: Console) -> str | None:
             failure = upload.wait()
         finally:
             upload.kill()
+        if failure and "API key" in failure:
+            raise InputError(f"W&B: {failure}; a key comes from WANDB_API_KEY or `wandb login`")
         if failure:
             return f"{failure} ({len(files) - len(unsynced(folder.local))} of {len(files)} runs sent)"
         sent += len(batch)

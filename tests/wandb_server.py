@@ -55,7 +55,13 @@ class WandbServer:
             file = {"id": "F", "uploadUrl": f"{self.url}/upload/manifest", "uploadHeaders": []}
             return {"createArtifactManifest": {"artifactManifest": {"id": "M", "file": file}}}
         if operation == "CreateArtifactFiles":
-            files = [{"node": {"id": "F", "uploadUrl": f"{self.url}/upload/file", "uploadHeaders": []}}]
+            place = {
+                "uploadUrl": f"{self.url}/upload/file",
+                "uploadHeaders": [],
+                "storagePath": "s",
+                "artifact": {"id": "A"},
+            }
+            files = [{"node": {"id": "F", **place}}]
             return {"createArtifactFiles": {"files": {"edges": files * len(given["input"]["artifactFiles"])}}}
         if operation == "CommitArtifact":
             return {"commitArtifact": {"artifact": {"id": "A", "digest": "d"}}}
