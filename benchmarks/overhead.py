@@ -83,7 +83,7 @@ def run(space: Space, slots: int, wandb: bool) -> tuple[Clock, float]:
         search = create_search(folder, space, fingerprint(dataset))
         start_ray(slots)
         clock = Clock()
-        watching: list[Observer] = [clock, *([WandbTracker("overhead", folder.local, "offline")] if wandb else [])]
+        watching: list[Observer] = [clock, *([WandbTracker(folder, space.all_arms, "offline")] if wandb else [])]
         observers = Observers(watching)
         run_stages(search, StageGraph(find_artifact(folder.artifacts)), root, observers, Stop())
         seconds = time.perf_counter() - clock.began

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,10 +19,14 @@ from study.folder import ROOT, StudyFolder, study_folder
 from study.optimization import open_search
 from study.report import print_arms, print_failures, write_figure
 from study.results import write_results
-from study.status import print_status
+from study.status import follow_status, print_status
 from study.stopping import INTERRUPTED, Stop, stopped_by_signals
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+WANDB_HELP = (
+    "default: online where a key is found; the project is WANDB_PROJECT, else takd, the entity WANDB_ENTITY, else "
+    "the key's"
+)
 DEBUG_HELP = "show a traceback where bad input ends in one line"
 
 
@@ -56,13 +61,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = _command(commands, "run", _run, "run a study, or go on with it", space=True)
-    run.add_argument("--wandb", choices=("online", "offline", "disabled"), help="default: online where a key is found")
+    run.add_argument("--wandb", choices=("online", "offline", "disabled"), help=WANDB_HELP)
     run.add_argument("--profile", action="store_true", help="say where the time went, as a table and a picture")
     where = run.add_mutually_exclusive_group()
     where.add_argument("--slots", type=_positive, metavar="N", help="CPU slots to use here (default: every core)")
     where.add_argument("--address", metavar="A", help="a running Ray cluster: auto, or HOST:PORT (default: a Ray here)")
     _command(commands, "plan", _plan, "what would run and what it would cost; trains nothing", space=True)
-    _command(commands, "status", _status, "counts by role and state, best by arm, failures", study=True)
+    run.add_argument("--tensorboard", action="store_true", help="TensorBoard event files in the study's folder as well")
+    status = _command(commands, "status", _status, "counts by role and state, best by arm, failures", study=True)
+    status.add_argument("--follow", action="store_true", help="until the study ends, whoever runs it (Ctrl-C leaves)")
+    dashboard = _command(commands, "dashboard", _dashboard, "Optuna's dashboard of a study, live", study=True)
+    dashboard.add_argument("--port", type=_port, default=8080, metavar="P", help="on 127.0.0.1 (default: 8080)")
+    sync = _command(commands, "sync", _sync, "upload a study's W&B runs, those that are not there yet", study=True)
+    sync.add_argument("--report", action="store_true", help="create a W&B report of the study (needs WANDB_ENTITY)")
+    _command(commands, "watch", _watch, "a study's W&B runs in W&B's own terminal view", study=True)
     _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
     export = _command(commands, "export", _export, "the best student's weights and description", study=True)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
@@ -118,6 +130,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a port, 0 to 65535 (0: any that is free)")
+    return int(text)
+
+
 def _space_and_folder(options: argparse.Namespace) -> tuple[Space, StudyFolder]:
     given = {"trials": options.trials, "lanes": options.lanes}
     overrides = [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
@@ -130,7 +148,7 @@ def _run(options: argparse.Namespace) -> int:
     from study.run import RunOptions, run_study  # imports torch: other commands need not wait for it
 
     console, stop = _console(), Stop()
-    chosen = RunOptions(options.wandb, options.slots, options.address, options.profile)
+    chosen = RunOptions(options.wandb, options.slots, options.address, options.tensorboard, options.profile)
     with stopped_by_signals(stop):
         try:
             result = run_study(folder, space, f"space {options.space}", chosen, console, stop)
@@ -153,8 +171,41 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    print_status(study_folder(options.root, options.name, options.storage), _console())
+    folder = study_folder(options.root, options.name, options.storage)
+    if options.follow:
+        follow_status(folder, _console())
+    else:
+        print_status(folder, _console())
     return OK
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from study.dashboard import serve_dashboard
+
+    with suppress(KeyboardInterrupt):
+        serve_dashboard(study_folder(options.root, options.name, options.storage), options.port, _console())
+    return OK
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from study.wandb_sync import sync_study
+
+    folder, console = study_folder(options.root, options.name, options.storage), _console()
+    failure = sync_study(folder, console)
+    if failure:
+        print(f"takd: W&B: {failure}; run it again to go on", file=sys.stderr)
+        return FAILED
+    if options.report:
+        from study.wandb_report import save_report
+
+        console.print(f"report   {save_report(folder)}")
+    return OK
+
+
+def _watch(options: argparse.Namespace) -> int:
+    from study.wandb_sync import watch_study
+
+    return watch_study(study_folder(options.root, options.name, options.storage))
 
 
 def _results(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 from search_spaces import Stage
 from study.folder import StudyFolder
 from study.graph import Proposal
+from study.results import TEST, read_test
 from trainables.artifacts import WEIGHTS, needed_files
 from trainables.datasets import Dataset, load
 from trainables.lanes import Alone
@@ -20,7 +21,6 @@ from trainables.models import build, family_of
 from trainables.training import Pixels, measure, predict
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
-TEST = "results/test.json"
 
 
 def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> dict[str, dict[str, Any]]:
@@ -49,15 +49,6 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> dict[
             known[key]["test_agreement"] = float(agree.float().mean())
     folder.write(TEST, json.dumps(known, indent=1).encode())
     return known
-
-
-def read_test(folder: StudyFolder) -> dict[str, dict[str, Any]]:
-    """What was measured before; nothing where that can't be read: it is measured again."""
-    try:
-        known = json.loads(folder.storage.read(f"{folder.name}/{TEST}"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
 
 
 def measure_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:

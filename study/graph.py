@@ -28,6 +28,11 @@ class Proposal:
     def arm(self) -> str:
         return self.paths[0].arm
 
+    @property
+    def trial(self) -> int:
+        """Of Optuna: the one that it is, or the first of the configuration that it confirms."""
+        return self.number if self.phase == "search" else -1 - self.number
+
     def use(self, path: Path) -> str:
         """Names one of its paths among all of the study: `trial.seed`."""
         return f"{self.number}.{path.student.seed}"

@@ -73,9 +73,15 @@ class Search:
         self.study.sampler = _sampler(self.space, number, trials)
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
-        """The mean validation accuracy of the students; failed or pruned where one of them was."""
+        """The mean validation accuracy of the students; failed or pruned where one of them was.
+
+        Of what is confirmed only failures are kept, those of the last run.
+        """
         keys = {stage.key for path in proposal.paths for stage in path.stages}
         failures = {key: graph.nodes[key].reason for key in keys if graph.nodes[key].state == "failed"}
+        if proposal.phase == "confirm":
+            self.study.set_user_attr("confirm_failures", self.confirm_failures | failures)
+            return
         accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
         if failures:
             trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
@@ -108,6 +114,10 @@ class Search:
         """Records the configuration of each arm that is to be confirmed, by its name."""
         first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
         self.study.set_user_attr("confirmed", [first[name] for name in best.values()])
+
+    @property
+    def confirm_failures(self) -> dict[str, str]:
+        return self.study.user_attrs.get("confirm_failures", {})
 
     def confirming(self) -> list[Proposal]:
         """What the confirm phase trains: each chosen configuration from fresh seeds."""

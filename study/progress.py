@@ -13,11 +13,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from search_spaces import ROLES
+from search_spaces import ROLES, Role
 from study.graph import Node, StageGraph
 
 PLAIN_SECONDS = 15.0
 SNAPSHOT_SECONDS = 0.2
+REDRAW_SECONDS = 0.25
 SHOWN_STATES = ("done", "cached", "running", "ready", "waiting", "failed", "pruned")
 
 
@@ -33,13 +34,13 @@ class Progress:
         self.epochs: dict[str, tuple[Node, int]] = {}
         self.stop = threading.Event()
         self.live: Live | None = None
-        self.thread: threading.Thread | None = None
-        if self.console.is_terminal:
-            self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4)
+        if on_screen(console):
+            self.live = Live(get_renderable=self._render, console=console, auto_refresh=False)
             self.live.start()
-        else:
-            self.thread = threading.Thread(target=self._print_lines, name="progress", daemon=True)
-            self.thread.start()
+        self.thread = threading.Thread(
+            target=self._redraw if self.live else self._print_lines, name="progress", daemon=True
+        )
+        self.thread.start()
 
     def stage_started(self, node: Node) -> None:
         self.epochs[node.stage.key] = (node, 0)
@@ -70,12 +71,20 @@ class Progress:
 
     def close(self) -> None:
         self._look()
+        self.stop.set()
+        self.thread.join()
         if self.live:
             self.live.stop()
-        if self.thread:
-            self.stop.set()
-            self.thread.join()
+        else:
             self.console.print(self._line())
+
+    def _redraw(self) -> None:
+        assert self.live
+        size = self.console.size
+        while not self.stop.wait(REDRAW_SECONDS):
+            if size != (size := self.console.size):
+                self.console.clear()  # a terminal that got narrower has folded what it showed
+            self.live.refresh()
 
     def _print_lines(self) -> None:
         while not self.stop.wait(PLAIN_SECONDS):
@@ -93,11 +102,11 @@ class Progress:
         return f"[{self._elapsed()}] {' | '.join(roles) or 'starting'}{found}{self._remaining()}"
 
     def _elapsed(self) -> str:
-        return _clock(time.monotonic() - self.started)
+        return clock(time.monotonic() - self.started)
 
     def _remaining(self) -> str:
         seconds = self.snapshot.seconds_left
-        return f" | about {_clock(seconds)} left" if seconds else ""
+        return f" | about {clock(seconds)} left" if seconds else ""
 
     def _render(self) -> RenderableType:
         table = Table(title=f"study {self.study}", title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -128,20 +137,29 @@ class Snapshot:
 
 
 def seconds_left(graph: StageGraph, trials_left: int, seeds: int, slots: int) -> float | None:
-    """What is left, at the cost that stages of that role had so far; None before any student has ended."""
-    left, costs = Counter[str](), defaultdict[str, list[float]](list)
+    """What is left, at the cost that stages of that role and model had so far; None before any student has ended."""
+    left, costs = Counter[tuple[Role, str]](), defaultdict[tuple[Role, str], list[float]](list)
     for node in graph.nodes.values():
+        kind = (node.stage.role, node.stage.model)
         if node.description:
-            costs[node.stage.role].append(node.description["outcome"]["train_seconds"])
+            costs[kind].append(node.description["outcome"]["train_seconds"])
         elif node.state in ("waiting", "ready", "running"):
-            left[node.stage.role] += 1
-    left["student"] += trials_left * seeds
-    if "student" not in costs:
+            left[kind] += 1
+    by_role = {role: [one for (of, _), found in costs.items() if of == role for one in found] for role in ROLES}
+    if not by_role["student"]:
         return None
-    return sum(number * fmean(costs[role] or costs["student"]) for role, number in left.items()) / slots
+    student = fmean(by_role["student"])
+    known = sum(number * fmean(costs.get(kind) or by_role[kind[0]] or [student]) for kind, number in left.items())
+    return (known + trials_left * seeds * student) / slots
 
 
-def _clock(seconds: float) -> str:
+def on_screen(console: Console) -> bool:
+    """Whether there is a terminal whose lines can be drawn again: no pipe, no file, no TERM=dumb, no log of a CI."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03` or `2:03`."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

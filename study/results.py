@@ -1,23 +1,27 @@
 """The Parquet tables of a study, rebuilt from Optuna's storage and the artifact store alone."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from optuna.trial import FrozenTrial
 
 from search_spaces import Path, Stage
 from study.folder import EPOCHS as EPOCHS_FILE
 from study.folder import TRIALS as TRIALS_FILE
 from study.folder import StudyFolder
-from study.graph import Description
+from study.graph import Description, Proposal
 from study.optimization import Search, configuration_of
+
+TEST = "results/test.json"  # what confirmed students do on the test split, by stage key
+RELIABILITY = pa.struct([("confidence", pa.float64()), ("accuracy", pa.float64()), ("count", pa.int64())])
 
 TRIALS = pa.schema(
     [
         ("study", pa.string()),
-        ("phase", pa.string()),  # search
+        ("phase", pa.string()),  # search or confirm
         ("trial", pa.int32()),  # of Optuna: one configuration
         ("configuration", pa.string()),  # arm and varied hyperparameters; several trials may repeat one
         ("arm", pa.string()),
@@ -38,8 +42,12 @@ TRIALS = pa.schema(
         ("epochs", pa.int32()),
         ("selected_epoch", pa.int32()),
         ("val_accuracy", pa.float64()),  # fraction
-        ("test_accuracy", pa.float64()),  # null: the search never reads the test split
+        ("test_accuracy", pa.float64()),  # this and the other test_ columns: of confirmed students only
         ("val_loss", pa.float64()),
+        ("test_loss", pa.float64()),  # cross-entropy
+        ("test_ece", pa.float64()),  # expected calibration error, 15 bins
+        ("test_agreement", pa.float64()),  # fraction of the images where student and teacher choose the same class
+        ("test_reliability", pa.list_(RELIABILITY)),  # by bin of confidence
         ("train_seconds", pa.float64()),
         ("total_path_seconds", pa.float64()),  # training seconds of all stages of the path
         ("cached", pa.bool_()),  # this path use found the artifact there
@@ -71,41 +79,74 @@ def write_results(folder: StudyFolder, search: Search) -> None:
     folder.write(EPOCHS_FILE, _parquet(epochs))
 
 
-def build_results(folder: StudyFolder, search: Search) -> tuple[pa.Table, pa.Table]:
-    """The tables of TRIALS and EPOCHS as they are now; reads only."""
+def build_results(
+    folder: StudyFolder, search: Search, known: dict[str, Description] | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """The tables of TRIALS and EPOCHS as they are now; reads only.
+
+    Who looks again and again keeps what finished stages left in `known`.
+    """
+    known = {} if known is None else known
     found: dict[str, Description | None] = {}
     rows: list[dict[str, Any]] = []
-    for trial in search.proposed():
-        for path in search.paths_of(trial):
+    test = read_test(folder)
+    for proposal, ended in _proposals(search):
+        for path in proposal.paths:
             for stage in path.stages:
                 if stage.key not in found:
-                    found[stage.key] = folder.artifacts.describe(stage.key)
-            rows += _path_rows(folder.name, search, trial, path, found)
+                    found[stage.key] = known.get(stage.key) or folder.artifacts.describe(stage.key)
+            use = {"study": folder.name, "use": proposal.use(path)}
+            for row in _path_rows(proposal, ended, path, found, use):
+                measured = test.get(row["stage_key"], {}) if proposal.phase == "confirm" else {}
+                rows.append({"study": folder.name, **row, **measured})
+    known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
     return pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS)
 
 
+def read_test(folder: StudyFolder) -> dict[str, dict[str, Any]]:
+    """What was measured before; nothing where that can't be read: it is measured again."""
+    try:
+        known = json.loads(folder.storage.read(f"{folder.name}/{TEST}"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How stages of a proposal ended that left no artifact."""
+
+    failures: dict[str, str]
+    pruned: bool
+
+
+def _proposals(search: Search) -> Iterator[tuple[Proposal, _Ended]]:
+    for trial in search.proposed():
+        ended = _Ended(trial.user_attrs.get("failures", {}), trial.state.name == "PRUNED")
+        yield Proposal(trial.number, configuration_of(trial), search.paths_of(trial)), ended
+    for proposal in search.confirming():
+        yield proposal, _Ended(search.confirm_failures, False)
+
+
 def _path_rows(
-    study: str, search: Search, trial: FrozenTrial, path: Path, found: dict[str, Description | None]
+    proposal: Proposal, ended: _Ended, path: Path, found: dict[str, Description | None], use: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
     outcomes = {key: description["outcome"] for key, description in found.items() if description}
     seconds = [outcomes[stage.key]["train_seconds"] for stage in path.stages if stage.key in outcomes]
-    failures: dict[str, str] = trial.user_attrs.get("failures", {})
     for stage in path.stages:
         outcome = outcomes.get(stage.key)
-        use = {"study": study, "use": f"{trial.number}.{path.student.seed}"}
         row = _stage_row(stage) | {
-            "study": study,
-            "phase": "search",
-            "trial": trial.number,
-            "configuration": configuration_of(trial),
+            "phase": proposal.phase,
+            "trial": proposal.trial,
+            "configuration": proposal.configuration,
             "arm": path.arm,
             "path": str(path),
             "path_seed": path.student.seed,
-            "status": _status(stage, trial, outcome),
+            "status": _status(stage, ended, outcome),
             "total_path_seconds": sum(seconds) if len(seconds) == len(path.stages) else None,
             "cached": outcome["origin"] != use if outcome else None,
-            "error": failures.get(stage.key),
+            "error": ended.failures.get(stage.key),
         }
         yield row | (_outcome_row(outcome) if outcome else {})
 
@@ -136,12 +177,12 @@ def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _status(stage: Stage, trial: FrozenTrial, outcome: dict[str, Any] | None) -> str:
+def _status(stage: Stage, ended: _Ended, outcome: dict[str, Any] | None) -> str:
     if outcome:
         return "done"
-    if stage.key in trial.user_attrs.get("failures", {}):
+    if stage.key in ended.failures:
         return "failed"
-    return "pruned" if trial.state.name == "PRUNED" and stage.role == "student" else "unfinished"
+    return "pruned" if ended.pruned and stage.role == "student" else "unfinished"
 
 
 def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]]:

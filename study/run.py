@@ -1,14 +1,19 @@
 """Run a study, or go on with it: everything from a space to its tables and figure."""
 
+import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from analysis.tables import best_configurations, read_trials
 from search_spaces import InputError, Space, Stage
+from study.confirm import measure_on_test
+from study.events import EventLog
 from study.folder import StudyFolder
-from study.graph import Description, StageGraph
+from study.graph import Description, Proposal, StageGraph
 from study.lease import acquire_lease
 from study.observers import Observer, Observers
 from study.optimization import Search, create_search, open_optuna, refuse_another_space
@@ -18,9 +23,14 @@ from study.progress import Progress
 from study.report import write_figure
 from study.results import write_results
 from study.stopping import Stop
+from study.tensorboard import TensorBoardLog
 from study.tracking import Mode, WandbTracker, wandb_mode
+from study.uploading import uploads
+from study.wandb_study import complete_runs
 from trainables.artifacts import ArtifactStore, needed_files
 from trainables.storage import FULL
+
+log = logging.getLogger("takd")
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class RunOptions:
     wandb: Mode | None = None
     slots: int | None = None  # CPU slots of a local Ray; None: as many as there are cores
     address: str | None = None  # of a running Ray cluster; None: a local Ray of our own
+    tensorboard: bool = False
     profile: bool = False  # say where the time went
 
 
@@ -61,10 +72,10 @@ def run_study(
         search = create_search(folder, space, data)
         folder.write_space(space)
         result = RunResult(finished=True)
-        if search.is_open:
-            result = _train(folder, search, options, console, stop, began)
-        write_results(folder, search)
-        write_figure(folder)
+        if search.is_open or left_to_confirm(folder, search):
+            result = _train_and_track(folder, search, options, console, stop, began)
+        else:
+            _conclude(folder, search)
         if result.profile:
             result.profile.write(folder, console)
         return result
@@ -77,8 +88,61 @@ def run_study(
         lease.release()
 
 
-def _train(
+def _train_and_track(
     folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop, began: float
+) -> RunResult:
+    mode = wandb_mode(options.wandb)
+    with uploads(folder.local) if mode == "online" else nullcontext():
+        tracker = WandbTracker(folder, search.space.all_arms, mode) if mode != "disabled" else None
+        observers: list[Observer] = [EventLog(folder.local), *([tracker] if tracker else [])]
+        if options.tensorboard:
+            observers.append(TensorBoardLog(folder.local))
+        result = _train(folder, search, options, observers, console, stop, began)
+        _conclude(folder, search)
+        if tracker and not tracker.failed:
+            _complete_wandb(folder, search)
+    return result
+
+
+def _conclude(folder: StudyFolder, search: Search) -> None:
+    """The tables and the figure, with what the confirmed students do on the test split once there are any."""
+    if not search.is_open:
+        measure_on_test(folder, search.confirming())
+    write_results(folder, search)
+    write_figure(folder)
+
+
+def left_to_confirm(folder: StudyFolder, search: Search) -> bool:
+    """Whether students that would confirm a finished search are missing."""
+    proposals = to_confirm(folder, search)
+    students = [path.student for proposal in proposals for path in proposal.paths]
+    return any(folder.artifacts.describe(student.key) is None for student in students)
+
+
+def to_confirm(folder: StudyFolder, search: Search) -> list[Proposal]:
+    """Chooses each arm's best configuration, where the space wants it confirmed, and returns what is to train."""
+    if search.space.confirm is None:
+        return []
+    write_results(folder, search)
+    search.choose(best_configurations(read_trials(folder.trials)))
+    return search.confirming()
+
+
+def _complete_wandb(folder: StudyFolder, search: Search) -> None:
+    try:
+        complete_runs(folder, search)
+    except Exception as error:  # whatever it is, the study is complete without
+        log.warning("W&B: the study's run is not written: %s; `takd sync` writes it", error)
+
+
+def _train(
+    folder: StudyFolder,
+    search: Search,
+    options: RunOptions,
+    observers: list[Observer],
+    console: Console,
+    stop: Stop,
+    began: float,
 ) -> RunResult:
     # Imports Ray: seconds that a finished study need not wait.
     from study.scheduling import lacking_gpus, run_stages, start_ray
@@ -89,16 +153,11 @@ def _train(
             raise InputError(lacking)
         console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
     graph = StageGraph(find_artifact(folder.artifacts))
-    mode = wandb_mode(options.wandb)
-    observers: list[Observer] = [Progress(folder.name, search.space.seeds, slots, console)]
-    if mode != "disabled":
-        observers.append(WandbTracker(folder.name, folder.local, mode))
     profile = Profile(slots, began) if options.profile else None
-    if profile:
-        observers.append(profile)
-    watching = Observers(observers)
+    progress = Progress(folder.name, search.space.seeds, slots, console)
+    watching = Observers([progress, *observers, *([profile] if profile else [])])
     try:
-        run_stages(search, graph, folder.root, watching, stop)
+        run_stages(search, graph, folder.root, watching, stop, lambda: to_confirm(folder, search))
     finally:
         watching.close()
     trained = sum(counts["done"] for counts in graph.counts.values())

@@ -250,9 +250,8 @@ class PathSearcher(Searcher):
 
     def _close_finished(self) -> None:
         for proposal in self.graph.close_finished():
-            if proposal.phase == "search":
-                with self._room_needed():
-                    self.search.tell(proposal, self.graph)
+            with self._room_needed():
+                self.search.tell(proposal, self.graph)
         self.observers.graph_changed(self.graph, self.search.remaining)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,37 +1,88 @@
 """How far a study is, from its storage alone: also while another process runs it."""
 
+import time
 from collections import Counter
+from datetime import datetime
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from analysis.tables import students
 from search_spaces import ROLES
 from study.folder import StudyFolder
-from study.optimization import open_search
+from study.graph import Description
+from study.optimization import Search, open_search
+from study.progress import clock, on_screen
 from study.report import print_failures
 from study.results import build_results
+
+FOLLOW_SECONDS = 2.0  # between two looks, at least
+LOOKING_SHARE = 0.05  # of one core, at most, that looks may take from the study
+RECENT = 50  # stages whose ends say how many train at once
 
 
 def print_status(folder: StudyFolder, console: Console) -> None:
     """Counts by role and state, best by arm, failures with their reasons."""
     search = open_search(folder)
     trials = build_results(folder, search)[0].to_pandas()
+    console.print(_status(search, trials, None))
+    print_failures(trials, console)
+
+
+def follow_status(folder: StudyFolder, console: Console) -> None:
+    """The same, kept up to date until nothing is left to train; plain blocks where there is no terminal to redraw."""
+    found: dict[str, Description] = {}
+    with Live(console=console, auto_refresh=False) if on_screen(console) else _Blocks(console) as view:
+        while True:
+            started = time.monotonic()
+            search = open_search(folder)
+            trials = build_results(folder, search, found)[0].to_pandas()
+            view.update(_status(search, trials, seconds_left(search, trials, list(found.values()))), refresh=True)
+            if not search.is_open:
+                break
+            time.sleep(max(FOLLOW_SECONDS, (time.monotonic() - started) / LOOKING_SHARE))
+    print_failures(trials, console)
+
+
+class _Blocks:
+    """In a file or a pipe, what changed is printed below what was."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.last = console, ""
+
+    def __enter__(self) -> "_Blocks":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def update(self, status: RenderableType, refresh: bool) -> None:
+        with self.console.capture() as capture:
+            self.console.print(status)
+        if (text := capture.get()) != self.last:
+            self.last = text
+            self.console.print(text, end="")
+
+
+def _status(search: Search, trials: pd.DataFrame, left: float | None) -> RenderableType:
     states = Counter(trial.state.name.lower() for trial in search.proposed())
-    console.print(
-        f"study {folder.name}: {search.asked} of {search.space.budget} trials proposed "
-        f"({', '.join(f'{number} {state}' for state, number in states.items()) or 'none'})",
-    )
-    console.print(_counts(trials))
+    proposed = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
+    lines = [
+        f"study {search.study.study_name}: {search.asked} of {search.space.budget} trials proposed ({proposed})"
+        + (f", about {clock(left)} left" if left else "")
+    ]
     done = students(trials)
+    best = []
     if len(done):
         means = done.groupby(["arm", "configuration"])["accuracy"].mean().reset_index()
-        for _, row in (
-            means.sort_values("accuracy").groupby("arm").tail(1).sort_values("accuracy", ascending=False).iterrows()
-        ):
-            console.print(f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})")
-    print_failures(trials, console)
+        highest = means.sort_values("accuracy").groupby("arm").tail(1).sort_values("accuracy", ascending=False)
+        best = [
+            f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
+            for _, row in highest.iterrows()
+        ]
+    return Group(*map(Text, lines), _counts(trials), *map(Text, best))
 
 
 def _counts(trials: pd.DataFrame) -> Table:
@@ -44,3 +95,36 @@ def _counts(trials: pd.DataFrame) -> Table:
         counts = stages[stages["role"] == role]["status"].value_counts()
         table.add_row(role, *(str(counts.get(state, 0)) for state in states))
     return table
+
+
+def seconds_left(search: Search, trials: pd.DataFrame, found: list[Description]) -> float | None:
+    """What is left, at the cost of stages of the same role and model, as many at once as of late.
+
+    None before a student has ended.
+    """
+    stages = trials.drop_duplicates("stage_key")
+    done = stages[stages["status"] == "done"]
+    if "student" not in set(done["role"]):
+        return None
+    by_kind = done.groupby(["role", "model"])["train_seconds"].mean().to_dict()
+    by_role = done.groupby("role")["train_seconds"].mean().to_dict()
+    student = by_role["student"]
+    open_stages = stages[stages["status"] == "unfinished"]
+    left = sum(
+        by_kind.get((role, model), by_role.get(role, student))
+        for role, model in zip(open_stages["role"], open_stages["model"], strict=True)
+    )
+    return float(left + search.remaining * search.space.seeds * student) / at_once(found)
+
+
+def at_once(found: list[Description]) -> float:
+    """Seconds of training that a second of the last stages held: slots times lanes."""
+    spans = sorted(
+        (datetime.fromisoformat(each["outcome"]["finished_at"]).timestamp(), each["outcome"]["train_seconds"])
+        for each in found
+        if "finished_at" in each["outcome"]
+    )[-RECENT:]
+    if not spans:
+        return 1.0
+    span = spans[-1][0] - min(end - seconds for end, seconds in spans)
+    return max(1.0, sum(seconds for _, seconds in spans) / max(span, 1.0))

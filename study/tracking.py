@@ -1,21 +1,30 @@
-"""W&B: one run a stage, written from the driver by a thread of its own, so that the study never waits for it."""
+"""W&B: one run a stage and one for the study, written as files by a thread of the driver; see `study.wandb_log`.
+
+A run is written whole when its stage has ended, from the stage's description where it has one: what a killed driver
+did not write is written by the next, and nothing twice. In online mode `study.uploading` sends the files.
+"""
 
 import hashlib
 import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import wandb
-
-from study.graph import Node, StageGraph
+from search_spaces import Stage
+from search_spaces.arms import Arm
+from study.folder import StudyFolder
+from study.graph import Description, Node, StageGraph
+from study.wandb_log import Artifact, Entry, Run, Written, md5, write_run, written_runs
 
 Mode = Literal["online", "offline", "disabled"]
 PROJECT = "takd"
 CLOSE_SECONDS = 60.0
+LIVE_SECONDS = 30.0  # online, a stage that trains longer shows its epochs this often
 
 log = logging.getLogger("takd")
 
@@ -32,6 +41,8 @@ def wandb_mode(asked: Mode | None) -> Mode:
 
 
 def _finds_key() -> bool:
+    import wandb
+
     try:
         return wandb.login(prompt=False, verify=False)
     except Exception as error:  # whatever is wrong with the key, the study goes on
@@ -39,90 +50,220 @@ def _finds_key() -> bool:
         return False
 
 
+def run_id(study: str, key: str) -> str:
+    """Of a stage's run: a stage that goes on after a crash goes on in its run."""
+    return hashlib.sha256(f"{study}/{key}".encode()).hexdigest()[:16]
+
+
+def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
+    """The arms whose paths have the stage: one for a student, several for what they learn from."""
+    ancestors = [each.model for each in _ancestors(stage) if each.role == "assistant"]
+    chain = (*ancestors, *([stage.model] if stage.role == "assistant" else []))
+    if stage.role == "student":
+        return [arm.name for arm in arms if (arm.distilled, arm.assistants) == (bool(stage.upstream), chain)]
+    return [arm.name for arm in arms if arm.distilled and arm.assistants[: len(chain)] == chain]
+
+
+def _ancestors(stage: Stage) -> list[Stage]:
+    """All it learned from, directly or not, each once and after its own."""
+    found: dict[str, Stage] = {}
+    for upstream in stage.upstream:
+        found |= {each.key: each for each in (*_ancestors(upstream), upstream)}
+    return list(found.values())
+
+
+class RunWriter:
+    """Turns stages into W&B runs in the study's folder: group = study, job type = role, a row an epoch."""
+
+    def __init__(self, folder: StudyFolder, arms: Sequence[Arm]) -> None:
+        self.folder, self.arms = folder, arms
+        self.written = written_runs(folder.local)
+        self._artifacts: dict[str, Artifact] = {}  # of what others learn from, by stage key
+
+    def has(self, key: str) -> bool:
+        return self.written.get(run_id(self.folder.name, key), Written()).ended
+
+    def write(
+        self,
+        node: Node,
+        upstream: Mapping[str, Description],
+        epochs: Sequence[Mapping[str, Any]] = (),
+        started: float = 0.0,
+        open: bool = False,
+    ) -> None:
+        """What is not written yet of a stage; one without description has `epochs` and `started`. Raises OSError."""
+        id = run_id(self.folder.name, node.stage.key)
+        before = self.written.get(id, Written())
+        if before.ended:
+            return
+        outcome = node.description["outcome"] if node.description else {}
+        ended = datetime.fromisoformat(outcome["finished_at"]).timestamp() if "finished_at" in outcome else time.time()
+        started = ended - outcome["train_seconds"] if outcome else started or ended
+        rows = [row for row in _rows(outcome.get("epochs", epochs), started) if row[0] > before.last_step]
+        if open and not rows:
+            return
+        run = Run(
+            id=id,
+            project=project(),
+            group=self.folder.name,
+            job_type=node.stage.role,
+            name=node.stage.name,
+            config=self._config(node.stage, upstream),
+            tags=["search", *(arms_of(node.stage, self.arms) if node.stage.role == "student" else [])],
+            rows=rows,
+            summary={} if open else _summary(node),
+            artifacts=() if open else tuple(self._lineage(node, upstream)),
+            started=started,
+            ended=ended,
+            failed=node.state == "failed",
+            open=open,
+        )
+        write_run(self.folder.local, run)
+        self.written[id] = Written(rows[-1][0] if rows else before.last_step, ended=not open)
+
+    def _config(self, stage: Stage, upstream: Mapping[str, Description]) -> dict[str, Any]:
+        """The key's input, and beside it what people filter and plot by."""
+        studies = {each.key: self._origin(upstream.get(each.key)) for each in stage.upstream}
+        config: dict[str, Any] = stage.key_input() | {
+            "stage_key": stage.key,
+            "arms": arms_of(stage, self.arms),
+            "phase": "search",
+            "path": " > ".join(each.model for each in (*_ancestors(stage), stage)),
+            "upstream_models": [each.model for each in stage.upstream],
+            "upstream_runs": [run_id(studies[each.key], each.key) for each in stage.upstream],
+        }
+        sizes = [upstream[each.key]["outcome"]["parameters"] for each in stage.upstream if each.key in upstream]
+        if sizes:
+            config["upstream_parameters"] = max(sizes)
+        if links := [link(id) for id in config["upstream_runs"]] if "WANDB_ENTITY" in os.environ else []:
+            config["upstream_links"] = links
+        return config
+
+    def _origin(self, description: Description | None) -> str:
+        """The study that trained a stage, and so has its run."""
+        return str(description["outcome"].get("origin", {}).get("study", "")) if description else self.folder.name
+
+    def _lineage(self, node: Node, upstream: Mapping[str, Description]) -> Iterator[Artifact]:
+        """What the stage learned from, as used, and what it left."""
+        for stage in node.stage.upstream:
+            if description := upstream.get(stage.key):
+                if stage.key not in self._artifacts:
+                    self._artifacts[stage.key] = stage_artifact(self.folder, stage, description)
+                learned = self._artifacts[stage.key]
+                yield Artifact(learned.name, learned.type, learned.entries, learned.metadata, used=True)
+        if node.description:
+            yield stage_artifact(self.folder, node.stage, node.description)
+
+
+def project() -> str:
+    return os.environ.get("WANDB_PROJECT") or PROJECT
+
+
+def link(id: str) -> str:
+    """Of a run's page, where WANDB_ENTITY tells whose."""
+    server = os.environ.get("WANDB_BASE_URL", "https://wandb.ai").rstrip("/").replace("//api.", "//")
+    return f"{server}/{os.environ['WANDB_ENTITY']}/{project()}/runs/{id}"
+
+
+def stage_artifact(folder: StudyFolder, stage: Stage, description: Description) -> Artifact:
+    """A stage's artifact as W&B's, which refers to the files in the store."""
+    storage, entries = folder.storage, []
+    for name, digest in description["files"].items():
+        place = storage.place(f"artifacts/{stage.key}", name, digest)
+        uri = storage.uri(place)
+        if "://" in uri:  # nothing is fetched from a bucket for its MD5: as W&B does without a checksum
+            entries.append(Entry(name, uri, 0, ref=uri.partition("?")[0]))
+        else:
+            content = storage.read(place)
+            entries.append(Entry(name, md5(content), len(content), ref=Path(uri).as_uri()))
+    metadata = {"stage_key": stage.key, "model": stage.model, "val_accuracy": _accuracy(description)}
+    return Artifact(f"{stage.role}-{stage.model}-{stage.key[:8]}", stage.role, tuple(entries), metadata)
+
+
+def _accuracy(description: Description) -> float | None:
+    return description["outcome"]["metrics"]["validation"]["accuracy"]
+
+
+def _rows(epochs: Sequence[Mapping[str, Any]], started: float) -> Iterator[tuple[int, dict[str, Any]]]:
+    seconds = 0.0
+    for epoch in epochs:
+        seconds += epoch.get("seconds") or 0.0
+        given = {name: value for name, value in epoch.items() if value is not None}
+        yield epoch["epoch"], given | {"_timestamp": started + seconds, "_runtime": seconds}
+
+
+def _summary(node: Node) -> dict[str, Any]:
+    """How the stage ended: `val_accuracy` of the selected epoch, beside the best and the last."""
+    summary: dict[str, Any] = {"status": node.state}
+    if node.reason:
+        summary["error"] = node.reason
+    if node.description:
+        outcome = node.description["outcome"]
+        accuracies = [each["val_accuracy"] for each in outcome["epochs"] if each.get("val_accuracy") is not None]
+        summary |= {"val_accuracy": node.val_accuracy, "val_loss": outcome["metrics"]["validation"].get("loss")}
+        if accuracies:
+            summary |= {"best_val_accuracy": max(accuracies), "last_val_accuracy": accuracies[-1]}
+        if test := outcome["metrics"].get("test"):
+            summary["test_accuracy"] = test["accuracy"]
+        summary |= {name: outcome[name] for name in ("train_seconds", "parameters", "selected_epoch")}
+    return summary
+
+
 class WandbTracker:
-    """Group = study, job type = role, config = the key's input, metrics by epoch.
+    """The observer that writes runs, from a thread of its own: the study never waits for it."""
 
-    A run's id follows from study and stage key, so a stage that is trained again goes on in its run.
-    """
-
-    def __init__(self, study: str, folder: Path, mode: Literal["online", "offline"]) -> None:
-        self.study, self.folder, self.mode = study, folder, mode
-        self._runs: dict[str, Any] = {}
-        self._work: queue.SimpleQueue[tuple[Callable[[Node, Any], None], Node, Any] | None] = queue.SimpleQueue()
+    def __init__(self, folder: StudyFolder, arms: Sequence[Arm], mode: Literal["online", "offline"]) -> None:
+        self.folder, self.arms, self.mode = folder, arms, mode
+        self.failed = False
+        self._graph: StageGraph | None = None
+        self._epochs: dict[str, list[dict[str, Any]]] = {}  # of stages in training
+        self._started: dict[str, float] = {}
+        self._shown: dict[str, float] = {}  # when their epochs were last written
+        self._work: queue.SimpleQueue[Callable[[RunWriter], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._write, name="wandb", daemon=True)
         self._thread.start()
 
     def stage_started(self, node: Node) -> None:
-        self._work.put((self._start, node, None))
+        key = node.stage.key
+        self._epochs.setdefault(key, [])  # started again after its worker died: it goes on in its run
+        self._started.setdefault(key, time.time())
+        self._shown.setdefault(key, time.monotonic())
 
     def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
-        self._work.put((self._log, node, list(epochs)))
+        key = node.stage.key
+        self._epochs[key] += epochs
+        if self.mode == "online" and time.monotonic() - self._shown[key] > LIVE_SECONDS:
+            self._shown[key] = time.monotonic()
+            self._put(node, list(self._epochs[key]), self._started[key], open=True)
 
     def stage_ended(self, node: Node) -> None:
-        self._work.put((self._end, node, node.state))
+        key = node.stage.key
+        self._shown.pop(key, None)
+        self._put(node, self._epochs.pop(key, []), self._started.pop(key, 0.0), open=False)
+
+    def _put(self, node: Node, epochs: list[dict[str, Any]], started: float, open: bool) -> None:
+        nodes = self._graph.nodes if self._graph else {}
+        known = {each.key: nodes[each.key].description for each in node.stage.upstream if each.key in nodes}
+        upstream = {key: description for key, description in known.items() if description}
+        self._work.put(lambda writer: writer.write(node, upstream, epochs, started, open))
 
     def graph_changed(self, graph: StageGraph, trials_left: int) -> None:
-        """Runs are about single stages."""
+        self._graph = graph
 
     def close(self) -> None:
         """Waits a while for what is not written yet."""
         self._work.put(None)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            log.warning(
-                "W&B: not all runs were written after %.0f s; the study is complete without them", CLOSE_SECONDS
-            )
+            log.warning("W&B: not all runs were written after %.0f s; `takd sync` writes the rest", CLOSE_SECONDS)
 
     def _write(self) -> None:
         try:
-            while (item := self._work.get()) is not None:
-                act, node, content = item
-                act(node, content)
-            for run in self._runs.values():
-                run.finish()
+            writer = RunWriter(self.folder, self.arms)
+            while (write := self._work.get()) is not None:
+                write(writer)
         except Exception as error:  # whatever it is, the study goes on
             log.warning("W&B stopped: %s; the study goes on without it", str(error).splitlines()[0])
-
-    def _start(self, node: Node, _: Any) -> None:
-        stage = node.stage
-        if stage.key in self._runs:
-            return  # started again after its worker died: it goes on in its run
-        run = wandb.init(
-            id=hashlib.sha256(f"{self.study}/{stage.key}".encode()).hexdigest()[:16],
-            resume="allow" if self.mode == "online" else None,
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            group=self.study,
-            job_type=stage.role,
-            name=stage.name,
-            config=stage.key_input() | {"stage_key": stage.key},
-            dir=str(self.folder),
-            mode=self.mode,
-            reinit="create_new",
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                x_disable_stats=True,
-                x_disable_meta=True,
-                disable_git=True,
-                save_code=False,
-                init_timeout=30,
-            ),
-        )
-        run.define_metric("epoch")
-        run.define_metric("*", step_metric="epoch")
-        self._runs[stage.key] = run
-
-    def _log(self, node: Node, epochs: list[dict[str, Any]]) -> None:
-        for epoch in epochs:
-            self._runs[node.stage.key].log({name: value for name, value in epoch.items() if value is not None})
-
-    def _end(self, node: Node, state: str) -> None:
-        run = self._runs.pop(node.stage.key)
-        run.summary["status"] = state
-        if node.reason:
-            run.summary["error"] = node.reason
-        if node.description:
-            outcome = node.description["outcome"]
-            run.summary["val_accuracy"] = node.val_accuracy
-            run.summary.update({name: outcome[name] for name in ("train_seconds", "parameters", "selected_epoch")})
-        run.finish(exit_code=1 if state == "failed" else 0)
+            self.failed = True
+            while self._work.get() is not None:
+                pass  # so that nothing is kept

@@ -23,7 +23,7 @@ OURS_ALLOWED = {
 ONLY_IN = {
     "ray": {"trainables/halving.py", "trainables/stage_trainable.py", "study/scheduling.py"},
     "optuna": {"study/optimization.py", "study/results.py", "study/lease.py"},
-    "wandb": {"study/tracking.py"},
+    "wandb": {"study/tracking.py", "study/wandb_log.py"},
 }
 FOREIGN_TO = {
     "search_spaces": {"torch", "torchvision", "ray", "optuna", "wandb"},

@@ -1,11 +1,12 @@
 """W&B runs as a real study wrote them offline, read back from their files; and observers that fail."""
 
+import base64
+import hashlib
 import json
 import os
 import struct
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ import wandb
 from conftest import Study, make_stage, run, run_watched, tiny_space
 from wandb.proto.wandb_internal_pb2 import Record
 
+from analysis.tables import arms_table
 from search_spaces import key_of
+from search_spaces.arms import parse_arm
 from study.folder import StudyFolder, study_folder
 from study.graph import Node, StageGraph
 from study.tracking import WandbTracker, wandb_mode
@@ -36,6 +39,8 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
+    metrics: dict[str, str] = field(default_factory=dict)  # with what each is drawn against
     exit_code: int | None = None
 
 
@@ -67,15 +72,24 @@ def read_run(file: Path) -> Run:
             run.history.append(values(record.history.item))
         elif kind == "summary":
             run.summary |= values(record.summary.update)
+        elif kind == "artifact":
+            run.artifacts.append(record.artifact)
+        elif kind == "metric":
+            run.metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run
 
 
 def read_runs(folder: Path) -> dict[str, Run]:
-    """By stage key."""
+    """Those of stages, by stage key."""
     runs = [read_run(file) for file in folder.rglob("*.wandb")]
-    return {run.config["stage_key"]: run for run in runs}
+    return {run.config["stage_key"]: run for run in runs if run.record.job_type != "study"}
+
+
+def study_run(folder: Path) -> Run:
+    [run] = [run for file in folder.rglob("*.wandb") if (run := read_run(file)).record.job_type == "study"]
+    return run
 
 
 def local(folder: StudyFolder) -> Path:
@@ -98,7 +112,7 @@ def description(study: Study, key: str) -> dict[str, Any]:
 
 def test_a_stage_is_one_run(finished, runs):
     files = list(local(finished.folder).rglob("*.wandb"))
-    assert len(files) == 14
+    assert len(files) == 15  # and the study's
     assert set(runs) == set(pd.read_parquet(finished.folder.trials)["stage_key"])
 
 
@@ -117,11 +131,64 @@ def test_runs_are_grouped_by_study_and_typed_by_role(finished, runs):
         assert (each.record.job_type, each.record.display_name) == (outcome["role"], outcome["name"])
 
 
-def test_the_config_is_the_keys_input_and_nothing_else(finished, runs):
+def test_the_config_is_the_keys_input_and_what_a_run_belongs_to(finished, runs):
+    about = {"stage_key", "arms", "phase", "path", "upstream_models", "upstream_runs", "upstream_parameters"}
     for key, each in runs.items():
-        config = own(each.config)
-        assert config.pop("stage_key") == key == key_of(config)
+        config = {name: value for name, value in each.config.items() if name not in about}
+        assert key_of(config) == key == each.config["stage_key"]
         assert config == description(finished, key)["input"]
+
+
+def test_a_run_names_the_runs_it_learned_from(runs):
+    ids = {key: each.record.run_id for key, each in runs.items()}
+    for each in runs.values():
+        assert each.config["upstream_runs"] == [ids[key] for key in each.config.get("upstream", [])]
+    assert any(each.config["upstream_runs"] for each in runs.values())
+
+
+def test_students_are_tagged_with_arm_and_phase(finished, runs):
+    trials = pd.read_parquet(finished.folder.trials).drop_duplicates("stage_key").set_index("stage_key")
+    for key, each in runs.items():
+        is_student = trials.loc[key, "role"] == "student"
+        assert list(each.record.tags) == ["search", *([trials.loc[key, "arm"]] if is_student else [])]
+    teacher = next(each for each in runs.values() if each.record.job_type == "teacher")
+    assert teacher.config["arms"] == ["kd", "takd:mlp-16"]
+
+
+def test_metrics_are_drawn_by_epoch(runs):
+    for each in runs.values():
+        assert each.metrics == {"epoch": "", "*": "epoch"}
+
+
+def test_artifacts_lead_from_the_teacher_to_the_student(runs):
+    """Of equal files W&B makes one version, which the run that learned from it uses."""
+    left = {key: artifact for key, each in runs.items() for artifact in each.artifacts if not artifact.use_after_commit}
+    assert set(left) == set(runs)
+    for each in runs.values():
+        used = [artifact.digest for artifact in each.artifacts if artifact.use_after_commit]
+        assert used == [left[key].digest for key in each.config.get("upstream", [])]
+    for key, artifact in left.items():
+        weights = next(entry for entry in artifact.manifest.contents if entry.path == "model.safetensors")
+        content = Path(weights.ref.removeprefix("file://")).read_bytes()
+        assert f"artifacts/{key}/" in weights.ref
+        assert weights.digest == base64.b64encode(hashlib.md5(content).digest()).decode()
+
+
+def test_the_studys_run_has_the_table_the_figure_and_the_best_student(finished, runs):
+    trials = pd.read_parquet(finished.folder.trials)
+    run = study_run(local(finished.folder))
+    [row] = run.history
+    assert (row["students"], row["_step"]) == (12, 12)
+    [folder] = [file.parent / "files" for file in local(finished.folder).rglob(f"*-{run.record.run_id}/*.wandb")]
+    table = json.loads((folder / row["arms"]["path"]).read_text())
+    assert [cells[table["columns"].index("arm")] for cells in table["data"]] == list(arms_table(trials)["arm"])
+    assert (folder / row["accuracy_by_assistant"]["path"]).read_bytes().startswith(b"\x89PNG")
+    [used, exported] = run.artifacts
+    assert {entry.path for entry in exported.manifest.contents} == {"model.safetensors"}
+    assert used.use_after_commit
+    best = next(each for each in runs.values() if each.record.run_id == run.summary["best student"])
+    assert used.digest in [artifact.digest for artifact in best.artifacts if not artifact.use_after_commit]
+    assert run.summary["best arm"] in best.record.tags
 
 
 def test_the_history_has_a_row_an_epoch(finished, runs):
@@ -138,24 +205,28 @@ def test_the_summary_says_how_the_stage_ended(finished, runs):
         outcome = description(finished, key)["outcome"]
         assert each.summary["status"] == "done"
         assert each.summary["val_accuracy"] == outcome["metrics"]["validation"]["accuracy"]
+        accuracies = [epoch["val_accuracy"] for epoch in outcome["epochs"] if epoch["val_accuracy"] is not None]
+        assert each.summary["best_val_accuracy"] == max(accuracies)
+        assert each.summary["last_val_accuracy"] == accuracies[-1]
         for name in ("train_seconds", "parameters", "selected_epoch"):
             assert each.summary[name] == outcome[name]
         assert each.exit_code == 0
 
 
-def tracked(folder: Path, study: str, stage: Any, reason: str | None = None) -> Run:
+ARMS = [parse_arm(name) for name in ("labels", "kd", "takd:mlp-16")]
+
+
+def tracked(root: Path, study: str, stage: Any, reason: str | None = None) -> Run:
     """The run of a stage that a tracker was told of: one epoch, then done or failed."""
-    tracker, node = WandbTracker(study, folder, "offline"), Node(stage, "0.0", reason=reason)
+    folder = study_folder(str(root), study)
+    tracker, node = WandbTracker(folder, ARMS, "offline"), Node(stage, "0.0", reason=reason)
     tracker.stage_started(node)
     tracker.stage_reported(node, [{"epoch": 1, "train_loss": 0.5, "val_loss": None}])
     node.state = "failed" if reason else "done"
     tracker.stage_ended(node)
     tracker.close()
-    [file] = folder.rglob("*.wandb")
-    deadline = time.monotonic() + 10
-    while (run := read_run(file)).exit_code is None and time.monotonic() < deadline:
-        time.sleep(0.02)  # W&B's own process writes the last records a moment after it said that it had
-    return run
+    [file] = root.rglob("*.wandb")
+    return read_run(file)
 
 
 def test_a_failed_stage_is_a_failed_run_with_the_reason(tmp_path):
