@@ -123,7 +123,8 @@ def compare_arms(accuracy: Mapping[str, "pd.Series[float]"]) -> pd.DataFrame:
 
 
 COMPARISON = [
-    "arm", "reference", "seeds", "difference", "low", "high", "deviation", "cohens_d", "hedges_g", "p", "p_holm", "verdict",
+    "arm", "reference", "seeds", "difference", "low", "high", "deviation", "cohens_d", "hedges_g", "p", "p_holm",
+    "verdict",
 ]  # fmt: skip
 
 
