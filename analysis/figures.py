@@ -13,20 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from analysis.arms import arms_table, comparisons
 from analysis.cost import pareto_front
 from analysis.importance import importance
 from analysis.statistics import ALPHA, REFERENCES, mean_interval
-from analysis.tables import (
-    Missing,
-    arm_order,
-    arms_table,
-    assistants_of,
-    chosen_students,
-    comparisons,
-    confirmed,
-    split_of,
-    students,
-)
+from analysis.tables import Missing, arm_order, assistants_of, chosen_students, confirmed, split_of, students
 
 # Okabe and Ito's palette: tells apart also without full colour vision, on white and on black.
 ASSISTED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8F7A00")

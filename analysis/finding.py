@@ -6,21 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.arms import arms_table, comparisons, with_interval
 from analysis.cost import cheapest_within_interval, pareto_front, within_interval_of_best
 from analysis.importance import importance
 from analysis.statistics import ALPHA, mean_interval
-from analysis.tables import (
-    Missing,
-    arms_table,
-    assistants_of,
-    best_configurations,
-    chosen_students,
-    comparisons,
-    confirmed,
-    split_of,
-    students,
-    with_interval,
-)
+from analysis.tables import Missing, assistants_of, best_configurations, chosen_students, confirmed, split_of, students
 
 NOTHING_YET = "No student has ended yet, so there is no finding."
 

@@ -1,6 +1,7 @@
 """The notebooks of this folder: which there are, and how `takd report` executes them. Needs the extra `report`."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,17 +23,15 @@ class NotebookError(Exception):
 def execute(name: str, root: str, study: str) -> Any:
     """A notebook of NAMES, executed on a study below a root (an absolute path or a URI), as nbformat has it."""
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_SECONDS,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(FOLDER)}},
-        config=Config(KernelManager={"transport": "ipc"}),  # of this user alone; by default a port on loopback
-    )
-    try:
-        client.execute(env=os.environ | {"TAKD_ROOT": root, "TAKD_STUDY": study})
-    except CellExecutionError as error:
-        raise NotebookError(f"{name}.ipynb: {error.ename}: {error.evalue}") from error
+    with tempfile.TemporaryDirectory() as folder:
+        # Sockets that this user alone can open; by default they are ports.
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+        place = {"metadata": {"path": str(FOLDER)}}
+        client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_name="python3", resources=place, config=config)
+        try:
+            client.execute(env=os.environ | {"TAKD_ROOT": root, "TAKD_STUDY": study})
+        except CellExecutionError as error:
+            raise NotebookError(f"{name}.ipynb: {error.ename}: {error.evalue}") from error
     return notebook
 
 
