@@ -114,6 +114,12 @@ def budget_note(trials: pd.DataFrame) -> str:
 # For people: cells are text
 
 
+def budget_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """What the search spent on each arm."""
+    names = {"student_seconds": "training of its students, s"}
+    return budgets(trials).round(1).rename(columns=names)
+
+
 def comparison_table(trials: pd.DataFrame) -> pd.DataFrame:
     """Every comparison with its difference, effect size, corrected p and verdict."""
     table = comparisons(trials)

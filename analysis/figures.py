@@ -409,7 +409,8 @@ def pareto(trials: pd.DataFrame) -> Figure:
         for row in there.to_dict("records"):
             _bar(axes, row[cost], row, colors[row["arm"]])
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        wide = there[cost].max() > 20 * there[cost].min()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 1.5, 2, 3, 5, 7)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(title, fontsize=10)

@@ -1,6 +1,6 @@
 """The finding in words, and the brief's questions answered by a study's own numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -171,17 +171,17 @@ def _assistants(trials: pd.DataFrame) -> str:
     rows = compared[(compared["reference"] == "kd") & compared["arm"].map(lambda arm: bool(assistants_of(arm)))]
     if not len(rows):
         return "Not asked: this study has no arm with an assistant beside kd."
-    text = f"{_sentence('; '.join(rows['verdict']))}."
+    text = _listed(rows["verdict"])
     final = confirmed(trials)
     if "test_agreement" in final and final["test_agreement"].notna().any():
         means = final.groupby("arm")["test_agreement"].mean().dropna()
         listed = ", ".join(f"{arm} {100 * value:.1f} %" for arm, value in means.items())
-        text += f" Student and its teacher choose the same class on so many test images: {listed}."
+        text += f"\n\nStudent and its teacher choose the same class on so many test images: {listed}."
     return text
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] if text.startswith("no ") else text
+def _listed(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _cost(trials: pd.DataFrame) -> str:
@@ -191,8 +191,8 @@ def _cost(trials: pd.DataFrame) -> str:
         return "Not told: no path of kd has ended."
     plain = kd.iloc[0]
     rows = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
-    listed = "; ".join(
-        f"{row['arm']} {row['path_seconds']:.1f} s ({_percent(row['path_seconds'] / plain['path_seconds'])}), "
+    listed = _listed(
+        f"{row['arm']}: {row['path_seconds']:.1f} s ({_percent(row['path_seconds'] / plain['path_seconds'])}), "
         f"shared {row['shared_seconds']:.2f} s, {row['path_flops']:.3g} FLOPs "
         f"({_percent(row['path_flops'] / plain['path_flops'])})"
         for row in rows.to_dict("records")
@@ -202,7 +202,7 @@ def _cost(trials: pd.DataFrame) -> str:
         f"where the teacher is shared, {plain['path_flops']:.3g} FLOPs."
     )
     if listed:
-        text += f" With an assistant: {listed}."
+        text += f" With an assistant:\n\n{listed}\n\n"
     return f"{text} On the Pareto front, from the cheapest: {', '.join(pareto_front(table))}."
 
 

@@ -12,6 +12,7 @@ from analysis.figures import INK
 STYLE = Path(__file__).with_name("page.css")
 # Nothing on the page may be fetched or run, also where a study's own words would ask for it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+LONG = 50  # characters from which a cell may break into lines
 _markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
 
 Output = tuple[Mapping[str, str], str | None]  # the forms of an output, and a figure's name
@@ -67,6 +68,7 @@ def markdown(text: str) -> str:
     """As HTML, one level of headings down; tables in a box that scrolls by itself. Raw HTML in it stays text."""
     html = str(_markdown.render(text))
     html = re.sub(r"(</?h)([1-5])>", lambda tag: f"{tag[1]}{int(tag[2]) + 1}>", html)
+    html = re.sub(rf"<td>(?=[^<]{{{LONG},}})", '<td class="long">', html)
     return html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
 

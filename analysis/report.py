@@ -54,7 +54,8 @@ def front_matter(trials: pd.DataFrame) -> str:
         "training of a student's whole path.",
         budget_note(trials),
         "# Is the difference real?",
-        markdown_table(comparison_table(trials)) if len(comparisons(trials)) else "*Missing: there is one arm so far.*",
+        "\n".join(f"- {verdict}" for verdict in comparisons(trials)["verdict"])
+        or "*Missing: there is one arm so far.*",
         METHOD,
         "# The questions",
         *(f"## {question}\n\n{answer}" for question, answer in answers(trials)),
@@ -66,6 +67,8 @@ def summary(study: str, trials: pd.DataFrame, front: str) -> str:
     """For a paper's appendix: the page's words and tables as Markdown."""
     said = " ".join(finding(trials))
     parts = [f"# Study {study}", said, note(trials), front.replace("# ", "## ")]
+    if len(comparisons(trials)):
+        parts += ["## Every comparison", markdown_table(comparison_table(trials))]
     if len(chosen_students(trials)):
         parts += ["## Cost", markdown_table(cost_table(trials)), choice(trials)]
     return "\n\n".join(parts) + "\n"

