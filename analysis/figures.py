@@ -158,8 +158,10 @@ def accuracy_by_student(trials: pd.DataFrame) -> Figure:
 def _accuracy_by_size(trials: pd.DataFrame, varied: str, fixed: str) -> Figure:
     """Accuracy of every arm by the size of one role's model, over studies that share the other's."""
     points = pd.concat([_study_points(rows) for _, rows in trials.groupby("study")], ignore_index=True)
+    if not len(points):
+        raise Missing("No student has ended yet.")
     points = points.dropna(subset=[f"{varied}_parameters"])
-    counts = points.groupby(fixed)[varied].nunique() if len(points) else pd.Series(dtype=int)
+    counts = points.groupby(fixed)[varied].nunique()
     if not len(counts) or counts.max() < 2:
         raise Missing(
             f"All of these results have one {varied} size. Name several studies with the same {fixed} "
