@@ -1,100 +1,538 @@
-"""Figures of a study. One function a figure; each takes tables and returns a matplotlib figure."""
+"""Figures of a study. One function a figure: each takes tables and returns a matplotlib figure, or raises Missing.
 
+An arm has one colour everywhere. Bands and bars are 95 % intervals over seeds. Axes name their units.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.tables import arms_table, best_configurations, students
-from search_spaces import parse_arm
+from analysis.arms import arms_table, comparisons
+from analysis.cost import pareto_front
+from analysis.importance import importance
+from analysis.statistics import ALPHA, REFERENCES, mean_interval
+from analysis.tables import Missing, arm_order, assistants_of, chosen_students, confirmed, split_of, students
 
-# Okabe and Ito's palette: tells apart also without full colour vision. An arm has one colour everywhere.
-COLORS = {"labels": "#555555", "kd": "#0072B2", "takd": "#D55E00", "others": "#BBBBBB"}
-
-
-def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
-    """Student accuracy by assistant size, against the lines of `labels` and `kd`.
-
-    Bands and bars are one standard error over seeds; small dots are single students, those of the best setting dark.
-    """
-    table = arms_table(trials).set_index("arm")
-    assistants = [arm for arm in table.index if parse_arm(arm).assistants]
-    matplotlib.rcParams["svg.hashsalt"] = "takd"  # the same figure, the same file
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes = figure.subplots()
-    for place, arm in enumerate(assistants):
-        _draw_students(axes, trials, arm, place)
-        row = table.loc[arm]
-        axes.errorbar(
-            place,
-            row["accuracy"],
-            yerr=row["accuracy_se"],
-            fmt="o",
-            color=COLORS["takd"],
-            capsize=5,
-            markersize=8,
-            zorder=4,
-        )
-    for arm in ("labels", "kd"):
-        if arm in table.index:
-            _draw_line(axes, table.loc[[arm]].iloc[0], arm)
-    axes.set_xticks(range(len(assistants)), [_assistant_label(trials, arm) for arm in assistants])
-    axes.set_xlim(-0.6, max(len(assistants), 1) - 0.4)
-    student = students(trials).iloc[0]
-    examples = f"{student['examples']:,} training images"
-    axes.set_xlabel("teacher assistant (its parameters, its own validation accuracy), larger to smaller")
-    axes.set_ylabel("student's validation accuracy (%)")
-    axes.set_title(f"Student {student['model']} on {examples}: what an assistant changes", loc="left", pad=24)
-    axes.annotate(
-        "Large dots: mean of the arm's best setting, ± one standard error over seeds. "
-        "Small dots: single students, those of other settings grey.",
-        (0, 1), xycoords="axes fraction", xytext=(0, 8), textcoords="offset points", fontsize=8, color="#555555",
-    )  # fmt: skip
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#EEEEEE", zorder=0)
-    _focus(axes, trials, table)
-    return figure
+# Okabe and Ito's palette: tells apart also without full colour vision, on white and on black.
+ASSISTED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8F7A00")
+FIXED = {"labels": "#7F7F7F", "label_smoothing": "#A6761D", "kd": "#2A86C8"}
+INK, FAINT, OTHERS = "#222222", "#88888840", "#A0A0A0"
+WIDTH = 8.0  # inches
+# The parts of a figure that the report turns light on a dark page.
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "takd",  # the same figure, the same file
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "axes.axisbelow": True,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 11,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+}
 
 
-def _draw_students(axes: Any, trials: pd.DataFrame, arm: str, place: int) -> None:
-    rows = students(trials)
-    rows = rows[rows["arm"] == arm]
-    chosen = rows["configuration"] == best_configurations(trials)[arm]
-    for these, color, shift in ((~chosen, COLORS["others"], 0.16), (chosen, COLORS["takd"], -0.16)):
-        axes.plot([place + shift] * these.sum(), rows.loc[these, "accuracy"], ".", color=color, alpha=0.7, zorder=3)
+styled = matplotlib.rc_context(STYLE)
 
 
-def _draw_line(axes: Any, row: "pd.Series[Any]", arm: str) -> None:
-    mean, error = row["accuracy"], row["accuracy_se"]
-    axes.axhline(mean, color=COLORS[arm], linewidth=2, zorder=2)
-    axes.axhspan(mean - error, mean + error, color=COLORS[arm], alpha=0.15, linewidth=0, zorder=1)
-    name = {"labels": "labels alone", "kd": "kd, no assistant"}[arm]
-    axes.annotate(
-        f"{name}\n{mean:.2f}", (1, mean), xycoords=("axes fraction", "data"), xytext=(6, 0), va="center",
-        textcoords="offset points", color=COLORS[arm], fontweight="bold", zorder=5,
-    )  # fmt: skip
+def arm_colors(trials: pd.DataFrame) -> dict[str, str]:
+    """By arm its colour, in the paper's order; arms with assistants in the order of their size."""
+    arms = sorted(trials["arm"].unique(), key=lambda arm: arm_order(trials, arm))
+    others = [arm for arm in arms if arm not in FIXED]
+    return FIXED | {arm: ASSISTED[place % len(ASSISTED)] for place, arm in enumerate(others)}
 
 
-def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
-    model = parse_arm(arm).assistants[-1]
-    own = trials[(trials["model"] == model) & (trials["role"] == "assistant") & (trials["status"] == "done")]
-    about = f"\n{own['parameters'].max() / 1e3:.0f} k, {100 * own['val_accuracy'].max():.1f} %" if len(own) else ""
-    return f"{arm.partition(':')[2]}{about}"
-
-
-def _focus(axes: Any, trials: pd.DataFrame, table: pd.DataFrame) -> None:
-    """From just below the lowest mean, or the lowest tenth of the students, to above the best student."""
-    accuracy = students(trials)["accuracy"]
-    low = min((table["accuracy"] - table["accuracy_se"].fillna(0)).min(), accuracy.quantile(0.1))
-    margin = 0.08 * (accuracy.max() - low) + 0.05
-    axes.set_ylim(low - margin, accuracy.max() + margin)
+def _figure(height: float = 4.5, rows: int = 1, columns: int = 1, **shared: Any) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **shared)
 
 
 def image(figure: Figure, kind: str) -> bytes:
-    """`png` (150 dpi) or `svg`."""
+    """`png` (150 dpi, on white) or `svg` (on nothing)."""
     buffer = BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
-    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    with matplotlib.rc_context(STYLE):
+        if kind == "svg":
+            figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+        else:
+            figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
+
+
+def _labels_apart(axes: Any, ends: Sequence[tuple[str, float, str]], gap: float = 0.055) -> None:
+    """Direct labels at the right edge, moved apart where lines end close together: text, y and colour of each."""
+    low, high = axes.get_ylim()
+    place = -np.inf
+    for text, y, color in sorted(ends, key=lambda end: end[1]):
+        fraction = max((y - low) / (high - low), place + gap)
+        place = fraction
+        axes.annotate(
+            text, (1, fraction), xycoords="axes fraction", xytext=(6, 0), textcoords="offset points", va="center",
+            color=color, fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _students_of(trials: pd.DataFrame) -> pd.DataFrame:
+    rows = chosen_students(trials)
+    if not len(rows):
+        raise Missing("No student has ended yet.")
+    return rows
+
+
+def _accuracy_label(trials: pd.DataFrame) -> str:
+    return f"student's {split_of(trials)} accuracy (%)"
+
+
+# Accuracy by size
+
+
+@styled
+def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
+    """Student accuracy by assistant size, against the lines of `labels` and `kd`; dots are single students."""
+    chosen, table, colors = _students_of(trials), arms_table(trials).set_index("arm"), arm_colors(trials)
+    assisted = [arm for arm in table.index if arm not in FIXED]
+    figure, axes = _figure(5)
+    for place, arm in enumerate(assisted):
+        row, own = table.loc[arm], chosen.loc[chosen["arm"] == arm, "accuracy"]
+        axes.plot([place - 0.16] * len(own), own, ".", color=colors[arm], alpha=0.6)
+        _bar(axes, place, row, colors[arm])
+    for arm in (arm for arm in table.index if arm in FIXED):
+        row = table.loc[arm]
+        axes.axhline(row["accuracy"], color=colors[arm], linewidth=2)
+        if not np.isnan(row["low"]):
+            axes.axhspan(row["low"], row["high"], color=colors[arm], alpha=0.13, linewidth=0)
+    axes.set_xticks(range(len(assisted)), [_assistant_label(trials, arm) for arm in assisted])
+    axes.set_xlim(-0.6, max(len(assisted), 1) - 0.4)
+    axes.set_xlabel("teacher assistant (its parameters, its own validation accuracy), larger to smaller")
+    axes.set_ylabel(_accuracy_label(trials))
+    axes.set_title(f"{_what(chosen)}: what an assistant changes")
+    axes.grid(axis="x", visible=False)
+    lowest = min(table["accuracy"].min(), table["low"].min(), chosen["accuracy"].quantile(0.05))
+    axes.set_ylim(
+        lowest - 0.1, max(chosen["accuracy"].quantile(0.99), table["high"].max(), table["accuracy"].max()) + 0.1
+    )
+    names = {"labels": "labels alone", "kd": "kd, no assistant"}
+    means = {arm: table.loc[arm, "accuracy"] for arm in table.index if arm in FIXED}
+    ends = [(f"{names.get(arm, arm)}\n{mean:.2f}", mean, colors[arm]) for arm, mean in means.items()]
+    _labels_apart(axes, ends, gap=0.1)
+    return figure
+
+
+def _bar(axes: Any, x: float, row: Any, color: str, **given: Any) -> None:
+    """A mean with its interval; the mean alone where there is none."""
+    error = None if np.isnan(row["low"]) else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
+    axes.errorbar(x, row["accuracy"], yerr=error, fmt="o", color=color, capsize=4, markersize=7, zorder=4, **given)
+
+
+def _what(chosen: pd.DataFrame) -> str:
+    student = chosen.iloc[0]
+    return f"Student {student['model']} on {student['examples']:,} images"
+
+
+def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
+    model = (assistants_of(arm) or (arm,))[-1]
+    own = trials[(trials["model"] == model) & (trials["role"] == "assistant") & (trials["status"] == "done")]
+    about = f"\n{own['parameters'].max() / 1e3:,.0f} k, {100 * own['val_accuracy'].max():.1f} %" if len(own) else ""
+    return f"{arm.partition(':')[2] or arm}{about}"
+
+
+@styled
+def accuracy_by_teacher(trials: pd.DataFrame) -> Figure:
+    """The paper's gap figure (Mirzadeh et al. 2020, figure 2): the student fixed, its teacher larger and larger."""
+    return _accuracy_by_size(trials, "teacher", "student")
+
+
+@styled
+def accuracy_by_student(trials: pd.DataFrame) -> Figure:
+    """The teacher fixed, its student larger and larger."""
+    return _accuracy_by_size(trials, "student", "teacher")
+
+
+def _accuracy_by_size(trials: pd.DataFrame, varied: str, fixed: str) -> Figure:
+    """Accuracy of every arm by the size of one role's model, over studies that share the other's."""
+    points = pd.concat([_study_points(rows) for _, rows in trials.groupby("study")], ignore_index=True)
+    if not len(points):
+        raise Missing("No student has ended yet.")
+    points = points.dropna(subset=[f"{varied}_parameters"])
+    counts = points.groupby(fixed)[varied].nunique()
+    if not len(counts) or counts.max() < 2:
+        raise Missing(
+            f"All of these results have one {varied} size. Name several studies with the same {fixed} "
+            f"(TAKD_STUDY=a,b) to see accuracy by {varied} size."
+        )
+    points = points[points[fixed] == counts.idxmax()]
+    figure, axes = _figure()
+    colors = arm_colors(trials)
+    for arm, rows in points.groupby("arm", sort=False):
+        rows = rows.sort_values(f"{varied}_parameters")
+        x = rows[f"{varied}_parameters"].to_numpy()
+        axes.plot(x, rows["accuracy"], "o-", color=colors[str(arm)])
+        axes.fill_between(x, rows["low"], rows["high"], color=colors[str(arm)], alpha=0.13, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"{varied}'s parameters (log scale)")
+    axes.set_ylabel(_accuracy_label(trials))
+    axes.set_title(f"{fixed.capitalize()} {counts.idxmax()}: accuracy by {varied} size")
+    last = points.sort_values(f"{varied}_parameters").groupby("arm").tail(1)
+    _labels_apart(axes, [(row["arm"], row["accuracy"], colors[row["arm"]]) for row in last.to_dict("records")])
+    return figure
+
+
+def _study_points(trials: pd.DataFrame) -> pd.DataFrame:
+    """The arms of one study with the models of its teacher and student."""
+    if not len(chosen_students(trials)):
+        return pd.DataFrame()
+    table = arms_table(trials)
+    for role in ("teacher", "student"):
+        rows = trials[(trials["role"] == role) & trials["parameters"].notna()]
+        table[role] = rows["model"].iloc[0] if len(rows) else None
+        table[f"{role}_parameters"] = rows["parameters"].iloc[0] if len(rows) else np.nan
+    return table
+
+
+@styled
+def differences(trials: pd.DataFrame) -> Figure:
+    """Every arm against kd and labels, paired by seed: the mean difference with its interval, hollow where not sure."""
+    _students_of(trials)
+    compared, colors = comparisons(trials).dropna(subset=["difference"]), arm_colors(trials)
+    if not len(compared):
+        raise Missing("No two arms have a seed in common yet.")
+    panels = [reference for reference in REFERENCES if (compared["reference"] == reference).any()]
+    figure, grid = _figure(1.4 + 0.42 * compared["reference"].value_counts().max(), 1, len(panels), squeeze=False)
+    for axes, reference in zip(grid[0], panels, strict=True):
+        rows = compared[compared["reference"] == reference].to_dict("records")
+        axes.axvline(0, color=OTHERS, lw=1)
+        for place, row in enumerate(rows[::-1]):
+            error = (
+                None if np.isnan(row["low"]) else [[row["difference"] - row["low"]], [row["high"] - row["difference"]]]
+            )
+            color = colors[row["arm"]]
+            inside = color if row["p_holm"] < ALPHA else "none"
+            axes.errorbar(
+                row["difference"],
+                place,
+                xerr=error,
+                fmt="o",
+                capsize=4,
+                markersize=7,
+                color=color,
+                markerfacecolor=inside,
+            )
+        axes.set_yticks(range(len(rows)), [row["arm"] for row in rows[::-1]])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(axis="y", visible=False)
+        axes.set_title(f"over {reference}")
+    figure.supxlabel(
+        f"difference in {split_of(trials)} accuracy, paired by seed (percentage points)\n"
+        "bars: 95 % intervals; filled: p < 0.05 after Holm's correction", fontsize=10,
+    )  # fmt: skip
+    return figure
+
+
+# Temperature and lambda
+
+
+@styled
+def temperature_lambda_map(trials: pd.DataFrame) -> Figure:
+    """Mean validation accuracy of the search by temperature and lambda; one panel an arm, one scale for all."""
+    done = _distilled(trials)
+    arms = sorted(done["arm"].unique(), key=lambda arm: arm_order(trials, arm))
+    columns = min(3, len(arms))
+    rows = -(-len(arms) // columns)
+    figure, grid = _figure(1.0 + 2.6 * rows, rows, columns, squeeze=False, sharex=True, sharey=True)
+    ts, ls = _bins(done["temperature"]), _bins(done["lambda"])
+    maps = {
+        arm: done[done["arm"] == arm].assign(t=lambda row: ts(row["temperature"]), l=lambda row: ls(row["lambda"]))
+        .pivot_table(index="l", columns="t", values="accuracy", aggfunc="mean")
+        .reindex(index=range(len(ls.names)), columns=range(len(ts.names)))
+        for arm in arms
+    }  # fmt: skip
+    low = min(np.nanquantile(each.to_numpy(), 0.05) for each in maps.values())
+    high = max(np.nanmax(each.to_numpy()) for each in maps.values())
+    for axes, arm in zip(grid.flat, arms, strict=False):
+        drawn = axes.imshow(maps[arm], origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high)
+        for (lam, t), value in np.ndenumerate(maps[arm].to_numpy()):
+            if np.isfinite(value):
+                ink = "#FFFFFF" if value < (low + high) / 2 else "#111111"
+                axes.text(t, lam, f"{value:.1f}", ha="center", va="center", fontsize=7, color=ink)
+        axes.set_title(arm, color=arm_colors(trials)[arm], fontsize=10)
+        axes.set_xticks(range(len(ts.names)), ts.names, fontsize=8, rotation=45 if max(map(len, ts.names)) > 3 else 0)
+        axes.set_yticks(range(len(ls.names)), ls.names, fontsize=8)
+        axes.grid(visible=False)
+    for axes in list(grid.flat)[len(arms) :]:
+        axes.axis("off")
+    figure.supxlabel("temperature T")
+    figure.supylabel("lambda, the weight of the soft targets")
+    figure.colorbar(drawn, ax=grid, label="validation accuracy (%)", shrink=0.8)
+    return figure
+
+
+class _bins:  # noqa: N801  # called like the function it is
+    """Puts values into cells: one a value where there are few, else a handful of equal counts."""
+
+    MOST = 8
+
+    def __init__(self, values: "pd.Series[float]") -> None:
+        unique = np.unique(values)
+        self.unique = unique if len(unique) <= self.MOST else None
+        self.edges = np.unique(np.quantile(values, np.linspace(0, 1, 6)))
+        self.names = (
+            [f"{value:.3g}" for value in unique]
+            if self.unique is not None
+            else [f"{low:.2g}-{high:.2g}" for low, high in zip(self.edges, self.edges[1:], strict=False)]
+        )
+
+    def __call__(self, values: "pd.Series[float]") -> np.ndarray[Any, Any]:
+        if self.unique is not None:
+            return np.searchsorted(self.unique, values)
+        return np.clip(np.searchsorted(self.edges, values, side="right") - 1, 0, len(self.names) - 1)
+
+
+def _distilled(trials: pd.DataFrame) -> pd.DataFrame:
+    done = students(trials).dropna(subset=["temperature", "lambda"])
+    if not len(done):
+        raise Missing("No student that learns from soft targets has ended yet.")
+    return done
+
+
+@styled
+def slices(trials: pd.DataFrame) -> Figure:
+    """Validation accuracy of the search by temperature and by lambda, over all that the other was; one line an arm."""
+    done, colors = _distilled(trials), arm_colors(trials)
+    figure, (left, right) = _figure(4.2, 1, 2, sharey=True)
+    arms = sorted(done["arm"].unique(), key=lambda arm: arm_order(trials, arm))
+    for axes, name in ((left, "temperature"), (right, "lambda")):
+        bins = _bins(done[name])
+        for shift, arm in zip(np.linspace(-0.15, 0.15, len(arms)), arms, strict=True):
+            rows = done[done["arm"] == arm]
+            cells = {cell: mean_interval(group) for cell, group in rows.groupby(bins(rows[name]))["accuracy"]}
+            x = np.array(list(cells), float) + shift
+            means = np.array([float(each.mean) for each in cells.values()])
+            error = np.array([float(each.high) for each in cells.values()]) - means
+            axes.errorbar(
+                x, means, yerr=np.nan_to_num(error), fmt="o-", color=colors[arm], label=arm, capsize=2, ms=4, lw=1.2
+            )
+        axes.set_xticks(range(len(bins.names)), bins.names, rotation=45 if max(map(len, bins.names)) > 4 else 0)
+        axes.set_xlabel({"temperature": "temperature T", "lambda": "lambda, the weight of the soft targets"}[name])
+    left.set_ylabel("validation accuracy (%)")
+    figure.legend(
+        *left.get_legend_handles_labels(), loc="outside upper left", ncols=min(4, len(arms)), frameon=False, fontsize=9
+    )
+    return figure
+
+
+@styled
+def entropy_by_temperature(logits: Mapping[str, np.ndarray[Any, Any] | None]) -> Figure:
+    """How soft the soft targets are: their entropy in bits by temperature, of each model that others learn from.
+
+    `logits` has by model's name `[images, classes]`, the teacher's first. Lines are medians over images; the band holds
+    the middle half of the teacher's.
+    """
+    there = {name: each for name, each in logits.items() if each is not None}
+    if not there:
+        raise Missing("No artifact with soft targets was found below this root.")
+    temperatures = np.geomspace(1, 64, 25)
+    figure, axes = _figure()
+    for place, (name, each) in enumerate(there.items()):
+        sample = each[:: max(1, len(each) // 5000)]
+        bits = np.stack([_entropy(sample / T) for T in temperatures])
+        color = INK if place == 0 else ASSISTED[(place - 1) % len(ASSISTED)]
+        middle = np.median(bits, axis=1)
+        axes.plot(temperatures, middle, color=color, ls="-" if place else "--", label=name)
+        if place == 0:
+            axes.fill_between(temperatures, *np.quantile(bits, (0.25, 0.75), axis=1), color=FAINT, linewidth=0)
+    most = float(np.log2(next(iter(there.values())).shape[1]))
+    axes.axhline(most, color=OTHERS, lw=1, ls=":")
+    axes.annotate(f"uniform: {most:.2f} bits", (1.05, most), va="bottom", fontsize=9, color=OTHERS)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([1, 2, 4, 8, 16, 32, 64], ["1", "2", "4", "8", "16", "32", "64"])
+    axes.set_xlabel("temperature T (log scale)")
+    axes.set_ylabel("entropy of the soft targets (bits)")
+    axes.set_ylim(0, most * 1.1)
+    axes.set_title("What temperature does to the targets")
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def _entropy(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """In bits, of softmax over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    logp = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return np.asarray(-(np.exp(logp) * logp).sum(axis=-1) / np.log(2))
+
+
+@styled
+def parameter_importance(trials: pd.DataFrame) -> Figure:
+    """How much of the variance between settings each parameter explains, beside what chance explains."""
+    table = importance(trials)
+    if not len(table):
+        raise Missing("Too few settings were tried to tell which parameter mattered.")
+    figure, axes = _figure(1.2 + 0.5 * len(table))
+    places = range(len(table))[::-1]
+    axes.barh(places, 100 * table["chance"], height=0.7, color=OTHERS, alpha=0.35)
+    axes.barh(places, 100 * table["explained"], height=0.35, color=FIXED["kd"])
+    for place, row in zip(places, table.to_dict("records"), strict=True):
+        right = 100 * max(row["explained"], row["chance"])
+        axes.annotate(
+            f"{100 * row['explained']:.0f} %", (right, place), xytext=(7, 0), textcoords="offset points", va="center"
+        )
+    axes.set_yticks(places, table["parameter"])
+    axes.set_xlim(0, max(105.0, 100 * table["chance"].max() + 12))
+    axes.set_xlabel(
+        "explained variance of the settings' mean validation accuracy (%)\n"
+        "grey: what chance explains in 19 of 20 studies"
+    )
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+# Cost
+
+
+@styled
+def pareto(trials: pd.DataFrame) -> Figure:
+    """Accuracy by the training seconds of the path, of one student alone and with shared stages divided."""
+    _students_of(trials)
+    table, colors = arms_table(trials), arm_colors(trials)
+    figure, grid = _figure(4.6, 1, 2, sharey=True)
+    kinds = {"path_seconds": "one student alone", "shared_seconds": "shared stages divided among their students"}
+    for axes, (cost, title) in zip(grid, kinds.items(), strict=True):
+        there = table.dropna(subset=[cost])
+        if not len(there):
+            raise Missing("No path has ended as a whole yet.")
+        front = there.set_index("arm").loc[pareto_front(there, cost)]
+        axes.plot(front[cost], front["accuracy"], color=OTHERS, lw=1.5, drawstyle="steps-post")
+        for row in there.to_dict("records"):
+            _bar(axes, row[cost], row, colors[row["arm"]])
+        axes.set_xscale("log")
+        wide = there[cost].max() > 20 * there[cost].min()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 3) if wide else (1, 1.5, 2, 3, 5, 7)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_title(title, fontsize=10)
+    grid[0].set_ylabel(_accuracy_label(trials))
+    ends = [(row["arm"], row["accuracy"], colors[row["arm"]]) for row in table.to_dict("records")]
+    _labels_apart(grid[1], ends)
+    figure.supxlabel("seconds of training a student's path took (log scale); grey steps: the Pareto front", fontsize=10)
+    return figure
+
+
+# Training and calibration
+
+
+@styled
+def training_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
+    """Validation accuracy and losses by epoch: mean and interval over the students of each arm's chosen setting."""
+    chosen, colors = _students_of(trials), arm_colors(trials)
+    rows = epochs.merge(chosen[["stage_key", "arm"]], on="stage_key")
+    if not len(rows):
+        raise Missing("No epoch of the chosen students is in results/epochs.parquet.")
+    figure, grid = _figure(4.2, 1, 2)
+    for axes, column, scale, name in (
+        (grid[0], "val_accuracy", 100, "validation accuracy (%)"),
+        (grid[1], "val_loss", 1, "validation loss, cross-entropy (nats)"),
+    ):
+        measured = rows.dropna(subset=[column])
+        for arm in sorted(measured["arm"].unique(), key=lambda arm: arm_order(trials, arm)):
+            mean, low, high = _by_epoch(measured[measured["arm"] == arm], column)
+            axes.plot(mean.index, scale * mean, color=colors[arm], lw=1.6, label=arm)
+            axes.fill_between(mean.index, scale * low, scale * high, color=colors[arm], alpha=0.13, linewidth=0)
+        later = scale * measured.loc[measured["epoch"] > measured["epoch"].max() * 0.15, column]
+        if len(later) > 1 and later.min() < later.max():
+            margin = 0.05 * (later.max() - later.min())
+            axes.set_ylim(later.quantile(0.02) - margin, later.quantile(0.98) + margin)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def _by_epoch(rows: pd.DataFrame, column: str) -> tuple["pd.Series[float]", "pd.Series[float]", "pd.Series[float]"]:
+    """Mean by epoch, with the ends of its interval."""
+    estimates = {epoch: mean_interval(group) for epoch, group in rows.groupby("epoch")[column]}
+    parts = [
+        pd.Series({epoch: float(getattr(each, part)) for epoch, each in estimates.items()})
+        for part in ("mean", "low", "high")
+    ]
+    return parts[0], parts[1], parts[2]
+
+
+@styled
+def upstream_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
+    """Validation accuracy by epoch of the teacher and the assistants."""
+    rows = epochs[(epochs["role"] != "student") & epochs["val_accuracy"].notna()]
+    if not len(rows):
+        raise Missing("No teacher or assistant has ended yet.")
+    figure, axes = _figure(3.8)
+    ends = []
+    order = trials.dropna(subset=["parameters"]).groupby("model")["parameters"].max().sort_values(ascending=False)
+    for place, model in enumerate(model for model in order.index if model in set(rows["model"])):
+        color = INK if place == 0 else ASSISTED[(place - 1) % len(ASSISTED)]
+        curve = 100 * rows[rows["model"] == model].groupby("epoch")["val_accuracy"].mean()
+        axes.plot(curve.index, curve, "o-", ms=3, color=color)
+        ends.append((str(model), float(curve.iloc[-1]), color))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("validation accuracy (%)")
+    axes.set_title("Teacher and assistants")
+    _labels_apart(axes, ends)
+    return figure
+
+
+@styled
+def reliability(trials: pd.DataFrame) -> Figure:
+    """Accuracy by the confidence a student states, on the test split, pooled over the seeds of each arm (15 bins)."""
+    final = confirmed(trials)
+    if "test_reliability" not in final or not final["test_reliability"].notna().any():
+        raise Missing("Calibration is measured on the test split, in the confirm phase; this study has none yet.")
+    colors = arm_colors(trials)
+    figure, axes = _figure(5)
+    axes.plot([0, 100], [0, 100], color=OTHERS, lw=1, ls=":")
+    for arm in sorted(final["arm"].unique(), key=lambda arm: arm_order(trials, arm)):
+        own = final[(final["arm"] == arm) & final["test_reliability"].notna()]
+        bins = _pooled([bin_ for student in own["test_reliability"] for bin_ in student])
+        ece = (
+            f", ECE {100 * own['test_ece'].mean():.1f} points"
+            if "test_ece" in own and own["test_ece"].notna().any()
+            else ""
+        )
+        axes.plot(100 * bins["confidence"], 100 * bins["accuracy"], "o-", ms=4, color=colors[arm], label=f"{arm}{ece}")
+    axes.set_xlabel("stated confidence (%)")
+    axes.set_ylabel("test accuracy at that confidence (%)")
+    axes.set_title("Calibration: on the dotted line a student is as right as it says")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def _pooled(bins: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """Bins of several students as one: weighted by their counts, those of few images left out."""
+    table = pd.DataFrame([dict(each) for each in bins])
+    table = table[table["count"] > 0]
+    table["bin"] = np.minimum((table["confidence"] * 15).astype(int), 14)
+    weighted = table.assign(
+        confidence=table["confidence"] * table["count"], accuracy=table["accuracy"] * table["count"]
+    ).groupby("bin")[["confidence", "accuracy", "count"]].sum()  # fmt: skip
+    weighted = weighted[weighted["count"] >= 20]
+    return weighted[["confidence", "accuracy"]].div(weighted["count"], axis=0)
+
+
+# Every figure that needs nothing but the trials, by the name of its file.
+BY_TRIALS: dict[str, Callable[[pd.DataFrame], Figure]] = {
+    each.__name__: each
+    for each in (
+        accuracy_by_assistant,
+        differences,
+        accuracy_by_teacher,
+        accuracy_by_student,
+        temperature_lambda_map,
+        slices,
+        parameter_importance,
+        pareto,
+        reliability,
+    )
+}

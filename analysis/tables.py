@@ -1,17 +1,24 @@
-"""Tables from `results/trials.parquet`. Accuracies and differences are in percent and percentage points."""
+"""Rows of `results/trials.parquet`: which students there are, and which of them an arm is judged by. In percent."""
 
-import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from search_spaces import parse_arm
+from search_spaces import InputError, parse_arm
 
 # Said wherever the table of arms is shown, as long as the numbers are what they are.
 SEARCH_NOTE = (
     "These are validation numbers of the search: the split that chose the best setting of each arm also measured it, "
     "so they flatter every arm, most the one with the most settings tried. They rank; they don't prove."
 )
+CONFIRM_NOTE = (
+    "These are test numbers of the confirm phase: each arm's best setting, retrained from seeds that the search never "
+    "used, and the test split read once."
+)
+
+
+class Missing(Exception):  # noqa: N818  # it is no error: a study may be young
+    """What a figure or a table needs and this study has not, in a sentence."""
 
 
 def read_trials(file: str) -> pd.DataFrame:
@@ -21,9 +28,26 @@ def read_trials(file: str) -> pd.DataFrame:
 
 
 def students(trials: pd.DataFrame) -> pd.DataFrame:
-    """The finished students, one row a stage, with `accuracy` in percent."""
-    rows = trials[(trials["role"] == "student") & (trials["status"] == "done")].drop_duplicates("stage_key")
-    return rows.assign(accuracy=100 * rows["val_accuracy"])
+    """The search's finished students, one row a stage, with the validation `accuracy` in percent."""
+    rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "search")]
+    return rows.drop_duplicates("stage_key").assign(accuracy=lambda row: 100 * row["val_accuracy"])
+
+
+def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
+    """The confirm phase's finished students, with the test `accuracy` in percent; empty before that phase."""
+    rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "confirm")]
+    rows = rows[rows["test_accuracy"].notna()].drop_duplicates(["arm", "path_seed"])
+    return rows.assign(accuracy=lambda row: 100 * row["test_accuracy"])
+
+
+def split_of(trials: pd.DataFrame) -> str:
+    """`test` where the study has confirmed students, else `validation`: what every accuracy shown was measured on."""
+    return "test" if len(confirmed(trials)) else "validation"
+
+
+def note(trials: pd.DataFrame) -> str:
+    """What the numbers of this study are."""
+    return CONFIRM_NOTE if len(confirmed(trials)) else SEARCH_NOTE
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
@@ -34,78 +58,47 @@ def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
     return dict(ordered.groupby("arm", sort=False)["configuration"].first().items())  # type: ignore[arg-type]
 
 
-def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm, in the paper's order: its best configuration with mean and standard error over seeds.
-
-    `over_kd` is the mean difference to arm `kd`'s best configuration, paired by student seed; its standard error is
-    NaN where fewer than two seeds pair.
-    """
-    done = students(trials)
-    best = best_configurations(trials)
-    by_seed = {arm: _by_seed(done, arm, name) for arm, name in best.items()}
-    rows = []
-    for arm in sorted(done["arm"].unique(), key=lambda name: arm_order(trials, name)):
-        accuracy = by_seed[arm]
-        chosen = done[(done["arm"] == arm) & (done["configuration"] == best[arm])]
-        difference = (accuracy - by_seed["kd"]).dropna() if "kd" in by_seed and arm != "kd" else accuracy.iloc[:0]
-        rows.append(
-            {
-                "arm": arm,
-                "paper": parse_arm(arm).paper_name,
-                "settings": done.loc[done["arm"] == arm, "configuration"].nunique(),
-                "students": int((done["arm"] == arm).sum()),
-                "best setting": best[arm].removeprefix(arm).strip() or "-",
-                "seeds": len(accuracy),
-                "accuracy": accuracy.mean(),
-                "accuracy_se": standard_error(accuracy),
-                "over_kd": difference.mean() if len(difference) else np.nan,
-                "over_kd_se": standard_error(difference),
-                "path_seconds": chosen["total_path_seconds"].mean(),
-            }
-        )
-    return pd.DataFrame(rows)
+def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
+    """The students that an arm is judged by: the confirmed ones, else those of its best configuration in the search."""
+    final = confirmed(trials)
+    if len(final):
+        return final
+    done, best = students(trials), best_configurations(trials)
+    return done[done["configuration"] == done["arm"].map(best)]
 
 
-def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, float]:
-    """labels, kd, then assistants from the largest down."""
-    assistants = parse_arm(arm).assistants
+def accuracy_by_seed(trials: pd.DataFrame) -> dict[str, "pd.Series[float]"]:
+    """By arm, in the paper's order, the accuracies of its chosen students by the seed that pairs them."""
+    chosen = chosen_students(trials)
+    arms = sorted(chosen["arm"].unique(), key=lambda arm: arm_order(trials, arm))
+    return {arm: chosen[chosen["arm"] == arm].set_index("path_seed")["accuracy"].sort_index() for arm in arms}
+
+
+def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
+    """labels, what has no teacher, kd, then by the number of assistants, from the largest down."""
+    assistants = assistants_of(arm)
     if not assistants:
-        return (int(parse_arm(arm).distilled), 0.0)
+        return ({"labels": 0, "kd": 2}.get(arm, 1), 0, 0.0, arm)
     parameters = trials.loc[trials["model"] == assistants[-1], "parameters"].max()
-    return (1 + len(assistants), -float(parameters))
+    return (3, len(assistants), -float(parameters), arm)
 
 
-def standard_error(values: "pd.Series[float]") -> float:
-    """Of the mean; NaN for fewer than two values."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+def assistants_of(arm: str) -> tuple[str, ...]:
+    """The assistants that an arm's name says; none for an arm that this version doesn't know."""
+    try:
+        return parse_arm(arm).assistants
+    except InputError:
+        return ()
 
 
-def _by_seed(done: pd.DataFrame, arm: str, configuration: str) -> "pd.Series[float]":
-    rows = done[(done["arm"] == arm) & (done["configuration"] == configuration)]
-    return rows.set_index("seed")["accuracy"]
+def paper_name(arm: str) -> str:
+    """What Mirzadeh et al. 2020 call it; a dash for an arm that they have not."""
+    try:
+        return parse_arm(arm).paper_name
+    except InputError:
+        return "-"
 
 
-def format_arms(table: pd.DataFrame) -> list[list[str]]:
-    """The table of arms as text cells, the header first."""
-
-    def plus_minus(mean: float, error: float, sign: str = "") -> str:
-        if np.isnan(mean):
-            return "-"
-        return f"{mean:{sign}.2f}" + ("" if np.isnan(error) else f" ±{error:.2f}")
-
-    header = ["arm", "paper", "settings", "students", "best setting", "seeds", "val. accuracy %", "over kd", "path s"]
-    rows = [
-        [
-            row["arm"],
-            row["paper"],
-            str(row["settings"]),
-            str(row["students"]),
-            row["best setting"],
-            str(row["seeds"]),
-            plus_minus(row["accuracy"], row["accuracy_se"]),
-            plus_minus(row["over_kd"], row["over_kd_se"], "+"),
-            f"{row['path_seconds']:.1f}",
-        ]
-        for row in table.to_dict("records")
-    ]
-    return [header, *rows]
+def parameters_of(configuration: str) -> dict[str, str]:
+    """`kd temperature=4 lambda=0.7` as {"temperature": "4", "lambda": "0.7"}."""
+    return dict(part.split("=", 1) for part in configuration.split(" ")[1:] if "=" in part)

@@ -15,9 +15,8 @@ from rich.console import Console
 from analysis.tables import read_trials
 from search_spaces import InputError, Space, load_space, presets
 from study.export import export_best
-from study.folder import ROOT, StudyFolder, study_folder
+from study.folder import ROOT, StudyFolder, absolute_root, study_folder
 from study.optimization import open_search
-from study.report import print_arms, print_failures, write_figure
 from study.results import write_results
 from study.status import follow_status, print_status
 from study.stopping import INTERRUPTED, Stop, stopped_by_signals
@@ -76,6 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--report", action="store_true", help="create a W&B report of the study (needs WANDB_ENTITY)")
     _command(commands, "watch", _watch, "a study's W&B runs in W&B's own terminal view", study=True)
     _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
+    _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables", study=True)
+    compare = _command(commands, "compare", _compare, "studies side by side")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="of the studies, two or more")
     export = _command(commands, "export", _export, "the best student's weights and description", study=True)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     export.add_argument("--arm", metavar="A", help="of this arm (default: of all)")
@@ -157,6 +159,8 @@ def _run(options: argparse.Namespace) -> int:
     if stop.requested:
         print(f"takd: stopped: {stop.reason}; go on with: {shlex.join(['takd', *options.arguments])}", file=sys.stderr)
         return INTERRUPTED if stop.interrupted else FAILED
+    from study.report import print_arms, print_failures  # imports SciPy: other commands need not wait for it
+
     print_arms(folder, console)
     console.print(f"{result.trained} stages trained in this run; the study is complete")
     return FAILED if print_failures(read_trials(folder.trials), console) else OK
@@ -209,10 +213,26 @@ def _watch(options: argparse.Namespace) -> int:
 
 
 def _results(options: argparse.Namespace) -> int:
+    from study.report import print_arms, write_figure
+
     folder = study_folder(options.root, options.name, options.storage)
     write_results(folder, open_search(folder))
     write_figure(folder)
     print_arms(folder, _console())
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    from study.report import write_report
+
+    write_report(absolute_root(options.root), options.name, _console())
+    return OK
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from study.report import print_comparison
+
+    print_comparison(absolute_root(options.root), options.names, _console())
     return OK
 
 

@@ -26,10 +26,7 @@ class StudyFolder:
     database: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) or self.name in (ARTIFACTS, CHECKPOINTS):
-            raise InputError(
-                f"--name {self.name}: expected letters, digits, dots and dashes, and not {ARTIFACTS} or {CHECKPOINTS}"
-            )
+        check_name(self.name)
         if "://" in self.root and not self.database:
             raise InputError(
                 f"root {self.root}: a bucket can't hold Optuna's journal; give --storage or TAKD_STORAGE a database, "
@@ -99,9 +96,20 @@ FIGURE = "report/accuracy_by_assistant"  # without its ending: there is a PNG an
 
 def study_folder(root: str, name: str, database: str | None = None) -> StudyFolder:
     """As the command line names it: a root relative to here, and a database from the environment where none is told."""
-    if "://" not in root:
-        root = str(Path(root).expanduser().absolute())
-    return StudyFolder(root, name, database or os.environ.get("TAKD_STORAGE", ""))
+    return StudyFolder(absolute_root(root), name, database or os.environ.get("TAKD_STORAGE", ""))
+
+
+def absolute_root(root: str) -> str:
+    """A folder's absolute path; a URI as it is."""
+    return root if "://" in root else str(Path(root).expanduser().absolute())
+
+
+def check_name(name: str) -> None:
+    """Raises InputError on what can't be a study's name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in (ARTIFACTS, CHECKPOINTS):
+        raise InputError(
+            f"--name {name}: expected letters, digits, dots and dashes, and not {ARTIFACTS} or {CHECKPOINTS}"
+        )
 
 
 def without_password(url: str) -> str:

@@ -1,40 +1,86 @@
-"""What a study shows when it ends: the table of arms and the figure, from the Parquet tables."""
+"""What a study shows: the table of arms, the figure, the report, and studies side by side, from the Parquet tables."""
+
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from analysis.arms import accuracy_table, studies_table
 from analysis.figures import accuracy_by_assistant, image
-from analysis.tables import SEARCH_NOTE, arms_table, format_arms, read_trials, students
-from study.folder import FIGURE, StudyFolder
+from analysis.files import read_results
+from analysis.finding import finding
+from analysis.tables import SEARCH_NOTE, chosen_students, note, read_trials, split_of
+from search_spaces import InputError
+from study.folder import FIGURE, StudyFolder, check_name
+from trainables.storage import open_storage
+
+TEXT_COLUMNS = ("arm", "paper", "best setting")
 
 
 def write_figure(folder: StudyFolder) -> None:
     """The figure as PNG and SVG, where there is a student to draw."""
     trials = read_trials(folder.trials)
-    if len(students(trials)):
+    if len(chosen_students(trials)):
         figure = accuracy_by_assistant(trials)
         for kind in ("png", "svg"):
             folder.write(f"{FIGURE}.{kind}", image(figure, kind))
 
 
 def print_arms(folder: StudyFolder, console: Console) -> None:
-    """The table of arms, what its numbers are, and where the rest is."""
+    """The table of arms, what its numbers are, the finding, and where the rest is."""
     trials = read_trials(folder.trials)
-    if not len(students(trials)):
+    if not len(chosen_students(trials)):
         console.print(f"study {folder.name}: no student has ended yet")
         return
-    header, *rows = format_arms(arms_table(trials))
-    table = Table(title=f"study {folder.name}", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for column in header:
-        table.add_column(column, justify="left" if column in ("arm", "paper", "best setting") else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print("± is one standard error over seeds; over kd is paired by seed, in percentage points.")
-    console.print(SEARCH_NOTE)
+    console.print(_rich(accuracy_table(trials), f"study {folder.name}"))
+    console.print("In brackets: 95 % intervals over seeds; over kd is paired by seed, in percentage points.")
+    console.print(note(trials))
+    for sentence in finding(trials):
+        console.print(sentence)
     console.print(f"figure   {folder.storage.uri(f'{folder.name}/{FIGURE}.png')}")
     console.print(f"results  {folder.trials}")
+
+
+def _rich(table: pd.DataFrame, title: str) -> Table:
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in table.columns:
+        shown.add_column(column, justify="left" if column in TEXT_COLUMNS else "right")
+    for row in table.itertuples(index=False):
+        shown.add_row(*map(str, row))
+    return shown
+
+
+def write_report(root: str, name: str, console: Console) -> None:
+    """Writes a study's `report/` and prints the finding; raises InputError where there is nothing to report."""
+    check_name(name)
+    try:
+        from analysis.report import report_files
+    except ModuleNotFoundError as error:
+        raise InputError(f"report needs {error.name}; install it with: pip install 'takd[report]'") from None
+    files, storage = report_files(root, name), open_storage(root)
+    for file, content in files.items():
+        storage.replace(f"{name}/report/{file}", content)
+    trials = read_results(root, name).trials
+    for sentence in (*finding(trials), note(trials)):
+        console.print(sentence)
+    console.print(f"report   {storage.uri(f'{name}/report/report.html')}")
+    console.print(f"beside it: summary.md, arms.csv, {sum(file.endswith('.png') for file in files)} figures, notebooks")
+
+
+def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
+    """Studies side by side: accuracy by arm, then what each arm has over kd."""
+    for name in names:
+        check_name(name)
+    if len(set(names)) < 2:
+        raise InputError(f"compare {' '.join(names)}: expected two studies or more, each named once")
+    studies = {name: read_results(root, name).trials for name in names}
+    console.print(_rich(studies_table(studies), "mean accuracy in %, with its 95 % interval"))
+    console.print(_rich(studies_table(studies, "over_kd"), "over kd in percentage points, paired by seed"))
+    for name, trials in studies.items():
+        console.print(f"{name}: {' '.join(finding(trials))}")
+    if any(split_of(trials) == "validation" for trials in studies.values()):
+        console.print(f"Of those marked validation: {SEARCH_NOTE}")
 
 
 def print_failures(trials: pd.DataFrame, console: Console) -> int:

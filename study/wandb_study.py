@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.tables import arms_table, best_configurations, read_trials, students
+from analysis.arms import arms_table
+from analysis.tables import best_configurations, read_trials, students
 from search_spaces import Stage
 from study.folder import StudyFolder
 from study.graph import Description, Node

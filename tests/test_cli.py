@@ -32,6 +32,8 @@ OPTIONS = {
     "plan": SPACE_OPTIONS,
     "status": STUDY_OPTIONS,
     "results": STUDY_OPTIONS,
+    "report": STUDY_OPTIONS,
+    "compare": STUDY_OPTIONS,
     "export": [*STUDY_OPTIONS, "--out", "--arm"],
     "data": ["DATASET", "--from", "--debug"],
 }

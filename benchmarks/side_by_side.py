@@ -1,6 +1,6 @@
 """The same students by takd and the plain way (`plain_ray_tune.py`): time, memory, and that the accuracies agree.
 
-    .venv/bin/python benchmarks/study.py [--part gap|temperature] [--markdown]
+    .venv/bin/python benchmarks/side_by_side.py [--part gap|temperature] [--markdown]
 
 gap          400 students of the preset mnist-gap: kd and 4 takd arms, 10 settings of T and lambda, 8 seeds
 temperature  24 students of mnist-temperature cut to 3 epochs: 4 temperatures, 3 lambdas, 2 seeds; beside it the plain
@@ -18,7 +18,6 @@ the differences' standard deviation s, the standard error is s * sqrt(1 + 1 / st
 """
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -42,11 +41,6 @@ import torch
 from analysis.tables import read_trials, students
 from search_spaces import Recipe, Space, load_space, parse_arm
 from trainables.datasets import load
-
-if __name__ == "study":  # other benchmarks mean the package of this name, but Python looks beside the script first
-    sys.path.remove(str(Path(__file__).parent))
-    del sys.modules["study"]
-    importlib.import_module("study")
 
 TAKD = str(Path(sys.executable).with_name("takd"))
 PLAIN = str(Path(__file__).with_name("plain_ray_tune.py"))

@@ -1,0 +1,66 @@
+"""What a student's accuracy cost: seconds and FLOPs of its whole path, alone and shared; and what is worth it.
+
+Seconds are of training, as measured while other stages trained beside it. FLOPs are of training alone: a step counts
+as three forward passes (one forward, two backward; Kaplan et al. 2020, section 2.1), and neither evaluation nor soft
+targets are in them.
+"""
+
+import numpy as np
+import pandas as pd
+
+USE = ["study", "phase", "trial", "configuration", "path_seed"]  # one path use
+FORWARD_PASSES_A_STEP = 3
+
+
+def training_flops(stages: pd.DataFrame) -> "pd.Series[float]":
+    """Of training each stage once."""
+    return FORWARD_PASSES_A_STEP * stages["flops_per_image"] * stages["examples"] * stages["epochs"]
+
+
+def student_costs(trials: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
+    """`students` with the costs of their paths.
+
+    `path_seconds` and `path_flops`: every stage of the path, as if this student were the only one. `shared_seconds` and
+    `shared_flops`: a stage's cost is divided among all finished students of the study whose paths use it. NaN where a
+    stage of the path has not ended.
+    """
+    stages = trials.assign(flops=training_flops(trials), trial=trials["trial"].fillna(-1))
+    keys = stages.loc[(stages["role"] == "student") & (stages["status"] == "done"), [*USE, "stage_key"]]
+    uses = stages.merge(keys.rename(columns={"stage_key": "student"}), on=USE)
+    users = uses.groupby("stage_key")["student"].nunique()
+    shares = uses["stage_key"].map(users)
+    costs = pd.DataFrame(
+        {
+            "path_seconds": uses["train_seconds"],
+            "path_flops": uses["flops"],
+            "shared_seconds": uses["train_seconds"] / shares,
+            "shared_flops": uses["flops"] / shares,
+        }
+    )
+    paths = costs.groupby([uses[name] for name in USE])
+    whole = paths.sum().where(paths.count().eq(paths.size(), axis=0))
+    chosen = students.assign(trial=students["trial"].fillna(-1)).drop(columns=list(costs), errors="ignore")
+    return chosen.merge(whole.reset_index(), on=USE, how="left")
+
+
+def pareto_front(table: pd.DataFrame, cost: str = "path_seconds") -> list[str]:
+    """The arms that no other beats in cost without losing accuracy, from the cheapest up."""
+    front, best = [], -np.inf
+    for row in table.sort_values([cost, "accuracy"], ascending=[True, False]).to_dict("records"):
+        if row["accuracy"] > best:
+            front.append(str(row["arm"]))
+            best = row["accuracy"]
+    return front
+
+
+def within_interval_of_best(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table of arms whose mean lies in the interval of the best one's, or above its lower end."""
+    best = table.sort_values("accuracy").iloc[-1]
+    lowest = best["accuracy"] if np.isnan(best["low"]) else best["low"]
+    return table[table["accuracy"] >= lowest]
+
+
+def cheapest_within_interval(table: pd.DataFrame, cost: str = "path_seconds") -> str:
+    """Of the arms as good as the best, as far as its interval can tell, the one that cost least."""
+    enough = within_interval_of_best(table)
+    return str(enough.sort_values(cost)["arm"].iloc[0])

@@ -1,0 +1,91 @@
+"""Where a study's files are below a root, a folder or a bucket, and how they are read. Nothing here writes."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow.fs import FileSystem, LocalFileSystem
+
+from search_spaces import InputError
+
+Logits = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of a study. Where several were named, `trials` and `epochs` are the first one's."""
+
+    root: str
+    names: tuple[str, ...]
+    trials: pd.DataFrame
+    epochs: pd.DataFrame
+    all_trials: pd.DataFrame  # of all studies named; the column `study` tells them apart
+
+    def upstream_logits(self) -> dict[str, Logits | None]:
+        """By model, the teacher first and then by size, the soft targets of the stages that others learn from.
+
+        Of several stages of one model, the one that most paths use. None where the artifact is not there.
+        """
+        rows = self.trials[(self.trials["role"] != "student") & (self.trials["status"] == "done")]
+        uses = rows.groupby(["role", "model", "stage_key"]).agg(uses=("path", "size"), size=("parameters", "max"))
+        most = uses.reset_index().sort_values("uses").groupby(["role", "model"]).tail(1)
+        ordered = most.sort_values(["role", "size"], ascending=False)  # teacher before assistant
+        return {row["model"]: soft_targets(self.root, row["stage_key"]) for row in ordered.to_dict("records")}
+
+
+def read_results(root: str, names: str) -> Results:
+    """Of a study, or of several with commas between; raises InputError where one has no results yet."""
+    studies = tuple(name.strip() for name in names.split(",") if name.strip())
+    if not studies:
+        raise InputError(f"study {names!r}: expected a study's name, or several with commas between")
+    all_trials = [_read(root, name, "trials") for name in studies]
+    return Results(
+        root, studies, all_trials[0], _read(root, studies[0], "epochs"), pd.concat(all_trials, ignore_index=True)
+    )
+
+
+def _read(root: str, name: str, kind: str) -> pd.DataFrame:
+    files, base = open_root(root)
+    try:
+        return pq.read_table(f"{base}/{name}/results/{kind}.parquet", filesystem=files).to_pandas()
+    except FileNotFoundError:
+        raise InputError(
+            f"study {name}: no results/{kind}.parquet below {root}; `takd results {name}` writes it"
+        ) from None
+
+
+def soft_targets(root: str, key: str) -> Logits | None:
+    """Logits `[training images, classes]` of a stage, on all training images; None where its artifact has none."""
+    files, base = open_root(root)
+    folder = f"{base}/artifacts/{key}"
+    try:
+        with files.open_input_file(f"{folder}/stage.json") as file:
+            digest = json.loads(file.readall())["files"]["soft_targets.arrow"]
+        # In a bucket a file's name begins with its digest.
+        name = "soft_targets.arrow" if "://" not in root else f"{digest[:16]}.soft_targets.arrow"
+        with files.open_input_file(f"{folder}/{name}") as file:
+            column = pa.ipc.open_file(file).read_all().column("view_0").combine_chunks()
+    except (FileNotFoundError, KeyError):
+        return None
+    return column.flatten().to_numpy().reshape(len(column), -1)
+
+
+def open_root(root: str) -> tuple[FileSystem, str]:
+    """What pyarrow reads a root with, and the root's path there; raises InputError on a URI that it can't open."""
+    if "://" not in root:
+        return LocalFileSystem(), root.rstrip("/")
+    try:
+        files, base = FileSystem.from_uri(root)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise InputError(f"root {without_secret(root)}: {error}; expected a folder, s3://... or gs://...") from None
+    return files, base.rstrip("/")
+
+
+def without_secret(root: str) -> str:
+    parts = urlsplit(root)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")) if "://" in root else root

@@ -1,0 +1,74 @@
+"""The report of a study as files: page, summary, tables, figures and executed notebooks. Needs the extra `report`."""
+
+import base64
+from collections.abc import Mapping
+
+import nbformat
+import pandas as pd
+
+from analysis.arms import accuracy_table, arms_table, budget_note, comparison_table, comparisons, cost_table
+from analysis.files import read_results
+from analysis.finding import answers, choice, finding
+from analysis.notebooks import NAMES, execute, outputs
+from analysis.page import page
+from analysis.show import markdown_table
+from analysis.statistics import POWER, SMALLEST_EFFECT
+from analysis.tables import chosen_students, note
+
+METHOD = f"""\
+Means are over student seeds, with 95 % intervals of Student's t. Differences are paired by seed; p is of the paired
+t-test, corrected for all comparisons of the study by Holm's method; effect sizes are Hedges' g of the paired
+differences. Seeds needed are for {SMALLEST_EFFECT} points at a power of {POWER}, at the level that is left when 0.05 is
+shared by all comparisons. FLOPs are of training: three forward passes a step."""
+
+
+def report_files(root: str, study: str) -> dict[str, bytes]:
+    """By name the files of a study's report; raises InputError where it has no results, NotebookError from a cell."""
+    trials = read_results(root, study).trials
+    executed = {name: execute(name, root, study) for name in NAMES}
+    sections = {name: list(outputs(notebook)) for name, notebook in executed.items()}
+    files = {f"{name}.ipynb": nbformat.writes(notebook).encode() for name, notebook in executed.items()}
+    for shown in sections.values():
+        for forms, figure in shown:
+            files |= _figure_files(figure, forms) if figure else {}
+    front = front_matter(trials)
+    files["summary.md"] = summary(study, trials, front).encode()
+    files["arms.csv"] = arms_table(trials).to_csv(index=False).encode()
+    files["comparisons.csv"] = comparisons(trials).to_csv(index=False).encode()
+    files["report.html"] = page(f"Study {study}", finding(trials), note(trials), front, sections).encode()
+    return files
+
+
+def _figure_files(name: str, forms: Mapping[str, str]) -> dict[str, bytes]:
+    return {f"{name}.svg": forms["image/svg+xml"].encode(), f"{name}.png": base64.b64decode(forms["image/png"])}
+
+
+def front_matter(trials: pd.DataFrame) -> str:
+    """Arms, comparisons, budgets and the brief's questions, as Markdown."""
+    if not len(chosen_students(trials)):
+        return ""
+    parts = [
+        "# The arms",
+        markdown_table(accuracy_table(trials)),
+        "In brackets: 95 % intervals over seeds. Over kd is paired by seed, in percentage points. Path s: seconds of "
+        "training of a student's whole path.",
+        budget_note(trials),
+        "# Is the difference real?",
+        "\n".join(f"- {verdict}" for verdict in comparisons(trials)["verdict"])
+        or "*Missing: there is one arm so far.*",
+        METHOD,
+        "# The questions",
+        *(f"## {question}\n\n{answer}" for question, answer in answers(trials)),
+    ]
+    return "\n\n".join(parts)
+
+
+def summary(study: str, trials: pd.DataFrame, front: str) -> str:
+    """For a paper's appendix: the page's words and tables as Markdown."""
+    said = " ".join(finding(trials))
+    parts = [f"# Study {study}", said, note(trials), front.replace("# ", "## ")]
+    if len(comparisons(trials)):
+        parts += ["## Every comparison", markdown_table(comparison_table(trials))]
+    if len(chosen_students(trials)):
+        parts += ["## Cost", markdown_table(cost_table(trials)), choice(trials)]
+    return "\n\n".join(parts) + "\n"
