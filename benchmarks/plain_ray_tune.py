@@ -1,4 +1,4 @@
-"""A distillation study the plain way, as Ray Tune's documentation teaches it: what `side_by_side.py` compares takd with.
+"""A distillation study the plain way, as Ray Tune's documentation teaches it: what `side_by_side.py` measures takd by.
 
     .venv/bin/python benchmarks/plain_ray_tune.py [--trials 4] [--epochs 3] [--retrain-teacher]
 
