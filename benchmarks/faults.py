@@ -42,6 +42,7 @@ SPACE: dict[str, Any] = {
     "sampler": "random",  # TPE's choices depend on which trials happen to have ended
     "checkpoint_every": {"epochs": 1},
     "max_failures": 100,  # so that chance alone fails no stage
+    "confirm": None,  # rows are compared with the search's alone
     "resources": {role: {"cpu": 1, "gpu": 0.5} for role in ("teacher", "assistant", "student")},
 }
 COMPARED = ["trial", "path_seed", "role", "stage_key", "arm", "temperature", "lambda", "status", "epochs"]

@@ -22,18 +22,19 @@ from trainables.training import Pixels, measure, predict
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 
 
-def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> dict[str, dict[str, Any]]:
-    """What the finished students of the proposals do on the test split, by stage key; written to the study's folder.
+def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> bool:
+    """Measures the finished students of the proposals on the test split; returns whether there were any new ones.
 
-    Opens the test split unless every one was measured before. Metrics: `test_accuracy`, `test_loss` (cross-entropy),
-    `test_ece` (expected calibration error), `test_agreement` (the part of the images where student and teacher choose
-    the same class), `test_reliability` (by bin of confidence: mean confidence, accuracy, count).
+    The study's folder keeps the numbers by stage key. Opens the test split unless every student was measured before.
+    Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
+    (the part of the images where student and teacher choose the same class), `test_reliability` (by bin of confidence:
+    mean confidence, accuracy, count).
     """
     known = read_test(folder)
     students = {path.student.key: path.student for proposal in proposals for path in proposal.paths}
     new = {key: stage for key, stage in students.items() if key not in known and _is_done(folder, stage)}
     if not new:
-        return known
+        return False
     dataset = load(next(iter(new.values())).dataset.name)
     split = dataset.test()
 
@@ -50,7 +51,7 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> dict[
             agree = logits(stage).argmax(dim=1) == logits(_teacher_of(stage)).argmax(dim=1)
             known[key]["test_agreement"] = float(agree.float().mean())
     folder.write(TEST, json.dumps(known, indent=1).encode())
-    return known
+    return True
 
 
 def measure_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -105,10 +105,10 @@ def _train_and_track(
 
 
 def _conclude(folder: StudyFolder, search: Search) -> None:
-    """The tables and the figure, with what the confirmed students do on the test split once there are any."""
-    if not search.is_open:
-        measure_on_test(folder, search.confirming())
+    """The tables and the figure, and once the search is over what the confirmed students do on the test split."""
     write_results(folder, search)
+    if not search.is_open and measure_on_test(folder, search.confirming()):
+        write_results(folder, search)
     write_figure(folder)
 
 

@@ -47,6 +47,7 @@ TINY: dict[str, Any] = {
     "trials": 6,
     "coverage": 2,
     "seeds": 2,
+    "confirm": None,
 }
 
 
