@@ -7,26 +7,42 @@ from search_spaces.errors import InputError
 
 @dataclass(frozen=True)
 class Arm:
-    """`labels` learns from no one, `kd` from the teacher, `takd:a>b` from the last of a chain of assistants."""
+    """`labels` learns from no one, `kd` from the teacher, `takd:a>b` from the last of a chain of assistants.
+
+    `dense:a>b` learns from the teacher and all assistants, each of which learns from all larger ones (Son et al. 2021);
+    `label_smoothing` from smoothed labels: what distillation does beyond that is the teacher's (Yuan et al. 2020).
+    """
 
     name: str
     distilled: bool
     assistants: tuple[str, ...] = ()
+    dense: bool = False
+    smoothed: bool = False
 
     @property
     def paper_name(self) -> str:
-        """What Mirzadeh et al. 2020 call it in their tables."""
+        """What Mirzadeh et al. 2020, and for `dense` Son et al. 2021, call it in their tables."""
+        if self.dense:
+            return "DGKD"
+        if self.smoothed:
+            return "-"
         return "TAKD" if self.assistants else "BLKD" if self.distilled else "NOKD"
 
 
+_SIMPLE = {
+    "labels": Arm("labels", distilled=False),
+    "label_smoothing": Arm("label_smoothing", distilled=False, smoothed=True),
+    "kd": Arm("kd", distilled=True),
+}
+_VALID = f"{', '.join(_SIMPLE)}, takd:MODEL, takd:MODEL>MODEL or dense:MODEL>MODEL (larger first)"
+
+
 def parse_arm(name: str) -> Arm:
-    """`labels`, `kd`, `takd:mlp-200` or `takd:mlp-400>mlp-100`; raises InputError on anything else."""
-    if name == "labels":
-        return Arm(name, distilled=False)
-    if name == "kd":
-        return Arm(name, distilled=True)
+    """`labels`, `label_smoothing`, `kd`, `takd:mlp-200`, `dense:mlp-400>mlp-100`; raises InputError on others."""
+    if name in _SIMPLE:
+        return _SIMPLE[name]
     kind, _, chain = name.partition(":")
     assistants = tuple(chain.split(">"))
-    if kind != "takd" or not all(assistants) or len(set(assistants)) < len(assistants):
-        raise InputError(f"{name!r} is no arm; valid: labels, kd, takd:MODEL, takd:MODEL>MODEL (larger first)")
-    return Arm(name, distilled=True, assistants=assistants)
+    if kind not in ("takd", "dense") or not all(assistants) or len(set(assistants)) < len(assistants):
+        raise InputError(f"{name!r} is no arm; valid: {_VALID}")
+    return Arm(name, distilled=True, assistants=assistants, dense=kind == "dense")

@@ -150,6 +150,15 @@ class Assistants(Distillation):
 
 class Student(Distillation):
     model: str
+    label_smoothing: Varied = Field(0.1, description="of the arm label_smoothing")
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _smoothing_leaves_something(cls, value: Any) -> Any:
+        for place, example in examples_of(value):
+            if isinstance(example, bool) or not isinstance(example, int | float) or not 0 < example < 1:
+                raise ValueError(f"label_smoothing{place} is {example!r}; it is between 0 and 1")
+        return value
 
 
 class Resources(Value):
@@ -300,7 +309,7 @@ class Space(Value):
             sections.append(("teacher.", self.teacher))
         if arm.assistants:
             sections.append(("assistant.", self.assistants))
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"label_smoothing": self.student.label_smoothing} if arm.smoothed else {}
         for prefix, section in sections:
             if arm.distilled and isinstance(section, Distillation):
                 found |= {f"{prefix}temperature": section.temperature, f"{prefix}lambda": section.lambda_}
@@ -363,9 +372,18 @@ class Space(Value):
         if arm.distilled:
             upstream = (stage("teacher", self.teacher.model, self.teacher, seed=upstream_seed, upstream=()),)
         for model in arm.assistants:
-            upstream = (stage("assistant", model, self.assistants, seed=upstream_seed, upstream=upstream),)
-        student = stage("student", self.student.model, self.student, seed=seed, upstream=upstream)
+            assistant = stage("assistant", model, self.assistants, seed=upstream_seed, upstream=upstream)
+            upstream = (*upstream, assistant) if arm.dense else (assistant,)
+        smoothing = self._value("label_smoothing", self.student.label_smoothing, chosen) if arm.smoothed else None
+        student = stage(
+            "student", self.student.model, self.student, seed=seed, upstream=upstream, label_smoothing=smoothing
+        )
         return Path(arm=arm.name, student=student)
+
+    @staticmethod
+    def _value(name: str, given: Any, chosen: Mapping[str, Scalar]) -> Any:
+        """What was chosen where a value is varied, else the value."""
+        return chosen[name] if isinstance(given, Choices | Range) else given
 
     def _stage(
         self,
@@ -377,13 +395,16 @@ class Space(Value):
         upstream: tuple[Stage, ...],
         chosen: Mapping[str, Scalar],
         dataset: DatasetFingerprint,
+        label_smoothing: float | None = None,
     ) -> Stage:
         prefix = "" if role == "student" else f"{role}."
 
         def value(name: str, given: Any) -> Any:
-            return chosen[prefix + name] if isinstance(given, Choices | Range) else given
+            return self._value(prefix + name, given, chosen)
 
         recipe = {name: value(name, given) for name, given in section.recipe.items()}
+        if label_smoothing is not None:
+            recipe["label_smoothing"] = label_smoothing
         fields: dict[str, Any] = {}
         if upstream and isinstance(section, Distillation):
             fields["loss"] = self.loss

@@ -37,6 +37,7 @@ class Recipe(Value):
     schedule: Literal["constant", "cosine", "one-cycle", "step"] = "cosine"
     milestones: tuple[Number, ...] | None = Field(None, description="step only; fractions of the run")
     step_factor: Number | None = Field(None, gt=0, lt=1, description="step only; 0.1 unless told")
+    label_smoothing: Number | None = Field(None, ge=0, lt=1, description="of the labels it learns from; null: none")
     dropout: Number | None = Field(None, ge=0, lt=1, description="null: as the model family has it")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of training steps; evaluation is float32")
     examples: Integer | None = Field(None, ge=1, description="size of the transfer set; null: all")

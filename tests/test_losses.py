@@ -70,6 +70,12 @@ def test_at_lambda_0_the_loss_is_cross_entropy(form):
     assert labels_only(STUDENT.mT, LABELS)[0] == pytest.approx(torch_says.item(), rel=1e-12)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_label_smoothing_is_the_one_of_pytorch(smoothing):
+    theirs = torch.nn.functional.cross_entropy(STUDENT[1], LABELS, label_smoothing=smoothing)
+    assert labels_only(STUDENT.mT, LABELS, smoothing)[1] == pytest.approx(theirs.item(), rel=1e-12)
+
+
 def test_the_kl_term_is_the_one_of_pytorch():
     t = 4.0
     p, q = (UPSTREAM[1, :1] / t).log_softmax(-1), (STUDENT[1] / t).log_softmax(-1)

@@ -56,6 +56,37 @@ def test_a_path_of_several_assistants_is_a_chain():
     assert [stage.role for stage in path.stages] == ["teacher", "assistant", "assistant", "student"]
 
 
+def proposed_path(**changes: Any) -> Any:
+    space = tiny_space(**changes)
+    [path] = space.paths(space.suggest(optuna.create_study().ask()), MNIST, [0])
+    return path
+
+
+def test_a_dense_path_learns_from_the_teacher_and_every_larger_assistant():
+    path = proposed_path(assistants__models=["mlp-32", "mlp-16"], arms=["dense:mlp-32>mlp-16"])
+    learns_from = {stage.model: [upstream.model for upstream in stage.upstream] for stage in path.stages}
+    assert learns_from == {
+        "mlp-64": [],
+        "mlp-32": ["mlp-64"],
+        "mlp-16": ["mlp-64", "mlp-32"],
+        "mlp-4": ["mlp-64", "mlp-32", "mlp-16"],
+    }
+
+
+def test_label_smoothing_is_labels_with_smoothing():
+    path = proposed_path(arms=["label_smoothing"], student__label_smoothing={"choices": [0.2]})
+    assert path.student.recipe.label_smoothing == 0.2
+    assert path.student.upstream == ()
+    plain = proposed_path(arms=["labels"])
+    assert "label_smoothing" not in plain.student.key_input()["recipe"]
+
+
+@pytest.mark.parametrize("smoothing", [0, 1, "x", {"choices": [0.1, 2]}])
+def test_label_smoothing_is_between_0_and_1(smoothing):
+    with pytest.raises(InputError, match=r"label_smoothing.* is between 0 and 1"):
+        tiny_space(student__label_smoothing=smoothing)
+
+
 def test_the_grid_is_every_combination_of_every_arm_and_no_more():
     space = tiny_space(sampler="grid", trials=None, student__lambda={"low": 0.1, "high": 0.9, "step": 0.4})
     points = space.grid()
@@ -97,8 +128,8 @@ def test_overrides_reach_into_sections():
         ("student.recipe.momentum=0.5", "student.recipe: momentum is only for optimizer: sgd"),
         ("student.recipe.learning_rate={low: -1, high: 1}", "learning_rate is -1; expected greater than 0"),
         ("trials=0", "trials is 0; expected greater than or equal to 1"),
-        ("trials=3", "trials is 3; a coverage of 6 for 6 arms takes 36"),
-        ("arms=[labels, foo]", "'foo' is no arm; valid: labels, kd, takd:MODEL"),
+        ("trials=3", "trials is 3; a coverage of 6 for 9 arms takes 54"),
+        ("arms=[labels, foo]", "'foo' is no arm; valid: labels, label_smoothing, kd, takd:MODEL"),
         ("arms=[labels, 'takd:mlp-7']", "arms: 'takd:mlp-7' uses 'mlp-7'; assistants.models has: mlp-200"),
         ("loss.form=concave", "loss.form is 'concave'; expected 'convex' or 'additive'"),
         ("teacher=", "teacher is None"),
@@ -138,7 +169,7 @@ def test_an_unknown_space_is_told_the_presets():
 
 @pytest.mark.parametrize("name", ["", "kd2", "takd:", "takd:a>", "takd:a>a", "foo:a"])
 def test_what_is_no_arm_is_refused(name: str):
-    with pytest.raises(InputError, match="is no arm; valid: labels, kd, takd:MODEL"):
+    with pytest.raises(InputError, match="is no arm; valid: labels, label_smoothing, kd, takd:MODEL"):
         parse_arm(name)
 
 

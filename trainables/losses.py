@@ -48,10 +48,14 @@ def soften(upstream: Tensor, temperature: float, guidance: str) -> SoftTargets:
     return SoftTargets(mean, (probabilities * log_probabilities).sum(dim=-1).mean(dim=0))
 
 
-def labels_only(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of `logits [lanes, classes, batch]` with `labels [batch]`, a mean over the batch."""
+def labels_only(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of `logits [lanes, classes, batch]` with `labels [batch]`, a mean over the batch.
+
+    Smoothed as in Szegedy et al. 2016: that part of the labels' probability is spread over all classes.
+    """
     log_probabilities = F.log_softmax(logits, dim=1)
-    return -log_probabilities.gather(1, labels.expand(len(logits), 1, -1)).mean(dim=(1, 2))
+    hard = -log_probabilities.gather(1, labels.expand(len(logits), 1, -1)).mean(dim=(1, 2))
+    return hard if not smoothing else (1 - smoothing) * hard - smoothing * log_probabilities.mean(dim=(1, 2))
 
 
 def distillation(
@@ -62,6 +66,7 @@ def distillation(
     temperature: Tensor,
     weight: Tensor,
     loss: Loss,
+    smoothing: float = 0.0,
 ) -> Tensor:
     """Hinton et al. 2015: cross-entropy with the labels, and `T^2 * KL(upstream/T || student/T)`.
 
@@ -72,4 +77,4 @@ def distillation(
     divergence = (negative_entropy - (probabilities * student).sum(dim=1)).mean(dim=-1)
     if loss.kl_reduction == "mean":
         divergence = divergence / logits.shape[1]
-    return FORMS[loss.form](labels_only(logits, labels), temperature.square() * divergence, weight)
+    return FORMS[loss.form](labels_only(logits, labels, smoothing), temperature.square() * divergence, weight)

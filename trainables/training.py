@@ -235,12 +235,13 @@ class StageTraining:
 
     def _losses(self, logits: Tensor, batch: Tensor) -> Tensor:
         labels = self.labels.index_select(0, batch)
+        smoothing = self.recipe.label_smoothing or 0.0
         if self.loss is None:
-            return labels_only(logits, labels)
+            return labels_only(logits, labels, smoothing)
         rows = self.probabilities.index_select(0, batch)
         probabilities = rows.permute(1, 2, 0).contiguous()
         entropy = self.negative_entropy.index_select(0, batch).t()
-        return distillation(logits, labels, probabilities, entropy, self.temperature, self.weight, self.loss)
+        return distillation(logits, labels, probabilities, entropy, self.temperature, self.weight, self.loss, smoothing)
 
     def _close_epoch(self, train_losses: list[float], factor: float, started: float) -> None:
         where = f"in epoch {self.epoch} of {self.recipe.epochs}"
