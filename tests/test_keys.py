@@ -32,6 +32,7 @@ RECIPE = {
     "learning_rate": 0.5,
     "weight_decay": 0.1,
     "schedule": "constant",
+    "label_smoothing": 0.1,
     "dropout": 0.1,
     "precision": "bfloat16",
     "examples": 300,
