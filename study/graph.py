@@ -53,6 +53,12 @@ class Node:
     description: Description | None = None
     uses: set[int] = field(default_factory=set)  # proposals
 
+    def forget_epochs(self) -> None:
+        """Its metrics by epoch have been told to whom they concern: of ten thousand stages they would fill memory."""
+        if self.description:
+            outcome = {name: each for name, each in self.description["outcome"].items() if name != "epochs"}
+            self.description = {**self.description, "outcome": outcome}
+
     @property
     def val_accuracy(self) -> float | None:
         return self.description["outcome"]["metrics"]["validation"]["accuracy"] if self.description else None
@@ -90,8 +96,12 @@ class StageGraph:
                 node.uses.add(proposal.number)
 
     def _new_node(self, stage: Stage, first_use: str) -> Node:
+        # The stages it learns from are those of other nodes: one object each, however many learn from them.
+        shared = tuple(self.nodes[each.key].stage for each in stage.upstream)
+        stage = stage.model_copy(update={"upstream": shared})
         description = self.find(stage)
         node = self.nodes[stage.key] = Node(stage, first_use, description=description, cached=description is not None)
+        node.forget_epochs()
         self.counts[stage.role]["waiting"] += 1
         for upstream in stage.upstream:
             self._downstream.setdefault(upstream.key, []).append(stage.key)

@@ -238,6 +238,7 @@ class PathSearcher(Searcher):
         if state["state"] != "done":
             self.artifacts.drop_checkpoint(key)
         self.observers.stage_ended(self.graph.nodes[key])
+        self.graph.nodes[key].forget_epochs()
 
     def trial_failed(self, trial_id: str, reason: str) -> None:
         """Its worker died. Tune's own retries are not used: they give up a trial whose reused worker dies early."""
