@@ -15,7 +15,6 @@ from study.graph import Description
 from study.optimization import open_optuna, open_search
 
 HOST = "127.0.0.1"
-OBJECTIVE = "mean validation accuracy"
 LEASE = " (lease)"  # how the names of lease studies end
 NOTE = """An Optuna trial is a *proposal*: one configuration of an arm, with a path for each of its student seeds.
 
@@ -55,11 +54,10 @@ def serve_dashboard(folder: StudyFolder, port: int, console: Console) -> None:
     """Serves until interrupted; raises InputError where there is no study, no dashboard, or the port is taken."""
     search = open_search(folder)
     try:
-        from optuna_dashboard import get_note, save_note, set_objective_names, wsgi
+        from optuna_dashboard import get_note, save_note, wsgi
     except ImportError:
         raise InputError("takd dashboard needs optuna-dashboard: pip install 'takd[dashboard]'") from None
     if not get_note(search.study):
-        set_objective_names(search.study, [OBJECTIVE])
         save_note(search.study, NOTE)
     try:
         server = make_server(HOST, port, _looking_only(wsgi(_without_leases(folder))), _Threads, _Quiet)
