@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from study.graph import Node, StageGraph
 
@@ -17,11 +17,8 @@ class EventLog:
     """An observer that appends to the study's file. A line has `time` (UTC), `state`, and what stage it is about."""
 
     def __init__(self, folder: Path) -> None:
-        file = folder / EVENTS
-        torn = file.exists() and file.read_bytes()[-1:] not in (b"", b"\n")
-        self._file = file.open("a", encoding="utf-8", buffering=1)
-        if torn:  # a killed writer's last line
-            self._file.write("\n")
+        self._path = folder / EVENTS
+        self._file: TextIO | None = None
         self._states: dict[str, str] = {}
         self._next_look = 0.0
         self._latest: StageGraph | None = None
@@ -45,6 +42,13 @@ class EventLog:
         for node in graph.nodes.values():
             self._note(node)
 
+    def _open(self) -> TextIO:
+        torn = self._path.exists() and self._path.read_bytes()[-1:] not in (b"", b"\n")
+        file = self._path.open("a", encoding="utf-8", buffering=1)
+        if torn:  # a killed writer's last line
+            file.write("\n")
+        return file
+
     def _note(self, node: Node) -> None:
         if self._states.get(node.stage.key) == node.state:
             return
@@ -67,9 +71,11 @@ class EventLog:
         if node.description:
             outcome = node.description["outcome"]
             event |= {"val_accuracy": node.val_accuracy, "train_seconds": outcome["train_seconds"]}
+        self._file = self._file or self._open()
         self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
         if self._latest:
             self._look(self._latest)
-        self._file.close()
+        if self._file:
+            self._file.close()

@@ -35,7 +35,7 @@ class Progress:
         self.stop = threading.Event()
         self.live: Live | None = None
         if on_screen(console):
-            self.live = Live(get_renderable=self._render, console=console, auto_refresh=False)
+            self.live = Live(get_renderable=self.picture, console=console, auto_refresh=False)
             self.live.start()
         self.thread = threading.Thread(
             target=self._redraw if self.live else self._print_lines, name="progress", daemon=True
@@ -108,7 +108,8 @@ class Progress:
         seconds = self.snapshot.seconds_left
         return f" | about {clock(seconds)} left" if seconds else ""
 
-    def _render(self) -> RenderableType:
+    def picture(self) -> RenderableType:
+        """The table at this moment."""
         table = Table(title=f"study {self.study}", title_justify="left", box=None, padding=(0, 2, 0, 0))
         for column in ("role", *SHOWN_STATES):
             table.add_column(column, justify="left" if column == "role" else "right")

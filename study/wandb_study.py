@@ -45,7 +45,7 @@ def complete_runs(folder: StudyFolder, search: Search) -> int:
         description = describe(stage)
         if description and description["outcome"].get("origin", {}).get("study") == folder.name:
             upstream = {each.key: known for each in stage.upstream if (known := describe(each))}
-            writer.write(Node(stage, "", "done", description=description), upstream)
+            writer.write(Node(stage, "", state="done", description=description), upstream)
             written += 1
     return written + write_study_run(folder, writer, stages)
 

@@ -28,9 +28,12 @@ TAKD = Path(sys.executable).with_name("takd")
 SPACE_OPTIONS = ["SPACE", "--name", "--root", "--storage", "--trials", "--set", "--debug"]
 STUDY_OPTIONS = ["NAME", "--root", "--storage", "--debug"]
 OPTIONS = {
-    "run": [*SPACE_OPTIONS, "--wandb", "--slots", "--address"],
+    "run": [*SPACE_OPTIONS, "--wandb", "--slots", "--address", "--tensorboard"],
     "plan": SPACE_OPTIONS,
-    "status": STUDY_OPTIONS,
+    "status": [*STUDY_OPTIONS, "--follow"],
+    "dashboard": [*STUDY_OPTIONS, "--port"],
+    "sync": [*STUDY_OPTIONS, "--report"],
+    "watch": STUDY_OPTIONS,
     "results": STUDY_OPTIONS,
     "report": STUDY_OPTIONS,
     "compare": STUDY_OPTIONS,
@@ -135,6 +138,9 @@ def assert_bad_input(called: Called, *expected: str) -> None:
         (["results", "nothing"], ["study nothing: none in"]),
         (["export", "nothing", "--out", "out"], ["study nothing: none in"]),
         (["export", "nothing"], ["--out"]),
+        (["dashboard", "nothing"], ["study nothing: none in"]),
+        (["sync", "nothing"], ["study nothing: none in"]),
+        (["watch", "nothing"], ["study nothing: no W&B runs in", "takd run"]),
         (["data", "cifar", "--from", "."], ["cifar", "mnist"]),
         (["data", "mnist"], ["--from"]),
         (["data", "mnist", "--from", "missing"], ["--from missing: no such folder", "train-images-idx3-ubyte"]),

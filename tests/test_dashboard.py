@@ -85,7 +85,7 @@ def test_the_dashboard_shows_the_arms_while_the_study_runs(served):
 
 def test_the_dashboard_names_the_objective_and_explains_the_attributes(served):
     study = json.load(urllib.request.urlopen(f"{served.page.replace('/dashboard/', '/api/')}"))
-    assert study["metric_names"] == ["mean validation accuracy"]
+    assert study["objective_names"] == ["mean validation accuracy"]
     assert "paths" in study["note"]["body"]
 
 

@@ -13,6 +13,7 @@ from test_tracking import description
 
 from study.events import EventLog
 from study.graph import Node
+from study.observers import Observers
 from study.tensorboard import TensorBoardLog
 
 
@@ -80,6 +81,16 @@ def test_the_events_of_a_resumed_study_go_on_below(tmp_path):
     lines = file.read_text().splitlines()
     assert len(lines) == 3
     assert [json.loads(line)["state"] for line in (lines[0], lines[2])] == ["running", "running"]
+
+
+def test_events_that_can_not_be_written_do_not_keep_a_study_from_starting(tmp_path, caplog):
+    (tmp_path / "events.jsonl").mkdir()
+    observers = Observers([EventLog(tmp_path)])
+    for _ in range(2):
+        observers.stage_started(Node(make_stage(), "0.0", "running"))
+    observers.close()
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "takd"]
+    assert warning.startswith("EventLog stopped: ")
 
 
 def test_tensorboard_reads_the_epochs_of_a_stage(tmp_path):

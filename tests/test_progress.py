@@ -1,6 +1,7 @@
 """What a person sees while a study runs: plain lines in a file, a live table on a terminal."""
 
 import io
+import re
 import sys
 import threading
 import time
@@ -193,3 +194,45 @@ def test_what_stays_on_the_screen_is_how_it_ended(is_terminal):
     progress.graph_changed(running.graph, 0)  # at once after the other
     progress.close()
     assert "93.76 %" in (console.export_text() if is_terminal else console.file.getvalue())
+
+
+def test_a_terminal_that_can_not_be_redrawn_gets_plain_lines(running, monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    console = Console(force_terminal=True, width=200, file=io.StringIO())
+    text = shown(running, console)
+    assert "\x1b" not in text
+    assert "teacher 1 running" in text
+
+
+def test_no_color_is_kept(running, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(force_terminal=True, width=100, file=io.StringIO())
+    text = shown(running, console)
+    assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", text)
+
+
+def test_a_resized_terminal_is_cleared_before_it_is_drawn_again(running, monkeypatch):
+    """A terminal that got narrower has folded the lines, so that the cursor would not come up far enough."""
+    monkeypatch.setattr("study.progress.REDRAW_SECONDS", 0.02)
+    console = Console(force_terminal=True, width=120, file=io.StringIO())
+    progress = Progress("tiny", SEEDS, SLOTS, console)
+    progress.graph_changed(running.graph, 4)
+    time.sleep(0.2)
+    before = console.file.getvalue()
+    console.width = 60
+    time.sleep(0.3)
+    progress.close()
+    assert "\x1b[2J" not in before
+    assert console.file.getvalue().count("\x1b[2J") == 1
+
+
+def test_stages_of_a_larger_model_are_estimated_at_their_own_cost():
+    students = [
+        Path(arm="labels", student=make_stage(model, seed=seed)) for model in ("mlp-4", "mlp-8") for seed in (0, 1)
+    ]
+    running = Running(*students)
+    for path, seconds in ((students[0], 1.0), (students[2], 9.0)):
+        running.start()
+        running.end(path.student)
+        running.there[path.student.key]["outcome"]["train_seconds"] = seconds
+    assert seconds_left(running.graph, 0, SEEDS, slots=1) == pytest.approx(1.0 + 9.0)

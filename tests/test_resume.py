@@ -19,6 +19,7 @@ import psutil
 import pytest
 import yaml
 from conftest import TINY, artifacts, run, run_watched, tiny_space
+from test_tracking import Run, read_run
 
 from study.folder import StudyFolder, study_folder
 from study.graph import Node, StageGraph
@@ -332,3 +333,23 @@ def test_the_stages_of_a_node_that_is_gone_go_on_on_another(undisturbed, tmp_pat
     pd.testing.assert_frame_equal(pd.read_parquet(folder.trials)[COLUMNS], undisturbed)
     threads = {json.loads(file.read_text())["outcome"]["threads"] for file in artifacts(folder).glob("*/stage.json")}
     assert threads == {1}
+
+
+@pytest.mark.slow
+def test_wandb_runs_go_on_without_duplicates_after_the_driver_is_killed(tmp_path):
+    first = Driver(tmp_path, EVERY_EPOCH, "--wandb", "offline")
+    first.until(lambda: len(first.stages()) >= 3)
+    first.kill()
+    code, _, errors = Driver(tmp_path, EVERY_EPOCH, "--wandb", "offline").end()
+    assert code == 0, errors
+    runs: dict[str, list[Run]] = {}
+    for file in sorted((first.root / "tiny").rglob("*.wandb")):
+        read = read_run(file)
+        runs.setdefault(read.record.run_id, []).append(read)
+    trials = pd.read_parquet(first.folder.trials).drop_duplicates("stage_key").set_index("stage_key")
+    of_stages = {parts[0].config["stage_key"]: parts for parts in runs.values() if "stage_key" in parts[0].config}
+    assert set(of_stages) == set(trials.index)
+    for key, parts in of_stages.items():
+        steps = [row["_step"] for part in parts for row in part.history]
+        assert steps == list(range(1, trials.loc[key, "epochs"] + 1))
+        assert [part.exit_code for part in parts] == [0]

@@ -1,6 +1,7 @@
 """W&B runs as a real study wrote them offline, read back from their files; and observers that fail."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,7 +25,9 @@ from search_spaces import key_of
 from search_spaces.arms import parse_arm
 from study.folder import StudyFolder, study_folder
 from study.graph import Node, StageGraph
-from study.tracking import WandbTracker, wandb_mode
+from study.tracking import WandbTracker, wandb_mode, without_secrets
+from study.wandb_log import Run as Sent
+from study.wandb_log import write_run
 
 BLOCK, HEADER = 32768, 7  # bytes: of LevelDB's log format, in which W&B writes
 TEACHER = make_stage("mlp-64", role="teacher")
@@ -229,6 +232,38 @@ def tracked(root: Path, study: str, stage: Any, reason: str | None = None) -> Ru
     return read_run(file)
 
 
+def read_by_wandb(file: Path) -> dict[str, Any]:
+    """What W&B's own reader finds."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
+    shown = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    return json.loads(shown.stdout)
+
+
+def test_wandbs_own_reader_reads_a_run(finished, runs):
+    [file, *_] = [
+        file for file in local(finished.folder).rglob("*.wandb") if read_run(file).record.job_type == "teacher"
+    ]
+    found = read_by_wandb(file)
+    mine = read_run(file)
+    assert (found["run_id"], found["name"]) == (mine.record.run_id, mine.record.display_name)
+    assert (found["state"], found["exit_code"], found["step"]) == ("finished", 0, len(mine.history))
+    assert found["config"] == mine.config
+    assert found["summary"] == mine.summary
+
+
+@pytest.mark.parametrize("length", [1, 32_700, *range(32_740, 32_770), 100_000])
+def test_a_record_of_any_length_is_read_again(tmp_path, length):
+    """Records are cut where a block of the log ends."""
+    about = Sent(id="r", project="p", group="g", job_type="student", name="n", config={"long": "x" * length})
+    write_run(tmp_path, dataclasses.replace(about, rows=[(step, {"epoch": step}) for step in (1, 2)]))
+    [file] = tmp_path.rglob("*.wandb")
+    assert read_run(file).config["long"] == "x" * length
+    assert [row["epoch"] for row in read_run(file).history] == [1, 2]
+    if length in (32_757, 100_000):
+        assert read_by_wandb(file)["config"]["long"] == "x" * length
+
+
 def test_a_failed_stage_is_a_failed_run_with_the_reason(tmp_path):
     run = tracked(tmp_path, "tiny", TEACHER, reason="the training loss became nan")
     assert (run.summary["status"], run.summary["error"]) == ("failed", "the training loss became nan")
@@ -242,6 +277,12 @@ def test_no_key_is_in_what_is_written(tmp_path, monkeypatch):
     written = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert written
     assert [file for file in written if secret.encode() in file.read_bytes()] == []
+
+
+@pytest.mark.parametrize("secret", ["key:secret@", ""])
+def test_a_buckets_keys_are_not_in_what_an_artifact_refers_to(secret):
+    uri = f"s3://{secret}bucket/runs/artifacts/ab/f.safetensors?endpoint_override=127.0.0.1:9000&secret_key=s"
+    assert without_secrets(uri) == "s3://bucket/runs/artifacts/ab/f.safetensors"
 
 
 # Which mode
