@@ -28,7 +28,7 @@ def student_costs(trials: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     keys = stages.loc[(stages["role"] == "student") & (stages["status"] == "done"), [*USE, "stage_key"]]
     uses = stages.merge(keys.rename(columns={"stage_key": "student"}), on=USE)
     users = uses.groupby("stage_key")["student"].nunique()
-    shares = uses["stage_key"].map(users)
+    shares = uses["stage_key"].map(users).astype(float)
     costs = pd.DataFrame(
         {
             "path_seconds": uses["train_seconds"],

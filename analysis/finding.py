@@ -44,7 +44,7 @@ def _assistant(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     row = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
     if not len(row):
         return "There are no two arms to compare yet."
-    said = f"Of the arms with an assistant, {arm} is the best: " if len(assisted) > 1 else ""
+    said = f"Of the arms with an assistant, {arm} has the highest mean: " if len(assisted) > 1 else ""
     sentence = f"{said}{row['verdict'].iloc[0]}"
     return f"{sentence[0].upper() if not said and sentence[:2] == 'no' else sentence[0]}{sentence[1:]}."
 

@@ -149,6 +149,12 @@ def test_confirmed_students_take_the_place_of_the_searchs():
     ]
 
 
+def test_an_arm_that_was_not_confirmed_is_named():
+    trials = with_confirmation().query("phase == 'search' or arm != 'kd'")
+    assert "kd" not in arms_table(trials)["arm"].to_list()
+    assert note(trials).endswith("Not confirmed yet, and so left out: kd.")
+
+
 def test_unequal_budgets_are_reported_as_such(real):
     assert budget_note(made_up()) == "Equal search budget: 5 students for every arm."
     fewer = made_up().query("arm != 'kd' or path_seed > 1")
@@ -161,7 +167,9 @@ def test_unequal_budgets_are_reported_as_such(real):
 def test_the_finding_is_three_sentences_from_the_statistics():
     best, assistant, price = finding(made_up())
     assert "takd:mlp-16: 87.1" in best
-    assert assistant.startswith("Of the arms with an assistant, takd:mlp-16 is the best: takd:mlp-16 beats kd by 0.5")
+    assert assistant.startswith(
+        "Of the arms with an assistant, takd:mlp-16 has the highest mean: takd:mlp-16 beats kd by 0.5"
+    )
     assert "takd:mlp-16: a student's whole path takes 64.0 s of training against 61.0 s with kd (+5 %)" in price
 
 
