@@ -3,7 +3,7 @@
 Accuracies and differences are in percent and percentage points; no number stands without its interval.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,20 @@ def budget_note(trials: pd.DataFrame) -> str:
         f"Unequal search budgets, in students: {listed}. "
         "An arm that was tried more often had more chances to look good."
     )
+
+
+def as_good_as_best(trials: pd.DataFrame, arms: Collection[str]) -> list[str]:
+    """Of these arms the best, and those whose difference to it, paired by seed, has an interval that reaches zero."""
+    accuracy = {arm: values for arm, values in accuracy_by_seed(trials).items() if arm in arms}
+    best = max(accuracy, key=lambda arm: accuracy[arm].mean())
+    behind = {arm: (accuracy[best] - values).dropna() for arm, values in accuracy.items() if arm != best}
+    return [best, *(arm for arm, points in behind.items() if len(points) > 1 and mean_interval(points).low <= 0)]
+
+
+def cheapest_as_good(trials: pd.DataFrame, table: pd.DataFrame) -> "pd.Series[Any]":
+    """Of the rows of a table of arms the one that cost least, of those as good as the best."""
+    good = as_good_as_best(trials, table["arm"].tolist())
+    return table[table["arm"].isin(good)].sort_values("path_seconds").iloc[0]
 
 
 # For people: cells are text

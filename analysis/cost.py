@@ -1,4 +1,4 @@
-"""What a student's accuracy cost: seconds and FLOPs of its whole path, alone and shared; and what is worth it.
+"""What a student's accuracy cost: seconds and FLOPs of its whole path, alone and shared.
 
 Seconds are of training, as measured while other stages trained beside it. FLOPs are of training alone: a step counts
 as three forward passes (one forward, two backward; Kaplan et al. 2020, section 2.1), and neither evaluation nor soft
@@ -28,7 +28,7 @@ def student_costs(trials: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
     keys = stages.loc[(stages["role"] == "student") & (stages["status"] == "done"), [*USE, "stage_key"]]
     uses = stages.merge(keys.rename(columns={"stage_key": "student"}), on=USE)
     users = uses.groupby("stage_key")["student"].nunique()
-    shares = uses["stage_key"].map(users)
+    shares = uses["stage_key"].map(users).astype(float)
     costs = pd.DataFrame(
         {
             "path_seconds": uses["train_seconds"],
@@ -51,16 +51,3 @@ def pareto_front(table: pd.DataFrame, cost: str = "path_seconds") -> list[str]:
             front.append(str(row["arm"]))
             best = row["accuracy"]
     return front
-
-
-def within_interval_of_best(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table of arms whose mean lies in the interval of the best one's, or above its lower end."""
-    best = table.sort_values("accuracy").iloc[-1]
-    lowest = best["accuracy"] if np.isnan(best["low"]) else best["low"]
-    return table[table["accuracy"] >= lowest]
-
-
-def cheapest_within_interval(table: pd.DataFrame, cost: str = "path_seconds") -> str:
-    """Of the arms as good as the best, as far as its interval can tell, the one that cost least."""
-    enough = within_interval_of_best(table)
-    return str(enough.sort_values(cost)["arm"].iloc[0])

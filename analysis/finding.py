@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.arms import arms_table, comparisons, with_interval
-from analysis.cost import cheapest_within_interval, pareto_front, within_interval_of_best
+from analysis.arms import arms_table, as_good_as_best, cheapest_as_good, comparisons, with_interval
+from analysis.cost import pareto_front
 from analysis.importance import importance
 from analysis.statistics import ALPHA, mean_interval
 from analysis.tables import Missing, assistants_of, best_configurations, chosen_students, confirmed, split_of, students
@@ -20,7 +20,7 @@ def finding(trials: pd.DataFrame) -> list[str]:
     if not len(chosen_students(trials)):
         return [NOTHING_YET]
     table = arms_table(trials)
-    return [_best(trials, table), _assistant(trials, table), _price(table)]
+    return [_best(trials, table), _assistant(trials, table), _price(trials, table)]
 
 
 def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:
@@ -44,12 +44,12 @@ def _assistant(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     row = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
     if not len(row):
         return "There are no two arms to compare yet."
-    said = f"Of the arms with an assistant, {arm} is the best: " if len(assisted) > 1 else ""
+    said = f"Of the arms with an assistant, {arm} has the highest mean: " if len(assisted) > 1 else ""
     sentence = f"{said}{row['verdict'].iloc[0]}"
     return f"{sentence[0].upper() if not said and sentence[:2] == 'no' else sentence[0]}{sentence[1:]}."
 
 
-def _price(table: pd.DataFrame) -> str:
+def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     """What the cheapest good assistant costs beside plain distillation."""
     there = table.dropna(subset=["path_seconds"])
     assisted = there[there["arm"].map(lambda arm: bool(assistants_of(arm)))]
@@ -57,10 +57,10 @@ def _price(table: pd.DataFrame) -> str:
     if not len(assisted) or not len(kd):
         front = " and ".join(pareto_front(there)) if len(there) else "no arm"
         return f"By the seconds of training of the whole path, {front} gave the most accuracy for the cost."
-    row = assisted[assisted["arm"] == cheapest_within_interval(assisted)].iloc[0]
-    plain = kd.iloc[0]
+    row, plain = cheapest_as_good(trials, assisted), kd.iloc[0]
     return (
-        f"The cheapest assistant within the interval of the best is that of {row['arm']}: a student's whole path takes "
+        f"The cheapest assistant that is as good as the best, as far as the seeds can tell, is that of "
+        f"{row['arm']}: a student's whole path takes "
         f"{row['path_seconds']:.1f} s of training against {plain['path_seconds']:.1f} s with kd "
         f"({_percent(row['path_seconds'] / plain['path_seconds'])}), or {row['shared_seconds']:.2f} s against "
         f"{plain['shared_seconds']:.2f} s when the students share what is trained once."
@@ -78,19 +78,16 @@ def choice(trials: pd.DataFrame) -> str:
     table = arms_table(trials).dropna(subset=["path_seconds"])
     if not len(table):
         raise Missing("No path has ended as a whole yet.")
-    best, ship = table.sort_values("accuracy").iloc[-1], cheapest_within_interval(table)
-    row = table[table["arm"] == ship].iloc[0]
-    equals = [arm for arm in within_interval_of_best(table)["arm"] if arm not in (best["arm"], ship)]
-    why = "it has the highest mean, and no cheaper arm lies within its interval"
-    if ship != best["arm"]:
-        why = (
-            f"it is the cheapest whose mean lies within the interval of the best, {best['arm']} "
-            f"({with_interval(best['accuracy'], best['low'], best['high'])} %)"
-        )
-    others = f" So do, at a higher cost: {', '.join(equals)}." if equals and ship != best["arm"] else ""
+    good = as_good_as_best(trials, table["arm"].tolist())
+    best, row = good[0], cheapest_as_good(trials, table)
+    ship, others = str(row["arm"]), [arm for arm in good[1:] if arm != row["arm"]]
+    why = "it has the highest mean, and no cheaper arm is as good as far as the seeds can tell"
+    if ship != best:
+        why = f"it is the cheapest of those that the seeds can't tell from {best}, which has the highest mean"
+    also = f" As good at a higher cost: {', '.join(others)}." if others else ""
     return (
         f"**{ship}**, {with_interval(row['accuracy'], row['low'], row['high'])} % on the {split_of(trials)} split at "
-        f"{row['path_seconds']:.1f} s: {why}.{others} All students of this study have the same size, so they run at "
+        f"{row['path_seconds']:.1f} s: {why}.{also} All students of this study have the same size, so they run at "
         f"the same speed: the choice is about training alone. `takd export STUDY --arm '{ship}' --out DIR` writes it."
     )
 

@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pandas as pd
@@ -15,6 +16,8 @@ from analysis.show import markdown_table
 from analysis.statistics import POWER, SMALLEST_EFFECT
 from analysis.tables import chosen_students, note
 
+AT_ONCE = 2  # notebooks: each takes a core and 250 MB
+
 METHOD = f"""\
 Means are over student seeds, with 95 % intervals of Student's t. Differences are paired by seed; p is of the paired
 t-test, corrected for all comparisons of the study by Holm's method; effect sizes are Hedges' g of the paired
@@ -25,7 +28,8 @@ shared by all comparisons. FLOPs are of training: three forward passes a step.""
 def report_files(root: str, study: str) -> dict[str, bytes]:
     """By name the files of a study's report; raises InputError where it has no results, NotebookError from a cell."""
     trials = read_results(root, study).trials
-    executed = {name: execute(name, root, study) for name in NAMES}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        executed = dict(zip(NAMES, pool.map(lambda name: execute(name, root, study), NAMES), strict=True))
     sections = {name: list(outputs(notebook)) for name, notebook in executed.items()}
     files = {f"{name}.ipynb": nbformat.writes(notebook).encode() for name, notebook in executed.items()}
     for shown in sections.values():

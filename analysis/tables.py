@@ -47,7 +47,11 @@ def split_of(trials: pd.DataFrame) -> str:
 
 def note(trials: pd.DataFrame) -> str:
     """What the numbers of this study are."""
-    return CONFIRM_NOTE if len(confirmed(trials)) else SEARCH_NOTE
+    final = set(confirmed(trials)["arm"])
+    if not final:
+        return SEARCH_NOTE
+    left_out = [arm for arm in students(trials)["arm"].unique() if arm not in final]
+    return f"{CONFIRM_NOTE} Not confirmed yet, and so left out: {', '.join(left_out)}." if left_out else CONFIRM_NOTE
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:

@@ -9,6 +9,7 @@ runs `takd report` on it and prints its seconds and the most memory that it and 
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -39,15 +40,17 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        students = make_up(Path(root), options.trials)
-        seconds, memory = measure([str(Path(sys.executable).with_name("takd")), "report", "made-up", "--root", root])
+        make_up(Path(root), options.trials)
+        seconds, cpu, memory = measure(
+            [str(Path(sys.executable).with_name("takd")), "report", "made-up", "--root", root]
+        )
         size = (Path(root) / "made-up/report/report.html").stat().st_size
-    print(f"report: {options.trials:,} trials, {students:,} students: {seconds:.0f} s, at most 60 wanted")
+    print(f"report: {options.trials:,} trials of {SEEDS} students: {seconds:.0f} s, at most 60 wanted; CPU {cpu:.0f} s")
     print(f"memory: {memory / 1e6:.0f} MB, at most 1,000 wanted; report.html has {size / 1e6:.1f} MB")
 
 
-def make_up(root: Path, trials: int) -> int:
-    """Writes a study's tables and soft targets; returns its number of students."""
+def make_up(root: Path, trials: int) -> None:
+    """Writes a study's tables and soft targets."""
     random = np.random.default_rng(0)
     rows, epochs = [], []
     for trial in range(trials):
@@ -68,7 +71,6 @@ def make_up(root: Path, trials: int) -> int:
     results.mkdir(parents=True)
     pd.DataFrame(rows).to_parquet(results / "trials.parquet")
     pd.DataFrame(epochs).to_parquet(results / "epochs.parquet")
-    return trials * SEEDS
 
 
 def row(
@@ -144,16 +146,19 @@ def write_soft_targets(folder: Path, logits: np.ndarray) -> None:
     (folder / "stage.json").write_text(json.dumps({"files": {"soft_targets.arrow": "0" * 64}}))
 
 
-def measure(command: list[str]) -> tuple[float, int]:
-    """Seconds of a command, and the most bytes that it and its children held at once."""
+def measure(command: list[str]) -> tuple[float, float, int]:
+    """Seconds of a command, its CPU seconds, and the most bytes that it and its children held at once."""
     started, most = time.monotonic(), 0
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     watched = psutil.Process(process.pid)
     while process.poll() is None:
         most = max(most, sum(map(own_pages, [watched, *watched.children(recursive=True)])))
         time.sleep(0.2)
     assert process.returncode == 0, f"{command} exited with {process.returncode}"
-    return time.monotonic() - started, most
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - started, cpu, most
 
 
 def own_pages(process: psutil.Process) -> int:

@@ -40,6 +40,7 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
         console.print(sentence)
     console.print(f"figure   {folder.storage.uri(f'{folder.name}/{FIGURE}.png')}")
     console.print(f"results  {folder.trials}")
+    console.print(f"more     takd report {folder.name}")
 
 
 def _rich(table: pd.DataFrame, title: str) -> Table:
