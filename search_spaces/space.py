@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from search_spaces.arms import Arm, parse_arm
 from search_spaces.errors import InputError
-from search_spaces.stage import DatasetFingerprint, Loss, Path, Recipe, Role, Stage, check_lambda
+from search_spaces.stage import FRESH_SEED, DatasetFingerprint, Loss, Path, Recipe, Role, Stage, check_lambda
 from search_spaces.values import Flag, Integer, Number, Value, explain
 
 Scalar = Flag | Integer | Number | str | None
@@ -206,9 +206,6 @@ _CHANGEABLE = {
     "lanes",
     "allow_any_size",
 }
-
-
-FRESH_SEED = 1_000_000  # the first of the confirm phase; searches count from 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,10 @@ from search_spaces.values import Integer, Number, Value
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
 TRAINING_REVISION = 2
 
+FRESH_SEED = 1_000_000  # the first of the confirm phase; searches count from 0
+
 Role = Literal["teacher", "assistant", "student"]
+Phase = Literal["search", "confirm"]
 ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
 
 
@@ -135,6 +138,11 @@ class Stage(Value):
         recipe = self.recipe.model_dump(mode="json", exclude={"learning_rate"})
         shared = [self.dataset.model_dump(mode="json"), self.model, recipe, self._loss_input()]
         return json.dumps(shared, sort_keys=True)
+
+    @property
+    def phase(self) -> Phase:
+        """That it was first needed in; teachers and assistants of the search are used in both."""
+        return "confirm" if self.seed >= FRESH_SEED else "search"
 
     @property
     def name(self) -> str:

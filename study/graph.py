@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from search_spaces import ROLES, Path, Role, Stage
+from search_spaces.stage import Phase
 
 State = Literal["waiting", "ready", "running", "done", "failed", "pruned"]
 STATES: tuple[State, ...] = ("waiting", "ready", "running", "done", "failed", "pruned")
@@ -22,7 +23,7 @@ class Proposal:
     number: int  # of the Optuna trial; below 0 for what is confirmed
     configuration: str  # its arm and hyperparameters; several proposals may repeat one, with other seeds
     paths: tuple[Path, ...]
-    phase: Literal["search", "confirm"] = "search"
+    phase: Phase = "search"
 
     @property
     def arm(self) -> str:

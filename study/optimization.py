@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-from search_spaces import DatasetFingerprint, InputError, Path, Space, space_from
+from search_spaces import DatasetFingerprint, InputError, Path, Space, Stage, space_from
 from study.folder import StudyFolder
 from study.graph import Proposal, StageGraph
 
@@ -133,6 +133,12 @@ class Search:
     def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
         """The paths of a stored trial: the same values again."""
         return self.space.paths(self.space.suggest(trial), self.dataset, trial.user_attrs["seeds"])
+
+    def stages(self) -> dict[str, Stage]:
+        """All stages of the study by key, of the search and of what is confirmed."""
+        searched = [path for trial in self.proposed() for path in self.paths_of(trial)]
+        confirmed = [path for proposal in self.confirming() for path in proposal.paths]
+        return {stage.key: stage for path in (*searched, *confirmed) for stage in path.stages}
 
     def proposed(self) -> list[FrozenTrial]:
         """All trials that were proposed, in order."""

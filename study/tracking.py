@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -61,8 +62,12 @@ def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
     ancestors = [each.model for each in _ancestors(stage) if each.role == "assistant"]
     chain = (*ancestors, *([stage.model] if stage.role == "assistant" else []))
     if stage.role == "student":
-        return [arm.name for arm in arms if (arm.distilled, arm.assistants) == (bool(stage.upstream), chain)]
-    return [arm.name for arm in arms if arm.distilled and arm.assistants[: len(chain)] == chain]
+        smoothed = stage.recipe.label_smoothing is not None and not stage.upstream
+        shape = (bool(stage.upstream), chain, len(stage.upstream) > 1, smoothed)
+        return [arm.name for arm in arms if (arm.distilled, arm.assistants, arm.dense, arm.smoothed) == shape]
+    # A teacher and the first assistant are the same in chains and in dense arms.
+    dense = {True} if len(stage.upstream) > 1 else {False} if len(chain) > 1 else {True, False}
+    return [arm.name for arm in arms if arm.distilled and arm.dense in dense and arm.assistants[: len(chain)] == chain]
 
 
 def _ancestors(stage: Stage) -> list[Stage]:
@@ -110,7 +115,7 @@ class RunWriter:
             job_type=node.stage.role,
             name=node.stage.name,
             config=self._config(node.stage, upstream),
-            tags=["search", *(arms_of(node.stage, self.arms) if node.stage.role == "student" else [])],
+            tags=[node.stage.phase, *(arms_of(node.stage, self.arms) if node.stage.role == "student" else [])],
             rows=rows,
             summary={} if open else _summary(node),
             artifacts=() if open else tuple(self._lineage(node, upstream)),
@@ -128,7 +133,7 @@ class RunWriter:
         config: dict[str, Any] = stage.key_input() | {
             "stage_key": stage.key,
             "arms": arms_of(stage, self.arms),
-            "phase": "search",
+            "phase": stage.phase,
             "path": " > ".join(each.model for each in (*_ancestors(stage), stage)),
             "upstream_models": [each.model for each in stage.upstream],
             "upstream_runs": [run_id(studies[each.key], each.key) for each in stage.upstream],
@@ -253,7 +258,8 @@ class WandbTracker:
         nodes = self._graph.nodes if self._graph else {}
         known = {each.key: nodes[each.key].description for each in node.stage.upstream if each.key in nodes}
         upstream = {key: description for key, description in known.items() if description}
-        self._work.put(lambda writer: writer.write(node, upstream, epochs, started, open))
+        now = replace(node)  # as it is: the study goes on with it
+        self._work.put(lambda writer: writer.write(now, upstream, epochs, started, open))
 
     def graph_changed(self, graph: StageGraph, trials_left: int) -> None:
         self._graph = graph

@@ -29,9 +29,7 @@ def complete_runs(folder: StudyFolder, search: Search) -> int:
     So it doesn't matter why they are missing: W&B was disabled or failed, or the driver was killed.
     """
     writer = RunWriter(folder, search.space.all_arms)
-    stages = {
-        stage.key: stage for trial in search.proposed() for path in search.paths_of(trial) for stage in path.stages
-    }
+    stages = search.stages()
     missing = [stage for stage in stages.values() if not writer.has(stage.key)]
     found: dict[str, Description] = {}
 

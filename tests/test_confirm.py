@@ -15,7 +15,7 @@ from conftest import Study, artifacts, make_stage, run, tiny_space
 from analysis.tables import best_configurations
 from search_spaces import InputError
 from search_spaces import Path as StagePath
-from search_spaces.space import FRESH_SEED
+from search_spaces.stage import FRESH_SEED
 from study.confirm import BINS, measure_logits
 from study.folder import study_folder
 from study.graph import Proposal, StageGraph
