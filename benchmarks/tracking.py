@@ -12,6 +12,7 @@ About 6 minutes on 2 cores for all four. Wanted: at most 5 % more wall time and 
 """
 
 import argparse
+import resource
 import subprocess
 import sys
 import tempfile
@@ -81,14 +82,10 @@ def measure_study() -> None:
     for _ in range(TURNS):
         off.append(study_seconds(tracked=False))
         on.append(study_seconds(tracked=True))
+        print(f"study: {STUDENTS} students, off {off[-1]:.1f} s, on {on[-1]:.1f} s", flush=True)
     more = median(on) - median(off)
-    print(f"study: {STUDENTS} students, off {listed(off)} s, on {listed(on)} s")
     print(f"  medians differ by  {100 * more / median(off):+.1f} %            at most 5 wanted")
     print(f"                     {more / STUDENTS:+.4f} s a stage   at most 0.15 wanted")
-
-
-def listed(seconds: list[float]) -> str:
-    return ", ".join(f"{each:.1f}" for each in seconds)
 
 
 def ended_node(number: int) -> Node:
@@ -124,22 +121,25 @@ def measure_memory() -> None:
 
 
 def measure_start() -> None:
-    def seconds(more: str) -> float:
+    def seconds(more: str) -> tuple[float, float]:
+        """Wall and CPU."""
         script = f"import study.run, study.scheduling, tempfile\nfrom study.folder import study_folder\n{more}"
-        took = []
+        walls, before = [], resource.getrusage(resource.RUSAGE_CHILDREN)
         for _ in range(TURNS):
             started = time.perf_counter()
             subprocess.run([sys.executable, "-c", script], check=True)
-            took.append(time.perf_counter() - started)
-        return median(took)
+            walls.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return median(walls), (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / TURNS
 
     tracking = (
         "from study.tracking import WandbTracker, wandb_mode\nwandb_mode(None)\n"
         "from wandb.proto import wandb_internal_pb2\n"
         "WandbTracker(study_folder(tempfile.mkdtemp(), 'start'), [], 'offline').close()"
     )
-    without, tracked = seconds(""), seconds(tracking)
+    (without, cpu_without), (tracked, cpu_tracked) = seconds(""), seconds(tracking)
     print(f"start: {without:.2f} s, with W&B {tracked:.2f} s: {tracked - without:+.2f} s   at most 1.5 wanted")
+    print(f"  CPU seconds            {cpu_tracked - cpu_without:+.2f}")
 
 
 def measure_run() -> None:
