@@ -140,7 +140,9 @@ def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
     model = (assistants_of(arm) or (arm,))[-1]
     own = trials[(trials["model"] == model) & (trials["role"] == "assistant") & (trials["status"] == "done")]
     about = f"\n{own['parameters'].max() / 1e3:,.0f} k, {100 * own['val_accuracy'].max():.1f} %" if len(own) else ""
-    return f"{arm.partition(':')[2] or arm}{about}"
+    kind, _, chain = arm.partition(":")
+    name = chain.replace(">", ">\n") or arm  # a line an assistant
+    return f"{name if kind == 'takd' else f'{kind} {name}'}{about}"
 
 
 @styled

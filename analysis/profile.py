@@ -29,6 +29,7 @@ def draw_profile(stages: pd.DataFrame, account: "pd.Series[float]") -> Figure:
     below.barh(list(shares.index)[::-1], list(shares)[::-1], color="#666666")
     for row, share in enumerate(list(shares)[::-1]):
         below.text(share + 0.5, row, f"{share:.1f} %", va="center", fontsize=8)
+    below.set_xlim(0, 1.12 * shares.max())
     below.set_xlabel("% of the CPU slots' time")
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from search_spaces import Stage
 from study.folder import StudyFolder
@@ -15,9 +15,9 @@ from study.graph import Proposal
 from study.results import TEST, read_test
 from trainables.artifacts import WEIGHTS, needed_files
 from trainables.datasets import Dataset, load
-from trainables.lanes import Alone
-from trainables.models import build, family_of
-from trainables.training import Pixels, measure, predict
+from trainables.models import build
+from trainables.training import Pixels, form_of, measure, predict
+from trainables.width import WIDEST, widest
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 
@@ -37,18 +37,12 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> bool:
         return False
     dataset = load(next(iter(new.values())).dataset.name)
     split = dataset.test()
-
-    predicted: dict[str, Tensor] = {}  # a teacher's once, whoever is compared with it
-
-    def logits(stage: Stage) -> Tensor:
-        if stage.key not in predicted:
-            predicted[stage.key] = _logits(folder, stage, dataset, split.images)
-        return predicted[stage.key]
-
+    teachers = {each.key: each for stage in new.values() for each in _teacher_of(stage)}
+    logits = _logits(folder, [*(new | teachers).values()], dataset, split.images)
     for key, stage in new.items():
-        known[key] = measure_logits(logits(stage), split.labels)
-        if stage.upstream:
-            agree = logits(stage).argmax(dim=1) == logits(_teacher_of(stage)).argmax(dim=1)
+        known[key] = measure_logits(logits[key], split.labels)
+        for teacher in _teacher_of(stage):
+            agree = logits[key].argmax(dim=1) == logits[teacher.key].argmax(dim=1)
             known[key]["test_agreement"] = float(agree.float().mean())
     folder.write(TEST, json.dumps(known, indent=1).encode())
     return True
@@ -80,17 +74,27 @@ def _is_done(folder: StudyFolder, stage: Stage) -> bool:
     return folder.artifacts.has(stage.key, needed_files(stage))
 
 
-def _teacher_of(stage: Stage) -> Stage:
-    while stage.upstream:
-        stage = stage.upstream[0]
-    return stage
+def _teacher_of(stage: Stage) -> list[Stage]:
+    """The teacher at the head of the path; none of a stage on labels alone."""
+    upstream = list(stage.upstream[:1])
+    return upstream and (_teacher_of(upstream[0]) or upstream)
 
 
-def _logits(folder: StudyFolder, stage: Stage, dataset: Dataset, images: Tensor) -> Tensor:
-    """`[n, classes]`"""
+def _logits(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:
+    """By key `[n, classes]`; models of one spec side by side, as they were trained."""
+    found: dict[str, Tensor] = {}
+    for model in {stage.model for stage in stages}:
+        alike = [stage for stage in stages if stage.model == model]
+        form, layout = form_of(model)
+        pixels, width = Pixels(images, dataset, torch.device("cpu"), layout), widest(alike[0]) or WIDEST
+        for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
+            lanes = form([_module(folder, stage, dataset) for stage in batch])
+            predicted = predict(lanes.to(memory_format=layout), pixels)
+            found |= {stage.key: logits.t() for stage, logits in zip(batch, predicted, strict=True)}
+    return found
+
+
+def _module(folder: StudyFolder, stage: Stage, dataset: Dataset) -> nn.Module:
     module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
     module.load_state_dict(safetensors.torch.load(folder.artifacts.read(stage.key, WEIGHTS)))
-    convolutional = family_of(stage.model)[0].convolutional
-    layout = torch.channels_last if convolutional else torch.contiguous_format
-    pixels = Pixels(images, dataset, torch.device("cpu"), layout)
-    return predict(Alone([module.to(memory_format=layout)]), pixels)[0].t()
+    return module

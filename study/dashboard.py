@@ -1,17 +1,14 @@
 """`takd dashboard`: Optuna's dashboard on loopback, over the storage of a study that may be running."""
 
-import json
 import sys
-from collections.abc import Iterable, Mapping
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from rich.console import Console
 
-from search_spaces import InputError, Path
+from search_spaces import InputError
 from study.folder import StudyFolder
-from study.graph import Description
 from study.optimization import open_optuna, open_search
 
 HOST = "127.0.0.1"
@@ -29,25 +26,6 @@ NOTE = """An Optuna trial is a *proposal*: one configuration of an arm, with a p
 The objective is the **mean validation accuracy** of the students. These are numbers of the search: they rank, they
 don't prove.
 """
-
-
-def proposal_attributes(paths: Iterable[Path]) -> dict[str, Any]:
-    """What a trial's user attributes say of its paths when it is proposed, beside arm, path and seeds."""
-    stages = {stage.key: f"{stage.role} {stage.model} {stage.key[:12]}" for path in paths for stage in path.stages}
-    return {"stages": list(stages.values())}
-
-
-def outcome_attributes(paths: Iterable[Path], found: Mapping[str, Description | None]) -> dict[str, Any]:
-    """What they say when it has ended; `found` has descriptions by stage key."""
-    outcomes = {key: description["outcome"] for key, description in found.items() if description}
-    stages = {stage.key: stage for path in paths for stage in path.stages}
-    students = {
-        str(path.student.seed): round(100 * outcomes[path.student.key]["metrics"]["validation"]["accuracy"], 2)
-        for path in paths
-        if path.student.key in outcomes
-    }
-    seconds = sum(outcomes[key]["train_seconds"] for key in stages if key in outcomes)
-    return {"students": json.dumps(students), "path_seconds": round(seconds, 2)}
 
 
 def serve_dashboard(folder: StudyFolder, port: int, console: Console) -> None:

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from search_spaces import DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from study.attributes import outcome_attributes, proposal_attributes
 from study.folder import StudyFolder
 from study.graph import Proposal, StageGraph
 
@@ -63,6 +64,8 @@ class Search:
         paths = self.space.paths(choice, self.dataset, seeds)
         trial.set_user_attr("arm", choice.arm.name)
         trial.set_user_attr("path", str(paths[0]))
+        for name, value in proposal_attributes(paths).items():
+            trial.set_user_attr(name, value)
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
         self._proposed[_canonical(parameters)] += 1
         self.asked += 1
@@ -83,8 +86,10 @@ class Search:
             self.study.set_user_attr("confirm_failures", self.confirm_failures | failures)
             return
         accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
+        trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
+        for name, value in outcome_attributes(proposal.paths, {k: graph.nodes[k].description for k in keys}).items():
+            trial.set_user_attr(name, value)
         if failures:
-            trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
             trial.set_user_attr("failures", failures)
             self.study.tell(proposal.number, state=TrialState.FAIL)
         elif len(accuracies) < len(proposal.paths):

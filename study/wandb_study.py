@@ -72,7 +72,7 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
             job_type="study",
             name=f"study {folder.name}",
             config={"study": folder.name, "arms": [arm.name for arm in writer.arms]},
-            tags=["search"],
+            tags=["confirm" if any(stage.phase == "confirm" for stage in stages.values()) else "search"],
             step_metric="students",
             rows=[
                 (

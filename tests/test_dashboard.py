@@ -16,7 +16,7 @@ from conftest import Study, make_stage
 from test_cli import TAKD, write_space
 
 from search_spaces import Path as ModelPath
-from study.dashboard import outcome_attributes, proposal_attributes
+from study.attributes import outcome_attributes, proposal_attributes
 
 pytest.importorskip("optuna_dashboard")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -98,6 +98,13 @@ class Pixels:
         return pixels.contiguous(memory_format=self.memory_format)
 
 
+def form_of(model: str) -> tuple[type[LaneModel], torch.memory_format]:
+    """In which form a model spec's lanes are computed, and how their weights and images lie in memory."""
+    if family_of(model)[0].convolutional:
+        return Alone, torch.channels_last
+    return Stacked, torch.contiguous_format
+
+
 @torch.no_grad()
 def predict(model: LaneModel, pixels: Pixels) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
@@ -131,9 +138,7 @@ class StageTraining:
             raise ValueError("stages that train together share dataset, model, recipe (but the rate) and loss form")
         self.dataset, self.device = dataset, torch.device(device)
         self.recipe, self.loss = stages[0].recipe, stages[0].loss
-        convolutional = family_of(stages[0].model)[0].convolutional
-        self.form: type[LaneModel] = Alone if convolutional else Stacked
-        self.memory_format = torch.channels_last if convolutional else torch.contiguous_format
+        self.form, self.memory_format = form_of(stages[0].model)
         self.transfer_set = self._transfer_set()
         self.images = self._pixels(dataset.train.images[self.transfer_set])
         self.labels = dataset.train.labels[self.transfer_set].to(self.device)
