@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from trainables.artifacts import ArtifactStore, needed_files
 from trainables.datasets import Dataset, load, transfer_set
 from trainables.models import build, parameters_of
 from trainables.training import StageTraining
+from trainables.width import WIDEST, best_width, widest
 
 PROBE_STEPS = 5
 
@@ -109,13 +110,14 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     console.print(f"arms: {arms}")
     console.print(
         f"{space.budget} trials x {space.seeds} seeds by {space.sampler}, {len(space.guaranteed())} of them guaranteed"
-        + (f"; {asked} already proposed" if asked else ""),
+        + (f"; {asked} already proposed" if asked else "")
+        + (f"; then every arm from {space.confirm.seeds} fresh seeds" if space.confirm else ""),
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("role", "model", "stages", "cached", "s each", "CPUs"):
         table.add_column(column, justify="left" if column in ("role", "model") else "right")
     for row in planned:
-        table.add_row(row.role, row.model, str(row.number), str(row.cached), f"{row.seconds:.1f}", str(row.cpu))
+        table.add_row(row.role, row.model, str(row.number), str(row.cached), f"{row.seconds:.3g}", str(row.cpu))
     console.print(table)
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
@@ -134,27 +136,35 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
         cached = store.has(stage.key, needed_files(stage))
         number = 1
         if stage.role == "student":
-            number, cached = max(0, space.budget - asked) * space.seeds, False
+            confirming = space.confirm.seeds * len(space.all_arms) if space.confirm else 0
+            number, cached = max(0, space.budget - asked) * space.seeds + confirming, False
         torch.set_num_threads(cpu)
-        planned.append(
-            PlannedStages(stage.role, stage.model, number, int(cached), estimate_seconds(stage, dataset), cpu)
-        )
+        lanes = space.lanes if isinstance(space.lanes, int) else None
+        seconds = estimate_seconds(stage, dataset, number, lanes)
+        planned.append(PlannedStages(stage.role, stage.model, number, int(cached), seconds, cpu))
     torch.set_num_threads(threads)
     return planned
 
 
-def estimate_seconds(stage: Stage, dataset: Dataset) -> float:
-    """Seconds to train a stage, from a few timed steps with soft targets of zeros where it learns from any."""
+def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None) -> float:
+    """Seconds to train one of a number of stages alike, from a few timed steps.
+
+    They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
+    """
     examples = min(stage.recipe.examples or dataset.sizes["train"], PROBE_STEPS * stage.recipe.batch_size)
-    probe = stage.model_copy(
-        update={"recipe": stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9})}
-    )
+    recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9})
+    probes = [stage.model_copy(update={"recipe": recipe, "seed": seed}) for seed in range(max(1, min(number, WIDEST)))]
     logits = np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)
-    training = StageTraining([probe], dataset, [[logits] * len(stage.upstream)])
+
+    def start(some: Sequence[Stage]) -> StageTraining:
+        return StageTraining(some, dataset, [[logits] * len(stage.upstream)] * len(some))
+
+    width = widest(stage) or lanes or (best_width(probes, start) if len(probes) > 1 else 1)
+    training = start(probes[:width])
     training.run_epoch()  # the first one warms up
     started = time.perf_counter()
     training.run_epoch()
-    per_image = (time.perf_counter() - started) / examples
+    per_image = (time.perf_counter() - started) / examples / len(training.lanes)
     return per_image * (stage.recipe.examples or dataset.sizes["train"]) * stage.recipe.epochs
 
 
