@@ -51,16 +51,16 @@ class LaneModel(nn.Module):
 
 
 class Alone(LaneModel):
-    """One model as it is: the form of convolutional families, which has one lane.
+    """One model as it is: the form of families that don't stack, which has one lane.
 
-    Grouped convolutions, one a layer for all lanes, were measured: 4 lanes of `cnn` took 1.6 times as long on a CPU as
+    For convolutions, grouped convolutions, one a layer for all lanes, were measured: 4 lanes of `cnn` took 1.6 times as long on a CPU as
     one after the other.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__(models)
         if len(models) != 1:
-            raise ValueError(f"{len(models)} convolutional models; they train one at a time")
+            raise ValueError(f"{len(models)} models of a family that does not stack; they train one at a time")
         self.layers = models[0]
 
     def forward(self, images: Tensor) -> Tensor:

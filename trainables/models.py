@@ -26,7 +26,8 @@ class Family:
     valid_size: Callable[[str], bool]
     build: Callable[[str, ImageShape, int, float], nn.Module]
     dropout: float | None
-    convolutional: bool = False  # trained channels-last, and one lane at a time: see `trainables.lanes`
+    convolutional: bool = False  # trained channels-last
+    stacks: bool = False  # `trainables.lanes` has a form for every layer, so that several train as one
 
 
 def _mlp(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:
@@ -74,6 +75,7 @@ FAMILIES: dict[str, Family] = {
         valid_size=lambda size: re.fullmatch(r"[1-9][0-9]{0,5}", size) is not None,
         build=_mlp,
         dropout=0.0,
+        stacks=True,
     ),
     "cnn": Family(
         sizes="cnn",

@@ -100,9 +100,9 @@ class Pixels:
 
 def form_of(model: str) -> tuple[type[LaneModel], torch.memory_format]:
     """In which form a model spec's lanes are computed, and how their weights and images lie in memory."""
-    if family_of(model)[0].convolutional:
-        return Alone, torch.channels_last
-    return Stacked, torch.contiguous_format
+    family, _ = family_of(model)
+    layout = torch.channels_last if family.convolutional else torch.contiguous_format
+    return Stacked if family.stacks else Alone, layout
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ WARM_UP, STEPS = 2, 6
 
 def widest(stage: Stage) -> int | None:
     """How many lanes the stage's family has a form for; None: any number."""
-    return 1 if family_of(stage.model)[0].convolutional else None
+    return None if family_of(stage.model)[0].stacks else 1
 
 
 def best_width(stages: Sequence[Stage], start: Callable[[Sequence[Stage]], StageTraining]) -> int | None:
