@@ -42,16 +42,16 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> bool:
     for key, stage in new.items():
         known[key] = measure_logits(logits[key], split.labels)
         for teacher in _teacher_of(stage):
-            agree = logits[key].argmax(dim=1) == logits[teacher.key].argmax(dim=1)
+            agree = logits[key].max(dim=0).indices == logits[teacher.key].max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
     folder.write(TEST, json.dumps(known, indent=1).encode())
     return True
 
 
 def measure_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Accuracy (a fraction), cross-entropy and calibration of logits `[n, classes]`."""
-    [(loss, accuracy)] = measure(logits.t()[None], labels)
-    confidence, chosen = logits.softmax(dim=1).max(dim=1)
+    """Accuracy (a fraction), cross-entropy and calibration of logits `[classes, n]`."""
+    [(loss, accuracy)] = measure(logits[None], labels)
+    confidence, chosen = logits.softmax(dim=0).max(dim=0)
     bins = reliability(confidence.numpy(), (chosen == labels).numpy())
     error = sum(each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins) / len(labels)
     return {"test_accuracy": accuracy, "test_loss": loss, "test_ece": error, "test_reliability": bins}
@@ -81,7 +81,7 @@ def _teacher_of(stage: Stage) -> list[Stage]:
 
 
 def _logits(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:
-    """By key `[n, classes]`; models of one spec side by side, as they were trained."""
+    """By key `[classes, n]`; models of one spec side by side, as they were trained."""
     found: dict[str, Tensor] = {}
     for model in {stage.model for stage in stages}:
         alike = [stage for stage in stages if stage.model == model]
@@ -90,7 +90,7 @@ def _logits(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, imag
         for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
             lanes = form([_module(folder, stage, dataset) for stage in batch])
             predicted = predict(lanes.to(memory_format=layout), pixels)
-            found |= {stage.key: logits.t() for stage, logits in zip(batch, predicted, strict=True)}
+            found |= {stage.key: logits for stage, logits in zip(batch, predicted, strict=True)}
     return found
 
 

@@ -122,7 +122,7 @@ def test_the_calibration_error_is_the_published_one():
     logits, labels = 3 * torch.randn(500, 7, generator=generator), torch.randint(7, (500,), generator=generator)
     confidence, chosen = logits.double().softmax(dim=1).max(dim=1)
     expected = by_hand(confidence.numpy(), (chosen == labels).numpy())
-    assert measure_logits(logits, labels)["test_ece"] == pytest.approx(expected, abs=1e-6)
+    assert measure_logits(logits.t(), labels)["test_ece"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_space_that_wants_no_confirmation_reads_no_test_split(finished: Study):
