@@ -20,7 +20,7 @@ import wandb
 from conftest import Study, make_stage, run, run_watched, tiny_space
 from wandb.proto.wandb_internal_pb2 import Record
 
-from analysis.tables import arms_table
+from analysis.arms import arms_table
 from search_spaces import key_of
 from search_spaces.arms import parse_arm
 from study.folder import StudyFolder, study_folder
