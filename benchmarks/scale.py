@@ -123,7 +123,7 @@ def measure(trials: int, sampler: str, slots: int) -> None:
         search = create_search(folder, wanted, fingerprint(dataset))
         started = time.perf_counter()
         drive(folder, search, slots, clock)
-        whole = time.perf_counter() - started
+        whole, resident = time.perf_counter() - started, resident_mib()
         clock.timed("write results", write_results)(folder, search)
         started = time.perf_counter()
         again = create_search(folder, wanted, fingerprint(dataset))
@@ -131,10 +131,15 @@ def measure(trials: int, sampler: str, slots: int) -> None:
         write_results(folder, again)
         resume = time.perf_counter() - started
         sizes = Counter({Path(file).name: Path(file).stat().st_size for file in Path(root, "scale").rglob("*.*")})
-        report(trials, whole, clock, resume, sizes)
+        report(trials, whole, clock, resume, sizes, resident)
 
 
-def report(trials: int, whole: float, clock: Clock, resume: float, sizes: Counter[str]) -> None:
+def resident_mib() -> float:
+    """The largest resident set so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def report(trials: int, whole: float, clock: Clock, resume: float, sizes: Counter[str], resident: float) -> None:
     seconds = dict(clock.seconds)
     last, results = seconds.pop("last tenth, all parts"), seconds.pop("write results")
     publishing = seconds.pop("publish, in the worker")
@@ -146,7 +151,9 @@ def report(trials: int, whole: float, clock: Clock, resume: float, sizes: Counte
     print(f"  the last tenth           {1000 * last / (trials / 10):7.2f} ms a trial, publishing included")
     print(f"  publish, in the worker   {1000 * publishing / trials:7.2f} ms")
     print(f"  write results            {results:7.1f} s;   resume when finished {resume:.1f} s")
-    print(f"  largest resident set     {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:7.0f} MiB")
+    print(
+        f"  largest resident set     {resident:7.0f} MiB; {resident_mib():.0f} with the tables and the second look beside it"
+    )
     print(
         "  files                    "
         + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items() if size > 1e4)

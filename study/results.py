@@ -132,7 +132,8 @@ def _proposals(search: Search) -> Iterator[tuple[Proposal, _Ended]]:
 def _path_rows(
     proposal: Proposal, ended: _Ended, path: Path, found: dict[str, Description | None], use: dict[str, str]
 ) -> Iterator[dict[str, Any]]:
-    outcomes = {key: description["outcome"] for key, description in found.items() if description}
+    there = {stage.key: found[stage.key] for stage in path.stages}
+    outcomes = {key: description["outcome"] for key, description in there.items() if description}
     seconds = [outcomes[stage.key]["train_seconds"] for stage in path.stages if stage.key in outcomes]
     for stage in path.stages:
         outcome = outcomes.get(stage.key)
