@@ -151,9 +151,7 @@ def report(trials: int, whole: float, clock: Clock, resume: float, sizes: Counte
     print(f"  the last tenth           {1000 * last / (trials / 10):7.2f} ms a trial, publishing included")
     print(f"  publish, in the worker   {1000 * publishing / trials:7.2f} ms")
     print(f"  write results            {results:7.1f} s;   resume when finished {resume:.1f} s")
-    print(
-        f"  largest resident set     {resident:7.0f} MiB; {resident_mib():.0f} with the tables and the second look beside it"
-    )
+    print(f"  largest resident set     {resident:7.0f} MiB; {resident_mib():.0f} with tables and a second look")
     print(
         "  files                    "
         + ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items() if size > 1e4)
