@@ -322,8 +322,10 @@ def lacking_gpus(space: Space) -> str | None:
 def start_ray(slots: int | None, address: str | None = None) -> int:
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots."""
     os.environ.update(_TUNE_ENVIRONMENT)
-    for name in ("ray", "ray.tune", "ray.train"):
+    for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It says of a trial whose worker died that it did not complete; its stages do, in another.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if not ray.is_initialized():
         with _signals_kept():
             _init(slots, address)

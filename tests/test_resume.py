@@ -233,8 +233,9 @@ def test_a_stage_whose_worker_is_killed_goes_on_in_another_from_its_checkpoint(f
     assert [node.state for node in graph.nodes.values()] == ["done"] * 3
     assert watcher.epochs["teacher"] == sorted(set(watcher.epochs["teacher"]))  # no epoch is told twice
     [teacher] = [node for node in graph.nodes.values() if node.stage.role == "teacher"]
-    assert teacher.description is not None
-    outcome = teacher.description["outcome"]
+    description = folder.artifacts.describe(teacher.stage.key)
+    assert description is not None
+    outcome = description["outcome"]
     assert outcome["process"] not in killed
     assert [each["epoch"] for each in outcome["epochs"]] == list(range(1, 61))
 
