@@ -326,17 +326,22 @@ class Space(Value):
         return sorted(self.all_arms, key=lambda arm: (arm.distilled, len(arm.assistants)), reverse=True)
 
     def grid(self) -> list[dict[str, Scalar]]:
-        """Every combination of every arm, for `sampler: grid`; raises InputError on a range without a step."""
-        points: list[dict[str, Scalar]] = []
-        for arm in self._long_paths_first():
-            axes: dict[str, tuple[Scalar, ...]] = {"arm": (arm.name,)}
-            for name, value in self.varied(arm).items():
-                try:
-                    axes[name] = value.grid()
-                except InputError as error:
-                    raise InputError(f"{name} {error}") from None
-            points += [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-        return points
+        """Every combination of every arm, for `sampler: grid`; raises InputError on a range without a step.
+
+        Arms take turns, so that what any of them waits for is trained early.
+        """
+        by_arm = [self._points(arm) for arm in self._long_paths_first()]
+        turns = itertools.zip_longest(*by_arm)
+        return [point for turn in turns for point in turn if point is not None]
+
+    def _points(self, arm: Arm) -> list[dict[str, Scalar]]:
+        axes: dict[str, tuple[Scalar, ...]] = {"arm": (arm.name,)}
+        for name, value in self.varied(arm).items():
+            try:
+                axes[name] = value.grid()
+            except InputError as error:
+                raise InputError(f"{name} {error}") from None
+        return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
     def suggest(self, trial: Trial) -> "Configuration":
         """What an Optuna trial chooses: a live one, or a stored one that repeats what it was told."""

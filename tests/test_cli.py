@@ -121,7 +121,7 @@ def assert_bad_input(called: Called, *expected: str) -> None:
         (["plan", "no/such/file.yaml"], ["space no/such/file.yaml", "no such file"]),
         (["run", "mnist-gap", "--trials", "0"], ["--trials", "'0'", "at least 1"]),
         (["run", "mnist-gap", "--trials", "many"], ["--trials", "'many'"]),
-        (["run", "mnist-gap", "--trials", "2"], ["trials is 2", "takes 54"]),
+        (["run", "mnist-gap", "--set", "sampler=tpe", "--trials", "2"], ["trials is 2", "takes 9"]),
         (["run", "mnist-gap", "--slots", "0"], ["--slots", "'0'"]),
         (["run", "mnist-gap", "--wandb", "sometimes"], ["--wandb", "online", "offline", "disabled"]),
         (["run", "mnist-gap", "--name", "../elsewhere"], ["--name ../elsewhere"]),

@@ -128,7 +128,7 @@ def test_overrides_reach_into_sections():
         ("student.recipe.momentum=0.5", "student.recipe: momentum is only for optimizer: sgd"),
         ("student.recipe.learning_rate={low: -1, high: 1}", "learning_rate is -1; expected greater than 0"),
         ("trials=0", "trials is 0; expected greater than or equal to 1"),
-        ("trials=3", "trials is 3; a coverage of 6 for 9 arms takes 54"),
+        ("sampler=tpe", "trials is missing; how many configurations to try"),
         ("arms=[labels, foo]", "'foo' is no arm; valid: labels, label_smoothing, kd, takd:MODEL"),
         ("arms=[labels, 'takd:mlp-7']", "arms: 'takd:mlp-7' uses 'mlp-7'; assistants.models has: mlp-200"),
         ("loss.form=concave", "loss.form is 'concave'; expected 'convex' or 'additive'"),
@@ -142,6 +142,16 @@ def test_what_is_wrong_with_a_space_is_one_line_that_names_the_field(override: s
     assert message.startswith("space mnist-gap: ")
     assert line in message
     assert "\n" not in message
+
+
+def test_a_budget_covers_every_arm():
+    with pytest.raises(InputError, match="trials is 3; a coverage of 2 for 3 arms takes 6"):
+        tiny_space(trials=3, coverage=2)
+
+
+def test_the_arms_of_a_grid_take_turns():
+    space = tiny_space(sampler="grid", trials=None)
+    assert [point["arm"] for point in space.grid()] == ["takd:mlp-16", "kd", "labels", "takd:mlp-16", "kd"]
 
 
 def test_a_lambda_above_one_is_fine_for_the_additive_loss():
