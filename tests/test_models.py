@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from search_spaces import InputError
+from trainables.dropout import Dropout
 from trainables.models import FAMILIES, build, family_of, size_of
 
 MNIST = (1, 28, 28)
@@ -38,11 +39,11 @@ def test_parameters_and_flops_are_those_of_the_layers():
 
 def test_dropout_is_the_familys_unless_the_recipe_says_otherwise():
     def probabilities(*given: float) -> list[float]:
-        return [module.p for module in build(*model, *given) if isinstance(module, nn.Dropout)]
+        return [1 - module.keep for module in build(*model, *given) if isinstance(module, Dropout)]
 
     model = ("cnn", MNIST, 10)
     assert probabilities() == [0.5, 0.5]
-    assert probabilities(0.1) == [0.1, 0.1]
+    assert probabilities(0.1) == pytest.approx([0.1, 0.1])
     model = ("mlp-8", MNIST, 10)
     assert probabilities() == []
     assert probabilities(0.5) == [0.5, 0.5]
@@ -53,3 +54,18 @@ def test_an_unknown_family_or_size_is_told_what_exists(model):
     with pytest.raises(InputError, match="does not exist; valid: ") as caught:
         family_of(model)
     assert all(family.sizes in str(caught.value) for family in FAMILIES.values())
+
+
+def test_dropout_keeps_as_many_as_it_says_and_the_same_for_the_same_seed():
+    layer = Dropout(0.3)
+    ones = torch.ones(4, 64, 50, 50).contiguous(memory_format=torch.channels_last)
+    layer.seed([(7, 0)])
+    first = layer(ones)
+    assert (first != 0).float().mean().item() == pytest.approx(0.7, abs=0.005)
+    assert first.max().item() == pytest.approx(1 / 0.7)
+    assert not torch.equal(first, layer(ones))  # the next batch
+    layer.seed([(7, 0)])
+    assert torch.equal(first, layer(ones))
+    layer.seed([(8, 0)])
+    assert not torch.equal(first, layer(ones))
+    assert torch.equal(layer.eval()(ones), ones)

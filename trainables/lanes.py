@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import Recipe
+from trainables.dropout import Dropout
 
 
 class LaneModel(nn.Module):
@@ -29,7 +30,8 @@ class LaneModel(nn.Module):
 
     def seed_dropout(self, seeds: Sequence[int]) -> None:
         """What each lane drops from here on follows from its seed."""
-        raise NotImplementedError
+        for number, layer in enumerate(each for each in self.modules() if isinstance(each, Dropout)):
+            layer.seed([(seed, number) for seed in seeds])
 
     def weights(self, lane: int) -> dict[str, Tensor]:
         """Views of a lane's weights and buffers."""
@@ -72,9 +74,6 @@ class Alone(LaneModel):
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         return parts[0]
 
-    def seed_dropout(self, seeds: Sequence[int]) -> None:
-        torch.manual_seed(seeds[0])
-
 
 class Stacked(LaneModel):
     """Fully connected models side by side: tensors have lanes first.
@@ -96,13 +95,6 @@ class Stacked(LaneModel):
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(parts))
 
-    def seed_dropout(self, seeds: Sequence[int]) -> None:
-        device = next(self.parameters()).device
-        generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
-        for layer in self.modules():
-            if isinstance(layer, Dropouts):
-                layer.generators = generators
-
 
 class Linears(nn.Module):
     """One matrix product over inputs `[batch, in]` that the lanes share, or a batched one: `[lanes, out, batch]`."""
@@ -119,30 +111,11 @@ class Linears(nn.Module):
         return product.unflatten(0, self.weight.shape[:2])
 
 
-class Dropouts(nn.Module):
-    """Each lane draws from a generator of its own."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.keep = 1 - probability
-        self.generators: list[torch.Generator] = []
-
-    def forward(self, features: Tensor) -> Tensor:
-        if not self.training:
-            return features
-        mask = torch.empty_like(features)
-        for lane, generator in zip(mask, self.generators, strict=True):
-            lane.bernoulli_(self.keep, generator=generator)
-        return features * mask.div_(self.keep)
-
-
 def _stacked(layers: Sequence[nn.Module]) -> nn.Module:
     match layers[0]:
         case nn.Linear():
             return Linears(layers)  # type: ignore[arg-type]
-        case nn.Dropout(p=probability):
-            return Dropouts(probability)
-        case nn.Flatten() | nn.ReLU():
+        case nn.Flatten() | nn.ReLU() | Dropout():
             return layers[0]
     raise TypeError(f"{type(layers[0]).__name__} has no form for lanes")
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import InputError
+from trainables.dropout import Dropout
 
 ImageShape = tuple[int, int, int]  # channels, height, width
 
@@ -66,7 +67,7 @@ def _cnn(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn
 
 
 def _dropout(probability: float) -> list[nn.Module]:
-    return [nn.Dropout(probability)] if probability > 0 else []
+    return [Dropout(probability)] if probability > 0 else []
 
 
 FAMILIES: dict[str, Family] = {
