@@ -36,6 +36,7 @@ from study.scheduling import run_stages, start_ray
 from study.stopping import Stop
 from study.tracking import WandbTracker
 from trainables.datasets import load
+from trainables.dropout import Dropout
 from trainables.losses import soften
 from trainables.models import build
 from trainables.training import StageTraining
@@ -229,7 +230,9 @@ def measure_teacher() -> None:
     training = StageTraining([stage], dataset, [[]])
     training.model.train()
     batches = torch.arange(len(training.labels)).split(recipe.batch_size)
-    module = build("cnn", dataset.image_shape, 10).train()
+    layers = build("cnn", dataset.image_shape, 10).children()
+    plain_layers = [torch.nn.Dropout(1 - each.keep) if isinstance(each, Dropout) else each for each in layers]
+    module = torch.nn.Sequential(*plain_layers).train()
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
 
     def plain() -> None:

@@ -150,6 +150,7 @@ class StageTraining:
         self.optimizer = self._new_optimizer()
         self.epoch = 0
         self._set_soft_targets([self._soft_targets(*each) for each in zip(stages, upstream, strict=True)])
+        self._seed_dropout()
 
     def _transfer_set(self) -> Any:
         """An index of the training examples that the recipe trains on."""
@@ -216,7 +217,7 @@ class StageTraining:
         # Everything random in an epoch follows from seeds and its number, so training can go on from any epoch.
         generator = np.random.Generator(np.random.PCG64([self.recipe.order_seed, self.epoch]))
         order = torch.from_numpy(generator.permutation(len(self.labels))).to(self.device)
-        self.model.seed_dropout([_mix(lane.stage.seed, self.epoch) for lane in self.running])
+        self._seed_dropout()
         self.model.train()
         batches = order.split(self.recipe.batch_size)
         total = torch.zeros(len(self.running), device=self.device)
@@ -227,6 +228,9 @@ class StageTraining:
             total += self.train_step(batch, factor) * len(batch)
         self.epoch += 1
         self._close_epoch((total / len(self.labels)).tolist(), factor, started)
+
+    def _seed_dropout(self) -> None:
+        self.model.seed_dropout([_mix(lane.stage.seed, self.epoch) for lane in self.running])
 
     def train_step(self, batch: Tensor, factor: float) -> Tensor:
         """One step on a batch of the transfer set, at `factor` times each lane's rate; returns the losses `[lanes]`."""
