@@ -101,7 +101,7 @@ def test_no_stage_starts_before_what_it_learns_from_exists(folder):
     watcher = Watcher(started=upstream_exists)
     run_watched(folder, tiny_space(), watcher)
     assert watcher.errors == []
-    assert len(watcher.starts) == 14
+    assert len({stage.key for stage in watcher.starts}) == 14  # lanes given back start twice
 
 
 def test_a_path_that_waits_holds_no_cpu(folder):
