@@ -32,7 +32,7 @@ from study.observers import Observer, Observers
 from study.optimization import create_search
 from study.plan import check_space, fingerprint
 from study.run import find_artifact
-from study.scheduling import run_stages, start_ray
+from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
 from study.tracking import WandbTracker
 from trainables.datasets import load
@@ -87,7 +87,7 @@ def run(space: Space, slots: int, wandb: bool) -> tuple[Clock, float]:
         clock = Clock()
         watching: list[Observer] = [clock, *([WandbTracker(folder, space.all_arms, "offline")] if wandb else [])]
         observers = Observers(watching)
-        run_stages(search, StageGraph(find_artifact(folder.artifacts)), root, observers, Stop())
+        run_stages(PathSearcher(search, StageGraph(find_artifact(folder.artifacts)), root, observers, Stop()))
         seconds = time.perf_counter() - clock.began
         observers.close()
         return clock, seconds

@@ -35,7 +35,7 @@ from study.optimization import create_search
 from study.plan import check_space, fingerprint
 from study.results import write_results
 from study.run import find_artifact
-from study.scheduling import run_stages, start_ray
+from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
 from study.tracking import WandbTracker
 from study.wandb_study import complete_runs
@@ -64,7 +64,7 @@ def study_seconds(tracked: bool) -> float:
         started = time.perf_counter()
         watching: list[Observer] = [WandbTracker(folder, space.all_arms, "offline")] if tracked else []
         observers = Observers(watching)
-        run_stages(search, StageGraph(find_artifact(folder.artifacts)), root, 2, observers, Stop())
+        run_stages(PathSearcher(search, StageGraph(find_artifact(folder.artifacts)), root, observers, Stop()))
         observers.close()
         write_results(folder, search)
         if tracked:

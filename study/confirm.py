@@ -22,8 +22,8 @@ from trainables.width import WIDEST, widest
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 
 
-def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> bool:
-    """Measures the finished students of the proposals on the test split; returns whether there were any new ones.
+def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
+    """Measures the finished students of the proposals on the test split.
 
     The study's folder keeps the numbers by stage key. Opens the test split unless every student was measured before.
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
@@ -34,7 +34,7 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> bool:
     students = {path.student.key: path.student for proposal in proposals for path in proposal.paths}
     new = {key: stage for key, stage in students.items() if key not in known and _is_done(folder, stage)}
     if not new:
-        return False
+        return
     dataset = load(next(iter(new.values())).dataset.name)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teacher_of(stage)}
@@ -45,7 +45,6 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> bool:
             agree = logits[key].max(dim=0).indices == logits[teacher.key].max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
     folder.write(TEST, json.dumps(known, indent=1).encode())
-    return True
 
 
 def measure_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class Search:
     def _propose(self, trial: optuna.Trial) -> Proposal:
         choice = self.space.suggest(trial)
         parameters = trial.params
-        same = self._proposed[_canonical(parameters)]
+        configuration = _canonical(parameters)
+        same = self._proposed[configuration]
         seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
         paths = self.space.paths(choice, self.dataset, seeds)
         trial.set_user_attr("arm", choice.arm.name)
@@ -67,7 +68,7 @@ class Search:
         for name, value in proposal_attributes(paths).items():
             trial.set_user_attr(name, value)
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
-        self._proposed[_canonical(parameters)] += 1
+        self._proposed[configuration] += 1
         self.asked += 1
         return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths)
 
@@ -118,7 +119,9 @@ class Search:
     def choose(self, best: Mapping[str, str]) -> None:
         """Records the configuration of each arm that is to be confirmed, by its name."""
         first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
-        self.study.set_user_attr("confirmed", [first[name] for name in best.values()])
+        chosen = [first[name] for name in best.values()]
+        if self.study.user_attrs.get("confirmed") != chosen:
+            self.study.set_user_attr("confirmed", chosen)
 
     @property
     def confirm_failures(self) -> dict[str, str]:

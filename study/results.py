@@ -72,11 +72,12 @@ EPOCHS = pa.schema(
 )
 
 
-def write_results(folder: StudyFolder, search: Search) -> None:
-    """Rebuilds `results/trials.parquet` and `results/epochs.parquet`."""
+def write_results(folder: StudyFolder, search: Search) -> pa.Table:
+    """Rebuilds `results/trials.parquet` and `results/epochs.parquet`; returns the first."""
     trials, epochs = build_results(folder, search)
     folder.write(TRIALS_FILE, _parquet(trials))
     folder.write(EPOCHS_FILE, _parquet(epochs))
+    return trials
 
 
 def build_results(

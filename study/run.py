@@ -6,9 +6,10 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import pyarrow as pa
 from rich.console import Console
 
-from analysis.tables import best_configurations, read_trials
+from analysis.tables import best_configurations
 from search_spaces import InputError, Space, Stage
 from study.confirm import measure_on_test
 from study.events import EventLog
@@ -21,7 +22,7 @@ from study.plan import check_space, fingerprint
 from study.profile import Profile
 from study.progress import Progress
 from study.report import write_figure
-from study.results import write_results
+from study.results import build_results, write_results
 from study.stopping import Stop
 from study.tensorboard import TensorBoardLog
 from study.tracking import Mode, WandbTracker, wandb_mode
@@ -106,25 +107,26 @@ def _train_and_track(
 
 def _conclude(folder: StudyFolder, search: Search) -> None:
     """The tables and the figure, and once the search is over what the confirmed students do on the test split."""
-    write_results(folder, search)
-    if not search.is_open and measure_on_test(folder, search.confirming()):
+    try:
+        if not search.is_open:
+            measure_on_test(folder, search.confirming())
+    finally:  # also where the test split can't be read
         write_results(folder, search)
     write_figure(folder)
 
 
 def left_to_confirm(folder: StudyFolder, search: Search) -> bool:
     """Whether students that would confirm a finished search are missing."""
-    proposals = to_confirm(folder, search)
+    if search.space.confirm is None:
+        return False
+    proposals = to_confirm(search, build_results(folder, search)[0])
     students = [path.student for proposal in proposals for path in proposal.paths]
     return any(folder.artifacts.describe(student.key) is None for student in students)
 
 
-def to_confirm(folder: StudyFolder, search: Search) -> list[Proposal]:
-    """Chooses each arm's best configuration, where the space wants it confirmed, and returns what is to train."""
-    if search.space.confirm is None:
-        return []
-    write_results(folder, search)
-    search.choose(best_configurations(read_trials(folder.trials)))
+def to_confirm(search: Search, trials: pa.Table) -> list[Proposal]:
+    """Chooses each arm's best configuration by the table of trials, and returns what is to train."""
+    search.choose(best_configurations(trials.to_pandas()))
     return search.confirming()
 
 
@@ -145,7 +147,7 @@ def _train(
     began: float,
 ) -> RunResult:
     # Imports Ray: seconds that a finished study need not wait.
-    from study.scheduling import lacking_gpus, run_stages, start_ray
+    from study.scheduling import PathSearcher, lacking_gpus, run_stages, start_ray
 
     slots = start_ray(options.slots, options.address)
     if lacking := lacking_gpus(search.space):
@@ -157,7 +159,8 @@ def _train(
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
     try:
-        run_stages(search, graph, folder.root, watching, stop, lambda: to_confirm(folder, search))
+        confirm = (lambda: to_confirm(search, write_results(folder, search))) if search.space.confirm else None
+        run_stages(PathSearcher(search, graph, folder.root, watching, stop, confirm))
     finally:
         watching.close()
     trained = sum(counts["done"] for counts in graph.counts.values())

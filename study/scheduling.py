@@ -62,7 +62,10 @@ class Batch:
 
 
 class PathSearcher(Searcher):
-    """Turns the sampler's paths into stages that may train now; a path that waits holds no device."""
+    """Turns the sampler's paths into stages that may train now; a path that waits holds no device.
+
+    `confirm` is called once when the search is over; what it returns is trained too.
+    """
 
     def __init__(
         self,
@@ -376,21 +379,11 @@ def reachable_resources() -> dict[str, float]:
     return now | {name: max(most, now.get(name, 0)) for name, most in grown.items()}
 
 
-def run_stages(
-    search: Search,
-    graph: StageGraph,
-    root: str,
-    observers: Observers,
-    stop: Stop,
-    confirm: Callable[[], Sequence[Proposal]] | None = None,
-) -> None:
-    """Runs until the search's budget is spent and every stage has ended, or `stop` is requested.
-
-    `confirm` is called once when the search is over; what it returns is trained too.
+def run_stages(searcher: PathSearcher) -> None:
+    """Runs until the search's budget is spent and every stage has ended, or the searcher's `stop` is requested.
 
     Then stages in training write a checkpoint, and those that take longer than STOP_SECONDS are cut off.
     """
-    searcher = PathSearcher(search, graph, root, observers, stop, confirm)
     scratch = FilePath(tempfile.mkdtemp(prefix="takd-tune-"))
     try:
         tune.Tuner(
@@ -399,7 +392,7 @@ def run_stages(
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=str(scratch),
-                stop=_WhenAsked(stop),
+                stop=_WhenAsked(searcher.stop),
                 callbacks=[TrialEvents(searcher)],
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),

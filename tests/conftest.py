@@ -29,7 +29,7 @@ from study.observers import Observer, Observers
 from study.optimization import Search, create_search
 from study.plan import check_space, fingerprint
 from study.run import RunOptions, RunResult, find_artifact, run_study
-from study.scheduling import run_stages, start_ray
+from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
 
 SLOTS = 2
@@ -195,7 +195,7 @@ def run_watched(
     folder.prepare()
     search = create_search(folder, space, fingerprint(dataset))
     graph = StageGraph(find_artifact(folder.artifacts))
-    run_stages(search, graph, folder.root, Observers(observers), stop or Stop())
+    run_stages(PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop()))
     return search, graph
 
 

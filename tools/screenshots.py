@@ -24,7 +24,7 @@ from study.optimization import create_search
 from study.plan import check_space, fingerprint
 from study.progress import Progress
 from study.run import find_artifact
-from study.scheduling import run_stages, start_ray
+from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
 
 TAKD = Path(sys.executable).with_name("takd")
@@ -92,7 +92,7 @@ def main() -> None:
         start_ray(SLOTS)
         progress = Progress("gap", space.seeds, SLOTS, Console(width=WIDTH, file=open(os.devnull, "w")))  # noqa: SIM115
         observers = Observers([progress, Picture(progress, 20, out / "terminal.svg")])
-        run_stages(search, StageGraph(find_artifact(folder.artifacts)), root, SLOTS, observers, Stop())
+        run_stages(PathSearcher(search, StageGraph(find_artifact(folder.artifacts)), root, observers, Stop()))
         observers.close()
         take_dashboard(root, chromium, out / "dashboard.png")
     for name in ("terminal.svg", "dashboard.png"):
