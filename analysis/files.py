@@ -87,5 +87,6 @@ def open_root(root: str) -> tuple[FileSystem, str]:
 
 
 def without_secret(root: str) -> str:
+    """An address without what opens it: keys and options of a bucket. A path stays as it is."""
     parts = urlsplit(root)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")) if "://" in root else root

@@ -8,31 +8,15 @@ once for the finished artifacts. About 15 minutes on 2 cores for 3 seeds. Nothin
 
 import argparse
 
-import safetensors.torch
-import torch
 from rich.console import Console
 
 from analysis.tables import read_trials
 from search_spaces import load_space
+from study.confirm import measure_logits, predict_stages
 from study.folder import study_folder
+from study.optimization import open_search
 from study.run import RunOptions, run_study
-from trainables.artifacts import WEIGHTS, ArtifactStore
-from trainables.datasets import Dataset, load
-from trainables.lanes import Alone
-from trainables.models import build, family_of
-from trainables.training import Pixels, measure, predict
-
-
-def test_accuracy(store: ArtifactStore, key: str, model: str, dataset: Dataset) -> float:
-    """Fraction of the test split that the stage's model classifies correctly."""
-    weights = safetensors.torch.load(store.read(key, WEIGHTS))
-    module = build(model, dataset.image_shape, len(dataset.classes))
-    module.load_state_dict(weights)
-    layout = torch.channels_last if family_of(model)[0].convolutional else torch.contiguous_format
-    test = dataset.test()
-    pixels = Pixels(test.images, dataset, torch.device("cpu"), layout)
-    [(_, accuracy)] = measure(predict(Alone([module]), pixels), test.labels)
-    return accuracy
+from trainables.datasets import load
 
 
 def main() -> None:
@@ -40,15 +24,17 @@ def main() -> None:
     parser.add_argument("--root", default="runs", help="artifacts below it are reused")
     parser.add_argument("--seeds", type=int, default=3, help="student seeds")
     options = parser.parse_args()
-    cut = ["student.temperature=4.0", "student.lambda=0.5", f"seeds={options.seeds}"]
+    cut = ["student.temperature=4.0", "student.lambda=0.5", f"seeds={options.seeds}", "confirm=null"]
     folder = study_folder(options.root, f"accuracy-{options.seeds}")
     space = load_space("mnist-temperature", cut)
     run_study(folder, space, "space mnist-temperature", RunOptions(wandb="disabled"), Console(width=200))
 
-    dataset = load("mnist")
+    dataset, stages = load("mnist"), open_search(folder).stages()
+    test = dataset.test()
+    logits = predict_stages(folder, [*stages.values()], dataset, test.images)
     rows = read_trials(folder.trials).drop_duplicates("stage_key")
     for _, row in rows.sort_values(["role", "arm", "seed"]).iterrows():
-        accuracy = test_accuracy(folder.artifacts, row["stage_key"], row["model"], dataset)
+        accuracy = measure_logits(logits[row["stage_key"]], test.labels)["test_accuracy"]
         print(
             f"{row['role']:<8} {row['model']:<8} {row['arm']:<7} seed {row['seed']}  "
             f"validation {100 * row['val_accuracy']:.2f} %  test {100 * accuracy:.2f} %  "

@@ -29,6 +29,7 @@ SPACE: dict[str, Any] = {
     "assistants": ["mlp-16"],
     "student": {"model": "mlp-8", "temperature": {"low": 1, "high": 20}},
     "sampler": "random",
+    "confirm": None,  # nothing is left to train
 }
 
 

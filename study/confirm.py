@@ -38,7 +38,7 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
     dataset = load(next(iter(new.values())).dataset.name)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teacher_of(stage)}
-    logits = _logits(folder, [*(new | teachers).values()], dataset, split.images)
+    logits = predict_stages(folder, [*(new | teachers).values()], dataset, split.images)
     for key, stage in new.items():
         known[key] = measure_logits(logits[key], split.labels)
         for teacher in _teacher_of(stage):
@@ -79,8 +79,8 @@ def _teacher_of(stage: Stage) -> list[Stage]:
     return upstream and (_teacher_of(upstream[0]) or upstream)
 
 
-def _logits(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:
-    """By key `[classes, n]`; models of one spec side by side, as they were trained."""
+def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:
+    """Logits of finished stages, by key `[classes, n]`; models of one spec side by side, as they were trained."""
     found: dict[str, Tensor] = {}
     for model in {stage.model for stage in stages}:
         alike = [stage for stage in stages if stage.model == model]

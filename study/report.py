@@ -38,7 +38,7 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
     console.print(note(trials))
     for sentence in finding(trials):
         console.print(sentence)
-    console.print(f"figure   {folder.storage.uri(f'{folder.name}/{FIGURE}.png')}")
+    console.print(f"figure   {folder.place(f'{FIGURE}.png')}")
     console.print(f"results  {folder.trials}")
     console.print(f"more     takd report {folder.name}")
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+from analysis.files import without_secret
 from search_spaces import Stage
 from search_spaces.arms import Arm
 from study.folder import StudyFolder
@@ -178,19 +178,13 @@ def stage_artifact(folder: StudyFolder, stage: Stage, description: Description) 
         place = storage.place(f"artifacts/{stage.key}", name, digest)
         uri = storage.uri(place)
         if "://" in uri:  # nothing is fetched from a bucket for its MD5: as W&B does without a checksum
-            ref = without_secrets(uri)
+            ref = without_secret(uri)
             entries.append(Entry(name, ref, 0, ref=ref))
         else:
             content = storage.read(place)
             entries.append(Entry(name, md5(content), len(content), ref=Path(uri).as_uri()))
     metadata = {"stage_key": stage.key, "model": stage.model, "val_accuracy": _accuracy(description)}
     return Artifact(f"{stage.role}-{stage.model}-{stage.key[:8]}", stage.role, tuple(entries), metadata)
-
-
-def without_secrets(uri: str) -> str:
-    """A file's address without what opens it: keys and options of a bucket."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
 
 def _accuracy(description: Description) -> float | None:

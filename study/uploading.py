@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def _synced(file: Path) -> Path:
     return file.with_name(f"{file.name}.synced")
 
 
+@cache  # a log is whole when it has its name
 def _depth(file: Path) -> int:
     """How many models its name has above it: `student mlp-8 <- mlp-64 <- mlp-1200` has two; the study comes last."""
     for record in read_records(file):

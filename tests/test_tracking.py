@@ -21,11 +21,12 @@ from conftest import Study, make_stage, run, run_watched, tiny_space
 from wandb.proto.wandb_internal_pb2 import Record
 
 from analysis.arms import arms_table
+from analysis.files import without_secret
 from search_spaces import key_of
 from search_spaces.arms import parse_arm
 from study.folder import StudyFolder, study_folder
 from study.graph import Node, StageGraph
-from study.tracking import WandbTracker, wandb_mode, without_secrets
+from study.tracking import WandbTracker, wandb_mode
 from study.wandb_log import Run as Sent
 from study.wandb_log import write_run
 
@@ -282,7 +283,7 @@ def test_no_key_is_in_what_is_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize("secret", ["key:secret@", ""])
 def test_a_buckets_keys_are_not_in_what_an_artifact_refers_to(secret):
     uri = f"s3://{secret}bucket/runs/artifacts/ab/f.safetensors?endpoint_override=127.0.0.1:9000&secret_key=s"
-    assert without_secrets(uri) == "s3://bucket/runs/artifacts/ab/f.safetensors"
+    assert without_secret(uri) == "s3://bucket/runs/artifacts/ab/f.safetensors"
 
 
 # Which mode

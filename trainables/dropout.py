@@ -19,7 +19,7 @@ class Dropout(nn.Module):
         super().__init__()
         self.keep = 1 - probability
         self.seeds: list[tuple[int, int]] = []
-        self._generators: list[np.random.Generator] = []
+        self._generators: list[np.random.Generator | torch.Generator] = []
 
     def seed(self, seeds: Sequence[tuple[int, int]]) -> None:
         """One a lane; in training lanes are equal parts of the features, one after the other in memory."""
@@ -28,24 +28,21 @@ class Dropout(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:
             return features
-        if features.device.type != "cpu":
-            return self._on_device(features)
         if not self._generators:
-            self._generators = [np.random.Generator(np.random.SFC64(seed)) for seed in self.seeds]
-        share = features.numel() // len(self._generators)
-        drawn = [each.integers(0, _STEPS, share, dtype=np.uint16) for each in self._generators]
-        kept = torch.from_numpy(np.concatenate(drawn) < round(self.keep * _STEPS))
+            self._generators = [_generator(features.device, seed) for seed in self.seeds]
         mask = torch.empty_like(features)
-        mask.as_strided((len(kept),), (1,)).copy_(kept)  # in the order of memory, however the features lie there
+        flat = mask.as_strided((mask.numel(),), (1,))  # in the order of memory, however the features lie there
+        lanes = flat.split(mask.numel() // len(self._generators))
+        for lane, generator in zip(lanes, self._generators, strict=True):
+            if isinstance(generator, torch.Generator):
+                lane.bernoulli_(self.keep, generator=generator)
+            else:
+                drawn = generator.integers(0, _STEPS, len(lane), dtype=np.uint16)
+                lane.copy_(torch.from_numpy(drawn < round(self.keep * _STEPS)))
         return features * mask.div_(self.keep)
 
-    def _on_device(self, features: Tensor) -> Tensor:
-        if not self._generators:
-            device = features.device
-            self._generators = [torch.Generator(device).manual_seed(sum(seed)) for seed in self.seeds]  # type: ignore[misc]
-        mask = torch.empty_like(features)
-        share = features.numel() // len(self._generators)
-        flat = mask.as_strided((features.numel(),), (1,))
-        for lane, generator in zip(flat.split(share), self._generators, strict=True):
-            lane.bernoulli_(self.keep, generator=generator)
-        return features * mask.div_(self.keep)
+
+def _generator(device: torch.device, seed: tuple[int, int]) -> np.random.Generator | torch.Generator:
+    if device.type == "cpu":
+        return np.random.Generator(np.random.SFC64(seed))
+    return torch.Generator(device).manual_seed(sum(seed))

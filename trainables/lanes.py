@@ -142,17 +142,12 @@ class LaneOptimizer:
     def __init__(self, model: LaneModel, recipe: Recipe, rates: Sequence[float]) -> None:
         self.model, self.recipe = model, recipe
         self.weights = dict(model.layers.named_parameters())
-        self._start(rates)
-
-    def _start(self, rates: Sequence[float]) -> None:
-        self.rates = list(rates)
-        if len(set(rates)) == 1:
-            self.stepped = self.weights
-            self.optimizer = OPTIMIZERS[self.recipe.optimizer](list(self.stepped.values()), rates[0], self.recipe)
-            return
-        undecayed = self.recipe.model_copy(update={"weight_decay": 0.0})
-        self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
-        self.optimizer = OPTIMIZERS[self.recipe.optimizer](list(self.stepped.values()), 1.0, undecayed)
+        self.rates, rate = list(rates), rates[0]
+        self.stepped = self.weights
+        if len(set(rates)) > 1:
+            self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
+            recipe, rate = recipe.model_copy(update={"weight_decay": 0.0}), 1.0
+        self.optimizer = OPTIMIZERS[recipe.optimizer](list(self.stepped.values()), rate, recipe)
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
@@ -174,9 +169,9 @@ class LaneOptimizer:
                 weight.grad.add_(weight, alpha=decay)
             self.stepped[name].grad = weight.grad
         self.optimizer.step()
+        by_lane = torch.tensor(self.rates, device=next(iter(self.weights.values())).device).mul_(factor)
         for name, weight in self.weights.items():
-            rates = torch.tensor(self.rates, device=weight.device).mul_(factor)
-            rates = rates.view(-1, *[1] * (weight.dim() - 1))
+            rates = by_lane.view(-1, *[1] * (weight.dim() - 1))
             if decay and self.recipe.optimizer == "adamw":
                 weight.mul_(1 - rates * decay)
             weight.addcmul_(self.stepped[name], rates)

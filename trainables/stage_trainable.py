@@ -77,11 +77,11 @@ class StageTrainable(tune.Trainable):
                 self.ended[stage.key] = ("done", None)
         left = [stage for stage in stages if stage.key not in self.ended]
         checkpoints = {stage.key: self._checkpoint_of(stage) for stage in left}
-        epochs = Counter(len(each.epochs) if each else 0 for each in checkpoints.values())
+        epochs = {key: len(each.epochs) if each else 0 for key, each in checkpoints.items()}
         if not epochs:
             return None
-        [(epoch, _)] = epochs.most_common(1)
-        chosen = [stage for stage in left if len(each.epochs if (each := checkpoints[stage.key]) else ()) == epoch]
+        [(epoch, _)] = Counter(epochs.values()).most_common(1)
+        chosen = [stage for stage in left if epochs[stage.key] == epoch]
         if len(chosen) > 1:
             self.width = best_width(chosen, self._new_training) if self.given["measure_width"] else widest(chosen[0])
             chosen = chosen[: self.width]
@@ -178,14 +178,12 @@ class StageTrainable(tune.Trainable):
 
     def _report(self) -> dict[str, Any]:
         """What a driver learns of every lane: its state, and the epochs since the last report."""
-        states = [
-            {"key": lane.stage.key, "state": "running", "reason": None, "epochs": self._epochs(lane)}
-            for lane in self.lanes
-            if lane.stage.key not in self.ended
-        ]
         epochs = {lane.stage.key: self._epochs(lane) for lane in self.lanes}
-        for key, (state, reason) in self.ended.items():
-            states.append({"key": key, "state": state, "reason": reason, "epochs": epochs.get(key, [])})
+        told = self.ended | {key: ("running", None) for key in epochs if key not in self.ended}
+        states = [
+            {"key": key, "state": state, "reason": reason, "epochs": epochs.get(key, [])}
+            for key, (state, reason) in told.items()
+        ]
         self.lanes = [lane for lane in self.lanes if lane.stage.key not in self.ended]
         self.ended = {}
         self.reported = self.training.epoch if self.training else 0
