@@ -44,7 +44,7 @@ def students(model: str, number: int) -> list[Stage]:
 def start(stages: list[Stage]) -> StageTraining:
     dataset = load("mnist")
     logits = np.random.default_rng(0).normal(size=(dataset.sizes["train"], len(dataset.classes))).astype(np.float32)
-    return StageTraining(stages, dataset, [[logits]] * len(stages))
+    return StageTraining(stages, dataset, [[[logits]]] * len(stages))
 
 
 def work(model: str, threads: int, lanes: bool, together: Barrier, answers: "Queue[tuple[int, int, float]]") -> None:

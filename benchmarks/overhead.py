@@ -189,7 +189,7 @@ def measure_epoch() -> None:
         **{"lambda": 0.5},
     )
     logits = np.zeros((len(dataset.train.labels), 10), np.float32)
-    cached = StageTraining([student], dataset, [[logits]])
+    cached = StageTraining([student], dataset, [[[logits]]])
     cached.run_epoch()
     with_cache = seconds_of(cached.run_epoch)
     order = torch.arange(len(cached.labels)).split(cached.recipe.batch_size)
@@ -202,7 +202,7 @@ def measure_epoch() -> None:
                 images = cached.images[batch]
                 with torch.no_grad():
                     upstream = module(images.contiguous(memory_format=memory_format))
-                targets = soften(upstream[None], 4.0, "separate")
+                targets = soften(upstream[None], 4.0, Loss())
                 cached.probabilities[batch, 0] = targets.probabilities
                 cached.negative_entropy[batch, 0] = targets.negative_entropy
                 cached.train_step(batch, factor=1.0)

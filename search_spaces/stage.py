@@ -5,9 +5,9 @@ import json
 from functools import cached_property
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from search_spaces.values import Integer, Number, Value
+from search_spaces.values import Flag, Integer, Number, Value
 
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
 TRAINING_REVISION = 2
@@ -46,6 +46,9 @@ class Recipe(Value):
     examples: Integer | None = Field(None, ge=1, description="size of the transfer set; null: all")
     examples_seed: Integer = 0
     order_seed: Integer = 0
+    augment: Literal["crop-flip", "flip-rotate"] | None = Field(None, description="of training images, in views")
+    views: Integer | None = Field(None, ge=2, description="augment only; seeded copies of the images, 8 unless told")
+    class_weights: Literal["balanced"] | None = Field(None, description="of the loss on labels; null: all the same")
     evaluate_every: Integer = Field(
         1, ge=1, description="epochs between looks at the validation split; the last always"
     )
@@ -58,11 +61,12 @@ class Recipe(Value):
             return given
         used = {"momentum": given.get("optimizer") == "sgd"}
         used |= dict.fromkeys(("milestones", "step_factor"), given.get("schedule") == "step")
+        used |= {"views": given.get("augment") is not None}
+        owners = {"momentum": "optimizer: sgd", "views": "a recipe with augment"}
         for field, is_used in used.items():
             if given.get(field) is not None and not is_used:
-                owner = "optimizer: sgd" if field == "momentum" else "schedule: step"
-                raise ValueError(f"{field} is only for {owner}")
-        defaults: dict[str, Any] = {"momentum": 0.9, "milestones": (0.5, 0.75), "step_factor": 0.1}
+                raise ValueError(f"{field} is only for {owners.get(field, 'schedule: step')}")
+        defaults: dict[str, Any] = {"momentum": 0.9, "milestones": (0.5, 0.75), "step_factor": 0.1, "views": 8}
         return given | {name: defaults[name] for name, is_used in used.items() if is_used and given.get(name) is None}
 
     @model_validator(mode="after")
@@ -78,7 +82,35 @@ class Loss(Value):
 
     form: Literal["convex", "additive"] = "convex"
     kl_reduction: Literal["batchmean", "mean"] = "batchmean"
-    guidance: Literal["separate", "ensemble"] = "separate"
+    guidance: Literal["separate", "ensemble"] = Field("separate", description="how several upstreams are combined")
+    drop_guides: Number | None = Field(None, gt=0, lt=1, description="the chance that a batch lacks an upstream")
+    divergence: Literal["decoupled"] | None = Field(None, description="null: KL")
+    alpha: Number | None = Field(None, ge=0, description="decoupled only; 1 unless told")
+    beta: Number | None = Field(None, ge=0, description="decoupled only; 8 unless told")
+    standardize: Flag | None = Field(None, description="of logits over classes, before T; two classes keep their sign")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_what_only_some_use(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        if given.get("divergence") == "decoupled":
+            return {"alpha": 1.0, "beta": 8.0} | {name: each for name, each in given.items() if each is not None}
+        for name in ("alpha", "beta"):
+            if given.get(name) is not None:
+                raise ValueError(f"{name} is only for divergence: decoupled")
+        return given
+
+    @model_validator(mode="after")
+    def _guides_are_apart(self) -> Self:
+        if self.drop_guides is not None and self.guidance == "ensemble":
+            raise ValueError("drop_guides is only for guidance: separate")
+        return self
+
+    @field_validator("standardize")
+    @classmethod
+    def _one_way_to_say_no(cls, standardize: bool | None) -> bool | None:
+        return standardize or None
 
 
 class Stage(Value):
@@ -105,7 +137,19 @@ class Stage(Value):
             raise ValueError(f"temperature is {self.temperature}; a temperature is > 0")
         if self.lambda_ is not None and self.loss is not None:
             check_lambda(self.lambda_, self.loss.form)
+        for upstream in self.upstream:
+            self._check_views(upstream.recipe)
         return self
+
+    def _check_views(self, upstream: Recipe) -> None:
+        """Soft targets are there for the views that the upstream stage declares; view 0 is the images as they are."""
+        own, theirs = self.recipe, upstream
+        if own.augment and (own.augment != theirs.augment or (own.views or 1) > (theirs.views or 1)):
+            found = f"{theirs.augment} with {theirs.views}" if theirs.augment else "none"
+            raise ValueError(
+                f"recipe of the {self.role}: augment {own.augment} with {own.views} views, but what it learns from has "
+                f"{found}; give both the same, upstream with at least as many views"
+            )
 
     def key_input(self) -> dict[str, Any]:
         """Everything that determines the result, as JSON; what is null is left out."""
@@ -124,7 +168,7 @@ class Stage(Value):
 
     def _loss_input(self) -> dict[str, Any] | None:
         # How several upstreams are combined says nothing where there is one.
-        left_out = {"guidance"} if len(self.upstream) < 2 else set()
+        left_out = {"guidance", "drop_guides"} if len(self.upstream) < 2 else set()
         return self.loss.model_dump(mode="json", exclude=left_out, exclude_none=True) if self.loss else None
 
     @cached_property
@@ -136,7 +180,7 @@ class Stage(Value):
     def shape(self) -> str:
         """What stages that train together share: all but seed, learning rate, T, lambda and upstream."""
         recipe = self.recipe.model_dump(mode="json", exclude={"learning_rate"})
-        shared = [self.dataset.model_dump(mode="json"), self.model, recipe, self._loss_input()]
+        shared = [self.dataset.model_dump(mode="json"), self.model, recipe, self._loss_input(), len(self.upstream)]
         return json.dumps(shared, sort_keys=True)
 
     @property

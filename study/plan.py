@@ -157,7 +157,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     logits = np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)
 
     def start(some: Sequence[Stage]) -> StageTraining:
-        return StageTraining(some, dataset, [[logits] * len(stage.upstream)] * len(some))
+        return StageTraining(some, dataset, [[[logits]] * len(stage.upstream)] * len(some))
 
     width = widest(stage) or lanes or (best_width(probes, start) if len(probes) > 1 else 1)
     training = start(probes[:width])

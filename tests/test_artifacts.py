@@ -21,7 +21,7 @@ from trainables.storage import STALE_SECONDS, open_storage
 
 KEY, OTHER = "a" * 64, "b" * 64
 LOGITS = np.arange(60, dtype=np.float32).reshape(20, 3)
-FILES = {WEIGHTS: b"weights", SOFT_TARGETS: soft_targets_file(LOGITS)}
+FILES = {WEIGHTS: b"weights", SOFT_TARGETS: soft_targets_file(LOGITS[None])}
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -57,7 +57,7 @@ def test_what_is_published_is_found(store):
 
 def test_soft_targets_come_back_as_they_were_memory_mapped(store):
     publish(store)
-    found = store.soft_targets(KEY)
+    [found] = store.soft_targets(KEY)
     np.testing.assert_array_equal(found, LOGITS)
     assert not found.flags.writeable
     assert not found.flags.owndata

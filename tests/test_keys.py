@@ -40,6 +40,7 @@ RECIPE = {
     "order_seed": 1,
     "evaluate_every": 2,
     "select": "best",
+    "class_weights": "balanced",
 }
 
 
@@ -54,7 +55,7 @@ def test_the_key_changes_with_the_recipes(field: str):
 
 
 def test_no_field_of_a_recipe_is_forgotten():
-    conditional = {"momentum", "milestones", "step_factor"}  # filled where the optimizer or schedule uses them
+    conditional = {"momentum", "milestones", "step_factor", "augment", "views"}  # the tests below
     assert set(RECIPE) | conditional == set(stage.Recipe.model_fields)
 
 
@@ -64,10 +65,13 @@ def test_no_field_of_a_recipe_is_forgotten():
         ({"optimizer": "sgd"}, {"momentum": 0.5}),
         ({"schedule": "step"}, {"milestones": [0.3]}),
         ({"schedule": "step"}, {"step_factor": 0.5}),
+        ({}, {"augment": "crop-flip"}),
+        ({"augment": "crop-flip"}, {"augment": "flip-rotate"}),
+        ({"augment": "crop-flip"}, {"views": 3}),
     ],
 )
 def test_the_key_changes_with_what_only_some_recipes_use(used_by: dict, change: dict):
-    assert make_stage(**used_by).key != make_stage(**used_by, **change).key
+    assert make_stage(**used_by).key != make_stage(**used_by | change).key
 
 
 def test_the_key_changes_with_the_revision_of_the_training_code(monkeypatch):
@@ -86,6 +90,34 @@ def test_how_several_upstreams_combine_counts_only_where_there_are_several():
     two = [make_stage(upstream=(TEACHER, other), loss=Loss(guidance=how)).key for how in ("separate", "ensemble")]
     assert one[0] == one[1]
     assert two[0] != two[1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"divergence": "decoupled"},
+        {"divergence": "decoupled", "alpha": 2.0},
+        {"divergence": "decoupled", "beta": 2.0},
+        {"standardize": True},
+    ],
+)
+def test_the_key_changes_with_the_losss(change: dict):
+    keys = {
+        make_stage(upstream=(TEACHER,), loss=Loss(**loss)).key for loss in ({}, {"divergence": "decoupled"}, change)
+    }
+    assert len(keys) == len({json.dumps(each) for each in ({}, {"divergence": "decoupled"}, change)})
+
+
+def test_what_a_loss_leaves_out_is_not_in_the_key():
+    said = Loss(divergence=None, standardize=False, drop_guides=None, alpha=None)
+    assert make_stage(upstream=(TEACHER,), loss=said).key == BASE.key
+
+
+def test_guides_that_are_dropped_count_only_where_there_are_several():
+    other = make_stage("mlp-32", role="assistant")
+    for upstream, same in (((TEACHER,), True), ((TEACHER, other), False)):
+        plain, dropped = (make_stage(upstream=upstream, loss=Loss(drop_guides=each)) for each in (None, 0.5))
+        assert (plain.key == dropped.key) is same
 
 
 def test_the_key_is_the_same_from_python_and_from_json():

@@ -8,7 +8,7 @@ import torch
 from conftest import make_stage
 from torch import Tensor
 
-from search_spaces import Stage
+from search_spaces import Loss, Stage
 from study.plan import fingerprint
 from trainables.datasets import load
 from trainables.losses import soften
@@ -61,15 +61,15 @@ class TeacherInTheLoop(StageTraining):
 
     def __init__(self, stage: Stage, teacher_weights: dict[str, Tensor]) -> None:
         nothing = np.full((len(MNIST.train.labels), 10), np.nan, np.float32)
-        super().__init__([stage], MNIST, [[nothing]])
+        super().__init__([stage], MNIST, [[[nothing]]])
         self.teacher = build("mlp-32", MNIST.image_shape, 10).eval()
         self.teacher.load_state_dict(teacher_weights)
 
-    def train_step(self, batch: Tensor, factor: float) -> Tensor:
+    def train_step(self, batch: Tensor, factor: float, number: int = 0) -> Tensor:
         with torch.no_grad():
-            targets = soften(self.teacher(self.images[batch])[None], self.running[0].stage.temperature or 0, "separate")
+            targets = soften(self.teacher(self.images[batch])[None], self.running[0].stage.temperature or 0, Loss())
         self.probabilities[batch, 0], self.negative_entropy[batch, 0] = targets.probabilities, targets.negative_entropy
-        return super().train_step(batch, factor)
+        return super().train_step(batch, factor, number)
 
 
 def test_cached_soft_targets_give_the_student_that_the_teacher_in_the_loop_gives(teacher):
@@ -84,8 +84,8 @@ def test_cached_soft_targets_give_the_student_that_the_teacher_in_the_loop_gives
 
 def test_soft_targets_are_the_logits_of_the_selected_weights(teacher):
     logits = logits_of("mlp-32", teacher.weights, MNIST.train.images[:100])
-    torch.testing.assert_close(logits, teacher.soft_targets[:100], rtol=1e-4, atol=1e-4)
-    assert teacher.soft_targets.shape == (50_000, 10)
+    torch.testing.assert_close(logits, teacher.soft_targets[0, :100], rtol=1e-4, atol=1e-4)
+    assert teacher.soft_targets.shape == (1, 50_000, 10)
 
 
 def test_only_what_something_learns_from_leaves_soft_targets():

@@ -108,13 +108,11 @@ class ArtifactStore:
         """A file of an artifact; raises FileNotFoundError where there is none, ValueError where it is damaged."""
         return self._local(key, name).read_bytes()
 
-    def soft_targets(self, key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Logits `[train examples, classes]`, memory-mapped; raises as `read` does."""
+    def soft_targets(self, key: str) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """By view the logits `[train examples, classes]`, memory-mapped; raises as `read` does."""
         with pa.memory_map(str(self._local(key, SOFT_TARGETS))) as source:
-            column = pa.ipc.open_file(source).read_all().column("view_0")
-        [chunk] = column.chunks
-        logits: np.ndarray[Any, np.dtype[np.float32]] = chunk.values.to_numpy(zero_copy_only=True)
-        return logits.reshape(len(chunk), -1)
+            [batch] = pa.ipc.open_file(source).read_all().to_batches()
+        return [column.values.to_numpy(zero_copy_only=True).reshape(len(batch), -1) for column in batch.columns]
 
     def _local(self, key: str, name: str) -> Path:
         description = self.describe(key)
@@ -162,10 +160,10 @@ def _checkpoint(key: str) -> str:
 
 
 def soft_targets_file(logits: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    """Arrow IPC: one row an example, one fixed-size list of logits a view."""
-    examples, classes = logits.shape
-    column = pa.FixedSizeListArray.from_arrays(pa.array(logits.reshape(-1)), classes)
-    table = pa.table({"view_0": column})
+    """Arrow IPC of logits `[views, examples, classes]`: one row an example, one fixed-size list of logits a view."""
+    _, examples, classes = logits.shape
+    columns = [pa.FixedSizeListArray.from_arrays(pa.array(view.reshape(-1)), classes) for view in logits]
+    table = pa.table(columns, names=[f"view_{number}" for number in range(len(columns))])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=examples)

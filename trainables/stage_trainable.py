@@ -23,7 +23,7 @@ from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_fi
 from trainables.datasets import load
 from trainables.models import size_of
 from trainables.storage import FULL
-from trainables.training import Checkpoint, Lane, Logits, StageTraining, Trained
+from trainables.training import ByView, Checkpoint, Lane, StageTraining, Trained
 from trainables.width import best_width, widest
 
 # A step of Tune's goes on for about this long, so that short epochs don't each cost a message.
@@ -239,5 +239,5 @@ def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _soft_targets(store: ArtifactStore, key: str) -> Logits:
+def _soft_targets(store: ArtifactStore, key: str) -> ByView:
     return store.soft_targets(key)

@@ -137,7 +137,9 @@ class Folder(Storage):
             for name, content in contents.items():
                 write_synced(temporary / name, content)
             if target.exists() and not all((target / name).exists() for name in contents):
-                target.rename(old := temporary.with_name(_temporary()))
+                old = temporary.with_name(_temporary())
+                with suppress(FileNotFoundError):  # another writer took it away first
+                    target.rename(old)
                 shutil.rmtree(old, ignore_errors=True)
             try:
                 temporary.rename(target)

@@ -17,10 +17,13 @@ from trainables.datasets import Dataset, transfer_set
 from trainables.lanes import Alone, LaneModel, LaneOptimizer, Stacked
 from trainables.losses import SoftTargets, distillation, labels_only, soften
 from trainables.models import build, family_of
+from trainables.views import View, view
 
 EVALUATION_BATCH = 1000
 CHECKPOINT_FORMAT = 1
+_GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
+ByView = Sequence[Logits]
 
 # What the learning rate is multiplied by, by the fraction of the run that is done (0 at the first step).
 SCHEDULES: dict[str, Callable[[float, Recipe], float]] = {
@@ -54,7 +57,7 @@ class Trained:
     """What a stage's training leaves."""
 
     weights: dict[str, Tensor]
-    soft_targets: Tensor | None  # float32 logits [train examples, classes]; None for students
+    soft_targets: Tensor | None  # float32 logits [views, train examples, classes]; None for students
     selected: EpochMetrics  # the epoch whose weights these are
     soft_targets_seconds: float
 
@@ -80,7 +83,12 @@ class Lane:
 
 
 class Pixels:
-    """Images of a split on the device that trains, as bytes; a batch of them becomes normalised float32."""
+    """Images of a split on the device that trains, as bytes; a batch of them becomes normalised float32.
+
+    With a `view` they are as that view has them.
+    """
+
+    view: View | None = None
 
     def __init__(self, images: Tensor, dataset: Dataset, device: torch.device, memory_format: torch.memory_format):
         self.images = images.to(device)
@@ -94,6 +102,8 @@ class Pixels:
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """[batch, channels, height, width]"""
         pixels = self.images[index] if isinstance(index, slice) else self.images.index_select(0, index)
+        if self.view is not None:
+            pixels = self.view.apply(pixels, index)
         pixels = pixels.float().mul_(self.scale).add_(self.shift)
         return pixels.contiguous(memory_format=self.memory_format)
 
@@ -123,7 +133,7 @@ def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:
 class StageTraining:
     """Training of stages that share a shape; between two calls of `run_epoch` it stands still.
 
-    upstream: for each stage the logits `[train examples, classes]` of its upstream stages, in their order.
+    upstream: for each stage, of its upstream stages in their order, by view the logits `[train examples, classes]`.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
 
@@ -131,7 +141,7 @@ class StageTraining:
         self,
         stages: Sequence[Stage],
         dataset: Dataset,
-        upstream: Sequence[Sequence[Logits]],
+        upstream: Sequence[Sequence[ByView]],
         device: torch.device | str = "cpu",
     ) -> None:
         if len({stage.shape for stage in stages}) > 1:
@@ -144,13 +154,15 @@ class StageTraining:
         self.labels = dataset.train.labels[self.transfer_set].to(self.device)
         self.validation = self._pixels(dataset.validation.images)
         self.validation_labels = dataset.validation.labels.to(self.device)
+        self.class_weights = self._class_weights()
         self.lanes = [Lane(stage) for stage in stages]
         self.running = list(self.lanes)  # those that are in the model, in its order
         self.model = self._lane_model([self._new_model(stage) for stage in stages])
         self.optimizer = self._new_optimizer()
         self.epoch = 0
-        self._set_soft_targets([self._soft_targets(*each) for each in zip(stages, upstream, strict=True)])
-        self._seed_dropout()
+        self.upstream = dict(zip((stage.key for stage in stages), upstream, strict=True))
+        self.view: int | None = None
+        self._begin_epoch()
 
     def _transfer_set(self) -> Any:
         """An index of the training examples that the recipe trains on."""
@@ -174,11 +186,32 @@ class StageTraining:
     def _new_optimizer(self) -> LaneOptimizer:
         return LaneOptimizer(self.model, self.recipe, [lane.stage.recipe.learning_rate for lane in self.running])
 
-    def _soft_targets(self, stage: Stage, upstream: Sequence[Logits]) -> SoftTargets | None:
+    def _class_weights(self) -> Tensor | None:
+        """By class, so that each weighs as much in sum: examples / (classes * examples of the class)."""
+        if self.recipe.class_weights is None:
+            return None
+        counts = self.labels.bincount(minlength=len(self.dataset.classes)).clamp_min(1)
+        return len(self.labels) / (len(counts) * counts)
+
+    def _begin_epoch(self) -> None:
+        """Whatever is random in an epoch follows from seeds and its number, so training can go on from any epoch."""
+        self.model.seed_dropout([_mix(lane.stage.seed, self.epoch) for lane in self.running])
+        number = self.epoch % (self.recipe.views or 1)
+        if number != self.view:
+            self.view = number
+            self.images.view = self._view(number, self.transfer_set)
+            self._set_soft_targets([self._soft_targets(lane.stage, number) for lane in self.running])
+        self.guides = self._draw_guides()
+
+    def _view(self, number: int, index: Any) -> View | None:
+        drawn = view(self.recipe.augment, number, self.dataset.sizes["train"])
+        return drawn.of(index).to(self.device) if drawn else None
+
+    def _soft_targets(self, stage: Stage, view: int) -> SoftTargets | None:
         if stage.temperature is None or stage.loss is None:
             return None
-        chosen = [torch.from_numpy(np.array(logits[self.transfer_set])) for logits in upstream]
-        return soften(torch.stack(chosen).to(self.device), stage.temperature, stage.loss.guidance)
+        chosen = [torch.from_numpy(np.array(logits[view][self.transfer_set])) for logits in self.upstream[stage.key]]
+        return soften(torch.stack(chosen).to(self.device), stage.temperature, stage.loss)
 
     def _set_soft_targets(self, targets: Sequence[SoftTargets | None]) -> None:
         """All lanes' targets and hyperparameters together: one row an example, so that a batch is one gather."""
@@ -189,6 +222,21 @@ class StageTraining:
         self.negative_entropy = torch.stack([each.negative_entropy for each in given], dim=1)
         self.temperature = torch.tensor([lane.stage.temperature for lane in self.running], device=self.device)
         self.weight = torch.tensor([lane.stage.lambda_ for lane in self.running], device=self.device)
+
+    def _draw_guides(self) -> Tensor | None:
+        """What each upstream counts for in each batch of the epoch, `[batches, lanes, upstreams]`; None: all the same.
+
+        Each is left out with the chance `drop_guides`, but never all (stochastic guidance, Son et al. 2021).
+        """
+        if self.loss is None or self.loss.drop_guides is None or self.probabilities.shape[2] == 1:
+            return None
+        drawn = []
+        for lane in self.running:
+            random = np.random.Generator(np.random.PCG64([lane.stage.seed, self.epoch, _GUIDES]))
+            chances = random.random((-(-len(self.labels) // self.recipe.batch_size), self.probabilities.shape[2]))
+            kept = (chances >= self.loss.drop_guides) | (chances == chances.max(axis=1, keepdims=True))
+            drawn.append(kept / kept.sum(axis=1, keepdims=True))
+        return torch.from_numpy(np.stack(drawn, axis=1).astype(np.float32)).to(self.device)
 
     def end(self, lanes: Sequence[Lane]) -> None:
         """Goes on without these; the others are not touched."""
@@ -214,10 +262,9 @@ class StageTraining:
     def run_epoch(self) -> None:
         """One epoch over the transfer set, then a look at the validation split where the recipe says so."""
         started = time.perf_counter()
-        # Everything random in an epoch follows from seeds and its number, so training can go on from any epoch.
         generator = np.random.Generator(np.random.PCG64([self.recipe.order_seed, self.epoch]))
         order = torch.from_numpy(generator.permutation(len(self.labels))).to(self.device)
-        self._seed_dropout()
+        self._begin_epoch()
         self.model.train()
         batches = order.split(self.recipe.batch_size)
         total = torch.zeros(len(self.running), device=self.device)
@@ -225,32 +272,34 @@ class StageTraining:
             factor = SCHEDULES[self.recipe.schedule](
                 (self.epoch + number / len(batches)) / self.recipe.epochs, self.recipe
             )
-            total += self.train_step(batch, factor) * len(batch)
+            total += self.train_step(batch, factor, number) * len(batch)
         self.epoch += 1
         self._close_epoch((total / len(self.labels)).tolist(), factor, started)
 
-    def _seed_dropout(self) -> None:
-        self.model.seed_dropout([_mix(lane.stage.seed, self.epoch) for lane in self.running])
+    def train_step(self, batch: Tensor, factor: float, number: int = 0) -> Tensor:
+        """One step on a batch of the transfer set, at `factor` times each lane's rate; returns the losses `[lanes]`.
 
-    def train_step(self, batch: Tensor, factor: float) -> Tensor:
-        """One step on a batch of the transfer set, at `factor` times each lane's rate; returns the losses `[lanes]`."""
+        `number` is the batch's in its epoch.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
             logits = self.model(self.images[batch])
-        losses = self._losses(logits, batch)
+        losses = self._losses(logits, batch, number)
         self.optimizer.zero_grad()
         losses.sum().backward()  # lanes share no weights: each gets its own gradient
         self.optimizer.step(factor)
         return losses.detach()
 
-    def _losses(self, logits: Tensor, batch: Tensor) -> Tensor:
+    def _losses(self, logits: Tensor, batch: Tensor, number: int) -> Tensor:
         labels = self.labels.index_select(0, batch)
-        smoothing = self.recipe.label_smoothing or 0.0
+        hard = labels_only(logits, labels, self.recipe.label_smoothing or 0.0, self.class_weights)
         if self.loss is None:
-            return labels_only(logits, labels, smoothing)
-        rows = self.probabilities.index_select(0, batch)
-        probabilities = rows.permute(1, 2, 0).contiguous()
-        entropy = self.negative_entropy.index_select(0, batch).t()
-        return distillation(logits, labels, probabilities, entropy, self.temperature, self.weight, self.loss, smoothing)
+            return hard
+        targets = SoftTargets(
+            self.probabilities.index_select(0, batch).permute(1, 2, 3, 0).contiguous(),
+            self.negative_entropy.index_select(0, batch).permute(1, 2, 0),
+        )
+        guides = None if self.guides is None else self.guides[number]
+        return distillation(hard, logits, labels, targets, self.temperature, self.weight, self.loss, guides)
 
     def _close_epoch(self, train_losses: list[float], factor: float, started: float) -> None:
         where = f"in epoch {self.epoch} of {self.recipe.epochs}"
@@ -314,8 +363,11 @@ class StageTraining:
         started = time.perf_counter()
         logits: list[Tensor | None] = [None] * len(self.running)
         if any(lane.stage.role != "student" for lane in self.running):
-            predicted = predict(self.model, self._pixels(self.dataset.train.images)).transpose(1, 2)
-            logits = [each.cpu().contiguous() for each in predicted]
+            pixels, views = self._pixels(self.dataset.train.images), []
+            for number in range(self.recipe.views or 1):
+                pixels.view = self._view(number, slice(None))
+                views.append(predict(self.model, pixels).transpose(1, 2).cpu())
+            logits = [each.contiguous() for each in torch.stack(views, dim=1)]
         seconds = (time.perf_counter() - started) / len(self.running)
         return [
             (
@@ -374,7 +426,7 @@ def _mix(seed: int, epoch: int) -> int:
 def train(
     stages: Sequence[Stage],
     dataset: Dataset,
-    upstream: Sequence[Sequence[Logits]],
+    upstream: Sequence[Sequence[ByView]],
     device: torch.device | str = "cpu",
 ) -> list[Trained]:
     """Train stages of one shape to their end; see `StageTraining`. Raises TrainingError where one failed."""
