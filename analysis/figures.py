@@ -21,7 +21,7 @@ from analysis.tables import Missing, arm_order, assistants_of, chosen_students, 
 
 # Okabe and Ito's palette: tells apart also without full colour vision, on white and on black.
 ASSISTED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8F7A00")
-FIXED = {"labels": "#7F7F7F", "label_smoothing": "#A6761D", "kd": "#2A86C8"}
+FIXED = {"labels": "#7F7F7F", "label_smoothing": "#A6761D", "kd": "#2A86C8", "ensemble": "#7B3FA0"}
 INK, FAINT, OTHERS = "#222222", "#88888840", "#A0A0A0"
 WIDTH = 8.0  # inches
 # The parts of a figure that the report turns light on a dark page.

@@ -79,12 +79,12 @@ def accuracy_by_seed(trials: pd.DataFrame) -> dict[str, "pd.Series[float]"]:
 
 
 def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
-    """labels, what has no teacher, kd, then by the number of assistants, from the largest down."""
+    """labels, what has no teacher, kd, ensemble, then by the number of assistants, from the largest down."""
     assistants = assistants_of(arm)
     if not assistants:
-        return ({"labels": 0, "kd": 2}.get(arm, 1), 0, 0.0, arm)
+        return ({"labels": 0, "kd": 2, "ensemble": 3}.get(arm, 1), 0, 0.0, arm)
     parameters = trials.loc[trials["model"] == assistants[-1], "parameters"].max()
-    return (3, len(assistants), -float(parameters), arm)
+    return (4, len(assistants), -float(parameters), arm)
 
 
 def assistants_of(arm: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ class Arm:
 
     `dense:a>b` learns from the teacher and all assistants, each of which learns from all larger ones (Son et al. 2021);
     `label_smoothing` from smoothed labels: what distillation does beyond that is the teacher's (Yuan et al. 2020).
+    `ensemble` and `ensemble:a>b` are `kd` and `takd` with an ensemble in the teacher's place (Hinton et al. 2015).
     """
 
     name: str
@@ -18,13 +19,14 @@ class Arm:
     assistants: tuple[str, ...] = ()
     dense: bool = False
     smoothed: bool = False
+    ensemble: bool = False
 
     @property
     def paper_name(self) -> str:
         """What Mirzadeh et al. 2020, and for `dense` Son et al. 2021, call it in their tables."""
         if self.dense:
             return "DGKD"
-        if self.smoothed:
+        if self.smoothed or self.ensemble:
             return "-"
         return "TAKD" if self.assistants else "BLKD" if self.distilled else "NOKD"
 
@@ -33,8 +35,12 @@ _SIMPLE = {
     "labels": Arm("labels", distilled=False),
     "label_smoothing": Arm("label_smoothing", distilled=False, smoothed=True),
     "kd": Arm("kd", distilled=True),
+    "ensemble": Arm("ensemble", distilled=True, ensemble=True),
 }
-_VALID = f"{', '.join(_SIMPLE)}, takd:MODEL, takd:MODEL>MODEL or dense:MODEL>MODEL (larger first)"
+_CHAINS = ("takd", "dense", "ensemble")
+_VALID = (
+    f"{', '.join(_SIMPLE)}, {', '.join(f'{kind}:MODEL>MODEL' for kind in _CHAINS)} (one model or more, larger first)"
+)
 
 
 def parse_arm(name: str) -> Arm:
@@ -43,6 +49,6 @@ def parse_arm(name: str) -> Arm:
         return _SIMPLE[name]
     kind, _, chain = name.partition(":")
     assistants = tuple(chain.split(">"))
-    if kind not in ("takd", "dense") or not all(assistants) or len(set(assistants)) < len(assistants):
+    if kind not in _CHAINS or not all(assistants) or len(set(assistants)) < len(assistants):
         raise InputError(f"{name!r} is no arm; valid: {_VALID}")
-    return Arm(name, distilled=True, assistants=assistants, dense=kind == "dense")
+    return Arm(name, distilled=True, assistants=assistants, dense=kind == "dense", ensemble=kind == "ensemble")

@@ -13,7 +13,18 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 
 from search_spaces.arms import Arm, parse_arm
 from search_spaces.errors import InputError
-from search_spaces.stage import FRESH_SEED, DatasetFingerprint, Loss, Path, Recipe, Role, Stage, check_lambda
+from search_spaces.stage import (
+    FRESH_SEED,
+    MEMBER_SEEDS,
+    DatasetFingerprint,
+    Loss,
+    Path,
+    Recipe,
+    Role,
+    Stage,
+    check_lambda,
+    check_views,
+)
 from search_spaces.values import Flag, Integer, Number, Value, explain
 
 Scalar = Flag | Integer | Number | str | None
@@ -119,6 +130,14 @@ class Training(Value):
                     raise ValueError(str(explain(error, name + place)).removeprefix(f"{name}: ")) from None
         return recipe
 
+    def view_recipes(self) -> list[Recipe]:
+        """Of every choice of augmentation and views, that part of the recipe."""
+        choices = [examples_of(self.recipe.get(name)) for name in ("augment", "views")]
+        return [
+            Recipe.model_validate({"augment": augment, "views": views if augment else None})
+            for (_, augment), (_, views) in itertools.product(*choices)
+        ]
+
 
 class Distillation(Training):
     """A role that may learn from soft targets: temperature and lambda, each fixed or varied."""
@@ -139,7 +158,34 @@ class Distillation(Training):
 
 
 class Teacher(Training):
-    model: str
+    """The model may be varied: what does a larger teacher change? Arms with an ensemble learn from its members."""
+
+    model: str | Choices = Field(description="fixed or {choices: [...]}")
+    members: Integer | tuple[str, ...] | None = Field(None, description="of an ensemble: how many, or their models")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _models_are_named(cls, model: Any) -> Any:
+        for place, example in examples_of(Choices.model_validate(model) if isinstance(model, dict) else model):
+            if not isinstance(example, str):
+                raise ValueError(f"model{place} is {example!r}; expected a model spec such as mlp-1200")
+        return model
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _an_ensemble_has_several(cls, members: Any) -> Any:
+        count = len(members) if isinstance(members, list | tuple) else members
+        if count is not None and (type(count) is not int or count < 2):
+            raise ValueError(
+                f"{members!r} is no ensemble; expected a number of at least 2, or a list of two models or more"
+            )
+        return members
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All that a stage may train."""
+        named = self.members if isinstance(self.members, tuple) else ()
+        return tuple(dict.fromkeys([*(str(example) for _, example in examples_of(self.model)), *named]))
 
 
 class Assistants(Distillation):
@@ -264,6 +310,10 @@ class Space(Value):
             for assistant in parse_arm(name).assistants:
                 if assistant not in known:
                     raise ValueError(f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known)}")
+            if parse_arm(name).ensemble and self.teacher.members is None:
+                raise ValueError(
+                    f"arms: {name!r} has an ensemble; say what it is made of in teacher.members, such as 3"
+                )
         if len(set(self.arms)) < len(self.arms):
             raise ValueError("arms: each arm is named once")
         for place, section in (("assistants", self.assistants), ("student", self.student)):
@@ -272,6 +322,7 @@ class Space(Value):
                     check_lambda(value, self.loss.form)
                 except ValueError as error:
                     raise ValueError(f"{place}.lambda{where}: {error}") from None
+        self._soft_targets_of_every_view()
         if self.sampler == "grid":
             self.grid()  # a range without a step says so now
         elif self.trials is None:
@@ -281,6 +332,17 @@ class Space(Value):
                 f"trials is {self.trials}; a coverage of {self.coverage} for {len(self.all_arms)} arms takes {needed}"
             )
         return self
+
+    def _soft_targets_of_every_view(self) -> None:
+        sections = [("assistants", self.assistants)] if any(arm.assistants for arm in self.all_arms) else []
+        if any(arm.distilled for arm in self.all_arms):
+            for place, section in (*sections, ("student", self.student)):
+                for _, upstream in [("teacher", self.teacher), *sections]:
+                    for own, theirs in itertools.product(section.view_recipes(), upstream.view_recipes()):
+                        try:
+                            check_views(own, theirs)
+                        except ValueError as error:
+                            raise ValueError(f"{place}.recipe: {error}") from None
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:
@@ -311,6 +373,8 @@ class Space(Value):
             if arm.distilled and isinstance(section, Distillation):
                 found |= {f"{prefix}temperature": section.temperature, f"{prefix}lambda": section.lambda_}
             found |= {f"{prefix}{name}": value for name, value in section.recipe.items()}
+        if arm.distilled and not (arm.ensemble and isinstance(self.teacher.members, tuple)):
+            found["teacher.model"] = self.teacher.model
         return {name: value for name, value in found.items() if isinstance(value, Choices | Range)}
 
     def guaranteed(self) -> list[dict[str, Scalar]]:
@@ -370,9 +434,10 @@ class Space(Value):
     ) -> Path:
         """The path of an arm with the chosen hyperparameters, for a student's seed and one of all it learns from."""
         stage = partial(self._stage, chosen=chosen, dataset=dataset)
-        upstream: tuple[Stage, ...] = ()
-        if arm.distilled:
-            upstream = (stage("teacher", self.teacher.model, self.teacher, seed=upstream_seed, upstream=()),)
+        upstream = tuple(
+            stage("teacher", model, self.teacher, seed=upstream_seed + member * MEMBER_SEEDS, upstream=())
+            for model, member in self._teachers(arm, chosen)
+        )
         for model in arm.assistants:
             assistant = stage("assistant", model, self.assistants, seed=upstream_seed, upstream=upstream)
             upstream = (*upstream, assistant) if arm.dense else (assistant,)
@@ -381,6 +446,16 @@ class Space(Value):
             "student", self.student.model, self.student, seed=seed, upstream=upstream, label_smoothing=smoothing
         )
         return Path(arm=arm.name, student=student)
+
+    def _teachers(self, arm: Arm, chosen: Mapping[str, Scalar]) -> list[tuple[str, int]]:
+        """The models at the head of a path, each with its number among those that are alike."""
+        members = self.teacher.members
+        if not arm.distilled:
+            return []
+        if arm.ensemble and isinstance(members, tuple):
+            return [(model, members[:place].count(model)) for place, model in enumerate(members)]
+        model = self._value("teacher.model", self.teacher.model, chosen)
+        return [(model, member) for member in range(members if arm.ensemble and isinstance(members, int) else 1)]
 
     @staticmethod
     def _value(name: str, given: Any, chosen: Mapping[str, Scalar]) -> Any:
@@ -409,7 +484,8 @@ class Space(Value):
             recipe["label_smoothing"] = label_smoothing
         fields: dict[str, Any] = {}
         if upstream and isinstance(section, Distillation):
-            fields["loss"] = self.loss
+            ensemble = len({stage.role for stage in upstream}) == 1 and len(upstream) > 1
+            fields["loss"] = self.loss.of_ensemble() if ensemble else self.loss
             fields["temperature"] = float(value("temperature", section.temperature))
             fields["lambda"] = float(value("lambda", section.lambda_))
         return Stage(

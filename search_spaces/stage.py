@@ -13,6 +13,7 @@ from search_spaces.values import Flag, Integer, Number, Value
 TRAINING_REVISION = 2
 
 FRESH_SEED = 1_000_000  # the first of the confirm phase; searches count from 0
+MEMBER_SEEDS = 10_000  # between the members of an ensemble that are alike; the first has the seed of the lone teacher
 
 Role = Literal["teacher", "assistant", "student"]
 Phase = Literal["search", "confirm"]
@@ -107,6 +108,10 @@ class Loss(Value):
             raise ValueError("drop_guides is only for guidance: separate")
         return self
 
+    def of_ensemble(self) -> "Loss":
+        """As it is where the upstream stages are an ensemble's members: their mean is the teacher."""
+        return self.model_copy(update={"guidance": "ensemble", "drop_guides": None})
+
     @field_validator("standardize")
     @classmethod
     def _one_way_to_say_no(cls, standardize: bool | None) -> bool | None:
@@ -138,18 +143,8 @@ class Stage(Value):
         if self.lambda_ is not None and self.loss is not None:
             check_lambda(self.lambda_, self.loss.form)
         for upstream in self.upstream:
-            self._check_views(upstream.recipe)
+            check_views(self.recipe, upstream.recipe)
         return self
-
-    def _check_views(self, upstream: Recipe) -> None:
-        """Soft targets are there for the views that the upstream stage declares; view 0 is the images as they are."""
-        own, theirs = self.recipe, upstream
-        if own.augment and (own.augment != theirs.augment or (own.views or 1) > (theirs.views or 1)):
-            found = f"{theirs.augment} with {theirs.views}" if theirs.augment else "none"
-            raise ValueError(
-                f"recipe of the {self.role}: augment {own.augment} with {own.views} views, but what it learns from has "
-                f"{found}; give both the same, upstream with at least as many views"
-            )
 
     def key_input(self) -> dict[str, Any]:
         """Everything that determines the result, as JSON; what is null is left out."""
@@ -189,6 +184,11 @@ class Stage(Value):
         return "confirm" if self.seed >= FRESH_SEED else "search"
 
     @property
+    def member(self) -> int:
+        """Its number among the members of an ensemble that are alike; 0 is also the lone teacher."""
+        return self.seed % FRESH_SEED // MEMBER_SEEDS
+
+    @property
     def name(self) -> str:
         """For people: `student mlp-8 <- mlp-64 <- mlp-1200 T=4 λ=0.7 s1`."""
         models, upstream = [self.model], self.upstream
@@ -204,6 +204,19 @@ def check_lambda(value: float, form: str) -> None:
     if value < 0 or (form == "convex" and value > 1):
         valid = "in [0, 1] for the convex loss" if form == "convex" else ">= 0"
         raise ValueError(f"lambda is {value}; a lambda is {valid}")
+
+
+def check_views(recipe: Recipe, upstream: Recipe) -> None:
+    """Raises ValueError where a recipe has views that what it learns from has no soft targets of.
+
+    View 0 is the images as they are, so a recipe without views can learn from any.
+    """
+    if recipe.augment and (recipe.augment != upstream.augment or (recipe.views or 1) > (upstream.views or 1)):
+        found = f"{upstream.augment} with {upstream.views}" if upstream.augment else "none"
+        raise ValueError(
+            f"augment is {recipe.augment} with {recipe.views} views, but what it learns from has {found}; "
+            "give both the same, upstream with at least as many views"
+        )
 
 
 def key_of(key_input: dict[str, Any]) -> str:
@@ -232,4 +245,7 @@ class Path(Value):
         return tuple(found.values())
 
     def __str__(self) -> str:
-        return " > ".join(stage.model for stage in self.stages)
+        """For people: `mlp-1200 > mlp-64 > mlp-8`; an ensemble in brackets."""
+        teachers = [stage.model for stage in self.stages if stage.role == "teacher"]
+        others = [stage.model for stage in self.stages if stage.role != "teacher"]
+        return " > ".join([f"({' + '.join(teachers)})", *others] if len(teachers) > 1 else [*teachers, *others])

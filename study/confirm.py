@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Stage
+from search_spaces import Path, Stage
 from study.folder import StudyFolder
 from study.graph import Proposal
 from study.results import TEST, read_test
@@ -27,8 +27,8 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
 
     The study's folder keeps the numbers by stage key. Opens the test split unless every student was measured before.
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
-    (the part of the images where student and teacher choose the same class), `test_reliability` (by bin of confidence:
-    mean confidence, accuracy, count).
+    (the part of the images where student and teacher choose the same class; an ensemble's is that of its mean
+    probabilities), `test_reliability` (by bin of confidence: mean confidence, accuracy, count).
     """
     known = read_test(folder)
     students = {path.student.key: path.student for proposal in proposals for path in proposal.paths}
@@ -37,12 +37,13 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
         return
     dataset = load(next(iter(new.values())).dataset.name)
     split = dataset.test()
-    teachers = {each.key: each for stage in new.values() for each in _teacher_of(stage)}
+    teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
     logits = predict_stages(folder, [*(new | teachers).values()], dataset, split.images)
     for key, stage in new.items():
         known[key] = measure_logits(logits[key], split.labels)
-        for teacher in _teacher_of(stage):
-            agree = logits[key].max(dim=0).indices == logits[teacher.key].max(dim=0).indices
+        if above := _teachers_of(stage):
+            taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
+            agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
     folder.write(TEST, json.dumps(known, indent=1).encode())
 
@@ -73,10 +74,9 @@ def _is_done(folder: StudyFolder, stage: Stage) -> bool:
     return folder.artifacts.has(stage.key, needed_files(stage))
 
 
-def _teacher_of(stage: Stage) -> list[Stage]:
-    """The teacher at the head of the path; none of a stage on labels alone."""
-    upstream = list(stage.upstream[:1])
-    return upstream and (_teacher_of(upstream[0]) or upstream)
+def _teachers_of(student: Stage) -> list[Stage]:
+    """The teacher at the head of the path, or the members of the ensemble there; none of a stage on labels alone."""
+    return [each for each in Path(arm="", student=student).stages if not each.upstream and each != student]
 
 
 def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:

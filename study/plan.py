@@ -43,7 +43,7 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be."""
     try:
         dataset = load(space.dataset)
-        for stage in _one_stage_a_model(space, dataset):
+        for stage, *_ in _stages_by_model(space, dataset):
             with torch.device("meta"):
                 build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
         for role, section in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
@@ -62,26 +62,30 @@ def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None
                 raise InputError(f"{role}.{error}".replace("examples is", f"examples{place} is")) from None
 
 
-def _one_stage_a_model(space: Space, dataset: Dataset) -> list[Stage]:
-    """A stage of each model in each role, with the first of whatever is varied."""
-    found: dict[tuple[Role, str], Stage] = {}
+def _stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
+    """The stages of each model in each role, with every teacher and the first of whatever else is varied."""
+    found: dict[tuple[Role, str], dict[str, Stage]] = {}
     for arm in space.all_arms:
-        chosen = {name: next(iter(value.examples()))[1] for name, value in space.varied(arm).items()}
-        [path] = space.paths(Configuration(arm, chosen), fingerprint(dataset), [0])
-        for stage in path.stages:
-            found.setdefault((stage.role, stage.model), stage)
-    return sorted(found.values(), key=lambda stage: ROLES.index(stage.role))
+        varied = space.varied(arm)
+        first = {name: next(iter(value.examples()))[1] for name, value in varied.items()}
+        for _, teacher in varied["teacher.model"].examples() if "teacher.model" in varied else [("", None)]:
+            chosen = first | ({"teacher.model": teacher} if teacher else {})
+            [path] = space.paths(Configuration(arm, chosen), fingerprint(dataset), [0])
+            for stage in path.stages:
+                found.setdefault((stage.role, stage.model), {})[stage.key] = stage
+    return [list(found[each].values()) for each in sorted(found, key=lambda each: ROLES.index(each[0]))]
 
 
 def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
     def parameters(model: str) -> int:
         return parameters_of(model, dataset.image_shape, len(dataset.classes))
 
-    teacher, student = parameters(space.teacher.model), parameters(space.student.model)
+    teacher = min(space.teacher.models, key=parameters)
+    student = parameters(space.student.model)
     silence = "allow_any_size: true silences this"
     for model in space.assistants.models:
-        if parameters(model) >= teacher:
-            yield f"assistants.models: {model} is no smaller than the teacher {space.teacher.model}; {silence}"
+        if parameters(model) >= parameters(teacher):
+            yield f"assistants.models: {model} is no smaller than the teacher {teacher}; {silence}"
         if parameters(model) <= student:
             yield f"assistants.models: {model} is no larger than the student {space.student.model}; {silence}"
 
@@ -131,17 +135,17 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
     """
     threads = torch.get_num_threads()
     planned = []
-    for stage in _one_stage_a_model(space, dataset):
+    for stages in _stages_by_model(space, dataset):
+        stage = stages[0]
         cpu = min(space.resources_of(stage.role).cpu, threads)
-        cached = store.has(stage.key, needed_files(stage))
-        number = 1
+        number, cached = len(stages), sum(store.has(each.key, needed_files(each)) for each in stages)
         if stage.role == "student":
             confirming = space.confirm.seeds * len(space.all_arms) if space.confirm else 0
-            number, cached = max(0, space.budget - asked) * space.seeds + confirming, False
+            number, cached = max(0, space.budget - asked) * space.seeds + confirming, 0
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         seconds = estimate_seconds(stage, dataset, number, lanes)
-        planned.append(PlannedStages(stage.role, stage.model, number, int(cached), seconds, cpu))
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, seconds, cpu))
     torch.set_num_threads(threads)
     return planned
 
@@ -157,7 +161,8 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     logits = np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)
 
     def start(some: Sequence[Stage]) -> StageTraining:
-        return StageTraining(some, dataset, [[[logits]] * len(stage.upstream)] * len(some))
+        by_view = [logits] * (recipe.views or 1)
+        return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some))
 
     width = widest(stage) or lanes or (best_width(probes, start) if len(probes) > 1 else 1)
     training = start(probes[:width])

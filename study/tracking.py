@@ -59,15 +59,20 @@ def run_id(study: str, key: str) -> str:
 
 def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
     """The arms whose paths have the stage: one for a student, several for what they learn from."""
-    ancestors = [each.model for each in _ancestors(stage) if each.role == "assistant"]
-    chain = (*ancestors, *([stage.model] if stage.role == "assistant" else []))
+    ancestors = _ancestors(stage)
+    chain = tuple(each.model for each in (*ancestors, stage) if each.role == "assistant")
+    teachers = [each for each in (*ancestors, stage) if each.role == "teacher"]
+    found = [arm for arm in arms if arm.distilled is bool(teachers) and arm.assistants[: len(chain)] == chain]
     if stage.role == "student":
-        smoothed = stage.recipe.label_smoothing is not None and not stage.upstream
-        shape = (bool(stage.upstream), chain, len(stage.upstream) > 1, smoothed)
-        return [arm.name for arm in arms if (arm.distilled, arm.assistants, arm.dense, arm.smoothed) == shape]
-    # A teacher and the first assistant are the same in chains and in dense arms.
-    dense = {True} if len(stage.upstream) > 1 else {False} if len(chain) > 1 else {True, False}
-    return [arm.name for arm in arms if arm.distilled and arm.dense in dense and arm.assistants[: len(chain)] == chain]
+        smoothed = stage.recipe.label_smoothing is not None and not teachers
+        found = [arm for arm in found if (arm.assistants, arm.smoothed) == (chain, smoothed)]
+    if len({each.role for each in stage.upstream}) > 1:
+        found = [arm for arm in found if arm.dense]
+    elif len(chain) + (stage.role == "student") > 1:  # the first assistant is the same in chains and in dense arms
+        found = [arm for arm in found if not arm.dense]
+    if stage.role != "teacher":
+        return [arm.name for arm in found if arm.ensemble is (len(teachers) > 1)]
+    return [arm.name for arm in found if arm.ensemble or stage.member == 0]
 
 
 def _ancestors(stage: Stage) -> list[Stage]:

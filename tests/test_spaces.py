@@ -73,6 +73,100 @@ def test_a_dense_path_learns_from_the_teacher_and_every_larger_assistant():
     }
 
 
+def test_an_ensemble_is_the_teachers_members_and_their_mean_is_the_teacher():
+    space = tiny_space(teacher__members=3, arms=["kd", "ensemble", "ensemble:mlp-16"], loss={"drop_guides": 0.3})
+    lone, ensemble, assisted = (
+        space.path(arm, {"temperature": 2.0, "lambda": 0.5}, MNIST, 0) for arm in space.all_arms
+    )
+    assert [(stage.model, stage.member) for stage in ensemble.student.upstream] == [
+        ("mlp-64", 0),
+        ("mlp-64", 1),
+        ("mlp-64", 2),
+    ]
+    assert lone.student.upstream[0].key == ensemble.student.upstream[0].key
+    assert lone.student.loss.drop_guides == 0.3
+    assert (ensemble.student.loss.guidance, ensemble.student.loss.drop_guides) == ("ensemble", None)
+    [assistant] = assisted.student.upstream
+    assert assistant.upstream == ensemble.student.upstream
+    assert assisted.student.loss == lone.student.loss
+    assert str(assisted) == "(mlp-64 + mlp-64 + mlp-64) > mlp-16 > mlp-4"
+
+
+def test_an_ensembles_members_may_be_different_models():
+    path = proposed_path(teacher__members=["mlp-32", "mlp-48", "mlp-32"], arms=["ensemble"])
+    assert [(stage.model, stage.member) for stage in path.student.upstream] == [
+        ("mlp-32", 0),
+        ("mlp-48", 0),
+        ("mlp-32", 1),
+    ]
+    assert len({stage.key for stage in path.student.upstream}) == 3
+
+
+def test_an_ensemble_that_is_trained_anew_shares_no_member_with_another_seeds():
+    space = tiny_space(teacher__members=3, arms=["ensemble"], confirm={"seeds": 4, "reseed_path": True})
+    chosen = space.suggest(optuna.create_study().ask())
+    members = [stage.key for path in space.confirming_paths(chosen, MNIST) for stage in path.student.upstream]
+    assert len(set(members)) == 12
+
+
+@pytest.mark.parametrize("members", [1, 0, True, "mlp-8", ["mlp-8"], []])
+def test_an_ensemble_of_one_is_none(members):
+    with pytest.raises(InputError, match=r"teacher.members: .* is no ensemble; expected a number of at least 2"):
+        tiny_space(teacher__members=members)
+
+
+def test_an_arm_with_an_ensemble_needs_its_members():
+    with pytest.raises(InputError, match=r"'ensemble' has an ensemble; say what it is made of in teacher.members"):
+        tiny_space(arms=["ensemble"])
+
+
+def test_the_teachers_size_may_be_searched():
+    space = tiny_space(
+        teacher__model={"choices": ["mlp-64", "mlp-128"]}, sampler="grid", trials=None, student__temperature=4
+    )
+    points = [point for point in space.grid() if point["arm"] == "kd"]
+    assert {point["teacher.model"] for point in points} == {"mlp-64", "mlp-128"}
+    assert all("teacher.model" not in point for point in space.grid() if point["arm"] == "labels")
+    path = space.path(parse_arm("kd"), points[-1], MNIST, 0)
+    assert path.student.upstream[0].model == points[-1]["teacher.model"]
+    assert space.teacher.models == ("mlp-64", "mlp-128")
+
+
+@pytest.mark.parametrize("model", [4, {"choices": ["mlp-8", 8]}])
+def test_a_teacher_is_a_model_spec(model):
+    with pytest.raises(InputError, match=r"teacher.model: model.* expected a model spec such as mlp-1200"):
+        tiny_space(teacher__model=model)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "fits"),
+    [
+        ({"augment": "crop-flip", "views": 4}, {"augment": "crop-flip", "views": 4}, True),
+        ({"augment": "crop-flip", "views": 4}, {"augment": "crop-flip", "views": 2}, True),
+        ({"augment": "crop-flip"}, {}, True),
+        ({}, {"augment": "crop-flip"}, False),
+        ({"augment": "crop-flip", "views": 2}, {"augment": "crop-flip", "views": {"choices": [2, 3]}}, False),
+        ({"augment": {"choices": ["crop-flip", "flip-rotate"]}}, {"augment": "crop-flip"}, False),
+    ],
+)
+def test_a_student_sees_no_view_that_its_teacher_has_no_soft_targets_of(teacher, student, fits):
+    given = {"teacher__recipe": teacher, "student__recipe": student, "arms": ["kd"]}
+    if fits:
+        assert tiny_space(**given)
+        return
+    with pytest.raises(
+        InputError, match=r"student.recipe: augment is crop-flip with .* views, but what it learns from has"
+    ):
+        tiny_space(**given)
+
+
+def test_a_loss_says_what_only_one_divergence_uses():
+    with pytest.raises(InputError, match="alpha is only for divergence: decoupled"):
+        tiny_space(loss={"alpha": 2.0})
+    with pytest.raises(InputError, match="drop_guides is only for guidance: separate"):
+        tiny_space(loss={"drop_guides": 0.2, "guidance": "ensemble"})
+
+
 def test_label_smoothing_is_labels_with_smoothing():
     path = proposed_path(arms=["label_smoothing"], student__label_smoothing={"choices": [0.2]})
     assert path.student.recipe.label_smoothing == 0.2
@@ -129,7 +223,7 @@ def test_overrides_reach_into_sections():
         ("student.recipe.learning_rate={low: -1, high: 1}", "learning_rate is -1; expected greater than 0"),
         ("trials=0", "trials is 0; expected greater than or equal to 1"),
         ("sampler=tpe", "trials is missing; how many configurations to try"),
-        ("arms=[labels, foo]", "'foo' is no arm; valid: labels, label_smoothing, kd, takd:MODEL"),
+        ("arms=[labels, foo]", "'foo' is no arm; valid: labels, label_smoothing, kd, ensemble, takd:MODEL"),
         ("arms=[labels, 'takd:mlp-7']", "arms: 'takd:mlp-7' uses 'mlp-7'; assistants.models has: mlp-200"),
         ("loss.form=concave", "loss.form is 'concave'; expected 'convex' or 'additive'"),
         ("teacher=", "teacher is None"),
@@ -179,7 +273,7 @@ def test_an_unknown_space_is_told_the_presets():
 
 @pytest.mark.parametrize("name", ["", "kd2", "takd:", "takd:a>", "takd:a>a", "foo:a"])
 def test_what_is_no_arm_is_refused(name: str):
-    with pytest.raises(InputError, match="is no arm; valid: labels, label_smoothing, kd, takd:MODEL"):
+    with pytest.raises(InputError, match="is no arm; valid: labels, label_smoothing, kd, ensemble, takd:MODEL"):
         parse_arm(name)
 
 
