@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import Path, Stage
+from study.binary import best_threshold, binary_metrics
 from study.folder import StudyFolder
 from study.graph import Proposal
 from study.results import TEST, read_test
@@ -28,7 +29,8 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
     The study's folder keeps the numbers by stage key. Opens the test split unless every student was measured before.
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
     (the part of the images where student and teacher choose the same class; an ensemble's is that of its mean
-    probabilities), `test_reliability` (by bin of confidence: mean confidence, accuracy, count).
+    probabilities), `test_reliability` (by bin of confidence: mean confidence, accuracy, count). With two classes, of
+    which the second is the positive one, also those of `binary_metrics`, at the threshold of the best F1 on validation.
     """
     known = read_test(folder)
     students = {path.student.key: path.student for proposal in proposals for path in proposal.paths}
@@ -39,13 +41,23 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
     logits = predict_stages(folder, [*(new | teachers).values()], dataset, split.images)
+    chosen_on = dataset.validation if len(dataset.classes) == 2 else None
+    validation = predict_stages(folder, [*new.values()], dataset, chosen_on.images) if chosen_on else {}
     for key, stage in new.items():
         known[key] = measure_logits(logits[key], split.labels)
+        if chosen_on:
+            threshold = best_threshold(_scores(validation[key]), chosen_on.labels.numpy() == 1)
+            known[key] |= binary_metrics(_scores(logits[key]), split.labels.numpy() == 1, threshold)
         if above := _teachers_of(stage):
             taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
             agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
     folder.write(TEST, json.dumps(known, indent=1).encode())
+
+
+def _scores(logits: Tensor) -> "np.ndarray[Any, Any]":
+    """Probabilities of the second class `[n]` from logits `[classes, n]`."""
+    return logits.double().softmax(dim=0)[1].numpy()
 
 
 def measure_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def test_a_turn_is_one_of_eight_ways_an_image_lies():
 def test_a_view_is_the_same_whoever_asks_and_another_than_the_next(augment: str):
     images = MNIST.train.images[:300]
     first, again, second = (view(augment, number, 300) for number in (1, 1, 2))
-    assert first and again
+    assert first
+    assert again
     assert second
     whole = first.apply(images, slice(None))
     chosen = torch.tensor([7, 299, 3])
