@@ -162,6 +162,22 @@ def accuracy_table(trials: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=header)
 
 
+def published_table(trials: pd.DataFrame, published: Mapping[str, float]) -> pd.DataFrame:
+    """What was measured beside what a paper reports, in percent, for the arms that it reports."""
+    rows = [row for row in arms_table(trials).to_dict("records") if row["arm"] in published]
+    return pd.DataFrame(
+        {
+            "arm": [row["arm"] for row in rows],
+            "paper": [row["paper"] for row in rows],
+            "published %": [f"{published[row['arm']]:.2f}" for row in rows],
+            f"measured, {split_of(trials)} %": [
+                with_interval(row["accuracy"], row["low"], row["high"]) for row in rows
+            ],
+            "difference": [f"{row['accuracy'] - published[row['arm']]:+.2f}" for row in rows],
+        }
+    )
+
+
 def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
     """What temperature and lambda did per arm: its settings from the best down, the first three and the last."""
     done = students(trials)

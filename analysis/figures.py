@@ -17,7 +17,16 @@ from analysis.arms import arms_table, comparisons
 from analysis.cost import pareto_front
 from analysis.importance import importance
 from analysis.statistics import ALPHA, REFERENCES, mean_interval
-from analysis.tables import Missing, arm_order, assistants_of, chosen_students, confirmed, split_of, students
+from analysis.tables import (
+    Missing,
+    arm_order,
+    assistants_of,
+    chosen_students,
+    confirmed,
+    parameters_of,
+    split_of,
+    students,
+)
 
 # Okabe and Ito's palette: tells apart also without full colour vision, on white and on black.
 ASSISTED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8F7A00")
@@ -159,6 +168,7 @@ def accuracy_by_student(trials: pd.DataFrame) -> Figure:
 
 def _accuracy_by_size(trials: pd.DataFrame, varied: str, fixed: str) -> Figure:
     """Accuracy of every arm by the size of one role's model, over studies that share the other's."""
+    trials = _apart_by_teacher(trials)
     points = pd.concat([_study_points(rows) for _, rows in trials.groupby("study")], ignore_index=True)
     if not len(points):
         raise Missing("No student has ended yet.")
@@ -184,6 +194,25 @@ def _accuracy_by_size(trials: pd.DataFrame, varied: str, fixed: str) -> Figure:
     last = points.sort_values(f"{varied}_parameters").groupby("arm").tail(1)
     _labels_apart(axes, [(row["arm"], row["accuracy"], colors[row["arm"]]) for row in last.to_dict("records")])
     return figure
+
+
+def _apart_by_teacher(trials: pd.DataFrame) -> pd.DataFrame:
+    """A study that searched its teacher as one study a teacher, each with the arms that have none.
+
+    The confirm phase has one teacher an arm, so all are then looked at as the search measured them.
+    """
+    teacher = trials["configuration"].map(lambda configuration: parameters_of(configuration).get("teacher.model"))
+    if not teacher.notna().any():
+        return trials
+    searched, teacher = trials[trials["phase"] == "search"], teacher[trials["phase"] == "search"]
+    parts = []
+    for study, rows in searched.groupby("study"):
+        own = teacher[rows.index]
+        taught = rows["arm"].isin(rows.loc[own.notna(), "arm"].unique())
+        for model in own.dropna().unique() if own.notna().any() else [None]:
+            part = rows[(own == model) | ~taught] if model else rows
+            parts.append(part.assign(study=f"{study} {model or ''}"))
+    return pd.concat(parts, ignore_index=True)
 
 
 def _study_points(trials: pd.DataFrame) -> pd.DataFrame:

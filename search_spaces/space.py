@@ -241,8 +241,16 @@ class Confirm(Value):
     reseed_path: Flag = Field(False, description="teacher and assistants too are trained again, a path a seed")
 
 
+class Published(Value):
+    """What a paper reports for the arms of a space, to stand beside what was measured."""
+
+    source: str = Field(min_length=1)
+    accuracy: dict[str, Number] = Field(description="percent, by arm")
+
+
 # Fields of a space that say nothing about what is searched.
 _CHANGEABLE = {
+    "published",
     "confirm",
     "description",
     "trials",
@@ -284,6 +292,7 @@ class Space(Value):
     max_failures: Integer = Field(3, ge=0, description="a stage whose worker dies more often has failed")
     lanes: Integer | Literal["auto"] = Field("auto", description="stages of one shape trained at once; auto: measured")
     allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
+    published: Published | None = Field(None, description="shown beside the table of arms")
 
     @model_validator(mode="before")
     @classmethod

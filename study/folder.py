@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from search_spaces import InputError, Space
+from search_spaces import InputError, Space, space_from
 from trainables.artifacts import ARTIFACTS, CHECKPOINTS, ArtifactStore
 from trainables.storage import Storage, cache_folder, open_storage
 
@@ -83,12 +83,20 @@ class StudyFolder:
         """Replaces a file of the study: readers see the old content or the new."""
         self.storage.replace(f"{self.name}/{path}", content)
 
+    def read_space(self) -> Space | None:
+        """As it was last run; None where this version can't read it."""
+        try:
+            return space_from(yaml.safe_load(self.storage.read(f"{self.name}/{SPACE}")), SPACE)
+        except (FileNotFoundError, InputError, yaml.YAMLError):
+            return None
+
     def write_space(self, space: Space) -> None:
         """The resolved space, for people."""
         text = yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        self.write("space.yaml", text.encode())
+        self.write(SPACE, text.encode())
 
 
+SPACE = "space.yaml"
 TRIALS = "results/trials.parquet"
 EPOCHS = "results/epochs.parquet"
 FIGURE = "report/accuracy_by_assistant"  # without its ending: there is a PNG and an SVG

@@ -6,7 +6,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.arms import accuracy_table, studies_table
+from analysis.arms import accuracy_table, published_table, studies_table
 from analysis.figures import accuracy_by_assistant, image
 from analysis.files import read_results
 from analysis.finding import finding
@@ -38,6 +38,10 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
     console.print(note(trials))
     for sentence in finding(trials):
         console.print(sentence)
+    space = folder.read_space()
+    if space and space.published:
+        beside = published_table(trials, space.published.accuracy)
+        console.print(_rich(beside, f"beside {space.published.source}"))
     console.print(f"figure   {folder.place(f'{FIGURE}.png')}")
     console.print(f"results  {folder.trials}")
     console.print(f"more     takd report {folder.name}")

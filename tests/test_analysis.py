@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis import figures
-from analysis.arms import arms_table, as_good_as_best, budget_note, cheapest_as_good, test_table
+from analysis.arms import arms_table, as_good_as_best, budget_note, cheapest_as_good, published_table, test_table
 from analysis.cost import pareto_front, student_costs
 from analysis.figures import BY_TRIALS, arm_colors, image
 from analysis.finding import QUESTIONS, answers, choice, finding
@@ -274,3 +274,32 @@ def test_entropy_rises_with_temperature_to_that_of_a_guess():
     bits = np.asarray(line.get_ydata())
     assert (np.diff(bits) > 0).all()
     assert bits[-1] == pytest.approx(np.log2(10), abs=0.05)
+
+
+def with_searched_teacher() -> pd.DataFrame:
+    """One study whose teacher was searched: a configuration a teacher, and a confirm phase of one of them."""
+    parts = [made_up(), made_up(teacher="mlp-200")]
+    for part, model in zip(parts, ("mlp-1200", "mlp-200"), strict=True):
+        part.loc[part["arm"].isin(["kd", "takd:mlp-64", "takd:mlp-16"]), "configuration"] += f" teacher.model={model}"
+    parts[1]["stage_key"] += "-small"
+    parts[1].loc[parts[1]["role"] == "student", "val_accuracy"] -= 0.01
+    return pd.concat([*parts, made_up("confirm")], ignore_index=True)
+
+
+def test_a_study_that_searched_its_teacher_is_a_gap_figure_by_itself():
+    axes = figures.accuracy_by_teacher(with_searched_teacher()).axes[0]
+    assert "validation" in axes.get_ylabel()
+    assert {tuple(line.get_xdata()) for line in axes.lines} == {(1_000_000, 2_395_210)}
+    slopes = sorted(round(float(line.get_ydata()[1] - line.get_ydata()[0]), 2) for line in axes.lines)
+    assert slopes.count(1.0) == 3  # kd and two assistants gain a point; labels and label_smoothing have no teacher
+
+
+def test_published_numbers_stand_beside_what_was_measured():
+    table = published_table(with_confirmation(), {"labels": 70.0, "takd:mlp-16": 90.0, "takd:mlp-7": 1.0})
+    assert table["arm"].tolist() == ["labels", "takd:mlp-16"]
+    assert table["paper"].tolist() == ["NOKD", "TAKD"]
+    assert table.columns[3] == "measured, test %"
+    measured = chosen_students(with_confirmation()).groupby("arm")["accuracy"].mean()
+    assert table["difference"].tolist() == [
+        f"{measured[arm] - value:+.2f}" for arm, value in (("labels", 70), ("takd:mlp-16", 90))
+    ]

@@ -267,7 +267,7 @@ def test_a_file_that_is_no_space_is_one_line_that_names_it(tmp_path, text: str):
 
 
 def test_an_unknown_space_is_told_the_presets():
-    with pytest.raises(InputError, match="space nowhere: no such file; presets: mnist-gap, mnist-temperature"):
+    with pytest.raises(InputError, match="space nowhere: no such file; presets: cifar10-plain, "):
         load_space("nowhere")
 
 
