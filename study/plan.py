@@ -25,7 +25,7 @@ from study.folder import StudyFolder
 from study.optimization import find_search
 from trainables.artifacts import ArtifactStore, needed_files
 from trainables.datasets import Dataset, load, transfer_set
-from trainables.models import build, parameters_of
+from trainables.models import check_model, parameters_of
 from trainables.training import StageTraining
 from trainables.width import WIDEST, best_width, widest
 
@@ -44,8 +44,7 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     try:
         dataset = load(space.dataset)
         for stage in _one_stage_a_model(space, dataset):
-            with torch.device("meta"):
-                build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
+            check_model(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
         for role, section in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
             _check_transfer_sets(role, section, dataset)
     except InputError as error:
