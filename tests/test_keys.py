@@ -24,6 +24,7 @@ ALTERED = {
     "dataset content": make_stage(upstream=(TEACHER,), dataset=OTHER_DATA),
     "dataset split": make_stage(upstream=(TEACHER,), dataset=OTHER_SPLIT),
     "labels only": make_stage(),
+    "pretrained weights": make_stage(upstream=(TEACHER,), pretrained="0" * 64),
 }
 RECIPE = {
     "epochs": 3,
@@ -40,6 +41,7 @@ RECIPE = {
     "order_seed": 1,
     "evaluate_every": 2,
     "select": "best",
+    "head_epochs": 1,
 }
 
 
@@ -54,7 +56,13 @@ def test_the_key_changes_with_the_recipes(field: str):
 
 
 def test_no_field_of_a_recipe_is_forgotten():
-    conditional = {"momentum", "milestones", "step_factor"}  # filled where the optimizer or schedule uses them
+    conditional = {
+        "momentum",
+        "milestones",
+        "step_factor",
+        "finetune_from",
+        "finetune_factor",
+    }  # filled where the optimizer or schedule uses them
     assert set(RECIPE) | conditional == set(stage.Recipe.model_fields)
 
 
@@ -64,6 +72,8 @@ def test_no_field_of_a_recipe_is_forgotten():
         ({"optimizer": "sgd"}, {"momentum": 0.5}),
         ({"schedule": "step"}, {"milestones": [0.3]}),
         ({"schedule": "step"}, {"step_factor": 0.5}),
+        ({"head_epochs": 1}, {"finetune_from": "layer4"}),
+        ({"head_epochs": 1}, {"finetune_factor": 0.5}),
     ],
 )
 def test_the_key_changes_with_what_only_some_recipes_use(used_by: dict, change: dict):
@@ -78,6 +88,10 @@ def test_the_key_changes_with_the_revision_of_the_training_code(monkeypatch):
 
 def test_the_key_does_not_change_with_the_role():
     assert make_stage(role="teacher").key == make_stage(role="student").key
+
+
+def test_stages_with_other_pretrained_weights_do_not_train_together():
+    assert len({make_stage(pretrained=each).shape for each in (None, "0" * 64, "1" * 64)}) == 3
 
 
 def test_how_several_upstreams_combine_counts_only_where_there_are_several():

@@ -152,6 +152,11 @@ def check_model(model: str, image_shape: ImageShape, classes: int, dropout: floa
     return module
 
 
+def normalises_batches(module: nn.Module) -> bool:
+    """Whether it takes means over a batch, which say nothing of a batch of one."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+
+
 @dataclass(frozen=True)
 class ModelSize:
     parameters: int

@@ -16,9 +16,11 @@ from search_spaces import Recipe, Stage
 from trainables.datasets import Dataset, transfer_set
 from trainables.lanes import Alone, LaneModel, LaneOptimizer, Stacked
 from trainables.losses import SoftTargets, distillation, labels_only, soften
-from trainables.models import build, family_of
+from trainables.models import build, family_of, normalises_batches
+from trainables.pretrained import Pretrained, start_from
 
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 1000  # images, and fewer where they are large:
+EVALUATION_PIXELS = 2_500_000  # with 50 of 224x224 a resnet50 takes 1 GB
 CHECKPOINT_FORMAT = 1
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -109,8 +111,9 @@ def form_of(model: str) -> tuple[type[LaneModel], torch.memory_format]:
 def predict(model: LaneModel, pixels: Pixels) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
-    starts = range(0, len(pixels), EVALUATION_BATCH)
-    return torch.cat([model(pixels[slice(start, start + EVALUATION_BATCH)]) for start in starts], dim=2)
+    area = math.prod(pixels[slice(0, 1)].shape[2:])
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // area))
+    return torch.cat([model(pixels[slice(start, start + size)]) for start in range(0, len(pixels), size)], dim=2)
 
 
 def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:
@@ -124,6 +127,7 @@ class StageTraining:
     """Training of stages that share a shape; between two calls of `run_epoch` it stands still.
 
     upstream: for each stage the logits `[train examples, classes]` of its upstream stages, in their order.
+    pretrained: the weights that `stage.pretrained` names.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
 
@@ -133,10 +137,13 @@ class StageTraining:
         dataset: Dataset,
         upstream: Sequence[Sequence[Logits]],
         device: torch.device | str = "cpu",
+        pretrained: Pretrained | None = None,
     ) -> None:
         if len({stage.shape for stage in stages}) > 1:
             raise ValueError("stages that train together share dataset, model, recipe (but the rate) and loss form")
-        self.dataset, self.device = dataset, torch.device(device)
+        if (stages[0].pretrained is None) != (pretrained is None):
+            raise ValueError(f"{stages[0].name} starts from pretrained weights: {stages[0].pretrained}")
+        self.dataset, self.device, self.pretrained = dataset, torch.device(device), pretrained
         self.recipe, self.loss = stages[0].recipe, stages[0].loss
         self.form, self.memory_format = form_of(stages[0].model)
         self.transfer_set = self._transfer_set()
@@ -147,6 +154,7 @@ class StageTraining:
         self.lanes = [Lane(stage) for stage in stages]
         self.running = list(self.lanes)  # those that are in the model, in its order
         self.model = self._lane_model([self._new_model(stage) for stage in stages])
+        self.normalises_batches = normalises_batches(self.model)
         self.optimizer = self._new_optimizer()
         self.epoch = 0
         self._set_soft_targets([self._soft_targets(*each) for each in zip(stages, upstream, strict=True)])
@@ -165,7 +173,10 @@ class StageTraining:
         # The seed alone decides the first weights, whatever device they go to.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage.seed)
-            return build(stage.model, self.dataset.image_shape, len(self.dataset.classes), self.recipe.dropout)
+            module = build(stage.model, self.dataset.image_shape, len(self.dataset.classes), self.recipe.dropout)
+        if self.pretrained is not None:
+            start_from(self.pretrained, module, self.dataset.normalization)
+        return module
 
     def _lane_model(self, models: Sequence[nn.Module]) -> LaneModel:
         model = self.form(models)
@@ -219,7 +230,7 @@ class StageTraining:
         order = torch.from_numpy(generator.permutation(len(self.labels))).to(self.device)
         self._seed_dropout()
         self.model.train()
-        batches = order.split(self.recipe.batch_size)
+        batches = self._batches(order)
         total = torch.zeros(len(self.running), device=self.device)
         for number, batch in enumerate(batches):
             factor = SCHEDULES[self.recipe.schedule](
@@ -228,6 +239,13 @@ class StageTraining:
             total += self.train_step(batch, factor) * len(batch)
         self.epoch += 1
         self._close_epoch((total / len(self.labels)).tolist(), factor, started)
+
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """The order in batches; where batches are normalised, a last one of one example joins the one before."""
+        batches = list(order.split(self.recipe.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1 and self.normalises_batches:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
 
     def _seed_dropout(self) -> None:
         self.model.seed_dropout([_mix(lane.stage.seed, self.epoch) for lane in self.running])
@@ -376,9 +394,10 @@ def train(
     dataset: Dataset,
     upstream: Sequence[Sequence[Logits]],
     device: torch.device | str = "cpu",
+    pretrained: Pretrained | None = None,
 ) -> list[Trained]:
     """Train stages of one shape to their end; see `StageTraining`. Raises TrainingError where one failed."""
-    training = StageTraining(stages, dataset, upstream, device)
+    training = StageTraining(stages, dataset, upstream, device, pretrained)
     while not training.done:
         training.run_epoch()
     for lane in training.lanes:
