@@ -116,6 +116,7 @@ def examples_of(value: Any) -> Iterable[tuple[str, Any]]:
 class Training(Value):
     """What every role's section holds: the recipe, any field of which may be varied."""
 
+    pretrained: str | None = Field(None, description="imagenet, or a path to weights; null: from random ones")
     recipe: dict[str, Varied] = Field(default_factory=dict)
 
     @field_validator("recipe")
@@ -137,6 +138,12 @@ class Training(Value):
             Recipe.model_validate({"augment": augment, "views": views if augment else None})
             for (_, augment), (_, views) in itertools.product(*choices)
         ]
+
+    @model_validator(mode="after")
+    def _a_new_head_needs_an_old_rest(self) -> Self:
+        if self.pretrained is None and any(each is not None for _, each in examples_of(self.recipe.get("head_epochs"))):
+            raise ValueError("recipe.head_epochs is only for a role with pretrained, whose head alone is new")
+        return self
 
 
 class Distillation(Training):
@@ -248,6 +255,9 @@ class Published(Value):
     accuracy: dict[str, Number] = Field(description="percent, by arm")
 
 
+# A stage's `pretrained` until its study starts; nothing can be trained with it.
+UNRESOLVED = "unresolved"
+
 # Fields of a space that say nothing about what is searched.
 _CHANGEABLE = {
     "published",
@@ -293,6 +303,9 @@ class Space(Value):
     lanes: Integer | Literal["auto"] = Field("auto", description="stages of one shape trained at once; auto: measured")
     allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
     published: Published | None = Field(None, description="shown beside the table of arms")
+    weights: dict[Role, dict[str, str]] = Field(
+        default_factory=dict, description="SHA-256 of the pretrained weights by model; filled in when a study starts"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -368,7 +381,9 @@ class Space(Value):
 
     def identity(self) -> dict[str, Any]:
         """What may not change when a study goes on; budget, machine and words may."""
-        return self.model_dump(mode="json", exclude=_CHANGEABLE)
+        # Pretrained weights by what they are, not by where they were found.
+        places: Any = {role: {"pretrained"} for role in ("teacher", "assistants", "student")}
+        return self.model_dump(mode="json", exclude=places | dict.fromkeys(_CHANGEABLE, True))
 
     def varied(self, arm: Arm) -> dict[str, Choices | Range]:
         """The parameters a trial of this arm has, by the name they have in Optuna."""
@@ -497,6 +512,8 @@ class Space(Value):
             fields["loss"] = self.loss.of_ensemble() if ensemble else self.loss
             fields["temperature"] = float(value("temperature", section.temperature))
             fields["lambda"] = float(value("lambda", section.lambda_))
+        if section.pretrained is not None:
+            fields["pretrained"] = self.weights.get(role, {}).get(model, UNRESOLVED)
         return Stage(
             role=role,
             dataset=dataset,

@@ -54,6 +54,11 @@ class Recipe(Value):
         1, ge=1, description="epochs between looks at the validation split; the last always"
     )
     select: Literal["best", "last"] = Field("last", description="the epoch kept: best by validation accuracy, or last")
+    head_epochs: Integer | None = Field(
+        None, ge=1, description="the first of the epochs, which train the new head alone"
+    )
+    finetune_from: str | None = Field(None, description="the first layer trained after head_epochs; null: all are")
+    finetune_factor: Number | None = Field(None, gt=0, description="of the rate after head_epochs; 0.1 unless told")
 
     @model_validator(mode="before")
     @classmethod
@@ -62,12 +67,15 @@ class Recipe(Value):
             return given
         used = {"momentum": given.get("optimizer") == "sgd"}
         used |= dict.fromkeys(("milestones", "step_factor"), given.get("schedule") == "step")
+        used |= dict.fromkeys(("finetune_from", "finetune_factor"), given.get("head_epochs") is not None)
         used |= {"views": given.get("augment") is not None}
-        owners = {"momentum": "optimizer: sgd", "views": "a recipe with augment"}
+        owners = {"momentum": "optimizer: sgd", "milestones": "schedule: step", "step_factor": "schedule: step"}
+        owners |= {"views": "a recipe with augment"}
         for field, is_used in used.items():
             if given.get(field) is not None and not is_used:
-                raise ValueError(f"{field} is only for {owners.get(field, 'schedule: step')}")
+                raise ValueError(f"{field} is only for {owners.get(field, 'recipes with head_epochs')}")
         defaults: dict[str, Any] = {"momentum": 0.9, "milestones": (0.5, 0.75), "step_factor": 0.1, "views": 8}
+        defaults |= {"finetune_from": None, "finetune_factor": 0.1}
         return given | {name: defaults[name] for name, is_used in used.items() if is_used and given.get(name) is None}
 
     @model_validator(mode="after")
@@ -75,6 +83,12 @@ class Recipe(Value):
         marks = self.milestones or ()
         if any(not 0 < mark < 1 for mark in marks) or list(marks) != sorted(set(marks)):
             raise ValueError(f"milestones is {list(marks)}; expected rising fractions of the run, each between 0 and 1")
+        return self
+
+    @model_validator(mode="after")
+    def _the_head_part_is_a_part(self) -> Self:
+        if self.head_epochs is not None and self.head_epochs > self.epochs:
+            raise ValueError(f"head_epochs is {self.head_epochs} of {self.epochs} epochs; it is at most all of them")
         return self
 
 
@@ -127,6 +141,7 @@ class Stage(Value):
     recipe: Recipe
     seed: Integer = Field(ge=0)
     upstream: tuple["Stage", ...] = ()
+    pretrained: str | None = Field(None, description="SHA-256 of the weights it starts from; null: random ones")
     loss: Loss | None = None
     temperature: Number | None = None
     lambda_: Number | None = Field(None, alias="lambda")
@@ -155,6 +170,7 @@ class Stage(Value):
             "recipe": self.recipe.model_dump(mode="json", exclude_none=True),
             "seed": self.seed,
             "upstream": [stage.key for stage in self.upstream],
+            "pretrained": self.pretrained,
             "loss": self._loss_input(),
             "temperature": self.temperature,
             "lambda": self.lambda_,
@@ -175,7 +191,8 @@ class Stage(Value):
     def shape(self) -> str:
         """What stages that train together share: all but seed, learning rate, T, lambda and upstream."""
         recipe = self.recipe.model_dump(mode="json", exclude={"learning_rate"})
-        shared = [self.dataset.model_dump(mode="json"), self.model, recipe, self._loss_input(), len(self.upstream)]
+        shared: list[Any] = [self.dataset.model_dump(mode="json"), self.model, self.pretrained, recipe]
+        shared += [self._loss_input(), len(self.upstream)]
         return json.dumps(shared, sort_keys=True)
 
     @property

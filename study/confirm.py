@@ -17,6 +17,7 @@ from study.results import TEST, read_test
 from trainables.artifacts import WEIGHTS, needed_files
 from trainables.datasets import Dataset, load
 from trainables.models import build
+from trainables.pretrained import restore
 from trainables.training import Pixels, form_of, measure, predict
 from trainables.width import WIDEST, widest
 
@@ -107,5 +108,4 @@ def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Datase
 
 def _module(folder: StudyFolder, stage: Stage, dataset: Dataset) -> nn.Module:
     module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
-    module.load_state_dict(safetensors.torch.load(folder.artifacts.read(stage.key, WEIGHTS)))
-    return module
+    return restore(module, safetensors.torch.load(folder.artifacts.read(stage.key, WEIGHTS)))

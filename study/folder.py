@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 import yaml
 
 from search_spaces import InputError, Space, space_from
-from trainables.artifacts import ARTIFACTS, CHECKPOINTS, ArtifactStore
+from trainables.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
 from trainables.storage import Storage, cache_folder, open_storage
 
 ROOT = "runs"
+_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED)
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,8 @@ def absolute_root(root: str) -> str:
 
 def check_name(name: str) -> None:
     """Raises InputError on what can't be a study's name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in (ARTIFACTS, CHECKPOINTS):
-        raise InputError(
-            f"--name {name}: expected letters, digits, dots and dashes, and not {ARTIFACTS} or {CHECKPOINTS}"
-        )
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in _TAKEN:
+        raise InputError(f"--name {name}: expected letters, digits, dots and dashes, and not {' or '.join(_TAKEN)}")
 
 
 def without_password(url: str) -> str:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,15 @@ from study.folder import StudyFolder
 from study.optimization import find_search
 from trainables.artifacts import ArtifactStore, needed_files
 from trainables.datasets import Dataset, load, transfer_set
-from trainables.models import build, parameters_of
+from trainables.models import check_model, parameters_of
+from trainables.pretrained import (
+    MissingWeightsError,
+    canonical_weights,
+    check_takes_pretrained,
+    has_weights,
+    keep_weights,
+)
+from trainables.storage import Storage, sha256
 from trainables.training import StageTraining
 from trainables.width import WIDEST, best_width, widest
 
@@ -44,13 +53,54 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     try:
         dataset = load(space.dataset)
         for stage, *_ in _stages_by_model(space, dataset):
-            with torch.device("meta"):
-                build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
+            check_model(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
         for role, section in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
             _check_transfer_sets(role, section, dataset)
+        for _, part, model in _roles(space):
+            if part.pretrained is not None:
+                check_takes_pretrained(model)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return dataset, [] if space.allow_any_size else list(_odd_sizes(space, dataset))
+
+
+def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
+    """Every role with its section and each model it may have."""
+    sections: list[tuple[Role, Training, Sequence[str]]] = [
+        ("teacher", space.teacher, space.teacher.models),
+        ("assistant", space.assistants, space.assistants.models),
+        ("student", space.student, [space.student.model]),
+    ]
+    for role, section, models in sections:
+        yield from ((role, section, model) for model in models)
+
+
+def with_weights(
+    space: Space, dataset: Dataset, source: str, storage: Storage | None = None, before: Space | None = None
+) -> Space:
+    """The space with the digests of its pretrained weights, which a storage keeps where one is given.
+
+    Where weights are gone from this machine, those that `before`, the space of the same study, names will do.
+    """
+    found: dict[Role, dict[str, str]] = {}
+    for role, section, model in _roles(space):
+        if section.pretrained is not None:
+            known = before.weights.get(role, {}).get(model) if before else None
+            try:
+                digest = _digest(model, section.pretrained, dataset, storage)
+            except MissingWeightsError as error:
+                if known is None or storage is None or not has_weights(storage, known):
+                    raise InputError(f"{source}: {error}") from None
+                digest = known
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from None
+            found.setdefault(role, {})[model] = digest
+    return space.model_copy(update={"weights": found})
+
+
+def _digest(model: str, pretrained: str, dataset: Dataset, storage: Storage | None) -> str:
+    content = canonical_weights(model, pretrained, dataset.image_shape, len(dataset.classes))
+    return keep_weights(storage, content) if storage else sha256(content)
 
 
 def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None:
@@ -107,6 +157,7 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     dataset, warnings = check_space(space, source)
     for warning in warnings:
         console.print(f"warning: {warning}")
+    space = with_weights(space, dataset, source)
     search = find_search(folder)
     asked = search.asked if search else 0
     planned = plan(space, dataset, folder.artifacts, asked)
@@ -156,8 +207,10 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
     examples = min(stage.recipe.examples or dataset.sizes["train"], PROBE_STEPS * stage.recipe.batch_size)
-    recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9})
-    probes = [stage.model_copy(update={"recipe": recipe, "seed": seed}) for seed in range(max(1, min(number, WIDEST)))]
+    whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
+    recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9} | whole)
+    own: dict[str, Any] = {"recipe": recipe, "pretrained": None}
+    probes = [stage.model_copy(update=own | {"seed": seed}) for seed in range(max(1, min(number, WIDEST)))]
     logits = np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)
 
     def start(some: Sequence[Stage]) -> StageTraining:
@@ -170,7 +223,10 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     started = time.perf_counter()
     training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
-    return per_image * (stage.recipe.examples or dataset.sizes["train"]) * stage.recipe.epochs
+    # While the head alone trains, the rest looks at every image once: a third of what an epoch takes.
+    head = stage.recipe.head_epochs
+    epochs = stage.recipe.epochs if head is None else stage.recipe.epochs - head + 1 / 3
+    return per_image * (stage.recipe.examples or dataset.sizes["train"]) * epochs
 
 
 def total_seconds(planned: list[PlannedStages], slots: int) -> float:

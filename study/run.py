@@ -17,8 +17,8 @@ from study.folder import StudyFolder
 from study.graph import Description, Proposal, StageGraph
 from study.lease import acquire_lease
 from study.observers import Observer, Observers
-from study.optimization import Search, create_search, open_optuna, refuse_another_space
-from study.plan import check_space, fingerprint
+from study.optimization import Search, create_search, find_search, open_optuna, refuse_another_space
+from study.plan import check_space, fingerprint, with_weights
 from study.profile import Profile
 from study.progress import Progress
 from study.report import write_figure
@@ -67,6 +67,8 @@ def run_study(
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
     data = fingerprint(dataset)
+    search = find_search(folder)
+    space = with_weights(space, dataset, source, folder.storage, search.space if search else None)
     refuse_another_space(folder, space, data)
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:

@@ -189,7 +189,8 @@ def stage_artifact(folder: StudyFolder, stage: Stage, description: Description) 
             content = storage.read(place)
             entries.append(Entry(name, md5(content), len(content), ref=Path(uri).as_uri()))
     metadata = {"stage_key": stage.key, "model": stage.model, "val_accuracy": _accuracy(description)}
-    return Artifact(f"{stage.role}-{stage.model}-{stage.key[:8]}", stage.role, tuple(entries), metadata)
+    name = f"{stage.role}-{stage.model.replace('/', '-')}-{stage.key[:8]}"
+    return Artifact(name, stage.role, tuple(entries), metadata)
 
 
 def _accuracy(description: Description) -> float | None:

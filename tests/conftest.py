@@ -155,7 +155,11 @@ def ray_slots(cache: Path) -> Iterator[int]:
 
 def make_stage(model: str = "mlp-4", *, role: Any = "student", upstream: tuple[Stage, ...] = (), **given: Any) -> Stage:
     """A stage made by hand; recipe fields and seed, temperature and lambda_ by name."""
-    own = {name: given.pop(name) for name in ("seed", "temperature", "lambda_", "loss", "dataset") if name in given}
+    own = {
+        name: given.pop(name)
+        for name in ("seed", "temperature", "lambda_", "loss", "dataset", "pretrained")
+        if name in given
+    }
     if upstream:
         own = {"temperature": 4.0, "lambda_": 0.7, "loss": Loss()} | own
     dataset = own.pop("dataset", DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000}))

@@ -24,6 +24,7 @@ ALTERED = {
     "dataset content": make_stage(upstream=(TEACHER,), dataset=OTHER_DATA),
     "dataset split": make_stage(upstream=(TEACHER,), dataset=OTHER_SPLIT),
     "labels only": make_stage(),
+    "pretrained weights": make_stage(upstream=(TEACHER,), pretrained="0" * 64),
 }
 RECIPE = {
     "epochs": 3,
@@ -41,6 +42,7 @@ RECIPE = {
     "evaluate_every": 2,
     "select": "best",
     "class_weights": "balanced",
+    "head_epochs": 1,
 }
 
 
@@ -55,7 +57,8 @@ def test_the_key_changes_with_the_recipes(field: str):
 
 
 def test_no_field_of_a_recipe_is_forgotten():
-    conditional = {"momentum", "milestones", "step_factor", "augment", "views"}  # the tests below
+    conditional = {"momentum", "milestones", "step_factor"}  # filled where the optimizer or schedule uses them
+    conditional |= {"augment", "views", "finetune_from", "finetune_factor"}
     assert set(RECIPE) | conditional == set(stage.Recipe.model_fields)
 
 
@@ -68,6 +71,8 @@ def test_no_field_of_a_recipe_is_forgotten():
         ({}, {"augment": "crop-flip"}),
         ({"augment": "crop-flip"}, {"augment": "flip-rotate"}),
         ({"augment": "crop-flip"}, {"views": 3}),
+        ({"head_epochs": 1}, {"finetune_from": "layer4"}),
+        ({"head_epochs": 1}, {"finetune_factor": 0.5}),
     ],
 )
 def test_the_key_changes_with_what_only_some_recipes_use(used_by: dict, change: dict):
@@ -82,6 +87,10 @@ def test_the_key_changes_with_the_revision_of_the_training_code(monkeypatch):
 
 def test_the_key_does_not_change_with_the_role():
     assert make_stage(role="teacher").key == make_stage(role="student").key
+
+
+def test_stages_with_other_pretrained_weights_do_not_train_together():
+    assert len({make_stage(pretrained=each).shape for each in (None, "0" * 64, "1" * 64)}) == 3
 
 
 def test_how_several_upstreams_combine_counts_only_where_there_are_several():

@@ -18,6 +18,7 @@ from trainables.storage import Storage, open_storage, sha256
 FORMAT = 1
 ARTIFACTS = "artifacts"
 CHECKPOINTS = "checkpoints"
+PRETRAINED = "weights"
 DESCRIPTION = "stage.json"
 WEIGHTS = "model.safetensors"
 SOFT_TARGETS = "soft_targets.arrow"
@@ -39,7 +40,7 @@ class ArtifactStore:
     def prepare(self) -> None:
         """Raises InputError where the root can't be written."""
         self.storage.prepare()
-        for folder in (ARTIFACTS, CHECKPOINTS):
+        for folder in (ARTIFACTS, CHECKPOINTS, PRETRAINED):
             self.storage.sweep(folder)
 
     def publish(self, key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -> None:

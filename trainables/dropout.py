@@ -28,9 +28,12 @@ class Dropout(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:
             return features
+        return features * self._filled(torch.empty_like(features))
+
+    def _filled(self, mask: Tensor) -> Tensor:
+        """0 for what is dropped, else one by the probability to keep."""
         if not self._generators:
-            self._generators = [_generator(features.device, seed) for seed in self.seeds]
-        mask = torch.empty_like(features)
+            self._generators = [_generator(mask.device, seed) for seed in self.seeds]
         flat = mask.as_strided((mask.numel(),), (1,))  # in the order of memory, however the features lie there
         lanes = flat.split(mask.numel() // len(self._generators))
         for lane, generator in zip(lanes, self._generators, strict=True):
@@ -39,7 +42,16 @@ class Dropout(nn.Module):
             else:
                 drawn = generator.integers(0, _STEPS, len(lane), dtype=np.uint16)
                 lane.copy_(torch.from_numpy(drawn < round(self.keep * _STEPS)))
-        return features * mask.div_(self.keep)
+        return mask.div_(self.keep)
+
+
+class StochasticDepth(Dropout):
+    """Drops whole examples of a residual branch (Huang et al. 2016)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training or self.keep == 1:
+            return features
+        return features * self._filled(features.new_empty(len(features), *[1] * (features.dim() - 1)))
 
 
 def _generator(device: torch.device, seed: tuple[int, int]) -> np.random.Generator | torch.Generator:

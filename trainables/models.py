@@ -4,15 +4,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import InputError
+from trainables.convnets import PLAIN, RESNET_DEPTHS, ImageShape, plain, resnet
 from trainables.dropout import Dropout
-
-ImageShape = tuple[int, int, int]  # channels, height, width
+from trainables.libraries import build_timm, build_torchvision, is_timm, is_torchvision
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,15 @@ class Family:
     """How a family's members are built.
 
     `build(size, image_shape, classes, dropout)` gives a module `[batch, channels, height, width] -> [batch, classes]`.
-    `dropout` is what the family has unless a recipe says otherwise; None: it takes none.
     """
 
     sizes: str  # what a size may be, for people: "mlp-H, H hidden units >= 1"
     valid_size: Callable[[str], bool]
-    build: Callable[[str, ImageShape, int, float], nn.Module]
-    dropout: float | None
+    build: Callable[[str, ImageShape, int, Any], nn.Module]
+    dropout: float | None = None  # what the family has unless a recipe says otherwise; None: it takes none
+    own_dropout: bool = False  # each member has its own: `build` gets what the recipe says, or None
     convolutional: bool = False  # trained channels-last
+    separator: str = "-"  # between the family's name and a size
     stacks: bool = False  # `trainables.lanes` has a form for every layer, so that several train as one
 
 
@@ -85,14 +87,43 @@ FAMILIES: dict[str, Family] = {
         dropout=0.5,
         convolutional=True,
     ),
+    "plain": Family(
+        sizes=f"plain-N with N one of {', '.join(PLAIN)}",
+        valid_size=lambda size: size in PLAIN,
+        build=plain,
+        convolutional=True,
+    ),
+    "resnet": Family(
+        sizes=f"resnet-N with N one of {', '.join(RESNET_DEPTHS)}",
+        valid_size=lambda size: size in RESNET_DEPTHS,
+        build=resnet,
+        convolutional=True,
+    ),
+    "torchvision": Family(
+        sizes="torchvision/NAME with a classification model of torchvision's",
+        valid_size=is_torchvision,
+        build=build_torchvision,
+        own_dropout=True,
+        convolutional=True,
+        separator="/",
+    ),
+    "timm": Family(
+        sizes="timm/NAME with a model of timm's (the extra timm)",
+        valid_size=is_timm,
+        build=build_timm,
+        own_dropout=True,
+        convolutional=True,
+        separator="/",
+    ),
 }
 
 
 def family_of(model: str) -> tuple[Family, str]:
     """The family of a model spec and the size in it; an unknown one raises InputError listing what exists."""
-    name, _, size = model.partition("-")
+    separator = "/" if "/" in model else "-"
+    name, _, size = model.partition(separator)
     family = FAMILIES.get(name)
-    if family is None or not family.valid_size(size):
+    if family is None or (size and family.separator != separator) or not family.valid_size(size):
         raise InputError(
             f"model {model!r} does not exist; valid: {'; '.join(each.sizes for each in FAMILIES.values())}"
         )
@@ -102,9 +133,28 @@ def family_of(model: str) -> tuple[Family, str]:
 def build(model: str, image_shape: ImageShape, classes: int, dropout: float | None = None) -> nn.Module:
     """A model with freshly initialised weights, from torch's global random state, on torch's default device."""
     family, size = family_of(model)
-    if dropout is not None and family.dropout is None:
+    if dropout is not None and family.dropout is None and not family.own_dropout:
         raise InputError(f"recipe.dropout: the family of {model!r} has no dropout")
-    return family.build(size, image_shape, classes, family.dropout or 0.0 if dropout is None else dropout)
+    return family.build(size, image_shape, classes, family.dropout if dropout is None else dropout)
+
+
+def check_model(model: str, image_shape: ImageShape, classes: int, dropout: float | None = None) -> nn.Module:
+    """The model on the meta device, once it has taken two images; raises InputError where it can't."""
+    with torch.device("meta"), torch.no_grad():
+        try:
+            module = build(model, image_shape, classes, dropout).eval()
+            module(torch.empty(2, *image_shape))
+        except InputError:
+            raise
+        except (RuntimeError, ValueError, AssertionError) as error:
+            shape = "x".join(map(str, image_shape))
+            raise InputError(f"model {model} can't take images of {shape}: {str(error).splitlines()[0]}") from None
+    return module
+
+
+def normalises_batches(module: nn.Module) -> bool:
+    """Whether it takes means over a batch, which say nothing of a batch of one."""
+    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
 
 
 @dataclass(frozen=True)

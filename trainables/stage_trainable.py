@@ -22,6 +22,7 @@ from search_spaces import Stage
 from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
 from trainables.datasets import load
 from trainables.models import size_of
+from trainables.pretrained import read_weights
 from trainables.storage import FULL
 from trainables.training import ByView, Checkpoint, Lane, StageTraining, Trained
 from trainables.width import best_width, widest
@@ -109,7 +110,9 @@ class StageTrainable(tune.Trainable):
 
     def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
         upstream = [[_soft_targets(self.store, each.key) for each in stage.upstream] for stage in stages]
-        return StageTraining(stages, load(stages[0].dataset.name), upstream, self.device)
+        digest = stages[0].pretrained
+        pretrained = read_weights(self.store.storage, digest) if digest else None
+        return StageTraining(stages, load(stages[0].dataset.name), upstream, self.device, pretrained)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)

@@ -16,10 +16,12 @@ from search_spaces import Recipe, Stage
 from trainables.datasets import Dataset, transfer_set
 from trainables.lanes import Alone, LaneModel, LaneOptimizer, Stacked
 from trainables.losses import SoftTargets, distillation, labels_only, soften
-from trainables.models import build, family_of
+from trainables.models import build, family_of, normalises_batches
+from trainables.pretrained import Pretrained, start_from
 from trainables.views import View, view
 
-EVALUATION_BATCH = 1000
+EVALUATION_BATCH = 1000  # images, and fewer where they are large:
+EVALUATION_PIXELS = 2_500_000  # with 50 of 224x224 a resnet50 takes 1 GB
 CHECKPOINT_FORMAT = 1
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
@@ -119,8 +121,9 @@ def form_of(model: str) -> tuple[type[LaneModel], torch.memory_format]:
 def predict(model: LaneModel, pixels: Pixels) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
-    starts = range(0, len(pixels), EVALUATION_BATCH)
-    return torch.cat([model(pixels[slice(start, start + EVALUATION_BATCH)]) for start in starts], dim=2)
+    area = math.prod(pixels[slice(0, 1)].shape[2:])
+    size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // area))
+    return torch.cat([model(pixels[slice(start, start + size)]) for start in range(0, len(pixels), size)], dim=2)
 
 
 def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:
@@ -134,6 +137,7 @@ class StageTraining:
     """Training of stages that share a shape; between two calls of `run_epoch` it stands still.
 
     upstream: for each stage, of its upstream stages in their order, by view the logits `[train examples, classes]`.
+    pretrained: the weights that `stage.pretrained` names.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
 
@@ -143,10 +147,13 @@ class StageTraining:
         dataset: Dataset,
         upstream: Sequence[Sequence[ByView]],
         device: torch.device | str = "cpu",
+        pretrained: Pretrained | None = None,
     ) -> None:
         if len({stage.shape for stage in stages}) > 1:
             raise ValueError("stages that train together share dataset, model, recipe (but the rate) and loss form")
-        self.dataset, self.device = dataset, torch.device(device)
+        if (stages[0].pretrained is None) != (pretrained is None):
+            raise ValueError(f"{stages[0].name} starts from pretrained weights: {stages[0].pretrained}")
+        self.dataset, self.device, self.pretrained = dataset, torch.device(device), pretrained
         self.recipe, self.loss = stages[0].recipe, stages[0].loss
         self.form, self.memory_format = form_of(stages[0].model)
         self.transfer_set = self._transfer_set()
@@ -158,6 +165,7 @@ class StageTraining:
         self.lanes = [Lane(stage) for stage in stages]
         self.running = list(self.lanes)  # those that are in the model, in its order
         self.model = self._lane_model([self._new_model(stage) for stage in stages])
+        self.normalises_batches = normalises_batches(self.model)
         self.optimizer = self._new_optimizer()
         self.epoch = 0
         self.upstream = dict(zip((stage.key for stage in stages), upstream, strict=True))
@@ -177,7 +185,10 @@ class StageTraining:
         # The seed alone decides the first weights, whatever device they go to.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stage.seed)
-            return build(stage.model, self.dataset.image_shape, len(self.dataset.classes), self.recipe.dropout)
+            module = build(stage.model, self.dataset.image_shape, len(self.dataset.classes), self.recipe.dropout)
+        if self.pretrained is not None:
+            start_from(self.pretrained, module, self.dataset.normalization)
+        return module
 
     def _lane_model(self, models: Sequence[nn.Module]) -> LaneModel:
         model = self.form(models)
@@ -266,7 +277,7 @@ class StageTraining:
         order = torch.from_numpy(generator.permutation(len(self.labels))).to(self.device)
         self._begin_epoch()
         self.model.train()
-        batches = order.split(self.recipe.batch_size)
+        batches = self._batches(order)
         total = torch.zeros(len(self.running), device=self.device)
         for number, batch in enumerate(batches):
             factor = SCHEDULES[self.recipe.schedule](
@@ -276,8 +287,16 @@ class StageTraining:
         self.epoch += 1
         self._close_epoch((total / len(self.labels)).tolist(), factor, started)
 
+    def _batches(self, order: Tensor) -> list[Tensor]:
+        """The order in batches; where batches are normalised, a last one of one example joins the one before."""
+        batches = list(order.split(self.recipe.batch_size))
+        if len(batches) > 1 and len(batches[-1]) == 1 and self.normalises_batches:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches
+
     def train_step(self, batch: Tensor, factor: float, number: int = 0) -> Tensor:
         """One step on a batch of the transfer set, at `factor` times each lane's rate; returns the losses `[lanes]`.
+
 
         `number` is the batch's in its epoch.
         """
@@ -428,9 +447,10 @@ def train(
     dataset: Dataset,
     upstream: Sequence[Sequence[ByView]],
     device: torch.device | str = "cpu",
+    pretrained: Pretrained | None = None,
 ) -> list[Trained]:
     """Train stages of one shape to their end; see `StageTraining`. Raises TrainingError where one failed."""
-    training = StageTraining(stages, dataset, upstream, device)
+    training = StageTraining(stages, dataset, upstream, device, pretrained)
     while not training.done:
         training.run_epoch()
     for lane in training.lanes:
