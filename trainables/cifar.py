@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torchvision.datasets import cifar
-from torchvision.datasets.utils import download_url
 
 from search_spaces import InputError
 from trainables.sources import Bytes, RawSplit, Source
@@ -27,11 +25,17 @@ _SHAPE = (3, 32, 32)
 
 @dataclass(frozen=True)
 class Cifar:
-    """One of the two; `known` is torchvision's class with its file names and sums."""
+    """One of the two."""
 
-    known: type[cifar.CIFAR10]
+    name: str  # torchvision's
     labels: bytes  # which labels of a batch are the classes'
-    validation: int
+
+    @property
+    def known(self) -> Any:
+        """Torchvision's class, with file names and MD5 sums."""
+        from torchvision.datasets import cifar  # seconds that other datasets need not wait
+
+        return getattr(cifar, self.name)
 
     def open(self, folder: Path) -> Source:
         """From the archive or the files in it; raises InputError where one is missing or has another MD5."""
@@ -44,10 +48,12 @@ class Cifar:
             split: self._split([entries[name] for name, _ in batches])
             for split, batches in (("train", known.train_list), ("test", known.test_list))
         }
-        return Source(read=lambda: raw, classes=classes, validation=self.validation)
+        return Source(read=lambda: raw, classes=classes)
 
     def download(self, folder: Path) -> None:
         """The archive into the folder, by torchvision, unless it is there."""
+        from torchvision.datasets.utils import download_url
+
         known = self.known
         try:
             download_url(known.url, str(folder), known.filename, known.tgz_md5)
@@ -85,24 +91,28 @@ def _of_folder(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str, b
             raise InputError(f"{folder / name}: can't be read ({error.strerror})") from None
 
 
-def _of_archive(path: Path, known: type[cifar.CIFAR10], names: Iterable[str]) -> Iterator[tuple[str, str, bytes]]:
+def _of_archive(path: Path, known: Any, names: Iterable[str]) -> Iterator[tuple[str, str, bytes]]:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if found != known.tgz_md5:
         size = path.stat().st_size
         raise InputError(f"{path}: {size} bytes with MD5 {found}; the published archive has {known.tgz_md5}")
-    with tarfile.open(path) as archive:
-        for name in names:
-            member = archive.extractfile(f"{known.base_folder}/{name}")
-            yield f"{path}: {name}", name, member.read() if member else b""
+    try:
+        with tarfile.open(path) as archive:
+            for name in names:
+                member = archive.extractfile(f"{known.base_folder}/{name}")
+                yield f"{path}: {name}", name, member.read() if member else b""
+    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+        raise InputError(f"{path}: can't be read as an archive ({error})") from None
 
 
 def _unpickle(place: str, content: bytes) -> dict[bytes, Any]:
     try:
         entry = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except (pickle.UnpicklingError, ValueError, TypeError, EOFError, IndexError) as error:
+    except (pickle.UnpicklingError, ValueError, TypeError, EOFError, IndexError, KeyError, AttributeError) as error:
         raise InputError(f"{place}: is no batch of CIFAR's ({error})") from None
-    # Each array as soon as it is whole: its bytes are a view of the pickle's, not a copy.
+    if not isinstance(entry, dict):
+        raise InputError(f"{place}: is no batch of CIFAR's (it has a {type(entry).__name__})")
     return {key: value.values() if isinstance(value, _Array) else value for key, value in entry.items()}
 
 
@@ -152,5 +162,5 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Dtype,
 }
 
-CIFAR10 = Cifar(cifar.CIFAR10, b"labels", validation=5000)
-CIFAR100 = Cifar(cifar.CIFAR100, b"fine_labels", validation=5000)
+CIFAR10 = Cifar("CIFAR10", b"labels")
+CIFAR100 = Cifar("CIFAR100", b"fine_labels")

@@ -76,26 +76,26 @@ def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance:
 def held_out(labels: Labels, source: Source) -> Indices:
     """Sorted indices of the training examples that are for validation, by the split seed.
 
-    A source's own number of them, or a tenth; where it is stratified each class gives its share, rounded so that the
-    number is exact (largest remainder). Raises InputError where a class has nothing left to train on.
+    Their number is the source's own, or a tenth. Where it is stratified, each class gives its share by largest
+    remainder and keeps one example at least. Raises InputError where that can't be.
     """
     examples = max(1, round(len(labels) / 10)) if source.validation is None else source.validation
-    if not 1 <= examples < len(labels):
-        raise InputError(f"validation is {examples}; 1 to {len(labels) - 1} can be held out of {len(labels)}")
+    available = np.bincount(labels, minlength=len(source.classes))
+    most = len(labels) - np.count_nonzero(available)
+    if not 1 <= examples <= most:
+        raise InputError(
+            f"validation is {examples}; at least 1 and at most {most} of the {len(labels)} images in train can be held "
+            "out, as every class keeps one"
+        )
     order = generator(SPLIT_SEED).permutation(len(labels))
     if not source.stratified:
         return np.sort(order[:examples])
-    available = np.bincount(labels, minlength=len(source.classes))
     exact = available * examples / len(labels)
     share = np.floor(exact).astype(np.int64)
-    share[np.argsort(share - exact, kind="stable")[: examples - share.sum()]] += 1
-    for name, number, taken in zip(source.classes, available, share, strict=True):
-        if taken >= number:
-            raise InputError(
-                f"validation is {examples}; class {name} has {number} images in train, so none were left to train on"
-            )
-    chosen = [order[labels[order] == label][:taken] for label, taken in enumerate(share)]
-    return np.sort(np.concatenate(chosen))
+    while left := examples - share.sum():
+        able = np.flatnonzero(share < available - 1)
+        share[able[np.argsort((share - exact)[able], kind="stable")][:left]] += 1
+    return np.sort(np.concatenate([order[labels[order] == label][:number] for label, number in enumerate(share)]))
 
 
 def _slices(images: Images) -> Iterator[tuple[int, Bytes]]:
