@@ -26,6 +26,8 @@ WANDB_HELP = (
     "default: online where a key is found; the project is WANDB_PROJECT, else takd, the entity WANDB_ENTITY, else "
     "the key's"
 )
+DATA_HELP = "check a dataset's files and convert them to Arrow; list the datasets that are converted"
+DATASETS = ("mnist", "cifar10", "cifar100", "mhist", "images")
 DEBUG_HELP = "show a traceback where bad input ends in one line"
 
 
@@ -81,11 +83,26 @@ def _parser() -> argparse.ArgumentParser:
     export = _command(commands, "export", _export, "the best student's weights and description", study=True)
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     export.add_argument("--arm", metavar="A", help="of this arm (default: of all)")
-    data = commands.add_parser("data", help="check a dataset's files and convert them to Arrow", allow_abbrev=False)
-    data.add_argument("dataset", metavar="DATASET", choices=("mnist",), help="mnist")
+    data = commands.add_parser("data", help=DATA_HELP, description=DATA_HELP, allow_abbrev=False)
     data.add_argument(
-        "--from", dest="source", required=True, type=Path, metavar="DIR", help="torchvision's MNIST folder"
+        "dataset",
+        metavar="DATASET",
+        nargs="?",
+        choices=DATASETS,
+        help=f"{', '.join(DATASETS)} (default: list what is there)",
     )
+    data.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="DIR",
+        help="where its files are; images: a folder of train/<class>/* and test/<class>/*, PNG or JPEG",
+    )
+    data.add_argument("--name", metavar="NAME", help="images only: what spaces call them (default: the folder's name)")
+    data.add_argument(
+        "--validation", type=_positive, metavar="N", help="images only: held out of train (default: a tenth)"
+    )
+    data.add_argument("--download", action="store_true", help="cifar10, cifar100: fetch the archive into DIR first")
     data.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     data.set_defaults(command=_data)
     return parser
@@ -247,11 +264,17 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _data(options: argparse.Namespace) -> int:
-    from trainables.datasets import import_mnist  # imports torch
+    from study.data import import_files, print_dataset, print_datasets  # imports torch
 
-    dataset = import_mnist(options.source)
-    sizes = ", ".join(f"{number} {split}" for split, number in dataset.sizes.items())
-    _console().print(f"{dataset.name}: {sizes}; digest {dataset.digest[:12]}")
+    console = _console()
+    if options.dataset is None:
+        print_datasets(console)
+        return OK
+    if options.source is None:
+        raise InputError(f"data {options.dataset}: --from DIR is missing; see takd data --help")
+    print_dataset(
+        import_files(options.dataset, options.source, options.name, options.validation, options.download), console
+    )
     return OK
 
 

@@ -15,7 +15,7 @@ from study.folder import StudyFolder
 from study.graph import Proposal
 from study.results import TEST, read_test
 from trainables.artifacts import WEIGHTS, needed_files
-from trainables.datasets import Dataset, load
+from trainables.datasets import Dataset, load_for
 from trainables.models import build
 from trainables.pretrained import restore
 from trainables.training import Pixels, form_of, measure, predict
@@ -38,7 +38,7 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
     new = {key: stage for key, stage in students.items() if key not in known and _is_done(folder, stage)}
     if not new:
         return
-    dataset = load(next(iter(new.values())).dataset.name)
+    dataset = load_for(next(iter(new.values())).dataset)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
     logits = predict_stages(folder, [*(new | teachers).values()], dataset, split.images)

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from search_spaces import InputError
-from trainables import datasets
-from trainables.datasets import SHIPPED, import_mnist, load, transfer_set
+from trainables import datasets, mnist
+from trainables.datasets import Dataset, import_dataset, load, transfer_set
+from trainables.mnist import SHIPPED, open_mnist
 
 NAMES = {"train": "train", "test": "t10k"}
 
@@ -54,6 +55,10 @@ def converted(cache, own_cache, monkeypatch) -> Path:
         shared = load("mnist").folder
     load.cache_clear()
     return Path(shutil.copytree(shared, own_cache / "datasets" / shared.name, copy_function=os.symlink))
+
+
+def import_mnist(folder: Path) -> Dataset:
+    return import_dataset("mnist", open_mnist(folder))
 
 
 def torchvision_folder(folder: Path, files: Path) -> Path:
@@ -145,7 +150,7 @@ def test_a_damaged_test_split_is_one_line_that_says_what_to_do(converted, damage
 
 
 def test_a_later_load_converts_nothing(converted, monkeypatch):
-    monkeypatch.setattr(datasets, "SHIPPED", Path("nowhere"))
+    monkeypatch.setattr(mnist, "SHIPPED", Path("nowhere"))
     assert load("mnist").sizes["train"] == 50_000
 
 
@@ -207,7 +212,7 @@ def test_of_two_conversions_the_first_stays_in_place_for_those_who_mapped_it(own
 
     def read_while_another_process_converts():
         raw = source.read()
-        folder = datasets._convert("mnist", source, raw).folder
+        folder = datasets._convert("mnist", source, lambda images: None).folder
         files.update({file: file.stat().st_ino for file in folder.iterdir()})
         return raw
 
@@ -226,16 +231,16 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, own_cache, monkeyp
 
 def test_the_shipped_content_is_checked(own_cache, monkeypatch, tmp_path):
     shutil.copytree(SHIPPED, tmp_path / "data")
-    shutil.copy(tmp_path / "data/mnist/test.parquet", tmp_path / "data/mnist/train.parquet")
-    monkeypatch.setattr(datasets, "SHIPPED", tmp_path / "data")
-    with pytest.raises(InputError, match=r"dataset mnist: the files in .*mnist have content digest \w+, expected \w+;"):
+    shutil.copy(tmp_path / "data/mnist/train.parquet", tmp_path / "data/mnist/test.parquet")
+    monkeypatch.setattr(mnist, "SHIPPED", tmp_path / "data")
+    with pytest.raises(InputError, match=r"dataset mnist: its content has digest \w+, expected \w+; install"):
         load("mnist")
 
 
 def test_a_shipped_file_that_is_no_parquet_is_named(own_cache, monkeypatch, tmp_path):
     shutil.copytree(SHIPPED, tmp_path / "data")
     (tmp_path / "data/mnist/train.parquet").write_bytes(b"PAR1")
-    monkeypatch.setattr(datasets, "SHIPPED", tmp_path / "data")
+    monkeypatch.setattr(mnist, "SHIPPED", tmp_path / "data")
     with pytest.raises(InputError, match=r"train\.parquet: can't be read as Parquet"):
         load("mnist")
 
@@ -243,13 +248,13 @@ def test_a_shipped_file_that_is_no_parquet_is_named(own_cache, monkeypatch, tmp_
 def test_a_shipped_file_with_other_columns_is_told_which(own_cache, monkeypatch, tmp_path):
     shutil.copytree(SHIPPED, tmp_path / "data")
     pq.write_table(pa.table({"image": [1]}), tmp_path / "data/mnist/test.parquet")
-    monkeypatch.setattr(datasets, "SHIPPED", tmp_path / "data")
+    monkeypatch.setattr(mnist, "SHIPPED", tmp_path / "data")
     with pytest.raises(InputError, match=r"test\.parquet: columns are image: int64; expected image: fixed_size_binary"):
         load("mnist")
 
 
 def test_an_unknown_dataset_is_told_what_exists():
-    with pytest.raises(InputError, match="dataset 'mnits' does not exist; valid: mnist"):
+    with pytest.raises(InputError, match="dataset 'mnits' does not exist; valid: mnist, cifar10"):
         load("mnits")
 
 

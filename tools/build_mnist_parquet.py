@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainables.datasets import SHIPPED, RawSplit, read_mnist_folder
+from trainables.mnist import SHIPPED, read_mnist_folder
+from trainables.sources import RawSplit
 
 
 def table_of(split: RawSplit) -> pa.Table:

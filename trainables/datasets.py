@@ -1,88 +1,45 @@
-"""Datasets as tensors in memory: checked once, converted once to Arrow in a cache that a node's processes share."""
+"""Datasets as tensors in memory: converted once to Arrow in a cache that a node's processes share.
+
+An entry of the cache is a folder of Arrow files, named after content and split. What reads itself (`DATASETS`) is
+converted when it is first used. All else a user converts with `takd data` on every node that trains; a small file
+`NAME.vN.json` in the cache says which entry a name stands for.
+"""
 
 import filecmp
-import gzip
-import hashlib
 import json
 import logging
-import math
-import mmap
 import os
+import re
 import shutil
+import socket
 import uuid
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from search_spaces import InputError
-from trainables.storage import cache_folder, sha256, write_synced
+from search_spaces import DatasetFingerprint, InputError
+from trainables.conversion import SPLIT_SEED, Normalization, generator, write_entry
+from trainables.mnist import MNIST
+from trainables.sources import Source
+from trainables.splits import DAMAGE, Split, read_split
+from trainables.storage import cache_folder, write_synced
 
-SPLIT_SEED = 0
-SHIPPED = Path(__file__).parent / "data"
-_CACHE_FORMAT = 1  # bumped when the files in the cache change
-
-# What reading a damaged entry of the cache raises: ValueError stands for Arrow's and JSON's errors too.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError)
+_CACHE_FORMAT = 2  # bumped when the files in the cache change
 
 log = logging.getLogger("takd")
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+# What can be read on any node without a user's files, by name.
+DATASETS: dict[str, Source] = {"mnist": MNIST}
 
 
-@dataclass(frozen=True)
-class Split:
-    """Images uint8 [n, channels, height, width], labels int64 [n]: mapped, shared by processes, not to be written."""
-
-    images: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class RawSplit:
-    """As a source gives it: images uint8 [n, channels, height, width], labels uint8 [n]."""
-
-    images: Bytes
-    labels: Bytes
-
-
-class Normalization(NamedTuple):
-    """By channel, of train's pixels in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a dataset comes from. `digest` is what its content must have; see `_digest`."""
-
-    read: Callable[[], dict[str, RawSplit]]  # "train" and "test"
-    digest: str
-    classes: tuple[str, ...]
-    validation: int  # examples held out of train
-
-
-def _read_shipped_mnist() -> dict[str, RawSplit]:
-    return {name: _read_parquet(SHIPPED / "mnist" / f"{name}.parquet", (1, 28, 28)) for name in ("train", "test")}
-
-
-DATASETS: dict[str, Source] = {
-    "mnist": Source(
-        read=_read_shipped_mnist,
-        digest="06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
-        classes=tuple("0123456789"),
-        validation=10_000,
-    ),
-}
+# What a user converts from files with `takd data`: these by name, and folders of images by names of their own.
+IMPORTED = ("cifar10", "cifar100", "mhist")
+BUILT_IN = (*DATASETS, *IMPORTED)
+OWN = "images"
 
 
 @dataclass(frozen=True)
@@ -96,6 +53,7 @@ class Dataset:
     image_shape: tuple[int, int, int]  # channels, height, width
     split_seed: int
     sizes: dict[str, int]  # by split
+    class_counts: dict[str, list[int]]  # by split, in the order of the classes
     file_digests: dict[str, str]  # SHA-256 of each split's Arrow file
     normalization: Normalization
 
@@ -116,33 +74,84 @@ class Dataset:
         """
         try:
             return self._read("test")
-        except _DAMAGE as error:
+        except DAMAGE as error:
+            again = "it is made again" if self.name in DATASETS else f"run again: {command_for(self.name)}"
             raise InputError(
-                f"cache {self.folder}: the test split can't be read ({error}); delete the folder, it is made again"
+                f"cache {self.folder}: the test split can't be read ({error}); delete the folder, {again}"
             ) from None
 
     def _read(self, split: str) -> Split:
-        return _read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
+        return read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
 
 
 @lru_cache
 def load(name: str) -> Dataset:
-    """The dataset from the cache, converted first where needed; raises InputError on one that isn't known."""
-    source = _source(name)
-    folder = _folder(name, source)
-    if os.path.isdir(folder):
+    """The dataset from the cache; what reads itself is converted first where needed.
+
+    Raises InputError on one that isn't known, and on one that this node must convert first.
+    """
+    if name not in DATASETS:
+        return _load_imported(name)
+    source = DATASETS[name]
+    folder = _entry(name, source, source.digest or "")
+    if folder.is_dir():
         try:
-            return _open(name, source)
-        except _DAMAGE as error:
+            return _open(name, folder)
+        except DAMAGE as error:
             log.warning("cached dataset %s is damaged (%s); it is converted again", folder, error)
-    return _convert(name, source, source.read())
+    return _convert(name, source, _nobody)
 
 
-def import_mnist(folder: Path) -> Dataset:
-    """MNIST from torchvision's folder, checked file by file, in the cache where `load` finds it."""
-    raw = read_mnist_folder(folder)
+def load_for(fingerprint: DatasetFingerprint) -> Dataset:
+    """The very dataset that a stage is to train on; raises InputError where this node lacks it or has another."""
+    name, place = fingerprint.name, f"the cache {cache_folder()} of {socket.gethostname()}"
+    command = command_for(name, fingerprint.sizes.get("validation"))
+    if name not in DATASETS and not _pointer(name).exists():
+        raise InputError(f"dataset {name}: not in {place}; run on every node: {command}")
+    dataset = load(name)
+    if (dataset.digest, dataset.sizes) != (fingerprint.digest, fingerprint.sizes):
+        raise InputError(
+            f"dataset {name}: {place} has {_brief(dataset.digest, dataset.sizes)}, the study has "
+            f"{_brief(fingerprint.digest, fingerprint.sizes)}; run on every node, with the same files: {command}"
+        )
+    return dataset
+
+
+def import_dataset(name: str, source: Source, advance: Callable[[int], None] | None = None) -> Dataset:
+    """Converts a source's files into the cache, where `load` finds them by that name.
+
+    A name that stood for other content stands for this from now on; what was converted before stays where it is.
+    `advance` is called with the number of images that were written since the last call.
+    """
     load.cache_clear()
-    return _convert("mnist", DATASETS["mnist"], raw)
+    dataset = _convert(name, source, advance or _nobody)
+    if name not in DATASETS:
+        pointer = _pointer(name)
+        temporary = pointer.with_name(f".tmp-{uuid.uuid4().hex}")
+        write_synced(temporary, json.dumps({"entry": dataset.folder.name}).encode())
+        temporary.replace(pointer)
+    return dataset
+
+
+def converted() -> list[str]:
+    """The names of imported datasets that this node's cache has, sorted."""
+    return sorted(file.name.removesuffix(_SUFFIX) for file in _cache().glob(f"*{_SUFFIX}"))
+
+
+def check_name(name: str) -> None:
+    """Raises InputError where a dataset of a user's own can't have it."""
+    if name in BUILT_IN or name == OWN:
+        raise InputError(f"--name {name}: is built in; choose another")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise InputError(f"--name {name}: a name has letters, digits, - and _, and begins with a letter or digit")
+
+
+def command_for(name: str, validation: int | None = None) -> str:
+    """What a user runs to have that dataset on a node."""
+    if name in BUILT_IN:
+        return f"takd data {name} --from DIR"
+    held = f" --validation {validation}" if validation else ""
+    return f"takd data {OWN} --from DIR --name {name}{held}"
 
 
 def transfer_set(labels: Tensor, examples: int, seed: int) -> Tensor:
@@ -159,39 +168,63 @@ def transfer_set(labels: Tensor, examples: int, seed: int) -> Tensor:
             f"recipe.examples is {examples}; 1 to {most} can be balanced over {classes} classes "
             f"(class {scarce} has {available[scarce]})"
         )
-    order = torch.from_numpy(_generator(seed).permutation(len(labels)))
+    order = torch.from_numpy(generator(seed).permutation(len(labels)))
     share, rest = divmod(examples, classes)
     chosen = [order[labels[order] == label][: share + (label < rest)] for label in range(classes)]
     return torch.cat(chosen).sort().values
 
 
-def _generator(seed: int) -> np.random.Generator:
-    """Named in full: NumPy's default generator may change, and the splits with it."""
-    return np.random.Generator(np.random.PCG64(seed))
+_SUFFIX = f".v{_CACHE_FORMAT}.json"
 
 
-def _source(name: str) -> Source:
-    if name not in DATASETS:
-        raise InputError(f"dataset {name!r} does not exist; valid: {', '.join(DATASETS)}")
-    return DATASETS[name]
+def _cache() -> Path:
+    return cache_folder() / "datasets"
 
 
-def _folder(name: str, source: Source) -> Path:
-    return cache_folder() / "datasets" / f"{name}-{source.digest[:16]}-split{SPLIT_SEED}-v{_CACHE_FORMAT}"
+def _entry(name: str, source: Source, digest: str) -> Path:
+    held = "tenth" if source.validation is None else source.validation
+    return _cache() / f"{name}-{digest[:16]}-split{SPLIT_SEED}-{held}-v{_CACHE_FORMAT}"
 
 
-def _open(name: str, source: Source) -> Dataset:
-    """The converted dataset; raises one of _DAMAGE where train or validation is not what was written."""
-    folder = _folder(name, source)
+def _pointer(name: str) -> Path:
+    """The file that says which entry an imported dataset's name stands for."""
+    return _cache() / f"{name}{_SUFFIX}"
+
+
+def _load_imported(name: str) -> Dataset:
+    here = converted()
+    if name not in here and name in BUILT_IN:
+        raise InputError(
+            f"dataset {name}: not converted yet in the cache {cache_folder()} of {socket.gethostname()}; "
+            f"run on every node: {command_for(name)}"
+        )
+    if name not in here:
+        own = [each for each in here if each not in BUILT_IN]
+        raise InputError(
+            f"dataset {name!r} does not exist; valid: {', '.join([*BUILT_IN, *own])}; your own images: "
+            f"takd data {OWN} --from DIR"
+        )
+    try:
+        return _open(name, _cache() / json.loads(_pointer(name).read_bytes())["entry"])
+    except DAMAGE as error:
+        raise InputError(
+            f"dataset {name}: its files in the cache {cache_folder()} are damaged ({error}); "
+            f"run again: {command_for(name)}"
+        ) from None
+
+
+def _open(name: str, folder: Path) -> Dataset:
+    """The converted dataset; raises one of DAMAGE where train or validation is not what was written."""
     about = json.loads((folder / "dataset.json").read_bytes())
     dataset = Dataset(
         folder=folder,
         name=name,
-        digest=source.digest,
-        classes=source.classes,
+        digest=about["digest"],
+        classes=tuple(about["classes"]),
         image_shape=tuple(about["image_shape"]),
         split_seed=SPLIT_SEED,
         sizes=about["sizes"],
+        class_counts=about["class_counts"],
         file_digests=about["file_digests"],
         normalization=Normalization(*map(tuple, about["normalization"])),
     )
@@ -199,43 +232,27 @@ def _open(name: str, source: Source) -> Dataset:
     return dataset
 
 
-def _convert(name: str, source: Source, raw: dict[str, RawSplit]) -> Dataset:
+def _convert(name: str, source: Source, advance: Callable[[int], None]) -> Dataset:
     """Checks the content and writes the cache entry. Two processes at once write the same bytes."""
-    found = _digest(raw)
-    if found != source.digest:
-        raise InputError(
-            f"dataset {name}: the files in {SHIPPED / name} have content digest {found[:16]}, "
-            f"expected {source.digest[:16]}; install takd again"
-        )
-    folder = _folder(name, source)
-    temporary = folder.with_name(f".tmp-{uuid.uuid4().hex}")
+    raw = source.read()
+    temporary = _cache() / f".tmp-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
-        _write_entry(temporary, source, raw)
+        found = write_entry(temporary, source, raw, advance)
+        if source.digest not in (None, found):
+            raise InputError(
+                f"dataset {name}: its content has digest {found}, expected {source.digest}; install takd again"
+            )
+        folder = _entry(name, source, found)
         _put_in_place(temporary, folder)
     except OSError as error:
         raise InputError(f"cache {cache_folder()}: can't be written ({error.strerror}); set TAKD_CACHE") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     try:
-        return _open(name, source)
-    except _DAMAGE as error:
+        return _open(name, folder)
+    except DAMAGE as error:
         raise InputError(f"cache {folder}: can't be read back ({error}); set TAKD_CACHE to another folder") from None
-
-
-def _write_entry(folder: Path, source: Source, raw: dict[str, RawSplit]) -> None:
-    train, validation = _hold_out(raw["train"], source.validation)
-    splits = {"train": train, "validation": validation, "test": raw["test"]}
-    contents = {split: _arrow_file(content) for split, content in splits.items()}
-    for split, file in contents.items():
-        write_synced(folder / f"{split}.arrow", file)
-    about = {
-        "image_shape": train.images.shape[1:],
-        "sizes": {split: len(content.labels) for split, content in splits.items()},
-        "normalization": _normalization(train.images),
-        "file_digests": {split: sha256(file) for split, file in contents.items()},
-    }
-    write_synced(folder / "dataset.json", json.dumps(about, indent=1).encode())
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
@@ -253,118 +270,9 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
             (temporary / file).replace(folder / file)
 
 
-def _normalization(images: Bytes) -> Normalization:
-    pixels = images.astype(np.float64).swapaxes(0, 1).reshape(images.shape[1], -1) / 255
-    return Normalization(tuple(pixels.mean(axis=1).tolist()), tuple(pixels.std(axis=1).tolist()))
+def _brief(digest: str, sizes: dict[str, int]) -> str:
+    return f"digest {digest[:12]} ({', '.join(f'{number} {split}' for split, number in sizes.items())})"
 
 
-def _hold_out(train: RawSplit, validation: int) -> tuple[RawSplit, RawSplit]:
-    """Train and validation by the split seed, each in the source's order."""
-    order = _generator(SPLIT_SEED).permutation(len(train.labels))
-    held, kept = np.sort(order[:validation]), np.sort(order[validation:])
-    return RawSplit(train.images[kept], train.labels[kept]), RawSplit(train.images[held], train.labels[held])
-
-
-def _digest(raw: dict[str, RawSplit]) -> str:
-    """SHA-256 over image bytes and label bytes, train before test."""
-    digest = hashlib.sha256()
-    for split in ("train", "test"):
-        digest.update(np.ascontiguousarray(raw[split].images).data)
-        digest.update(np.ascontiguousarray(raw[split].labels).data)
-    return digest.hexdigest()
-
-
-def _arrow_file(split: RawSplit) -> pa.Buffer:
-    pixels = split.images[0].size
-    images = pa.FixedSizeListArray.from_arrays(pa.array(split.images.reshape(-1)), pixels)
-    table = pa.table({"image": images, "label": pa.array(split.labels, pa.int64())})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=len(table))
-    return sink.getvalue()
-
-
-def _read_split(path: Path, digest: str, image_shape: tuple[int, int, int]) -> Split:
-    """Raises one of _DAMAGE where the file is not what was written. The SHA-256 costs 22 ms on 40 MB."""
-    # A private, copy-on-write mapping: torch takes it as writable, and its pages are shared until written, which
-    # nothing does.
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    if hashlib.sha256(mapped).hexdigest() != digest:
-        raise ValueError(f"{path.name} is not what was written")
-    [batch] = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all().to_batches()
-    images = np.frombuffer(mapped, np.uint8, *_extent(batch.column("image").values, mapped))
-    labels = np.frombuffer(mapped, np.int64, *_extent(batch.column("label"), mapped))
-    return Split(torch.from_numpy(images).view(-1, *image_shape), torch.from_numpy(labels))
-
-
-def _extent(column: pa.Array, mapped: mmap.mmap) -> tuple[int, int]:
-    """How many values a column has, and where in the mapping they begin."""
-    start = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
-    return len(column), column.buffers()[1].address - start
-
-
-def _read_parquet(path: Path, image_shape: tuple[int, int, int]) -> RawSplit:
-    try:
-        table = pq.read_table(path).combine_chunks()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: can't be read as Parquet ({str(error).splitlines()[0]})") from None
-    expected = {"image": pa.binary(math.prod(image_shape)), "label": pa.uint8()}
-    found = dict(zip(table.schema.names, table.schema.types, strict=True))
-    if found != expected:
-        raise InputError(f"{path}: columns are {_columns(found)}; expected {_columns(expected)}")
-    images = np.frombuffer(table.column("image").chunk(0).buffers()[1], np.uint8)
-    return RawSplit(images.reshape(-1, *image_shape), table.column("label").to_numpy())
-
-
-def _columns(types: dict[str, pa.DataType]) -> str:
-    return ", ".join(f"{name}: {kind}" for name, kind in types.items())
-
-
-# Size in bytes and MD5 of the uncompressed files, as published.
-_MNIST_FILES = {
-    "train-images-idx3-ubyte": (47_040_016, "6bbc9ace898e44ae57da46a324031adb"),
-    "train-labels-idx1-ubyte": (60_008, "a25bea736e30d166cdddb491f175f624"),
-    "t10k-images-idx3-ubyte": (7_840_016, "2646ac647ad5339dbf082846283269ea"),
-    "t10k-labels-idx1-ubyte": (10_008, "27ae3e4e09519cfbb04c329615203637"),
-}
-
-
-def read_mnist_folder(folder: Path) -> dict[str, RawSplit]:
-    """The four files in DIR, DIR/raw or DIR/MNIST/raw, gzipped or not; raises InputError on the first that is wrong."""
-    places = (folder / "MNIST" / "raw", folder / "raw", folder)
-    raw = next((place for place in places if any(_idx_file(place, name) for name in _MNIST_FILES)), None)
-    if raw is None:
-        found = "none of MNIST's files here, in raw or in MNIST/raw" if folder.is_dir() else "no such folder"
-        raise InputError(f"--from {folder}: {found}; expected {', '.join(_MNIST_FILES)}, each as it is or as .gz")
-    return {
-        split: RawSplit(_read_idx(raw, f"{prefix}-images-idx3-ubyte"), _read_idx(raw, f"{prefix}-labels-idx1-ubyte"))
-        for split, prefix in (("train", "train"), ("test", "t10k"))
-    }
-
-
-def _idx_file(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-
-
-def _read_idx(folder: Path, name: str) -> Bytes:
-    """One of MNIST's four files: images [n, 1, 28, 28] or labels [n]."""
-    path = _idx_file(folder, name)
-    if path is None:
-        raise InputError(f"{folder / name}: missing; expected it, or {name}.gz, beside the other MNIST files")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: can't be read ({error.strerror})") from None
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{path}: not a whole gzip file ({error})") from None
-    size, md5 = _MNIST_FILES[name]
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise InputError(f"{path}: {len(content)} bytes with MD5 {found}; MNIST's has {size} with MD5 {md5}")
-    header = 4 + 4 * content[3]
-    values = np.frombuffer(content, np.uint8, offset=header)
-    return values.reshape(-1, 1, 28, 28) if "images" in name else values
+def _nobody(images: int) -> None:
+    """Watches no conversion."""

@@ -20,7 +20,7 @@ from ray import tune
 
 from search_spaces import Stage
 from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
-from trainables.datasets import load
+from trainables.datasets import load_for
 from trainables.models import size_of
 from trainables.pretrained import read_weights
 from trainables.storage import FULL
@@ -112,7 +112,7 @@ class StageTrainable(tune.Trainable):
         upstream = [[_soft_targets(self.store, each.key) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store.storage, digest) if digest else None
-        return StageTraining(stages, load(stages[0].dataset.name), upstream, self.device, pretrained)
+        return StageTraining(stages, load_for(stages[0].dataset), upstream, self.device, pretrained)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self.setup(new_config)
@@ -205,7 +205,7 @@ class StageTrainable(tune.Trainable):
         _side_by_side(publish, training.finish())
 
     def _publish_one(self, lane: Lane, trained: Trained) -> None:
-        stage, dataset = lane.stage, load(lane.stage.dataset.name)
+        stage, dataset = lane.stage, load_for(lane.stage.dataset)
         size = size_of(stage.model, dataset.image_shape, len(dataset.classes))
         outcome = {
             "name": stage.name,
