@@ -13,8 +13,8 @@ SEARCH_NOTE = (
 )
 CONFIRM_NOTE = (
     "These are test numbers of the confirm phase: each arm's best setting, retrained from seeds that the search never "
-    "used, and the test split read once. Intervals hold for the setting that was chosen: a sampler that learns from what "
-    "has ended (TPE) may choose another one the next time; a grid may not, but for ties."
+    "used, and the test split read once. Intervals hold for the setting that was chosen: a sampler that learns from "
+    "what has ended (TPE) may choose another one the next time; a grid may not, but for ties."
 )
 
 

@@ -26,7 +26,7 @@ from study.folder import StudyFolder
 from study.optimization import find_search
 from trainables.artifacts import ArtifactStore, needed_files
 from trainables.datasets import Dataset, load, transfer_set
-from trainables.models import check_model, parameters_of
+from trainables.models import check_model, normalises_batches, parameters_of
 from trainables.pretrained import (
     MissingWeightsError,
     canonical_weights,
@@ -36,6 +36,7 @@ from trainables.pretrained import (
 )
 from trainables.storage import Storage, sha256
 from trainables.training import StageTraining
+from trainables.transfer import check_layer
 from trainables.width import WIDEST, best_width, widest
 
 PROBE_STEPS = 5
@@ -50,10 +51,12 @@ def fingerprint(dataset: Dataset) -> DatasetFingerprint:
 
 def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be."""
+    sections = {role: section for role, section, _ in _roles(space)}
     try:
         dataset = load(space.dataset)
         for stage, *_ in _stages_by_model(space, dataset):
-            check_model(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
+            module = check_model(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
+            _check_layers(stage, module, sections[stage.role])
         for role, section in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
             _check_transfer_sets(role, section, dataset)
         for _, part, model in _roles(space):
@@ -62,6 +65,22 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return dataset, [] if space.allow_any_size else list(_odd_sizes(space, dataset))
+
+
+def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:
+    role = "assistants" if stage.role == "assistant" else stage.role
+    for place, layer in examples_of(section.recipe.get("finetune_from")):
+        if layer is not None:
+            try:
+                check_layer(stage.model, module, str(layer))
+            except InputError as error:
+                raise InputError(f"{role}.recipe.{error}".replace("from is", f"from{place} is")) from None
+    if normalises_batches(module):
+        for place, size in examples_of(section.recipe.get("batch_size")):
+            if size == 1:
+                raise InputError(
+                    f"{role}.recipe.batch_size{place} is 1; {stage.model} normalises batches, of 2 at least"
+                )
 
 
 def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:

@@ -18,6 +18,7 @@ from trainables.lanes import Alone, LaneModel, LaneOptimizer, Stacked
 from trainables.losses import SoftTargets, distillation, labels_only, soften
 from trainables.models import build, family_of, normalises_batches
 from trainables.pretrained import Pretrained, start_from
+from trainables.transfer import Features, cache_features, find_head, part_of, train_from
 from trainables.views import View, view
 
 EVALUATION_BATCH = 1000  # images, and fewer where they are large:
@@ -39,6 +40,12 @@ SCHEDULES: dict[str, Callable[[float, Recipe], float]] = {
     ),
     "step": lambda done, recipe: (recipe.step_factor or 1) ** sum(done >= mark for mark in recipe.milestones or ()),
 }
+
+
+def rate_factor(recipe: Recipe, at: float) -> float:
+    """What the learning rate is multiplied by, `at` so many epochs from the start."""
+    part = part_of(recipe, math.floor(at))
+    return part.factor * SCHEDULES[recipe.schedule]((at - part.start) / part.epochs, recipe)
 
 
 @dataclass(frozen=True)
@@ -117,12 +124,16 @@ def form_of(model: str) -> tuple[type[LaneModel], torch.memory_format]:
     return Stacked if family.stacks else Alone, layout
 
 
+def evaluation_batch(image_shape: Sequence[int]) -> int:
+    """How many images (channels, height, width) go through a model at once where none trains."""
+    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // math.prod(image_shape[1:])))
+
+
 @torch.no_grad()
-def predict(model: LaneModel, pixels: Pixels) -> Tensor:
+def predict(model: LaneModel, pixels: Pixels | Tensor) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
-    area = math.prod(pixels[slice(0, 1)].shape[2:])
-    size = max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // area))
+    size = evaluation_batch(pixels[slice(0, 1)].shape[1:])
     return torch.cat([model(pixels[slice(start, start + size)]) for start in range(0, len(pixels), size)], dim=2)
 
 
@@ -165,6 +176,8 @@ class StageTraining:
         self.lanes = [Lane(stage) for stage in stages]
         self.running = list(self.lanes)  # those that are in the model, in its order
         self.model = self._lane_model([self._new_model(stage) for stage in stages])
+        self.head = find_head(self.model.layers, self.images[slice(0, 2)]) if self.recipe.head_epochs else None
+        self.features: Features | None = None  # while the head alone trains
         self.normalises_batches = normalises_batches(self.model)
         self.optimizer = self._new_optimizer()
         self.epoch = 0
@@ -276,13 +289,11 @@ class StageTraining:
         generator = np.random.Generator(np.random.PCG64([self.recipe.order_seed, self.epoch]))
         order = torch.from_numpy(generator.permutation(len(self.labels))).to(self.device)
         self._begin_epoch()
-        self.model.train()
+        self._choose_what_trains()
         batches = self._batches(order)
         total = torch.zeros(len(self.running), device=self.device)
         for number, batch in enumerate(batches):
-            factor = SCHEDULES[self.recipe.schedule](
-                (self.epoch + number / len(batches)) / self.recipe.epochs, self.recipe
-            )
+            factor = rate_factor(self.recipe, self.epoch + number / len(batches))
             total += self.train_step(batch, factor, number) * len(batch)
         self.epoch += 1
         self._close_epoch((total / len(self.labels)).tolist(), factor, started)
@@ -294,14 +305,34 @@ class StageTraining:
             batches[-2:] = [torch.cat(batches[-2:])]
         return batches
 
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
+
+    def _choose_what_trains(self) -> None:
+        """All layers, or in a recipe of two parts the head alone and then those from `finetune_from` on."""
+        if self.head is None:
+            self.model.train()
+            return
+        if self.epoch == self.recipe.head_epochs:
+            self.optimizer = self._new_optimizer()  # the second part remembers nothing of the first
+        in_head_part = self.epoch < (self.recipe.head_epochs or 0)
+        if not in_head_part:
+            self.features = None
+        elif self.features is None and self.head.whole and self.recipe.views is None:
+            size = evaluation_batch(self.dataset.image_shape)
+            self.features = cache_features(
+                self.model.layers, self.head, self.images, self.validation, size, self._precision()
+            )
+        train_from(self.model.layers, self.head.first if in_head_part else self.recipe.finetune_from)
+
     def train_step(self, batch: Tensor, factor: float, number: int = 0) -> Tensor:
         """One step on a batch of the transfer set, at `factor` times each lane's rate; returns the losses `[lanes]`.
 
-
         `number` is the batch's in its epoch.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16"):
-            logits = self.model(self.images[batch])
+        model, images = (self.features.model, self.features.train) if self.features else (self.model, self.images)
+        with self._precision():
+            logits = model(images[batch])
         losses = self._losses(logits, batch, number)
         self.optimizer.zero_grad()
         losses.sum().backward()  # lanes share no weights: each gets its own gradient
@@ -328,7 +359,9 @@ class StageTraining:
         looks: list[tuple[float | None, float | None]] = [(None, None)] * len(self.running)
         looked = time.perf_counter()
         if self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs:
-            looks = [*measure(predict(self.model, self.validation), self.validation_labels)]
+            features = self.features
+            logits = predict(features.model, features.validation) if features else predict(self.model, self.validation)
+            looks = [*measure(logits, self.validation_labels)]
         seconds, val_seconds = ((time.perf_counter() - since) / len(self.running) for since in (started, looked))
         for number, (lane, train_loss, look) in enumerate(zip(self.running, train_losses, looks, strict=True)):
             val_loss, val_accuracy = look
