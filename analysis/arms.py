@@ -240,7 +240,11 @@ def test_table(trials: pd.DataFrame) -> pd.DataFrame:
     for arm in sorted(final["arm"].unique(), key=lambda arm: arm_order(trials, arm)):
         own = final[final["arm"] == arm]
         rows.append([arm, *(_percents(own[name].dropna()) for name in there)])
-    return pd.DataFrame(rows, columns=["arm", *(TEST_METRICS[name] for name in there)])
+    table = pd.DataFrame(rows, columns=["arm", *(TEST_METRICS[name] for name in there)])
+    if "test_auc" in there:
+        means = 100 * final.groupby("arm")[["test_auc", "test_auc_low", "test_auc_high"]].mean()
+        table["AUC (%), its interval over images"] = [with_interval(*means.loc[arm]) for arm in table["arm"]]
+    return table
 
 
 def _percents(values: "pd.Series[float]") -> str:

@@ -6,11 +6,11 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.arms import accuracy_table, published_table, studies_table
+from analysis.arms import accuracy_table, published_table, studies_table, test_table
 from analysis.figures import accuracy_by_assistant, image
 from analysis.files import read_results
 from analysis.finding import finding
-from analysis.tables import SEARCH_NOTE, chosen_students, note, read_trials, split_of
+from analysis.tables import SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
 from search_spaces import InputError
 from study.folder import FIGURE, StudyFolder, check_name
 from trainables.storage import open_storage
@@ -38,6 +38,8 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
     console.print(note(trials))
     for sentence in finding(trials):
         console.print(sentence)
+    if "test_auc" in trials and confirmed(trials)["test_auc"].notna().any():
+        console.print(_rich(test_table(trials), "test split, intervals over seeds but for the last"))
     space = folder.read_space()
     if space and space.published:
         beside = published_table(trials, space.published.accuracy)

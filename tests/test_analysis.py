@@ -303,3 +303,13 @@ def test_published_numbers_stand_beside_what_was_measured():
     assert table["difference"].tolist() == [
         f"{measured[arm] - value:+.2f}" for arm, value in (("labels", 70), ("takd:mlp-16", 90))
     ]
+
+
+def test_two_classes_show_the_auc_with_its_interval_over_images():
+    trials = with_confirmation()
+    rows = (trials["phase"] == "confirm") & (trials["role"] == "student")
+    trials = trials.assign(test_auc_low=np.nan, test_auc_high=np.nan)
+    trials.loc[rows, ["test_auc", "test_auc_low", "test_auc_high", "test_f1"]] = 0.9, 0.85, 0.95, 0.7
+    table = test_table(trials)
+    assert set(table["AUC (%), its interval over images"]) == {"90.00 (85.00 to 95.00)"}
+    assert "F1 (%)" in table.columns
