@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from search_spaces import InputError
 from trainables.artifacts import PRETRAINED
+from trainables.conversion import Normalization
 from trainables.convnets import ImageShape
-from trainables.datasets import Normalization
 from trainables.models import check_model, family_of
 from trainables.storage import Storage, sha256
 
