@@ -1,6 +1,6 @@
 """What a study costs beside the training itself, and what the cached soft targets save.
 
-    .venv/bin/python benchmarks/overhead.py [trial] [memory] [slots] [epoch] [teacher]
+    .venv/bin/python benchmarks/overhead.py [trial] [memory] [slots] [epoch] [teacher] [step] [head]
 
 trial   seconds a stage costs beyond its training steps, over 100 tiny students on one CPU slot, beside the same for a
         plain Tune function trainable that imports torch (over 6 trials); and where those seconds go
@@ -8,14 +8,17 @@ memory  the resident set of the worker that trained those 100, from its 10th sta
 slots   the preset mnist-gap: CPU seconds in training as a part of all the CPU slots had, from Ray's start to the end
 epoch   one epoch of mlp-784 with cached soft targets, beside one with the cnn teacher's forward pass in the loop
 teacher one epoch of the cnn teacher, beside the same in torch's own layout and float32
+step    a training step of resnet-8 on 32x32 RGB images, beside the same model in a bare PyTorch loop
+head    a resnet18 whose head alone trains for 5 epochs, beside the same without cached features
 
-About 6 minutes on 2 cores for all five. The ratios are of one run, side by side; seconds depend on the machine.
+About 8 minutes on 2 cores for all seven. The ratios are of one run, side by side; seconds depend on the machine.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -35,12 +38,14 @@ from study.run import find_artifact
 from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
 from study.tracking import WandbTracker
-from trainables.datasets import load
+from trainables.datasets import Dataset, Normalization, Split, load
 from trainables.dropout import Dropout
 from trainables.losses import soften
 from trainables.models import build
+from trainables.pretrained import Pretrained, without_head
 from trainables.training import StageTraining
 
+PARTS = ("trial", "memory", "slots", "epoch", "teacher", "step", "head")
 TRIALS, PLAIN_TRIALS = 100, 6
 LOOP_STEPS = 20  # of an epoch's 196, scaled: the teacher's forward pass takes a minute an epoch
 
@@ -255,6 +260,74 @@ def measure_teacher() -> None:
     )
 
 
+def generated(shape: tuple[int, int, int], number: int) -> Dataset:
+    """MNIST's name and labels, with noise for images, which no split of a disk has."""
+    images = torch.randint(256, (number, *shape), dtype=torch.uint8)
+    labels = torch.arange(number) % 10
+    dataset = replace(load("mnist"), image_shape=shape, normalization=Normalization((0.5,) * 3, (0.25,) * 3))
+    vars(dataset).update(train=Split(images, labels), validation=Split(images[:64], labels[:64]))
+    return dataset
+
+
+def measure_step() -> None:
+    """The training steps of one resnet-8, with reading the batch, against what a user writes in 10 lines."""
+    torch.set_num_threads(1)
+    dataset, recipe = generated((3, 32, 32), 2560), Recipe(batch_size=128, evaluate_every=10**9, epochs=10**6)
+    stage = Stage(role="student", dataset=fingerprint(dataset), model="resnet-8", recipe=recipe, seed=0)
+    training = StageTraining([stage], dataset, [[]])
+    training.model.train()
+    batches = torch.arange(2560).split(128)
+    images = (dataset.train.images.float() / 255 - 0.5) / 0.25
+    module = build("resnet-8", (3, 32, 32), 10).train()
+    optimizer = torch.optim.Adam(module.parameters(), 1e-3)
+
+    def plain() -> None:
+        for batch in batches:
+            loss = torch.nn.functional.cross_entropy(module(images[batch]), dataset.train.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def ours() -> None:
+        for batch in batches:
+            training.train_step(batch, factor=1.0)
+
+    plain(), ours()
+    rounds = [(seconds_of(plain), seconds_of(ours)) for _ in range(5)]
+    bare, here = (1000 * min(each) / len(batches) for each in zip(*rounds, strict=True))
+    print(
+        f"step: resnet-8, batch 128, 1 thread: {here:.1f} ms here, {bare:.1f} ms in a bare loop: "
+        f"{here / bare:.2f} times as long, at most 1.3 wanted"
+    )
+
+
+def measure_head() -> None:
+    torch.set_num_threads(2)
+    dataset = generated((3, 64, 64), 320)
+    recipe = Recipe(batch_size=32, epochs=5, head_epochs=5)
+    own: dict[str, Any] = {"dataset": fingerprint(dataset), "recipe": recipe, "pretrained": "0" * 64}
+    stage = Stage(role="student", model="torchvision/resnet18", seed=0, **own)
+    start = Pretrained(without_head(build(stage.model, (3, 64, 64), 10)), None)
+
+    def train(cached: bool) -> float:
+        training = StageTraining([stage], dataset, [[]], pretrained=start)
+        if training.head and not cached:
+            training.head = replace(training.head, whole=False)
+
+        def epochs() -> None:
+            while not training.done:
+                training.run_epoch()
+
+        return seconds_of(epochs)
+
+    train(True)
+    whole, cached = train(False), train(True)
+    print(
+        f"head: resnet18, 320 images of 64x64, 5 epochs of the head alone: {cached:.2f} s with cached features, "
+        f"{whole:.2f} s without: {whole / cached:.1f} times as long"
+    )
+
+
 def plain_loop(cached: StageTraining) -> None:
     """What a user writes first: torchvision's tensors by a DataLoader, the teacher's forward pass, KLDivLoss, Adam."""
 
@@ -288,8 +361,8 @@ def seconds_of(work: Callable[[], None]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="trial, memory, slots, epoch, teacher (default: all)")
-    parts = set(parser.parse_args().parts) or {"trial", "memory", "slots", "epoch", "teacher"}
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parts = set(parser.parse_args().parts) or set(PARTS)
     if parts & {"trial", "memory"}:
         measure_trial_and_memory(parts)
     if "slots" in parts:
@@ -299,6 +372,10 @@ def main() -> None:
         measure_epoch()
     if "teacher" in parts:
         measure_teacher()
+    if "step" in parts:
+        measure_step()
+    if "head" in parts:
+        measure_head()
 
 
 if __name__ == "__main__":

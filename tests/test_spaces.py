@@ -267,8 +267,14 @@ def test_a_file_that_is_no_space_is_one_line_that_names_it(tmp_path, text: str):
 
 
 def test_an_unknown_space_is_told_the_presets():
-    with pytest.raises(InputError, match="space nowhere: no such file; presets: cifar10-plain, "):
+    with pytest.raises(InputError, match=r"space nowhere: no such file; presets: .*mnist-gap, mnist-temperature"):
         load_space("nowhere")
+
+
+def test_a_model_of_a_library_may_be_in_an_arm():
+    models = ["torchvision/resnet18", "timm/resnet10t.c3_in1k"]
+    path = proposed_path(assistants__models=models, arms=[f"takd:{'>'.join(models)}"])
+    assert str(path) == "mlp-64 > torchvision/resnet18 > timm/resnet10t.c3_in1k > mlp-4"
 
 
 @pytest.mark.parametrize("name", ["", "kd2", "takd:", "takd:a>", "takd:a>a", "foo:a"])
