@@ -24,7 +24,7 @@ from search_spaces import (
 from study.folder import StudyFolder
 from study.optimization import find_search
 from trainables.artifacts import ArtifactStore, needed_files
-from trainables.datasets import Dataset, load, transfer_set
+from trainables.datasets import Dataset, load, most_balanced, transfer_set
 from trainables.models import build, parameters_of
 from trainables.training import StageTraining
 from trainables.width import WIDEST, best_width, widest
@@ -151,7 +151,8 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
-    examples = min(stage.recipe.examples or dataset.sizes["train"], PROBE_STEPS * stage.recipe.batch_size)
+    wanted = stage.recipe.examples or dataset.sizes["train"]
+    examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
     recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9})
     probes = [stage.model_copy(update={"recipe": recipe, "seed": seed}) for seed in range(max(1, min(number, WIDEST)))]
     logits = np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)
@@ -165,7 +166,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     started = time.perf_counter()
     training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
-    return per_image * (stage.recipe.examples or dataset.sizes["train"]) * stage.recipe.epochs
+    return per_image * wanted * stage.recipe.epochs
 
 
 def total_seconds(planned: list[PlannedStages], slots: int) -> float:
