@@ -268,6 +268,8 @@ def _data(options: argparse.Namespace) -> int:
 
     console = _console()
     if options.dataset is None:
+        if options.source is not None:
+            raise InputError(f"data: DATASET is missing; valid: {', '.join(DATASETS)}")
         print_datasets(console)
         return OK
     if options.source is None:

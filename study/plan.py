@@ -25,7 +25,7 @@ from search_spaces import (
 from study.folder import StudyFolder
 from study.optimization import find_search
 from trainables.artifacts import ArtifactStore, needed_files
-from trainables.datasets import Dataset, load, transfer_set
+from trainables.datasets import Dataset, load, most_balanced, transfer_set
 from trainables.models import check_model, normalises_batches, parameters_of
 from trainables.pretrained import (
     MissingWeightsError,
@@ -225,7 +225,8 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
-    examples = min(stage.recipe.examples or dataset.sizes["train"], PROBE_STEPS * stage.recipe.batch_size)
+    wanted = stage.recipe.examples or dataset.sizes["train"]
+    examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
     recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9} | whole)
     own: dict[str, Any] = {"recipe": recipe, "pretrained": None}
@@ -245,7 +246,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     # While the head alone trains, the rest looks at every image once: a third of what an epoch takes.
     head = stage.recipe.head_epochs
     epochs = stage.recipe.epochs if head is None else stage.recipe.epochs - head + 1 / 3
-    return per_image * (stage.recipe.examples or dataset.sizes["train"]) * epochs
+    return per_image * wanted * epochs
 
 
 def total_seconds(planned: list[PlannedStages], slots: int) -> float:

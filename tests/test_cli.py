@@ -18,6 +18,7 @@ import pytest
 import yaml
 from conftest import TINY, Study
 from safetensors.torch import load_file
+from test_images import write_images
 
 from analysis.tables import best_configurations, students
 from search_spaces import InputError
@@ -38,7 +39,7 @@ OPTIONS = {
     "report": STUDY_OPTIONS,
     "compare": STUDY_OPTIONS,
     "export": [*STUDY_OPTIONS, "--out", "--arm"],
-    "data": ["DATASET", "--from", "--debug"],
+    "data": ["DATASET", "--from", "--name", "--validation", "--download", "--debug"],
 }
 
 
@@ -143,6 +144,19 @@ def assert_bad_input(called: Called, *expected: str) -> None:
         (["watch", "nothing"], ["study nothing: no W&B runs in", "takd run"]),
         (["data", "cifar", "--from", "."], ["cifar", "mnist"]),
         (["data", "mnist"], ["--from"]),
+        (["data", "mhist", "--from", "missing"], ["--from missing: expected MHIST's annotations.csv"]),
+        (["data", "cifar10", "--from", "missing"], ["--from missing: no such folder", "--download"]),
+        (["data", "images", "--from", "missing"], ["--from missing: has no folder train", "test/<class>/*"]),
+        (["data", "images", "--from", ".", "--name", "mnist"], ["--name mnist: is built in"]),
+        (["data", "images", "--from", ".", "--validation", "0"], ["--validation", "'0'", "at least 1"]),
+        (["data", "mnist", "--from", ".", "--name", "digits"], ["--name digits: is for images only"]),
+        (["data", "mhist", "--from", ".", "--validation", "5"], ["--validation 5: is for images only"]),
+        (["data", "mhist", "--from", ".", "--download"], ["--download: mhist can't be fetched", "cifar10, cifar100"]),
+        (["data", "--from", "."], ["DATASET is missing", "mnist, cifar10"]),
+        (
+            ["plan", "mnist-gap", "--set", "dataset=mhist"],
+            ["dataset mhist: not converted", "takd data mhist --from DIR"],
+        ),
         (["data", "mnist", "--from", "missing"], ["--from missing: no such folder", "train-images-idx3-ubyte"]),
         (["plan", "mnist-gap", "--set", "student.recipe.examples=48000"], ["student.recipe.examples is 48000"]),
         (["status", "two\nlines"], ["--name two lines"]),
@@ -218,6 +232,37 @@ def test_mnist_that_is_not_whole_is_named_by_its_file(takd, tmp_path, cache, nam
     expected = name if name.startswith("train") else "train-images-idx3-ubyte: missing"
     assert_bad_input(takd("data", "mnist", "--from", tmp_path), f"{tmp_path}/raw/{expected}")
     assert set(tree(cache)) == before
+
+
+def test_images_are_converted_shown_listed_and_planned_with(takd, tmp_path, own_cache, space_file):
+    folder = write_images(tmp_path / "trees")
+    called = takd("data", "images", "--from", folder, "--validation", 10)
+    assert called.code == 0, called.err
+    rows = [line.split() for line in called.out.splitlines()]
+    assert rows[:5] == [
+        ["class", "train", "validation", "test"],
+        ["ash", "16", "4", "4"],
+        ["birch", "16", "4", "3"],
+        ["cedar", "8", "2", "2"],
+        ["all", "40", "10", "9"],
+    ]
+    assert called.out.splitlines()[5].startswith("trees: images 3x6x8, digest ")
+    assert str(own_cache) in called.out.splitlines()[6]
+    listed = [line.split() for line in takd("data").out.splitlines()]
+    assert [row[:6] for row in listed[1:]] == [
+        ["mnist", "50,000", "10,000", "10,000", "10", "1x28x28"],
+        ["trees", "40", "10", "9", "3", "3x6x8"],
+    ]
+    recipe = {"recipe": {"epochs": 1}}
+    space = space_file(
+        dataset="trees",
+        teacher={"model": "mlp-64", **recipe},
+        assistants={"models": ["mlp-16"], **recipe},
+        student={"model": "mlp-4", **recipe},
+    )
+    called = takd("plan", space)
+    assert (called.code, called.err) == (0, "")
+    assert "arms: labels, kd, takd:mlp-16" in called.out
 
 
 def test_debug_shows_where_bad_input_was_found(takd):

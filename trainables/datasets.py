@@ -160,18 +160,23 @@ def transfer_set(labels: Tensor, examples: int, seed: int) -> Tensor:
     A smaller set of the same seed is part of a larger one. Raises InputError where a class has too few.
     """
     classes = int(labels.max()) + 1
-    available = labels.bincount().tolist()
-    # The first classes get the examples that don't divide: one that has k suffices up to k * classes + its number.
-    most, scarce = min((number * classes + label, label) for label, number in enumerate(available))
+    most, scarce = most_balanced(labels)
     if not 1 <= examples <= most:
         raise InputError(
             f"recipe.examples is {examples}; 1 to {most} can be balanced over {classes} classes "
-            f"(class {scarce} has {available[scarce]})"
+            f"(class {scarce} has {int((labels == scarce).sum())})"
         )
     order = torch.from_numpy(generator(seed).permutation(len(labels)))
     share, rest = divmod(examples, classes)
     chosen = [order[labels[order] == label][: share + (label < rest)] for label in range(classes)]
     return torch.cat(chosen).sort().values
+
+
+def most_balanced(labels: Tensor) -> tuple[int, int]:
+    """The size of the largest transfer set, and the class that it ends with."""
+    available = labels.bincount().tolist()
+    # The first classes get the examples that don't divide: one that has k suffices up to k * classes + its number.
+    return min((number * len(available) + label, label) for label, number in enumerate(available))
 
 
 _SUFFIX = f".v{_CACHE_FORMAT}.json"
