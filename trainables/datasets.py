@@ -69,6 +69,7 @@ class Source:
     digest: str
     classes: tuple[str, ...]
     validation: int  # examples held out of train
+    license: str = "not stated; ask where the data come from."
 
 
 def _read_shipped_mnist() -> dict[str, RawSplit]:
@@ -81,6 +82,7 @@ DATASETS: dict[str, Source] = {
         digest="06b0d1f124c4e5fa796686ade41a9b778edacc8622f2195a352ef479ad44fc16",
         classes=tuple("0123456789"),
         validation=10_000,
+        license="MNIST by Yann LeCun and Corinna Cortes, CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/).",
     ),
 }
 
