@@ -1,4 +1,4 @@
-"""Which student ships: a study's configurations in order, and the student of one with all that its files are made of."""
+"""Which student ships: a study's configurations in order, and the student of one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

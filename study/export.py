@@ -148,7 +148,7 @@ def _make(student: Student, wanted: Wanted) -> tuple[dict[str, Any], dict[str, b
                 probabilities(name, content, test.images, normalization), expected, test.labels.numpy()
             )
         if name in EXACT:
-            _check(name, about[name], len(test.labels))
+            check_same(name, about[name], len(test.labels))
         if name in (ONNX, INT8):
             about[name]["latency"] = latency(content, given(test.images[:1], normalization)[0])
     card = model_card(student, logits, test.labels, about, raw)
@@ -172,7 +172,8 @@ def _compared(found: Array, expected: Array, labels: Array) -> dict[str, Any]:
     }
 
 
-def _check(name: str, found: Mapping[str, Any], images: int) -> None:
+def check_same(name: str, found: Mapping[str, Any], images: int) -> None:
+    """Raises InputError where a file doesn't name the class of every test image that the measured student names."""
     if found["same_class"] < images or found["largest_difference"] > TOLERANCE:
         raise InputError(
             f"{name} does not compute what was measured: the same class on {found['same_class']} of {images} test "

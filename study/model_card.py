@@ -2,17 +2,19 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 import torch
+from pandas import isna
 from torch import Tensor
 
-from analysis.statistics import CONFIDENCE, fraction_interval, mean_interval
+from analysis.statistics import fraction_interval, mean_interval
 from search_spaces import Stage
 from study.candidates import Student
 from study.confirm import BINS, measure_logits
@@ -21,6 +23,8 @@ from study.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
 from trainables.datasets import DATASETS
 from trainables.models import size_of
 
+WIDTH = 110  # of Markdown
+SHOWN = 20  # names of classes
 VERSIONS = ("takd", "torch", "onnx", "onnxruntime")
 
 
@@ -119,13 +123,12 @@ def _test(student: Student, logits: Tensor, labels: Tensor) -> dict[str, Any]:
     right = logits.max(dim=0).indices == labels
     losses = torch.nn.functional.cross_entropy(logits.t(), labels, reduction="none")
     by_class = [_fraction(int(right[labels == each].sum()), int((labels == each).sum())) for each in labels.unique()]
-    agreement = student.candidate.row.get("test_agreement")
-    known = isinstance(agreement, float) and not np.isnan(agreement)
+    agreement = student.candidate.row["test_agreement"]  # NaN of a student without teacher, null of the search's
     return {
         "images": images,
         "accuracy": _fraction(int(right.sum()), images),
         "loss": {"value": measured["test_loss"], **_interval(mean_interval(losses.double().numpy()))},
-        "agreement_with_teacher": _fraction(round(agreement * images), images) if known else None,
+        "agreement_with_teacher": None if isna(agreement) else _fraction(round(agreement * images), images),
         "calibration_error": measured["test_ece"],
         "mean_confidence": float(logits.softmax(dim=0).max(dim=0).values.mean()),
         "reliability": measured["test_reliability"],
@@ -156,69 +159,56 @@ def card_file(card: Mapping[str, Any]) -> bytes:
 
 def card_text(card: Mapping[str, Any]) -> str:
     """The card as Markdown."""
-    parts = (_head, _use, _files, _metrics, _path, _data, _speed, _limits, _check)
+    parts = (_head, _use, _files, _quality, _path, _data, _speed, _limits, _check)
     return "\n\n".join("\n".join(part(card)) for part in parts) + "\n"
 
 
 def _head(card: Mapping[str, Any]) -> Iterator[str]:
-    _, channels, height, width = card["input"]["shape"]
-    test, student = card["metrics"]["test"]["accuracy"], card["path"][-1]
-    taught = " and ".join(student["learned_from"])
-    learned = (
-        f"It learned from labels and the soft targets of `{taught}`." if taught else "It learned from labels alone."
-    )
-    yield f"# {card['name']}"
-    yield ""
-    yield (
-        f"An image classifier with {card['parameters']:,} parameters: images of {height} x {width} pixels and "
-        f"{_count(channels, 'channel')} to {len(card['classes'])} classes ({', '.join(card['classes'])}). {learned} "
-        f"It is right on **{_percent(test)}** of {test['of']:,} test images. It was made by takd, study "
-        f"`{card['study']}`, arm `{card['arm']}`."
+    test, taught = card["metrics"]["test"]["accuracy"], " and ".join(card["path"][-1]["learned_from"])
+    yield f"# {card['name']}\n"
+    yield _paragraph(
+        f"An image classifier with {card['parameters']:,} parameters. It sorts images of {_image(card)} into",
+        f"{len(card['classes'])} classes ({_some(card['classes'])}), and is right on **{_percent(test)}** of",
+        f"{test['of']:,} test images (95 % interval {_percents(test)}).",
+        f"It learned from labels and from the soft targets of `{taught}`."
+        if taught
+        else "It learned from labels alone.",
+        f"takd made it, in the study `{card['study']}`, arm `{card['arm']}`.",
     )
 
 
 def _use(card: Mapping[str, Any]) -> Iterator[str]:
-    shape = ", ".join(map(str, card["input"]["shape"]))
-    yield "## Use it"
-    yield ""
-    yield "With takd, on images of any format and size:"
-    yield ""
-    yield "```\ntakd predict . picture.png\n```"
-    yield ""
-    yield f"In Python with torch and safetensors alone (`images`: uint8 `[{shape}]`, pixels from 0 to 255):"
-    yield ""
-    yield "```python\nfrom load import CLASSES, load, predict\n\nprobabilities = predict(load(), images)\n```"
-    yield ""
-    yield "With onnxruntime, in a phone app, a server or a browser:"
-    yield ""
-    yield "```python\nimport onnxruntime\n"
     name, output = card["input"]["name"], card["output"]["name"]
+    yield "## Use it\n"
+    yield "With takd, on image files of any size:\n"
+    yield "```\ntakd predict . picture.png\n```\n"
+    yield f"In Python with torch and safetensors alone; `images` are uint8 `{_shape(card['input'])}`, 0 to 255:\n"
+    yield "```python\nfrom load import CLASSES, load, predict\n\nprobabilities = predict(load(), images)\n```\n"
+    yield "With onnxruntime, on a phone, a server or in a browser; `images` are the same, in NumPy:\n"
+    yield "```python\nimport numpy as np\nimport onnxruntime\n"
     yield f'session = onnxruntime.InferenceSession("{ONNX}")'
+    given = "images"
     if output == LOGITS:
-        yield f"mean, std = (np.float32(each).reshape(-1, 1, 1) for each in ({card['input']['mean']}, {card['input']['std']}))"
-        yield f'{output} = session.run(["{output}"], {{"{name}": (np.float32(images) / 255 - mean) / std}})[0]'
-    else:
-        yield f'{output} = session.run(["{output}"], {{"{name}": images}})[0]'
+        for each in ("mean", "std"):
+            yield f"{each} = np.float32({card['input'][each]}).reshape(-1, 1, 1)"
+        given = "(np.float32(images) / 255 - mean) / std"
+    yield f'{output} = session.run(["{output}"], {{"{name}": {given}}})[0]'
     yield "```"
 
 
 _WHAT = {
     WEIGHTS: "the weights",
-    SOURCE: "the network as Python source, for the weights",
-    ONNX: "ONNX, any batch size",
-    PT2: "torch.export, any batch size",
+    SOURCE: "the network for the weights, as Python source",
+    ONNX: "ONNX",
+    PT2: "torch.export",
     INT8: "ONNX in int8",
 }
 
 
 def _files(card: Mapping[str, Any]) -> Iterator[str]:
-    takes = "images as they are and gives probabilities"
-    if card["output"]["name"] == LOGITS:
-        takes = "normalised images and gives logits; a softmax of them are probabilities"
-    images = card["metrics"]["test"]["images"]
-    yield "## Files"
-    yield ""
-    yield "| file | what | bytes | test accuracy | same class as the measured student | probabilities within |"
+    images, given = card["metrics"]["test"]["images"], card["input"]
+    yield "## Files\n"
+    yield "| file | what | bytes | test accuracy | same class as measured | probabilities within |"
     yield "|---|---|---:|---:|---:|---:|"
     for name, about in card["files"].items():
         measured = ["-"] * 3
@@ -227,111 +217,152 @@ def _files(card: Mapping[str, Any]) -> Iterator[str]:
             measured = [f"{100 * about['test_accuracy']:.2f} %", same, f"{about['largest_difference']:.1e}"]
         yield f"| `{name}` | {_WHAT[name]} | {about['bytes']:,} | {' | '.join(measured)} |"
     yield ""
-    yield f"`{ONNX}` takes `{card['input']['name']}`, {card['input']['dtype']} `{_shape(card['input'])}`, {takes}. So do"
-    yield f"`{PT2}` and `{INT8}`, where they are."
+    takes = "pixels as they are, 0 to 255, to probabilities"
+    if card["output"]["name"] == LOGITS:
+        mean, std = (", ".join(f"{value:.4f}" for value in given[each]) for each in ("mean", "std"))
+        takes = f"pixels / 255, minus the mean ({mean}), divided by the standard deviation ({std}), to logits"
+    yield _paragraph(
+        f"ONNX and torch.export map `{given['name']}`, {given['dtype']} `{_shape(given)}`, {takes}.",
+        "A batch has any size.",
+        "Each file was run on all test images and compared with the student that the study measured.",
+    )
 
 
-def _metrics(card: Mapping[str, Any]) -> Iterator[str]:
+def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     test, chosen = card["metrics"]["test"], card["chosen_by"]
-    yield "## How good it is"
-    yield ""
-    yield f"On the test split ({test['images']:,} images). Intervals of {CONFIDENCE:.0%} are over images."
-    yield ""
+    yield "## How good it is\n"
+    yield f"On the test split, {test['images']:,} images that nothing was trained on. 95 % intervals are over images.\n"
     yield "| metric | value | interval |"
     yield "|---|---:|---:|"
     yield f"| accuracy | {_percent(test['accuracy'])} | {_percents(test['accuracy'])} |"
     yield f"| cross-entropy | {test['loss']['value']:.4f} | {test['loss']['low']:.4f} to {test['loss']['high']:.4f} |"
     if agreement := test["agreement_with_teacher"]:
         yield f"| same class as its teacher | {_percent(agreement)} | {_percents(agreement)} |"
-    yield f"| calibration error ({BINS} bins) | {100 * test['calibration_error']:.2f} % | |"
+    yield f"| calibration error, {BINS} bins | {100 * test['calibration_error']:.2f} % | |"
     yield f"| mean confidence | {100 * test['mean_confidence']:.2f} % | |"
-    for name, each in test["accuracy_by_class"].items():
-        yield f"| accuracy on class {name} | {_percent(each)} | {_percents(each)} |"
     yield ""
     interval = ""
     if chosen["low"] is not None:
-        interval = f", {CONFIDENCE:.0%} interval over seeds {chosen['low']:.4f} to {chosen['high']:.4f}"
-    yield (
-        f"Chosen for the highest mean {chosen['metric']} on the {chosen['split']} split: {chosen['mean']:.4f} over "
-        f"{_count(chosen['students'], 'student')} of `{card['configuration']}`{interval}. Of these students it is the best on "
-        f"validation ({100 * card['metrics']['validation']['accuracy']:.2f} %), so that its test accuracy chose no seed."
+        interval = f" (95 % interval over seeds {chosen['low']:.4f} to {chosen['high']:.4f})"
+    yield _paragraph(
+        f"It was chosen by each configuration's mean {chosen['metric']} on the {chosen['split']} split: that of",
+        f"`{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}{interval}. Of these",
+        f"students it is the best on validation, {100 * card['metrics']['validation']['accuracy']:.2f} %, so that the",
+        "test split chose no seed.",
     )
 
 
 def _path(card: Mapping[str, Any]) -> Iterator[str]:
-    yield "## How it learned"
-    yield ""
-    yield "| stage | model | parameters | learned from | T | lambda | loss | seed | epochs | images | validation | key |"
+    yield "## How it learned\n"
+    columns = ("stage", "model", "parameters", "learned from", "T", "lambda", "loss", "seed", "epochs", "images")
+    yield f"| {' | '.join((*columns, 'validation', 'key'))} |"
     yield "|---|---|---:|---|---:|---:|---|---:|---:|---:|---:|---|"
     for stage in card["path"]:
-        source = " + ".join(["labels", *stage["learned_from"]])
         numbers = ["-" if stage[name] is None else f"{stage[name]:g}" for name in ("temperature", "lambda")]
         accuracy = stage["validation_accuracy"]
-        shown = "-" if accuracy is None else f"{100 * accuracy:.2f} %"
-        yield (
-            f"| {stage['role']} | `{stage['model']}` | {stage['parameters']:,} | {source} | {' | '.join(numbers)} | "
-            f"{stage['loss']} | {stage['seed']} | {stage['epochs']} | {stage['examples']:,} | {shown} | "
-            f"`{stage['key'][:12]}` |"
+        cells = (
+            stage["role"],
+            f"`{stage['model']}`",
+            f"{stage['parameters']:,}",
+            " + ".join(["labels", *stage["learned_from"]]),
+            *numbers,
+            stage["loss"],
+            str(stage["seed"]),
+            str(stage["epochs"]),
+            f"{stage['examples']:,}",
+            "-" if accuracy is None else f"{100 * accuracy:.2f} %",
+            f"`{stage['key'][:12]}`",
         )
-    yield ""
-    yield f"Everything that determined each stage is in `{CARD}`: a key is the SHA-256 of its `key_input`."
+        yield f"| {' | '.join(cells)} |"
+    yield f"\nEverything that determined a stage is in `{CARD}`; its key is the SHA-256 of that."
 
 
 def _data(card: Mapping[str, Any]) -> Iterator[str]:
     data = card["data"]
     sizes = ", ".join(f"{size:,} {split}" for split, size in data["sizes"].items())
-    yield "## Data"
-    yield ""
-    yield f"`{data['name']}`: {sizes} images; content digest `{data['digest'][:16]}`. Licence of the data: {data['license']}"
+    yield "## Data\n"
+    yield f"`{data['name']}`: {sizes} images; SHA-256 of their content `{data['digest'][:16]}...`.\n"
+    yield f"Licence of the data: {data['license']}"
 
 
 def _speed(card: Mapping[str, Any]) -> Iterator[str]:
     machine = card["machine"]
-    yield "## Speed"
-    yield ""
-    yield f"{card['flops_per_image']:,} FLOPs an image. Measured in onnxruntime {machine['versions']['onnxruntime']} on"
-    yield f"{machine['processor']} ({machine['system']}), {_count(machine['threads'], 'thread')}:"
-    yield ""
-    yield "| file | batch | median | 95th percentile | images a second |"
+    yield "## Speed\n"
+    yield _paragraph(
+        f"{card['flops_per_image']:,} FLOPs an image (a multiply-add is two). Measured in onnxruntime",
+        f"{machine['versions']['onnxruntime']} on {machine['processor']}, {machine['system']},",
+        f"{_count(machine['threads'], 'thread')}, while the machine may have had other work:",
+    )
+    yield "\n| file | batch | median | 95th percentile | images a second |"
     yield "|---|---:|---:|---:|---:|"
     for name, about in card["files"].items():
         for each in about.get("latency", ()):
             rate = 1000 * each["batch"] / each["median_ms"]
-            yield (
-                f"| `{name}` | {each['batch']} | {each['median_ms']:.3g} ms | {each['p95_ms']:.3g} ms | {rate:,.0f} |"
+            cells = (
+                f"`{name}`",
+                each["batch"],
+                f"{each['median_ms']:.3g} ms",
+                f"{each['p95_ms']:.3g} ms",
+                f"{rate:,.0f}",
             )
+            yield f"| {' | '.join(map(str, cells))} |"
 
 
 def _limits(card: Mapping[str, Any]) -> Iterator[str]:
-    test, chosen, examples = card["metrics"]["test"], card["chosen_by"], card["path"][-1]["examples"]
-    _, channels, height, width = card["input"]["shape"]
-    bright = " and ".join(f"{mean:.2f}" for mean in card["input"]["mean"])
-    worst = min(test["accuracy_by_class"].items(), key=lambda each: each[1]["value"])
-    yield "## Limits"
-    yield ""
-    yield f"- It knows images like those of `{card['data']['name']}`; nothing was measured on any others. For every image, also one"
-    yield "  that shows none of its classes, it names one of them."
-    yield f"- Images must be brought to {height} x {width} pixels and {_count(channels, 'channel')}; training pixels have a mean of"
-    yield f"  {bright} of 1, so dark on light and light on dark are not the same to it."
-    yield f"- It was trained on {examples:,} of the {card['data']['sizes']['train']:,} training images. Its weakest class is {worst[0]}"
-    yield f"  ({_percent(worst[1])})."
-    off = test["mean_confidence"] - test["accuracy"]["value"]
-    yield f"- Its probabilities are not exact: on average it is {100 * abs(off):.1f} points too {'sure' if off > 0 else 'unsure'}."
-    if chosen["split"] == "test":
-        yield "- Its configuration was chosen among others by their test results, which flatters it a little."
+    test, data = card["metrics"]["test"], card["data"]
+    bright = " and ".join(f"{100 * mean:.0f} %" for mean in card["input"]["mean"])
+    weakest = sorted(test["accuracy_by_class"].items(), key=lambda each: each[1]["value"])[:3]
+    off = 100 * (test["mean_confidence"] - test["accuracy"]["value"])
+    yield "## Limits\n"
+    yield _item(
+        f"It was measured on images of `{data['name']}` and on no others. It names one of its classes for every image,",
+        "also for one that shows none of them.",
+    )
+    yield _item(
+        f"Images must be brought to {_image(card)}, framed as those of `{data['name']}` are. Training pixels have a",
+        f"mean brightness of {bright}; the same drawing with dark and light swapped is another image to it.",
+    )
+    yield _item(
+        f"It was trained on {card['path'][-1]['examples']:,} of {data['sizes']['train']:,} training images.",
+        "Its weakest classes: " + ", ".join(f"{name} ({_percent(each)} right)" for name, each in weakest) + ".",
+    )
+    yield _item(f"On average it is {abs(off):.1f} points too {'sure' if off > 0 else 'unsure'} of what it says.")
+    if card["chosen_by"]["split"] == "test":
+        yield _item(
+            "Its configuration was chosen by test results of all, which flatter the one that is chosen a little."
+        )
     else:
-        yield "- Its configuration was chosen by validation results of the search, without a confirm phase."
+        yield _item("Its configuration was chosen by the search's validation results: the study has no confirm phase.")
     if INT8 in card["files"]:
-        lost = 100 * (test["accuracy"]["value"] - card["files"][INT8]["test_accuracy"])
-        yield f"- `{INT8}` is another model: it is {abs(lost):.2f} points {'worse' if lost > 0 else 'better'} on test."
-    yield f"- `{SOURCE}` and `{PT2}` are programs: run those of people you trust. `{ONNX}` and `{WEIGHTS}` are data."
+        gained = 100 * (card["files"][INT8]["test_accuracy"] - test["accuracy"]["value"])
+        yield _item(f"`{INT8}` is not the same model: its test accuracy differs by {gained:+.2f} points.")
+    yield _item(f"`{SOURCE}` and `{PT2}` are programs: run those of people you trust. The other files are data.")
 
 
 def _check(card: Mapping[str, Any]) -> Iterator[str]:
-    yield "## Check it"
-    yield ""
-    yield f"`takd verify .` checks every digest and measures the files on the test split again; `sha256sum -c {CHECKSUMS}`"
-    yield f"checks the digests alone. Made on {card['made_at'][:10]} by takd {card['machine']['versions']['takd']}."
+    yield "## Check it\n"
+    yield _paragraph(
+        "`takd verify .` checks every digest and key, runs the files on the test split again and compares.",
+        f"`sha256sum -c {CHECKSUMS}` checks the digests alone.",
+        f"Made on {card['made_at'][:10]} by takd {card['machine']['versions']['takd']}.",
+    )
+
+
+def _paragraph(*parts: str) -> str:
+    return fill(" ".join(parts), WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _item(*parts: str) -> str:
+    return fill(" ".join(("-", *parts)), WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _image(card: Mapping[str, Any]) -> str:
+    _, channels, height, width = card["input"]["shape"]
+    return f"{height} x {width} pixels and {_count(channels, 'channel')}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names if len(names) <= SHOWN else [*names[:SHOWN], "..."])
 
 
 def _shape(about: Mapping[str, Any]) -> str:
@@ -339,7 +370,7 @@ def _shape(about: Mapping[str, Any]) -> str:
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number:,} {what}s"
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def _percent(fraction: Mapping[str, Any]) -> str:

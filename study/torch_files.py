@@ -4,7 +4,7 @@ Both come from the graph that `torch.export` traces, so that any module the proj
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from safetensors.torch import save
@@ -45,7 +45,7 @@ def traced(module: nn.Module, image_shape: ImageShape, dtype: torch.dtype = torc
 
 
 def pt2_file(program: ExportedProgram) -> bytes:
-    """The same bytes for the same graph and weights: nothing says where they were traced. No pickle is in it."""
+    """The same bytes for the same graph and weights: nothing says where they were traced."""
     for node in program.graph.nodes:
         for name in NAMES_PLACES:
             node.meta.pop(name, None)
@@ -95,8 +95,8 @@ def load_file(
     )
 
 
-def _lines(names: "Sequence[str | None] | object") -> str:
-    return "".join(f"    {name!r},\n" for name in names)  # type: ignore[attr-defined]
+def _lines(names: Iterable[str | None]) -> str:
+    return "".join(f"    {name!r},\n" for name in names)
 
 
 _LOAD = '''"""{title}, rebuilt from its graph; torch and safetensors are all it needs.

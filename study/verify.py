@@ -25,13 +25,14 @@ def verify_export(folder: Path, console: Console) -> list[str]:
     if wrong:
         return wrong
     console.print(f"{len(card['files'])} files, {CARD} and {CHECKSUMS}: every digest is right")
-    console.print(f"{len(card['path'])} stages: every key is that of its input")
+    console.print(f"the path's {len(card['path'])} keys: each is that of its input")
     return list(_wrong_metrics(folder, card, console))
 
 
 def _wrong_digests(folder: Path, card: Mapping[str, Any]) -> Iterator[str]:
     try:
-        listed = dict(reversed(line.split("  ", 1)) for line in (folder / CHECKSUMS).read_text().splitlines())
+        lines = (folder / CHECKSUMS).read_text().splitlines()
+        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except (OSError, ValueError):
         yield f"{CHECKSUMS}: can't be read"
         return

@@ -16,7 +16,7 @@ log = logging.getLogger("takd")
 
 
 def write_export_run(student: Student, place: Path, files: Mapping[str, bytes], card: Mapping[str, Any]) -> None:
-    """Where the study has W&B runs; `takd sync` uploads it. What fails is said, and the export is there all the same."""
+    """Where the study has W&B runs; `takd sync` uploads it. The export is there whether or not this succeeds."""
     folder = student.folder
     if os.environ.get("WANDB_MODE") == "disabled" or not (folder.local / "wandb").is_dir():
         return
