@@ -14,6 +14,7 @@ from search_spaces import InputError, Stage
 from study.candidates import Candidate, Student, find_candidates, student_of
 from study.confirm import predict_stages
 from study.exported import (
+    BYTECODE,
     CARD,
     CARD_TEXT,
     CHECKSUMS,
@@ -192,9 +193,9 @@ def _check_place(out: Path, force: bool) -> None:
 
 def _is_made(place: Path) -> bool:
     """Whether an export has such a file, or with `--top` such a folder."""
-    if place.is_dir():
-        return place.name.isdigit() and all(_is_made(each) and each.is_file() for each in place.iterdir())
-    return place.name in {WEIGHTS, SOURCE, ONNX, PT2, INT8, CARD, CARD_TEXT, CHECKSUMS}
+    if place.is_dir() and place.name != BYTECODE:
+        return place.name.isdigit() and all(_is_made(each) for each in place.iterdir())
+    return place.name in {WEIGHTS, SOURCE, ONNX, PT2, INT8, CARD, CARD_TEXT, CHECKSUMS, BYTECODE}
 
 
 def _write_folder(out: Path, folders: Mapping[str, Mapping[str, bytes]]) -> None:

@@ -18,6 +18,7 @@ from trainables.storage import sha256
 FORMAT = 1
 WEIGHTS, SOURCE, ONNX, PT2, INT8 = "student.safetensors", "load.py", "student.onnx", "student.pt2", "student.int8.onnx"
 CARD, CARD_TEXT, CHECKSUMS = "model_card.json", "MODEL_CARD.md", "checksums.txt"
+BYTECODE = "__pycache__"  # of who imported load.py
 BATCH = 1000
 
 

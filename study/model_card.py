@@ -246,9 +246,9 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
         interval = f" (95 % interval over seeds {chosen['low']:.4f} to {chosen['high']:.4f})"
     yield _paragraph(
         f"It was chosen by each configuration's mean {chosen['metric']} on the {chosen['split']} split: that of",
-        f"`{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}{interval}. Of these",
-        f"students it is the best on validation, {100 * card['metrics']['validation']['accuracy']:.2f} %, so that the",
-        "test split chose no seed.",
+        f"`{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}{interval}.",
+        f"Of these students it is the best on validation, {100 * card['metrics']['validation']['accuracy']:.2f} %,",
+        "so that the test split chose no seed.",
     )
 
 

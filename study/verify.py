@@ -8,7 +8,7 @@ from rich.console import Console
 
 from search_spaces import InputError
 from search_spaces.stage import key_of
-from study.exported import CARD, CHECKSUMS, RUNS, checksums, normalization_of, probabilities, read_card
+from study.exported import BYTECODE, CARD, CHECKSUMS, RUNS, checksums, normalization_of, probabilities, read_card
 from study.onnx_file import needs_onnx
 from trainables.datasets import load
 from trainables.storage import sha256
@@ -36,11 +36,11 @@ def _wrong_digests(folder: Path, card: Mapping[str, Any]) -> Iterator[str]:
     except (OSError, ValueError):
         yield f"{CHECKSUMS}: can't be read"
         return
-    files = {path.name: path for path in folder.iterdir() if path.name != CHECKSUMS}
+    files = {path.name: path for path in folder.iterdir() if path.name not in (CHECKSUMS, BYTECODE)}
     missing = sorted({*listed, *card["files"]} - set(files))
     yield from (f"{name}: missing" for name in missing)
     yield from (f"{name}: not in {CHECKSUMS}" for name in sorted(set(files) - set(listed)))
-    contents = {name: path.read_bytes() for name, path in files.items() if name in listed}
+    contents = {name: path.read_bytes() for name, path in files.items() if name in listed and path.is_file()}
     changed = [name for name, content in contents.items() if sha256(content) != listed[name]]
     yield from (f"{name}: its SHA-256 is not the one in {CHECKSUMS}" for name in sorted(changed))
     for name, about in card["files"].items():
