@@ -44,6 +44,12 @@ def mean_interval(values: ArrayLike) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def fraction_interval(count: int, of: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a fraction, which stays in [0, 1] and has a width also at 0 and 1."""
+    interval = stats.binomtest(count, of).proportion_ci(CONFIDENCE, "wilson")
+    return float(interval.low), float(interval.high)
+
+
 def paired_p(differences: ArrayLike) -> Floats:
     """Two-sided p of the paired t-test over `[..., seeds]`; NaN for fewer than two, or where all are the same."""
     differences = np.asarray(differences, float)

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from analysis.tables import read_trials
 from search_spaces import InputError, Space, load_space, presets
-from study.export import export_best
 from study.folder import ROOT, StudyFolder, absolute_root, study_folder
 from study.optimization import open_search
 from study.results import write_results
@@ -80,9 +79,26 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables", study=True)
     compare = _command(commands, "compare", _compare, "studies side by side")
     compare.add_argument("names", nargs="+", metavar="NAME", help="of the studies, two or more")
-    export = _command(commands, "export", _export, "the best student's weights and description", study=True)
+    export = _command(
+        commands, "export", _export, "the best student as files that need no takd, with a model card", study=True
+    )
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     export.add_argument("--arm", metavar="A", help="of this arm (default: of all)")
+    metrics = ("accuracy", "loss", "ece", "agreement", "auc", "f1")
+    export.add_argument("--metric", choices=metrics, default="accuracy", help="what is best (default: accuracy)")
+    export.add_argument("--max-params", type=_positive, metavar="N", help="of at most so many parameters")
+    export.add_argument("--max-latency", type=_milliseconds, metavar="MS", help="of one image here, by one thread")
+    export.add_argument("--top", type=_positive, default=1, metavar="K", help="the best K settings, in DIR/1 to DIR/K")
+    export.add_argument("--int8", action="store_true", help="an int8 ONNX file as well")
+    export.add_argument("--with-preprocessing", action="store_true", help="files take raw pixels, give probabilities")
+    export.add_argument("--force", action="store_true", help="replace an export that is there")
+    verify = _command(
+        commands, "verify", _verify, "check an export's digests, and measure it on test again", root=False
+    )
+    verify.add_argument("folder", type=Path, metavar="DIR", help="that takd export wrote")
+    predict = _command(commands, "predict", _predict, "the classes of images, by an export", root=False)
+    predict.add_argument("folder", type=Path, metavar="DIR", help="that takd export wrote")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a file that Pillow reads")
     data = commands.add_parser("data", help=DATA_HELP, description=DATA_HELP, allow_abbrev=False)
     data.add_argument(
         "dataset",
@@ -115,6 +131,7 @@ def _command(
     help: str,
     space: bool = False,
     study: bool = False,
+    root: bool = True,
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     command.set_defaults(command=function)
@@ -131,6 +148,8 @@ def _command(
     command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     if study:
         command.add_argument("name", metavar="NAME", help="of the study")
+    if not root:
+        return command
     command.add_argument(
         "--root",
         default=os.environ.get("TAKD_ROOT", ROOT),
@@ -147,6 +166,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number of at least 1")
     return int(text)
+
+
+def _milliseconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"is {text!r}; expected milliseconds, above 0")
 
 
 def _port(text: str) -> int:
@@ -254,12 +280,34 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    folder = study_folder(options.root, options.name, options.storage)
-    chosen = export_best(folder, options.out, options.arm)
-    console = _console()
-    console.print(f"exported {chosen.path} (seed {chosen.seed}, {chosen.configuration})")
-    console.print(f"validation accuracy of the search {chosen.accuracy:.2f} %; stage {chosen.stage_key}")
-    console.print(f"{options.out}/student.safetensors, {options.out}/stage.json")
+    from study.export import Wanted, export_best  # imports torch
+
+    folder, console = study_folder(options.root, options.name, options.storage), _console()
+    wanted = Wanted(**{name: getattr(options, name) for name in Wanted.__dataclass_fields__})
+    for exported in export_best(folder, options.out, wanted):
+        candidate, test = exported.candidate, exported.card["metrics"]["test"]["accuracy"]
+        by = "confirm results on test" if candidate.split == "test" else "search results on validation (none confirmed)"
+        console.print(f"exported {candidate} to {exported.folder}")
+        console.print(
+            f"chosen by {by}: mean {candidate.metric} {candidate.mean:.4f}; stage {exported.card['stage_key']}"
+        )
+        console.print(f"test accuracy {100 * test['value']:.2f} %; {exported.folder}/MODEL_CARD.md says more")
+    return OK
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from study.verify import verify_export
+
+    wrong = verify_export(options.folder, _console())
+    for each in wrong:
+        print(f"takd: {options.folder}/{each}", file=sys.stderr)
+    return FAILED if wrong else OK
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from study.predict import print_predictions
+
+    print_predictions(options.folder, options.images, _console())
     return OK
 
 

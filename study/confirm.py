@@ -47,8 +47,8 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
     for key, stage in new.items():
         known[key] = measure_logits(logits[key], split.labels)
         if chosen_on:
-            threshold = best_threshold(_scores(validation[key]), chosen_on.labels.numpy() == 1)
-            known[key] |= binary_metrics(_scores(logits[key]), split.labels.numpy() == 1, threshold)
+            threshold = best_threshold(positive_scores(validation[key]), chosen_on.labels.numpy() == 1)
+            known[key] |= binary_metrics(positive_scores(logits[key]), split.labels.numpy() == 1, threshold)
         if above := _teachers_of(stage):
             taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
             agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
@@ -56,7 +56,7 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
     folder.write(TEST, json.dumps(known, indent=1).encode())
 
 
-def _scores(logits: Tensor) -> "np.ndarray[Any, Any]":
+def positive_scores(logits: Tensor) -> "np.ndarray[Any, Any]":
     """Probabilities of the second class `[n]` from logits `[classes, n]`."""
     return logits.double().softmax(dim=0)[1].numpy()
 
@@ -100,12 +100,13 @@ def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Datase
         form, layout = form_of(model)
         pixels, width = Pixels(images, dataset, torch.device("cpu"), layout), widest(alike[0]) or WIDEST
         for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
-            lanes = form([_module(folder, stage, dataset) for stage in batch])
+            lanes = form([trained_module(folder, stage, dataset) for stage in batch])
             predicted = predict(lanes.to(memory_format=layout), pixels)
             found |= {stage.key: logits for stage, logits in zip(batch, predicted, strict=True)}
     return found
 
 
-def _module(folder: StudyFolder, stage: Stage, dataset: Dataset) -> nn.Module:
+def trained_module(folder: StudyFolder, stage: Stage, dataset: Dataset) -> nn.Module:
+    """The model of a finished stage, with the weights that it left."""
     module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
     return restore(module, safetensors.torch.load(folder.artifacts.read(stage.key, WEIGHTS)))

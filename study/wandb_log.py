@@ -44,6 +44,7 @@ class Artifact:
     entries: tuple[Entry, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     used: bool = False
+    aliases: Sequence[str] = ("latest",)
 
     @property
     def digest(self) -> str:
@@ -175,7 +176,7 @@ def _artifact(run: Run, artifact: Artifact) -> dict[str, Any]:
         "name": artifact.name,
         "digest": artifact.digest,
         "metadata": json.dumps(dict(artifact.metadata)),
-        "aliases": ["latest"],
+        "aliases": list(artifact.aliases),
         "manifest": {
             "version": 1,
             "storage_policy": "wandb-storage-policy-v1",

@@ -1,6 +1,7 @@
 """What tests share: a cache, one Ray, stages made by hand, and one small finished study of real MNIST."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ os.environ.pop("WANDB_API_KEY", None)
 from rich.console import Console
 
 from search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
+from study.cli import main
 from study.folder import StudyFolder, study_folder
 from study.graph import StageGraph
 from study.observers import Observer, Observers
@@ -214,3 +216,45 @@ def finished(ray_slots: int, cache: Path, tmp_path_factory: pytest.TempPathFacto
         return run(study_folder(str(tmp_path_factory.mktemp("runs")), "tiny"), space, wandb="offline")
     finally:
         hidden.with_suffix(".hidden").rename(hidden)
+
+
+@dataclass(frozen=True)
+class Called:
+    """What a call left on the two streams."""
+
+    code: int
+    out: str
+    err: str
+
+
+Call = Callable[..., Called]
+
+
+@pytest.fixture
+def takd(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Runs a command in this process, in an empty folder that has a root for those that name none."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> Called:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Called(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def root(finished: Study, tmp_path: Path) -> Path:
+    """A copy of the finished study's root, to do with as a test likes."""
+    return Path(shutil.copytree(finished.folder.root, tmp_path / "runs"))
+
+
+def assert_bad_input(called: Called, *expected: str) -> None:
+    """One line on stderr that has what is expected, exit code 2, and nothing else."""
+    assert (called.code, called.out) == (2, "")
+    assert called.err.startswith("takd: ")
+    assert called.err.endswith("\n")
+    assert len(called.err.splitlines()) == 1
+    assert "Traceback" not in called.err
+    for words in expected:
+        assert words in called.err

@@ -2,22 +2,19 @@
 
 import gzip
 import hashlib
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import TINY, Study
-from safetensors.torch import load_file
+from conftest import TINY, Called, assert_bad_input
 from test_images import write_images
 
 from analysis.tables import best_configurations, students
@@ -28,6 +25,7 @@ TAKD = Path(sys.executable).with_name("takd")
 
 SPACE_OPTIONS = ["SPACE", "--name", "--root", "--storage", "--trials", "--set", "--debug"]
 STUDY_OPTIONS = ["NAME", "--root", "--storage", "--debug"]
+EXPORT_SWITCHES = ["--int8", "--with-preprocessing", "--force"]
 OPTIONS = {
     "run": [*SPACE_OPTIONS, "--wandb", "--slots", "--address", "--tensorboard"],
     "plan": SPACE_OPTIONS,
@@ -38,40 +36,20 @@ OPTIONS = {
     "results": STUDY_OPTIONS,
     "report": STUDY_OPTIONS,
     "compare": STUDY_OPTIONS,
-    "export": [*STUDY_OPTIONS, "--out", "--arm"],
+    "export": [
+        *STUDY_OPTIONS,
+        "--out",
+        "--arm",
+        "--metric",
+        "--max-params",
+        "--max-latency",
+        "--top",
+        *EXPORT_SWITCHES,
+    ],
+    "verify": ["DIR", "--debug"],
+    "predict": ["DIR", "IMAGE", "--debug"],
     "data": ["DATASET", "--from", "--name", "--validation", "--download", "--debug"],
 }
-
-
-@dataclass(frozen=True)
-class Called:
-    """What a call left on the two streams."""
-
-    code: int
-    out: str
-    err: str
-
-
-Call = Callable[..., Called]
-
-
-@pytest.fixture
-def takd(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs a command in this process, in an empty folder that has a root for those that name none."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: Any) -> Called:
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        return Called(code, *capsys.readouterr())
-
-    return call
-
-
-@pytest.fixture
-def root(finished: Study, tmp_path: Path) -> Path:
-    """A copy of the finished study's root, to do with as a test likes."""
-    return Path(shutil.copytree(finished.folder.root, tmp_path / "runs"))
 
 
 @pytest.fixture
@@ -94,17 +72,6 @@ def tree(folder: Path) -> dict[str, str]:
 
 def trials_of(root: Path) -> pd.DataFrame:
     return pd.read_parquet(root / "tiny" / "results" / "trials.parquet")
-
-
-def assert_bad_input(called: Called, *expected: str) -> None:
-    """One line on stderr that has what is expected, exit code 2, and nothing else."""
-    assert (called.code, called.out) == (2, "")
-    assert called.err.startswith("takd: ")
-    assert called.err.endswith("\n")
-    assert len(called.err.splitlines()) == 1
-    assert "Traceback" not in called.err
-    for words in expected:
-        assert words in called.err
 
 
 # Bad input
@@ -139,6 +106,13 @@ def assert_bad_input(called: Called, *expected: str) -> None:
         (["results", "nothing"], ["study nothing: none in"]),
         (["export", "nothing", "--out", "out"], ["study nothing: none in"]),
         (["export", "nothing"], ["--out"]),
+        (
+            ["export", "tiny", "--out", "out", "--metric", "beauty"],
+            ["--metric", "accuracy", "loss", "ece", "agreement"],
+        ),
+        (["export", "tiny", "--out", "out", "--max-latency", "0"], ["--max-latency", "'0'", "milliseconds"]),
+        (["verify", "nothing"], ["nothing/model_card.json", "takd export"]),
+        (["predict", "nothing", "a.png"], ["nothing/model_card.json", "takd export"]),
         (["dashboard", "nothing"], ["study nothing: none in"]),
         (["sync", "nothing"], ["study nothing: none in"]),
         (["watch", "nothing"], ["study nothing: no W&B runs in", "takd run"]),
@@ -402,64 +376,6 @@ def test_a_path_is_printed_as_it_is(takd, root, name):
     root = root.rename(root.with_name(name))
     called = takd("results", "tiny", "--root", root)
     assert f"{root}/tiny/results" in called.out
-
-
-# export
-
-
-def test_export_writes_a_student_whose_digest_matches_and_whose_weights_load(takd, root, tmp_path):
-    called = takd("export", "tiny", "--root", root, "--out", tmp_path / "out" / "best")
-    assert (called.code, called.err) == (0, "")
-    out = tmp_path / "out" / "best"
-    assert {file.name for file in out.iterdir()} == {"student.safetensors", "stage.json"}
-    description = json.loads((out / "stage.json").read_text())
-    digest = hashlib.sha256((out / "student.safetensors").read_bytes()).hexdigest()
-    assert description["files"]["model.safetensors"] == digest
-    weights = load_file(out / "student.safetensors")
-    assert sum(weight.numel() for weight in weights.values()) == description["outcome"]["parameters"]
-    assert description["input"]["model"] == "mlp-4"
-    assert description["key"] in called.out
-
-
-def test_export_takes_the_best_student_of_the_best_configuration(takd, root, tmp_path):
-    takd("export", "tiny", "--root", root, "--out", tmp_path / "out")
-    rows = students(trials_of(root))
-    means = rows.groupby("configuration")["accuracy"].mean()
-    best = rows[rows["configuration"] == means.idxmax()]["val_accuracy"].max()
-    outcome = json.loads((tmp_path / "out" / "stage.json").read_text())["outcome"]
-    assert outcome["metrics"]["validation"]["accuracy"] == best
-
-
-@pytest.mark.parametrize("arm", ["labels", "kd", "takd:mlp-16"])
-def test_export_of_an_arm_is_of_that_arm(takd, root, tmp_path, arm):
-    assert takd("export", "tiny", "--root", root, "--out", tmp_path / "out", "--arm", arm).code == 0
-    key = json.loads((tmp_path / "out" / "stage.json").read_text())["key"]
-    rows = trials_of(root)
-    assert set(rows[rows["stage_key"] == key]["arm"]) == {arm}
-
-
-def test_export_to_a_folder_that_exists_is_refused(takd, root, tmp_path):
-    (tmp_path / "out").mkdir()
-    assert_bad_input(takd("export", "tiny", "--root", root, "--out", "out"), "--out out", "exists")
-    assert tree(tmp_path / "out") == {}
-
-
-def test_export_below_a_file_is_refused(takd, root, tmp_path):
-    (tmp_path / "file").write_text("in its place")
-    assert_bad_input(takd("export", "tiny", "--root", root, "--out", "file/out"), "--out file/out", "can't be written")
-
-
-def test_export_of_an_arm_without_a_student_names_those_with_one(takd, root, tmp_path):
-    called = takd("export", "tiny", "--root", root, "--out", "out", "--arm", "takd:mlp-99")
-    assert_bad_input(called, "--arm takd:mlp-99", "labels", "kd", "takd:mlp-16")
-    assert not (tmp_path / "out").exists()
-
-
-def test_export_of_a_student_whose_artifact_is_gone_says_so(takd, root, tmp_path):
-    for artifact in (root / "artifacts").glob("[0-9a-f]*/model.safetensors"):
-        artifact.unlink()
-    assert_bad_input(takd("export", "tiny", "--root", root, "--out", "out"), "missing or damaged", "takd run")
-    assert not (tmp_path / "out").exists()
 
 
 # In a process of its own

@@ -40,6 +40,14 @@ DATASETS: dict[str, Source] = {"mnist": MNIST}
 IMPORTED = ("cifar10", "cifar100", "mhist")
 BUILT_IN = (*DATASETS, *IMPORTED)
 OWN = "images"
+# Said by the model card of an export.
+LICENCES = {
+    "mnist": "MNIST by Yann LeCun and Corinna Cortes, CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/).",
+    "cifar10": "CIFAR-10 by Krizhevsky, Nair and Hinton; no licence is stated, cite Krizhevsky 2009.",
+    "cifar100": "CIFAR-100 by Krizhevsky, Nair and Hinton; no licence is stated, cite Krizhevsky 2009.",
+    "mhist": "MHIST by Wei et al. 2021, given out on request under its authors' terms (https://bmirds.github.io/MHIST).",
+}
+UNKNOWN_LICENCE = "not stated; ask where the data come from."
 
 
 @dataclass(frozen=True)

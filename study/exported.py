@@ -1,0 +1,81 @@
+"""An exported folder: what its files are called, what they compute, and their checksums."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from search_spaces import InputError
+from study.onnx_file import Array, OnnxModel
+from study.torch_files import pt2_model
+from trainables.conversion import Normalization
+from trainables.storage import sha256
+
+FORMAT = 1
+WEIGHTS, SOURCE, ONNX, PT2, INT8 = "student.safetensors", "load.py", "student.onnx", "student.pt2", "student.int8.onnx"
+CARD, CARD_TEXT, CHECKSUMS = "model_card.json", "MODEL_CARD.md", "checksums.txt"
+BYTECODE = "__pycache__"  # of who imported load.py
+BATCH = 1000
+
+
+def _pt2(content: bytes) -> Callable[[Array], Array]:
+    model = pt2_model(content)
+
+    @torch.no_grad()
+    def run(images: Array) -> Array:
+        output: Array = model(torch.from_numpy(images)).numpy()
+        return output
+
+    return run
+
+
+RUNS: dict[str, Callable[[bytes], Callable[[Array], Array]]] = {ONNX: OnnxModel, INT8: OnnxModel, PT2: _pt2}
+
+
+def given(images: Tensor, normalization: Normalization | None) -> Array:
+    """Images uint8 `[n, channels, height, width]` as an exported file takes them; normalised unless it does that."""
+    if normalization is None:
+        return images.numpy()
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
+    return images.float().mul_(1 / (255 * std)).add_(-mean / std).numpy()
+
+
+def probabilities(name: str, content: bytes, images: Tensor, normalization: Normalization | None) -> Array:
+    """`[n, classes]` of uint8 images, from one of the files of RUNS; `normalization` is None for a raw one."""
+    run = RUNS[name](content)
+    parts = [run(given(images[start : start + BATCH], normalization)) for start in range(0, len(images), BATCH)]
+    output = np.concatenate(parts)
+    return output if normalization is None else softmax(output)
+
+
+def softmax(logits: Array) -> Array:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def checksums(files: Mapping[str, bytes]) -> str:
+    """As `sha256sum -c` reads it."""
+    return "".join(f"{sha256(content)}  {name}\n" for name, content in sorted(files.items()))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """model_card.json; raises InputError on a folder that is no export of this version."""
+    try:
+        card = json.loads((folder / CARD).read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no JSON"
+        raise InputError(f"{folder / CARD}: {reason}; expected a folder that takd export wrote") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise InputError(f"{folder / CARD}: format is not {FORMAT}; it is of another version of takd")
+    return card
+
+
+def normalization_of(card: Mapping[str, Any]) -> Normalization | None:
+    """What a file's images must be normalised by; None where the files do that."""
+    if card["input"]["preprocessing"] == "included":
+        return None
+    return Normalization(tuple(card["input"]["mean"]), tuple(card["input"]["std"]))
