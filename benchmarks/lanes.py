@@ -12,6 +12,7 @@ without Ray, artifacts and process starts, all of which cost more a student with
 import argparse
 import multiprocessing
 import time
+from collections.abc import Sequence
 from multiprocessing.synchronize import Barrier
 from queue import Queue
 
@@ -41,7 +42,7 @@ def students(model: str, number: int) -> list[Stage]:
     ]  # fmt: skip
 
 
-def start(stages: list[Stage]) -> StageTraining:
+def start(stages: Sequence[Stage]) -> StageTraining:
     dataset = load("mnist")
     logits = np.random.default_rng(0).normal(size=(dataset.sizes["train"], len(dataset.classes))).astype(np.float32)
     return StageTraining(stages, dataset, [[[logits]]] * len(stages))

@@ -38,11 +38,13 @@ from study.run import find_artifact
 from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
 from study.tracking import WandbTracker
-from trainables.datasets import Dataset, Normalization, Split, load
+from trainables.conversion import Normalization
+from trainables.datasets import Dataset, load
 from trainables.dropout import Dropout
 from trainables.losses import soften
 from trainables.models import build
 from trainables.pretrained import Pretrained, without_head
+from trainables.splits import Split
 from trainables.training import StageTraining
 
 PARTS = ("trial", "memory", "slots", "epoch", "teacher", "step", "head")
@@ -252,7 +254,8 @@ def measure_teacher() -> None:
         for batch in batches[:LOOP_STEPS]:
             training.train_step(batch, factor=1.0)
 
-    plain(), ours()
+    plain()
+    ours()
     seconds = [min(seconds_of(each) for _ in range(2)) * len(batches) / LOOP_STEPS for each in (plain, ours)]
     print(
         f"teacher: an epoch of cnn, 2 threads: {seconds[0]:.0f} s plain (NCHW, float32), {seconds[1]:.0f} s here: "
@@ -292,7 +295,8 @@ def measure_step() -> None:
         for batch in batches:
             training.train_step(batch, factor=1.0)
 
-    plain(), ours()
+    plain()
+    ours()
     rounds = [(seconds_of(plain), seconds_of(ours)) for _ in range(5)]
     bare, here = (1000 * min(each) / len(batches) for each in zip(*rounds, strict=True))
     print(

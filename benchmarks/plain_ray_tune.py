@@ -31,7 +31,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from trainables.datasets import Split, load, transfer_set
+from trainables.datasets import load, transfer_set
+from trainables.splits import Split
 
 # What one trial needs to know.
 SETTING: dict[str, Any] = {
@@ -93,7 +94,7 @@ def train_teacher(model: str, dropout: float, epochs: int, steps: int | None = N
     """On labels alone and all training images; seed 0."""
     torch.manual_seed(0)
     teacher = build(model, dropout)
-    loader = DataLoader(Digits("train"), batch_size=256, shuffle=True)
+    loader: DataLoader[Any] = DataLoader(Digits("train"), batch_size=256, shuffle=True)
     optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-3)
     scheduler = SCHEDULES["cosine"](optimizer, 1e-3, epochs * len(loader))
     batches = itertools.chain.from_iterable(loader for _ in range(epochs))
@@ -120,8 +121,10 @@ def train_student(config: dict[str, Any]) -> None:
 
     torch.manual_seed(setting["seed"])
     student = build(setting["student"], dropout=0.0)
-    loader = DataLoader(Digits("train", setting["examples"]), batch_size=setting["batch_size"], shuffle=True)
-    validation = DataLoader(Digits("validation"), batch_size=1000)
+    loader: DataLoader[Any] = DataLoader(
+        Digits("train", setting["examples"]), batch_size=setting["batch_size"], shuffle=True
+    )
+    validation: DataLoader[Any] = DataLoader(Digits("validation"), batch_size=1000)
     optimizer = torch.optim.Adam(student.parameters(), lr=setting["learning_rate"])
     steps = setting["epochs"] * len(loader)
     scheduler = SCHEDULES[setting["schedule"]](optimizer, setting["learning_rate"], steps)

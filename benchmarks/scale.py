@@ -92,7 +92,8 @@ def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None
     searcher = PathSearcher(search, graph, folder.root, Observers([]), Stop())
     searcher.cluster = {"CPU": float(slots)}
     running: deque[tuple[str, dict[str, Any]]] = deque()
-    number, ended, last, marks = 0, 0, time.perf_counter(), []
+    number, ended, last = 0, 0, time.perf_counter()
+    marks: list[float] = []
     while True:
         config = searcher.suggest(str(number)) if len(running) < slots else None
         if isinstance(config, dict):

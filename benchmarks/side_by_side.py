@@ -150,7 +150,8 @@ def give(part: Part, root: Path, cut: Sequence[str], slots: int) -> dict[str, Pa
 def as_plain(space: Space, point: dict[str, Any], seed: int, files: dict[str, str]) -> dict[str, Any]:
     """A student of the grid as a setting of `plain_ray_tune.py`."""
     recipe = Recipe.model_validate(space.student.recipe)
-    teacher = [space.teacher.model, *parse_arm(point["arm"]).assistants][-1]
+    [lone] = space.teacher.models
+    teacher = [lone, *parse_arm(point["arm"]).assistants][-1]
     fields = ("epochs", "examples", "batch_size", "learning_rate", "schedule", "evaluate_every")
     return {
         **{name: getattr(recipe, name) for name in fields},
@@ -158,7 +159,7 @@ def as_plain(space: Space, point: dict[str, Any], seed: int, files: dict[str, st
         "seed": seed,
         "student": space.student.model,
         "teacher": teacher,
-        "teacher_dropout": 0.5 if teacher == space.teacher.model else 0.0,
+        "teacher_dropout": 0.5 if teacher == lone else 0.0,
         "teacher_file": files[teacher],
     }
 
@@ -187,7 +188,7 @@ def compare(part: Part, root: Path, cut: Sequence[str], count: int, slots: int) 
     work, part_of_it = f"{len(every)} students of `{part.preset}`", f" ({there.seconds:,.0f} s for {count})"
     table = [row(f"{work}, wall time", seconds, here.seconds, "{:,.0f} s", part_of_it)]
     if teachers:
-        epochs = space.teacher.recipe["epochs"]
+        epochs = Recipe.model_validate(space.teacher.recipe).epochs
         steps = epochs * math.ceil(load("mnist").sizes["train"] / 256)
         teacher = fmean(each["teacher_seconds"] for each in teachers) * steps / TEACHER_STEPS
         part_of_it = f" ({teacher:,.0f} s a teacher, from {TEACHER_STEPS} of {steps} steps)"

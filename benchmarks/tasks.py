@@ -92,7 +92,7 @@ def mhist(work: Path) -> dict[str, float]:
     torch.manual_seed(0)
     for name in ("resnet18", "mobilenet_v2"):
         torch.save(torchvision.models.get_model(name).state_dict(), weights / f"{name}.pth")
-    data = ["data", "mhist", "--from", work / "raw"]
+    data: list[str | Path] = ["data", "mhist", "--from", work / "raw"]
     return steps(work, "mhist-small", MHIST.format(weights=weights), data)
 
 
@@ -102,14 +102,14 @@ def cifar(work: Path, images: Path) -> dict[str, float]:
             (work / "raw" / split / folder.name).mkdir(parents=True)
             for file in sorted(folder.iterdir())[:number]:
                 (work / "raw" / split / folder.name / file.name).symlink_to(file.absolute())
-    data = ["data", "images", "--from", work / "raw", "--name", "cifar"]
+    data: list[str | Path] = ["data", "images", "--from", work / "raw", "--name", "cifar"]
     return steps(work, "cifar-small", CIFAR, data)
 
 
 def steps(work: Path, name: str, space: str, data: list[str | Path]) -> dict[str, float]:
     (work / f"{name}.yaml").write_text(space)
-    root = ["--root", work / "runs"]
-    commands = [
+    root: list[str | Path] = ["--root", work / "runs"]
+    commands: list[list[str | Path]] = [
         data,
         ["run", work / f"{name}.yaml", "--wandb", "disabled", *root],
         ["export", name, "--out", work / "student", *root],

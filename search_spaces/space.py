@@ -565,11 +565,18 @@ def space_from(given: Any, source: str) -> Space:
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.load(text, _Loader)
+        return _unshared(yaml.load(text, _Loader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}:{line} not YAML: {getattr(error, 'problem', error)}") from None
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML's anchors share is apart, so that an override changes one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
 def _override(given: Any, override: str) -> None:

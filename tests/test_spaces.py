@@ -201,6 +201,16 @@ def test_numbers_written_as_powers_of_ten_are_numbers(tmp_path):
     assert load_space(str(file)).student.recipe["learning_rate"] == 0.003
 
 
+def test_an_override_changes_one_place_though_an_anchor_shares_it(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "{dataset: mnist, teacher: {model: mlp-9, recipe: &same {epochs: 3}}, trials: 2, "
+        "student: {model: mlp-8, recipe: *same}}"
+    )
+    space = load_space(str(file), ["teacher.recipe.epochs=7"])
+    assert (space.teacher.recipe["epochs"], space.student.recipe["epochs"]) == (7, 3)
+
+
 def test_overrides_reach_into_sections():
     space = load_space("mnist-gap", ["student.temperature=4", "trials=60", "teacher.recipe.epochs=1"])
     assert (space.student.temperature, space.trials, space.teacher.recipe["epochs"]) == (4, 60, 1)

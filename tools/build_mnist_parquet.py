@@ -16,9 +16,9 @@ from trainables.sources import RawSplit
 
 
 def table_of(split: RawSplit) -> pa.Table:
-    number, pixels = len(split.images), split.images[0].size
-    kind = pa.binary(pixels)
-    images = pa.FixedSizeBinaryArray.from_buffers(kind, number, [None, pa.py_buffer(split.images.tobytes())])
+    pixels = split.images[: len(split.labels)]
+    kind = pa.binary(pixels[0].size)
+    images = pa.FixedSizeBinaryArray.from_buffers(kind, len(pixels), [None, pa.py_buffer(pixels.tobytes())])
     return pa.table({"image": images, "label": pa.array(split.labels)})
 
 
