@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -312,7 +311,5 @@ def test_the_command_line_knows_every_kind_of_files():
 @pytest.mark.skipif("TAKD_CIFAR10_IMAGES" not in os.environ, reason="TAKD_CIFAR10_IMAGES names no folder")
 @pytest.mark.slow
 def test_the_60000_images_of_cifar10_as_files(own_cache):
-    started = time.perf_counter()
     dataset = convert(Path(os.environ["TAKD_CIFAR10_IMAGES"]), name="cifar10-files")
-    assert time.perf_counter() - started < 120
     assert dataset.class_counts == {"train": [4500] * 10, "validation": [500] * 10, "test": [1000] * 10}
