@@ -26,7 +26,7 @@ from search_spaces import key_of
 from search_spaces.arms import parse_arm
 from study.folder import StudyFolder, study_folder
 from study.graph import Node, StageGraph
-from study.tracking import WandbTracker, wandb_mode
+from study.tracking import WandbTracker, stage_artifact, wandb_mode
 from study.wandb_log import Run as Sent
 from study.wandb_log import write_run
 
@@ -390,3 +390,10 @@ def test_a_malformed_key_does_not_end_a_study(ray_slots, folder, monkeypatch, wa
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", "short")
     assert run(folder, tiny_space(**LABELS), wandb=None).result.finished
+
+
+def test_the_artifact_of_a_librarys_model_has_a_name_that_wandb_takes(tmp_path):
+    stage = make_stage("torchvision/resnet18", role="teacher")
+    description = {"files": {}, "outcome": {"metrics": {"validation": {"accuracy": 0.5}}}}
+    artifact = stage_artifact(study_folder(str(tmp_path), "mine"), stage, description)
+    assert artifact.name == f"teacher-torchvision-resnet18-{stage.key[:8]}"

@@ -260,6 +260,14 @@ def test_without_a_layer_to_start_from_all_are_trained(data, pretrained):
     assert not [name for name, each in before.items() if torch.equal(trained.weights[name], each)]
 
 
+def test_the_second_parts_optimizer_remembers_nothing_of_the_first(data, pretrained):
+    training = StageTraining([stage(data, epochs=2, head_epochs=1)], data, [[]], pretrained=pretrained["resnet18"])
+    training.run_epoch()
+    assert {name for name, state in training.optimizer.state(0).items() if state} == {"fc.weight", "fc.bias"}
+    training.run_epoch()
+    assert {int(state["step"]) for state in training.optimizer.state(0).values()} == {2}  # batches of 16 and 17
+
+
 def test_what_is_before_a_part_of_a_layer_stands_still():
     module = build("torchvision/mobilenet_v2", SHAPE, 3)
     train_from(module, "features.17")
