@@ -34,8 +34,10 @@ from study.onnx_file import LOGITS, OnnxModel, onnx_file, quantized
 from study.torch_files import load_file, pt2_file, pt2_model, traced, weights_file
 from study.wandb_log import read_records
 from trainables.artifacts import WEIGHTS
-from trainables.datasets import Normalization, load
+from trainables.conversion import Normalization
+from trainables.datasets import load
 from trainables.models import FAMILIES, build, family_of
+from trainables.pretrained import Pretrained, restore, start_from, without_head
 
 MNIST, RGB = (1, 28, 28), (3, 32, 32)
 FILES = {
@@ -44,7 +46,11 @@ FILES = {
 }  # fmt: skip
 
 # What each model family of the project, and what it may borrow, is exported from. A new family needs a row.
-SPECS = {"mlp-8": MNIST, "cnn": MNIST}
+SPECS = {
+    "mlp-8": MNIST, "cnn": MNIST, "plain-4": RGB, "resnet-8": RGB, "torchvision/resnet18": MNIST,
+    "torchvision/mobilenet_v2": RGB, "timm/resnet10t": RGB,
+}  # fmt: skip
+SLOW = {"torchvision/mobilenet_v2", "timm/resnet10t"}
 
 
 class WithConstants(nn.Module):
@@ -64,14 +70,15 @@ class WithConstants(nn.Module):
         return self.second(self.first(features).relu()) + torch.tensor([1.0, 2.0] * 6)
 
 
-def borrowed(name: str) -> nn.Module:
-    import torchvision
+def pretrained() -> nn.Module:
+    """A model that started from weights which expect other pixels than the dataset's."""
+    module = build("plain-2", RGB, 10)
+    start_from(Pretrained(without_head(module), Normalization((0.5,) * 3, (0.1,) * 3)), module, NORMALIZATION)
+    return restore(build("plain-2", RGB, 10), module.state_dict())
 
-    return torchvision.models.get_model(name, weights=None, num_classes=10)
 
-
-MODULES: dict[str, Callable[[], nn.Module]] = {"constants": WithConstants}
-BORROWED = ["resnet18", pytest.param("mobilenet_v2", marks=pytest.mark.slow)]
+NORMALIZATION = Normalization((0.2,) * 3, (0.3,) * 3)
+MODULES: dict[str, Callable[[], nn.Module]] = {"constants": WithConstants, "pretrained": pretrained}
 
 
 @pytest.fixture(scope="module")
@@ -269,11 +276,13 @@ def test_every_model_family_is_exported_here():
     assert [name for name, family in FAMILIES.items() if family not in tried] == []
 
 
-@pytest.mark.parametrize("name", [*SPECS, *MODULES, *BORROWED])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in (*SPECS, *MODULES)]
+)
 def test_any_module_exports_and_all_files_agree(name, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = (build(name, SPECS[name], 10) if name in SPECS else MODULES.get(name, lambda: borrowed(name))()).eval()
+        module = (build(name, SPECS[name], 10) if name in SPECS else MODULES[name]()).eval()
     shape = SPECS.get(name, RGB)
     normalization = Normalization((0.2,) * shape[0], (0.3,) * shape[0])
     images = torch.randint(256, (7, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
