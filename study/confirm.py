@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import Path, Stage
-from study.binary import best_threshold, binary_metrics
 from study.folder import StudyFolder
 from study.graph import Proposal
 from study.results import TEST, read_test
@@ -38,6 +37,8 @@ def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
     new = {key: stage for key, stage in students.items() if key not in known and _is_done(folder, stage)}
     if not new:
         return
+    from study.binary import best_threshold, binary_metrics  # SciPy: not in memory while stages train
+
     dataset = load_for(next(iter(new.values())).dataset)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}

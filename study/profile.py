@@ -8,8 +8,6 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.figures import image
-from analysis.profile import draw_profile
 from study.folder import StudyFolder
 from study.graph import Node, StageGraph
 
@@ -71,6 +69,9 @@ class Profile:
 
     def write(self, folder: StudyFolder, console: Console) -> None:
         """The account as a table, printed too, and when which worker trained as a picture."""
+        from analysis.figures import image  # SciPy and matplotlib: not in memory while stages train
+        from analysis.profile import draw_profile
+
         account = self.account()
         table = Table(title="where the time of the CPU slots went", title_justify="left", box=None)
         for column in ("", "slot seconds", "%"):

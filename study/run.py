@@ -21,7 +21,6 @@ from study.optimization import Search, create_search, find_search, open_optuna, 
 from study.plan import check_space, fingerprint, with_weights
 from study.profile import Profile
 from study.progress import Progress
-from study.report import write_figure
 from study.results import build_results, write_results
 from study.stopping import Stop
 from study.tensorboard import TensorBoardLog
@@ -114,6 +113,8 @@ def _conclude(folder: StudyFolder, search: Search) -> None:
             measure_on_test(folder, search.confirming())
     finally:  # also where the test split can't be read
         write_results(folder, search)
+    from study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
+
     write_figure(folder)
 
 

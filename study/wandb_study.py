@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.arms import arms_table
 from analysis.tables import best_configurations, read_trials, students
 from search_spaces import Stage
 from study.folder import StudyFolder
@@ -55,6 +54,8 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
     id = run_id(folder.name, KEY)
     if len(done) <= writer.written.get(id, Written()).last_step:
         return 0
+    from analysis.arms import arms_table  # SciPy: not in memory while stages train
+
     table = arms_table(trials)
     columns = [name for name in table.columns if name != "paper"]
     rows = [[_plain(row[name]) for name in columns] for row in table.to_dict("records")]
