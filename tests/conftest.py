@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
 
 SLOTS = 2
+
+# Before a test module loads a dataset; the caller may have a folder to keep.
+GIVEN = dict(os.environ)
+CACHES = Path(GIVEN.get("TAKD_CACHE") or tempfile.mkdtemp(prefix="takd-tests-"))
+CACHE = CACHES / GIVEN.get("PYTEST_XDIST_WORKER", "main")
+os.environ["TAKD_CACHE"] = str(CACHE)
 
 TINY: dict[str, Any] = {
     "dataset": "mnist",
@@ -73,11 +80,11 @@ def artifacts(folder: StudyFolder) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One dataset cache for the session, unless the caller has one to keep."""
-    folder = Path(os.environ.get("TAKD_CACHE") or tmp_path_factory.mktemp("cache"))
-    os.environ["TAKD_CACHE"] = str(folder)
-    return folder
+def cache() -> Iterator[Path]:
+    """One dataset cache for each process of tests: some of them hide a split or break a file in it."""
+    yield CACHE
+    if "TAKD_CACHE" not in GIVEN:
+        shutil.rmtree(CACHES)
 
 
 @pytest.fixture
