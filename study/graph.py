@@ -49,6 +49,7 @@ class Node:
     cached: bool = False  # its artifact was there before this run of the study needed it
     epoch: int = 0  # the last that was reported
     failures: int = 0  # workers that died while they trained it alone
+    promoted: bool = False  # from student, while a worker trained it as one
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
     description: Description | None = None
@@ -69,6 +70,7 @@ class Group(NamedTuple):
     """Ready stages that may train together."""
 
     role: Role
+    phase: Phase  # of the search alone are weak students ended early
     shape: str
     most_lanes: int | None
 
@@ -94,6 +96,8 @@ class StageGraph:
         for path in proposal.paths:
             for stage in path.stages:
                 node = self.nodes.get(stage.key) or self._new_node(stage, proposal.use(path))
+                if node.stage.role == "student" and stage.role != "student":
+                    self._promote(node, stage.role)
                 node.uses.add(proposal.number)
 
     def _new_node(self, stage: Stage, first_use: str) -> Node:
@@ -111,6 +115,27 @@ class StageGraph:
         else:
             self._look_upstream(node)
         return node
+
+    def _promote(self, node: Node, role: Role) -> None:
+        """Others are to learn from what was a student alone: where it left no soft targets, it trains again."""
+        self.counts[node.stage.role]["cached" if node.cached else node.state] -= 1
+        group = self._group(node)
+        queue = self._ready["student"].get(group, deque())
+        queued = node.state == "ready" and node in queue
+        if queued:
+            queue.remove(node)
+            if not queue:
+                del self._ready["student"][group]
+        node.promoted = node.state == "running" or (node.state == "ready" and not queued)
+        node.stage = node.stage.model_copy(update={"role": role})
+        if node.state == "done":
+            node.description = self.find(node.stage)
+        again = queued or node.state == "pruned" or (node.state == "done" and node.description is None)
+        if again:
+            node.state, node.cached = "waiting", False
+        self.counts[role]["cached" if node.cached else node.state] += 1
+        if again:
+            self._look_upstream(node)
 
     def _look_upstream(self, node: Node) -> None:
         """A waiting stage becomes ready when its upstream is done, and fails when it failed."""
@@ -142,6 +167,9 @@ class StageGraph:
             del self._ready[group.role][group]
         return taken
 
+    def _group(self, node: Node) -> "Group":
+        return Group(node.stage.role, node.stage.phase, node.stage.shape, node.most_lanes)
+
     def start(self, key: str) -> None:
         """The stage has its device and trains."""
         self._set_state(self.nodes[key], "running")
@@ -152,13 +180,17 @@ class StageGraph:
         counts["cached" if node.cached else state] += 1
         node.state = state
         if state == "ready":
-            group = Group(node.stage.role, node.stage.shape, node.most_lanes)
+            group = self._group(node)
             self._ready[group.role].setdefault(group, deque()).append(node)
 
     def finish(self, key: str) -> None:
         """The stage's artifact is published; stages that waited for it may become ready."""
         node = self.nodes[key]
         node.description = self.find(node.stage)
+        if node.description is None and node.promoted:
+            node.promoted = False
+            self.give_back(key)
+            return
         if node.description is None:
             self.fail(key, "its artifact is not in the store")
             return

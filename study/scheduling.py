@@ -188,7 +188,7 @@ class PathSearcher(Searcher):
             "root": self.root,
             "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
             "measure_width": space.lanes == "auto" and group.shape not in self.widths,
-            "halving": self.halving if group.role == "student" else None,
+            "halving": self.halving if (group.role, group.phase) == ("student", "search") else None,
             "halving_epochs": space.asha.grace_epochs if space.asha else None,
             "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
             **self.resources[group.role],

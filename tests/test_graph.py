@@ -6,6 +6,7 @@ import pytest
 from conftest import make_stage
 
 from search_spaces import Path, Stage
+from search_spaces.stage import FRESH_SEED
 from study.graph import Group, Proposal, StageGraph
 
 TEACHER = make_stage("mlp-64", role="teacher")
@@ -194,3 +195,55 @@ def test_the_stage_that_kills_its_workers_is_soon_alone_and_fails_alone():
             graph.retry([node.stage.key for node in nodes], "its worker died", max_failures=1)
     assert companies == [16, 4, 1, 1]
     assert graph.counts["student"]["failed"] == 1
+
+
+class StoreWithSoftTargets(Store):
+    """Knows, as the real one, whether a stage was trained as one that others learn from."""
+
+    def find(self, stage: Stage) -> dict[str, Any] | None:
+        taught = self.there.get(stage.key) == 0.9
+        return super().find(stage) if taught or stage.role == "student" else None
+
+
+# The same stage as a student on labels alone, and as the teacher of another: one key.
+LONE = make_stage("mlp-64")
+TAUGHT = kd()
+
+
+@pytest.mark.parametrize("state", ["ready", "taken", "running", "done", "cached", "pruned"])
+def test_a_student_that_others_are_to_learn_from_leaves_soft_targets(state):
+    assert LONE.key == TEACHER.key
+    store = StoreWithSoftTargets(*([LONE] if state == "cached" else []))
+    graph = StageGraph(store.find)
+    graph.add(Proposal(0, "labels", (Path(arm="labels", student=LONE),)))
+    if state == "taken":
+        graph.take(graph.next_group(), 9)
+    elif state in ("running", "done", "pruned"):
+        assert taken(graph) == ["student mlp-64 s0"]
+    if state == "done":
+        store.train(graph, LONE)
+    elif state == "pruned":
+        graph.prune(LONE.key)
+    graph.add(Proposal(1, "kd", (TAUGHT,)))
+    if state == "taken":
+        graph.start(LONE.key)
+    if state in ("taken", "running"):  # its worker knew nothing of it
+        store.train(graph, LONE)
+    assert taken(graph) == ["teacher mlp-64 s0"]
+    store.train(graph, TEACHER, accuracy=0.9)
+    assert taken(graph) == ["student mlp-4 <- mlp-64"]
+    store.train(graph, TAUGHT.student)
+    assert len(graph.close_finished()) in (1, 2)
+    assert not graph.open
+    assert all(number >= 0 for states in graph.counts.values() for number in states.values())
+    assert sum(sum(states.values()) for states in graph.counts.values()) == 2
+
+
+def test_stages_of_the_search_and_of_the_confirm_phase_do_not_train_together():
+    graph = StageGraph(Store().find)
+    graph.add(
+        Proposal(0, "labels", tuple(Path(arm="labels", student=make_stage(seed=seed)) for seed in (0, FRESH_SEED)))
+    )
+    group = graph.next_group()
+    assert group is not None
+    assert (group.phase, graph.ready(group)) == ("search", 1)

@@ -192,12 +192,15 @@ def test_asha_ends_students_early_and_never_what_others_learn_from(folder):
     space = tiny_space(
         arms=["kd"],
         trials=8,
+        confirm={"seeds": 6},
         asha={"grace_epochs": 1, "reduction_factor": 2},
         student__recipe={"epochs": 8, "learning_rate": {"choices": [1e-6, 1e-2]}},
         teacher__recipe={"epochs": 4},
     )
     study = run(folder, space)
-    rows = table(study).drop_duplicates("stage_key").set_index("role")
+    rows = table(study).drop_duplicates("stage_key")
+    assert rows.query("phase == 'confirm' and role == 'student'")["status"].tolist() == ["done"] * 6
+    rows = rows[rows["phase"] == "search"].set_index("role")
     assert rows.loc["teacher", "status"] == "done"
     states = Counter(rows.loc["student", "status"])
     assert states["pruned"] > 0
