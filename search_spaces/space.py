@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 from search_spaces.arms import Arm, parse_arm
 from search_spaces.errors import InputError
 from search_spaces.stage import (
+    COUPLED,
     FRESH_SEED,
     MEMBER_SEEDS,
     DatasetFingerprint,
@@ -24,6 +25,7 @@ from search_spaces.stage import (
     Stage,
     check_lambda,
     check_views,
+    in_use,
 )
 from search_spaces.values import Flag, Integer, Number, Value, explain
 
@@ -113,6 +115,22 @@ def examples_of(value: Any) -> Iterable[tuple[str, Any]]:
     return value.examples() if isinstance(value, Choices | Range) else [("", value)]
 
 
+def _combinations(recipe: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every choice of some fields with the first of all others, and where in the recipe its choices stand."""
+    first = {name: next(iter(examples_of(value)))[1] for name, value in recipe.items()}
+    there = [name for name in names if name in recipe]
+    for chosen in itertools.product(*(examples_of(recipe[name]) for name in there)):
+        places = [f"{name}{place}" for name, (place, _) in zip(there, chosen, strict=True) if place]
+        yield ", ".join(places), first | {name: value for name, (_, value) in zip(there, chosen, strict=True)}
+
+
+def _check_recipe(fields: Mapping[str, Any], places: str) -> None:
+    try:
+        Recipe.model_validate(fields)
+    except ValidationError as error:
+        raise ValueError(str(explain(error, places or "recipe")).removeprefix("recipe: ")) from None
+
+
 class Training(Value):
     """What every role's section holds: the recipe, any field of which may be varied."""
 
@@ -122,22 +140,18 @@ class Training(Value):
     @field_validator("recipe")
     @classmethod
     def _every_recipe_in_it_is_valid(cls, recipe: dict[str, Any]) -> dict[str, Any]:
-        fixed = {name: next(iter(examples_of(value)))[1] for name, value in recipe.items()}
-        for name, value in recipe.items():
-            for place, example in examples_of(value):
-                try:
-                    Recipe.model_validate(fixed | {name: example})
-                except ValidationError as error:
-                    raise ValueError(str(explain(error, name + place)).removeprefix(f"{name}: ")) from None
+        single = [(name,) for name in recipe if not any(name in names for names in COUPLED)]
+        for names in (*COUPLED, *single):
+            combinations = [*_combinations(recipe, names)]
+            used = {name for _, fields in combinations for name in in_use(fields)}
+            for places, fields in combinations:
+                idle = {name: fields[name] for name in names if name in fields and name not in used}
+                _check_recipe(in_use(fields) | idle, places)  # what no choice uses is refused
         return recipe
 
     def view_recipes(self) -> list[Recipe]:
         """Of every choice of augmentation and views, that part of the recipe."""
-        choices = [examples_of(self.recipe.get(name)) for name in ("augment", "views")]
-        return [
-            Recipe.model_validate({"augment": augment, "views": views if augment else None})
-            for (_, augment), (_, views) in itertools.product(*choices)
-        ]
+        return [Recipe.model_validate(in_use(fields)) for _, fields in _combinations(self.recipe, ("augment", "views"))]
 
     @model_validator(mode="after")
     def _a_new_head_needs_an_old_rest(self) -> Self:
@@ -518,7 +532,7 @@ class Space(Value):
             role=role,
             dataset=dataset,
             model=model,
-            recipe=Recipe.model_validate(recipe),
+            recipe=Recipe.model_validate(in_use(recipe)),
             seed=seed,
             upstream=upstream,
             **fields,

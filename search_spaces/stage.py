@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
@@ -27,6 +29,45 @@ class DatasetFingerprint(Value):
     digest: str
     split_seed: Integer
     sizes: dict[str, Integer]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Which field, with what value, uses another."""
+
+    field: str
+    value: str | None  # None: any
+    words: str
+
+    def uses(self, value: Any) -> bool:
+        return value is not None if self.value is None else value == self.value
+
+    def used_in(self, recipe: Mapping[str, Any]) -> bool:
+        return self.uses(recipe.get(self.field))
+
+
+_STEP, _HEAD = Owner("schedule", "step", "schedule: step"), Owner("head_epochs", None, "recipes with head_epochs")
+# Fields of a recipe that some recipes alone use.
+_ONLY_WITH = {
+    "momentum": Owner("optimizer", "sgd", "optimizer: sgd"),
+    "milestones": _STEP,
+    "step_factor": _STEP,
+    "views": Owner("augment", None, "a recipe with augment"),
+    "finetune_from": _HEAD,
+    "finetune_factor": _HEAD,
+}
+# Fields of a recipe that are right or wrong together.
+COUPLED = (
+    ("optimizer", "momentum"),
+    ("schedule", "milestones", "step_factor"),
+    ("augment", "views"),
+    ("epochs", "head_epochs", "finetune_from", "finetune_factor"),
+)
+
+
+def in_use(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields without those that the others leave unused: where the optimizer is varied, only some have momentum."""
+    return {name: each for name, each in recipe.items() if name not in _ONLY_WITH or _ONLY_WITH[name].used_in(recipe)}
 
 
 class Recipe(Value):
@@ -65,18 +106,13 @@ class Recipe(Value):
     def _fill_what_only_some_use(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        used = {"momentum": given.get("optimizer") == "sgd"}
-        used |= dict.fromkeys(("milestones", "step_factor"), given.get("schedule") == "step")
-        used |= dict.fromkeys(("finetune_from", "finetune_factor"), given.get("head_epochs") is not None)
-        used |= {"views": given.get("augment") is not None}
-        owners = {"momentum": "optimizer: sgd", "milestones": "schedule: step", "step_factor": "schedule: step"}
-        owners |= {"views": "a recipe with augment"}
-        for field, is_used in used.items():
-            if given.get(field) is not None and not is_used:
-                raise ValueError(f"{field} is only for {owners.get(field, 'recipes with head_epochs')}")
+        for field in set(given) - set(in_use(given)):
+            if given[field] is not None:
+                raise ValueError(f"{field} is only for {_ONLY_WITH[field].words}")
         defaults: dict[str, Any] = {"momentum": 0.9, "milestones": (0.5, 0.75), "step_factor": 0.1, "views": 8}
-        defaults |= {"finetune_from": None, "finetune_factor": 0.1}
-        return given | {name: defaults[name] for name, is_used in used.items() if is_used and given.get(name) is None}
+        defaults["finetune_factor"] = 0.1
+        missing = [name for name in defaults if given.get(name) is None and _ONLY_WITH[name].used_in(given)]
+        return given | {name: defaults[name] for name in missing}
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> Self:

@@ -298,3 +298,44 @@ def test_a_space_survives_its_own_json():
     again: Any = space.model_dump(mode="json")
     assert space_from(again, "again") == space
     assert TINY["trials"] == 6  # the shared dict was not changed by any of this
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"optimizer": {"choices": ["sgd", "adam"]}, "momentum": {"choices": [0.5, 0.9]}},
+        {"optimizer": {"choices": ["adam", "sgd"]}, "momentum": 0.9},
+        {"schedule": {"choices": ["cosine", "step"]}, "step_factor": 0.2},
+        {"augment": {"choices": ["crop-flip", None]}, "views": {"choices": [2, 4]}},
+    ],
+)
+def test_what_only_some_choices_use_is_left_out_of_the_others(recipe):
+    space = tiny_space(sampler="grid", trials=None, arms=["labels"], student__recipe=recipe)
+    paths = [space.path(parse_arm("labels"), point, MNIST, 0) for point in space.grid()]
+    used = {"sgd": "momentum", "step": "step_factor", "crop-flip": "views"}
+    for path in paths:
+        made = path.student.recipe
+        for owner, field in used.items():
+            chosen = owner in (made.optimizer, made.schedule, made.augment)
+            assert (getattr(made, field) is not None) is chosen
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ({"momentum": 0.9}, "student.recipe: momentum is only for optimizer: sgd"),
+        ({"optimizer": {"choices": ["adam", "adamw"]}, "momentum": 0.9}, "momentum is only for optimizer: sgd"),
+        ({"optimizer": {"choices": ["sgd", "adam"]}, "momentum": {"choices": [0.9, 2.0]}}, "momentum.choices.1"),
+        ({"views": 4}, "views is only for a recipe with augment"),
+        ({"epochs": {"low": 2, "high": 9}, "learning_rate": -1}, "learning_rate is -1"),
+    ],
+)
+def test_a_combination_that_is_none_is_refused_when_the_space_is_read(recipe, words):
+    with pytest.raises(InputError, match=words):
+        tiny_space(student__recipe=recipe)
+
+
+def test_epochs_that_are_fewer_than_the_heads_are_refused_when_the_space_is_read():
+    recipe = {"epochs": {"choices": [20, 5]}, "head_epochs": {"choices": [3, 10]}}
+    with pytest.raises(InputError, match=r"epochs.choices.1, head_epochs.choices.1: head_epochs is 10 of 5 epochs"):
+        tiny_space(teacher__recipe=recipe, teacher__pretrained="imagenet")

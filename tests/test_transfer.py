@@ -21,7 +21,8 @@ from study.optimization import find_search
 from study.plan import check_space, fingerprint, print_plan, with_weights
 from trainables import datasets
 from trainables.artifacts import WEIGHTS
-from trainables.datasets import Dataset, RawSplit, Source, load
+from trainables.conversion import Normalization
+from trainables.datasets import Dataset, load
 from trainables.models import build
 from trainables.pretrained import (
     Pretrained,
@@ -32,6 +33,7 @@ from trainables.pretrained import (
     restore,
     start_from,
 )
+from trainables.sources import RawSplit, Source
 from trainables.storage import open_storage, sha256
 from trainables.training import Checkpoint, StageTraining, evaluation_batch, rate_factor, train
 from trainables.transfer import find_head, train_from
@@ -56,7 +58,7 @@ def _generated() -> dict[str, RawSplit]:
 
 @pytest.fixture(scope="module")
 def data(cache: Path) -> Iterator[Dataset]:
-    datasets.DATASETS["generated"] = Source(_generated, datasets._digest(_generated()), ("r", "g", "b"), validation=12)
+    datasets.DATASETS["generated"] = Source(_generated, ("r", "g", "b"), validation=12)
     yield load("generated")
     del datasets.DATASETS["generated"]
 
@@ -124,7 +126,7 @@ def test_grey_images_are_normalised_as_rgb_weights_expect():
     whole, grey = build("torchvision/mobilenet_v2", (3, 32, 32), 3).eval(), torch.rand(2, 1, 32, 32)
     whole.load_state_dict(module.state_dict())
     tensors = {name: each for name, each in module.state_dict().items() if not name.startswith(head_of(module))}
-    start_from(Pretrained(tensors, datasets.Normalization(*IMAGENET)), module, datasets.Normalization((0.1,), (0.3,)))
+    start_from(Pretrained(tensors, Normalization(*IMAGENET)), module, Normalization((0.1,), (0.3,)))
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
     torch.testing.assert_close(module((grey - 0.1) / 0.3), whole((grey - mean) / std), rtol=1e-4, atol=1e-4)
 
