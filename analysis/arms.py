@@ -18,6 +18,7 @@ from analysis.tables import (
     chosen_students,
     confirmed,
     paper_name,
+    setting_of,
     split_of,
     students,
 )
@@ -28,6 +29,7 @@ TEST_METRICS = {
     "test_agreement": "agreement with its teacher (%)",
     "test_auc": "AUC (%)",
     "test_f1": "F1 (%)",
+    "test_accuracy_at_threshold": "accuracy at F1's threshold (%)",
 }
 
 
@@ -54,7 +56,7 @@ def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
             "split": split_of(trials),
             "settings": int(tried["settings"].get(arm, 0)),
             "students": int(tried["students"].get(arm, 0)),
-            "best setting": own["configuration"].iloc[0].removeprefix(arm).strip() or "-",
+            "best setting": setting_of(own["configuration"].iloc[0]),
             "seeds": len(accuracy),
             "accuracy": float(estimate.mean),
             "low": float(estimate.low),
@@ -190,7 +192,7 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         for place in sorted({0, 1, 2, len(ranked) - 1} & set(range(len(ranked)))):
             estimate = mean_interval(settings.get_group(ranked[place]))
             mean, low, high = map(float, (estimate.mean, estimate.low, estimate.high))
-            setting = str(ranked[place]).removeprefix(arm).strip() or "-"
+            setting = setting_of(str(ranked[place]))
             rows.append((arm, f"{place + 1} of {len(ranked)}", setting, with_interval(mean, low, high)))
     return pd.DataFrame(rows, columns=["arm", "place", "setting", "val. accuracy %"])
 

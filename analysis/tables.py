@@ -104,6 +104,18 @@ def paper_name(arm: str) -> str:
         return "-"
 
 
+def setting_of(configuration: str) -> str:
+    """What was chosen, for people: `temperature=4 lambda=0.7021`; a dash where nothing was."""
+    return " ".join(f"{name}={_short(value)}" for name, value in parameters_of(configuration).items()) or "-"
+
+
+def _short(value: str) -> str:
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
+
+
 def parameters_of(configuration: str) -> dict[str, str]:
     """`kd temperature=4 lambda=0.7` as {"temperature": "4", "lambda": "0.7"}."""
     return dict(part.split("=", 1) for part in configuration.split(" ")[1:] if "=" in part)

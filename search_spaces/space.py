@@ -358,6 +358,9 @@ class Space(Value):
                     check_lambda(value, self.loss.form)
                 except ValueError as error:
                     raise ValueError(f"{place}.lambda{where}: {error}") from None
+        smoothings = (self.student.label_smoothing, self.student.recipe.get("label_smoothing"))
+        if "label_smoothing" in self.arms and all(isinstance(each, Choices | Range) for each in smoothings):
+            raise ValueError("student.label_smoothing and student.recipe.label_smoothing are both varied; fix one")
         self._soft_targets_of_every_view()
         if self.sampler == "grid":
             self.grid()  # a range without a step says so now

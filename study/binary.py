@@ -57,6 +57,6 @@ def binary_metrics(scores: Floats, positive: Flags, threshold: float) -> dict[st
         "test_auc_low": low,
         "test_auc_high": high,
         "test_f1": f1(chosen, positive),
-        "test_accuracy": float((chosen == positive).mean()),
+        "test_accuracy_at_threshold": float((chosen == positive).mean()),
         "test_threshold": threshold,
     }

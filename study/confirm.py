@@ -94,10 +94,10 @@ def _teachers_of(student: Stage) -> list[Stage]:
 
 
 def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:
-    """Logits of finished stages, by key `[classes, n]`; models of one spec side by side, as they were trained."""
+    """Logits of finished stages, by key `[classes, n]`; models of the same layers side by side, as in training."""
     found: dict[str, Tensor] = {}
-    for model in {stage.model for stage in stages}:
-        alike = [stage for stage in stages if stage.model == model]
+    for model, dropout in {(stage.model, stage.recipe.dropout) for stage in stages}:
+        alike = [stage for stage in stages if (stage.model, stage.recipe.dropout) == (model, dropout)]
         form, layout = form_of(model)
         pixels, width = Pixels(images, dataset, torch.device("cpu"), layout), widest(alike[0]) or WIDEST
         for batch in (alike[start : start + width] for start in range(0, len(alike), width)):

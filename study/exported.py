@@ -14,12 +14,12 @@ from study.onnx_file import Array, OnnxModel
 from study.torch_files import pt2_model
 from trainables.conversion import Normalization
 from trainables.storage import sha256
+from trainables.training import evaluation_batch
 
 FORMAT = 1
 WEIGHTS, SOURCE, ONNX, PT2, INT8 = "student.safetensors", "load.py", "student.onnx", "student.pt2", "student.int8.onnx"
 CARD, CARD_TEXT, CHECKSUMS = "model_card.json", "MODEL_CARD.md", "checksums.txt"
 BYTECODE = "__pycache__"  # of who imported load.py
-BATCH = 1000
 
 
 def _pt2(content: bytes) -> Callable[[Array], Array]:
@@ -47,7 +47,8 @@ def given(images: Tensor, normalization: Normalization | None) -> Array:
 def probabilities(name: str, content: bytes, images: Tensor, normalization: Normalization | None) -> Array:
     """`[n, classes]` of uint8 images, from one of the files of RUNS; `normalization` is None for a raw one."""
     run = RUNS[name](content)
-    parts = [run(given(images[start : start + BATCH], normalization)) for start in range(0, len(images), BATCH)]
+    size = evaluation_batch(images.shape[1:])
+    parts = [run(given(images[start : start + size], normalization)) for start in range(0, len(images), size)]
     output = np.concatenate(parts)
     return output if normalization is None else softmax(output)
 

@@ -54,6 +54,7 @@ class Node:
     reason: str | None = None
     description: Description | None = None
     uses: set[int] = field(default_factory=set)  # proposals
+    arms: set[str] = field(default_factory=set)  # whose student it is; nearly always one
 
     def forget_epochs(self) -> None:
         """Its metrics by epoch have been told to whom they concern: of ten thousand stages they would fill memory."""
@@ -99,6 +100,7 @@ class StageGraph:
                 if node.stage.role == "student" and stage.role != "student":
                     self._promote(node, stage.role)
                 node.uses.add(proposal.number)
+            self.nodes[path.student.key].arms.add(path.arm)
 
     def _new_node(self, stage: Stage, first_use: str) -> Node:
         # The stages it learns from are those of other nodes: one object each, however many learn from them.

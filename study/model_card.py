@@ -252,7 +252,7 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"| area under the ROC curve | {two['auc']:.4f} | {two['auc_low']:.4f} to {two['auc_high']:.4f} |"
         at = f"where a probability of {two['positive']} of {two['threshold']:.3f} or more counts as it"
         yield f"| F1 of {two['positive']}, {at} | {two['f1']:.4f} | |"
-        yield f"| accuracy there | {100 * two['accuracy']:.2f} % | |"
+        yield f"| accuracy there | {100 * two['accuracy_at_threshold']:.2f} % | |"
     yield f"| calibration error, {BINS} bins | {100 * test['calibration_error']:.2f} % | |"
     yield f"| mean confidence | {100 * test['mean_confidence']:.2f} % | |"
     yield ""

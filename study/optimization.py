@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from heapq import nlargest
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-from search_spaces import DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
 from study.attributes import outcome_attributes, proposal_attributes
 from study.folder import StudyFolder
 from study.graph import Proposal, StageGraph
@@ -24,8 +24,8 @@ from study.graph import Proposal, StageGraph
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-
 SYNC_SECONDS = 1.0
+FIRST_KEPT_REVISION = 2  # of studies that say none
 
 
 class Search:
@@ -144,9 +144,14 @@ class Search:
 
     def stages(self) -> dict[str, Stage]:
         """All stages of the study by key, of the search and of what is confirmed."""
-        searched = [path for trial in self.proposed() for path in self.paths_of(trial)]
-        confirmed = [path for proposal in self.confirming() for path in proposal.paths]
-        return {stage.key: stage for path in (*searched, *confirmed) for stage in path.stages}
+        return {stage.key: stage for path in self.paths() for stage in path.stages}
+
+    def paths(self) -> Iterator[Path]:
+        """All paths of the study, of the search and of what is confirmed."""
+        for trial in self.proposed():
+            yield from self.paths_of(trial)
+        for proposal in self.confirming():
+            yield from proposal.paths
 
     def proposed(self) -> list[FrozenTrial]:
         """All trials that were proposed, in order."""
@@ -177,11 +182,17 @@ def configuration_of(trial: FrozenTrial) -> str:
 def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
     """`kd temperature=4 lambda=0.7`"""
     chosen = [
-        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        f"{name}={_exact(value)}" if isinstance(value, float) else f"{name}={value}"
         for name, value in parameters.items()
         if name != "arm"
     ]
     return " ".join([arm, *chosen])
+
+
+def _exact(value: float) -> str:
+    """Four digits where they are all there is: two settings never have one name."""
+    short = f"{value:.4g}"
+    return short if float(short) == value else repr(value)
 
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
@@ -190,6 +201,7 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
         study_name=folder.name, storage=open_optuna(folder), direction="maximize", load_if_exists=True
     )
     if "dataset" not in study.user_attrs:
+        study.set_user_attr("training_revision", TRAINING_REVISION)
         study.set_user_attr("space", space.model_dump(mode="json"))
         study.set_metric_names(["mean validation accuracy"])
         study.set_user_attr("dataset", dataset.model_dump(mode="json"))  # last: a study with it was created whole
@@ -205,6 +217,7 @@ def open_search(folder: StudyFolder) -> Search:
     search = find_search(folder)
     if search is None:
         raise InputError(f"study {folder.name}: none in {folder.optuna}; `takd run` starts one")
+    _refuse_another_revision(search)
     return search
 
 
@@ -353,6 +366,7 @@ def refuse_another_space(folder: StudyFolder, space: Space, dataset: DatasetFing
 
 
 def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerprint) -> None:
+    _refuse_another_revision(search)
     old: dict[str, Any] = {"dataset": search.dataset.model_dump(mode="json"), "space": search.space.identity()}
     new: dict[str, Any] = {"dataset": dataset.model_dump(mode="json"), "space": space.identity()}
     differences = list(_differences(old["space"], new["space"])) + list(_differences(old["dataset"], new["dataset"]))
@@ -360,6 +374,16 @@ def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerpr
         raise InputError(
             f"study {search.study.study_name} exists with another space: {'; '.join(differences)}; "
             "use another --name, or the space it was run with"
+        )
+
+
+def _refuse_another_revision(search: Search) -> None:
+    """Its stages have keys that this version doesn't find: it would look as if nothing had been trained."""
+    revision = search.study.user_attrs.get("training_revision", FIRST_KEPT_REVISION)
+    if revision != TRAINING_REVISION:
+        raise InputError(
+            f"study {search.study.study_name} was trained at training revision {revision}; this version of takd is at "
+            f"{TRAINING_REVISION}, which trains otherwise; use another --name, or the version it was run with"
         )
 
 

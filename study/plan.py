@@ -59,6 +59,7 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
             _check_layers(stage, module, sections[stage.role])
         for role, section in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
             _check_transfer_sets(role, section, dataset)
+            _check_augmentation(role, section, dataset)
         for _, part, model in _roles(space):
             if part.pretrained is not None:
                 check_takes_pretrained(model)
@@ -120,6 +121,16 @@ def with_weights(
 def _digest(model: str, pretrained: str, dataset: Dataset, storage: Storage | None) -> str:
     content = canonical_weights(model, pretrained, dataset.image_shape, len(dataset.classes))
     return keep_weights(storage, content) if storage else sha256(content)
+
+
+def _check_augmentation(role: str, section: Training, dataset: Dataset) -> None:
+    _, height, width = dataset.image_shape
+    for place, augment in examples_of(section.recipe.get("augment")):
+        if augment == "flip-rotate" and height != width:
+            raise InputError(
+                f"{role}.recipe.augment{place} is flip-rotate, which turns squares; images of {dataset.name} are "
+                f"{width} x {height}; crop-flip takes any"
+            )
 
 
 def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None:

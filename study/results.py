@@ -47,11 +47,12 @@ TRIALS = pa.schema(
         ("test_loss", pa.float64()),  # cross-entropy
         ("test_ece", pa.float64()),  # expected calibration error, 15 bins
         ("test_agreement", pa.float64()),  # fraction of the images where student and teacher choose the same class
-        ("test_auc", pa.float64()),  # this to test_threshold: of two classes, the second being the positive one
+        ("test_auc", pa.float64()),  # this and the next five: of two classes, the second being the positive one
         ("test_auc_low", pa.float64()),  # 95 % interval over the images
         ("test_auc_high", pa.float64()),
         ("test_f1", pa.float64()),
-        ("test_threshold", pa.float64()),  # chosen on validation; test_accuracy and test_f1 are at it
+        ("test_threshold", pa.float64()),  # chosen on validation; test_f1 and the next are at it
+        ("test_accuracy_at_threshold", pa.float64()),  # test_accuracy is that of the likelier class
         ("test_reliability", pa.list_(RELIABILITY)),  # by bin of confidence
         ("train_seconds", pa.float64()),
         ("total_path_seconds", pa.float64()),  # training seconds of all stages of the path

@@ -58,17 +58,14 @@ def run_id(study: str, key: str) -> str:
 
 
 def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
-    """The arms whose paths have the stage: one for a student, several for what they learn from."""
+    """The arms whose paths may have a teacher or an assistant, whether they were proposed yet or not."""
     ancestors = _ancestors(stage)
     chain = tuple(each.model for each in (*ancestors, stage) if each.role == "assistant")
     teachers = [each for each in (*ancestors, stage) if each.role == "teacher"]
     found = [arm for arm in arms if arm.distilled is bool(teachers) and arm.assistants[: len(chain)] == chain]
-    if stage.role == "student":
-        smoothed = stage.recipe.label_smoothing is not None and not teachers
-        found = [arm for arm in found if (arm.assistants, arm.smoothed) == (chain, smoothed)]
     if len({each.role for each in stage.upstream}) > 1:
         found = [arm for arm in found if arm.dense]
-    elif len(chain) + (stage.role == "student") > 1:  # the first assistant is the same in chains and in dense arms
+    elif len(chain) > 1:  # the first assistant is the same in chains and in dense arms
         found = [arm for arm in found if not arm.dense]
     if stage.role != "teacher":
         return [arm.name for arm in found if arm.ensemble is (len(teachers) > 1)]
@@ -113,14 +110,16 @@ class RunWriter:
         rows = [row for row in _rows(outcome.get("epochs", epochs), started) if row[0] > before.last_step]
         if open and not rows:
             return
+        is_student = node.stage.role == "student"
+        arms = sorted(node.arms) if is_student else arms_of(node.stage, self.arms)
         run = Run(
             id=id,
             project=project(),
             group=self.folder.name,
             job_type=node.stage.role,
             name=node.stage.name,
-            config=self._config(node.stage, upstream),
-            tags=[node.stage.phase, *(arms_of(node.stage, self.arms) if node.stage.role == "student" else [])],
+            config=self._config(node.stage, upstream, arms),
+            tags=[node.stage.phase, *(arms if is_student else [])],
             rows=rows,
             summary={} if open else _summary(node),
             artifacts=() if open else tuple(self._lineage(node, upstream)),
@@ -132,12 +131,12 @@ class RunWriter:
         write_run(self.folder.local, run)
         self.written[id] = Written(rows[-1][0] if rows else before.last_step, ended=not open)
 
-    def _config(self, stage: Stage, upstream: Mapping[str, Description]) -> dict[str, Any]:
+    def _config(self, stage: Stage, upstream: Mapping[str, Description], arms: Sequence[str]) -> dict[str, Any]:
         """The key's input, and beside it what people filter and plot by."""
         studies = {each.key: self._origin(upstream.get(each.key)) for each in stage.upstream}
         config: dict[str, Any] = stage.key_input() | {
             "stage_key": stage.key,
-            "arms": arms_of(stage, self.arms),
+            "arms": list(arms),
             "phase": stage.phase,
             "path": " > ".join(each.model for each in (*_ancestors(stage), stage)),
             "upstream_models": [each.model for each in stage.upstream],

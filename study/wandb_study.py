@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,9 @@ def complete_runs(folder: StudyFolder, search: Search) -> int:
     So it doesn't matter why they are missing: W&B was disabled or failed, or the driver was killed.
     """
     writer = RunWriter(folder, search.space.all_arms)
-    stages = search.stages()
+    stages, arms = search.stages(), defaultdict[str, set[str]](set)
+    for path in search.paths():
+        arms[path.student.key].add(path.arm)
     missing = [stage for stage in stages.values() if not writer.has(stage.key)]
     found: dict[str, Description] = {}
 
@@ -42,7 +45,8 @@ def complete_runs(folder: StudyFolder, search: Search) -> int:
         description = describe(stage)
         if description and description["outcome"].get("origin", {}).get("study") == folder.name:
             upstream = {each.key: known for each in stage.upstream if (known := describe(each))}
-            writer.write(Node(stage, "", state="done", description=description), upstream)
+            node = Node(stage, "", state="done", description=description, arms=arms[stage.key])
+            writer.write(node, upstream)
             written += 1
     return written + write_study_run(folder, writer, stages)
 

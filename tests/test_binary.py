@@ -57,5 +57,5 @@ def test_metrics_are_at_the_threshold():
     scores, positive = drawn()
     low, high = (binary_metrics(scores, positive, threshold) for threshold in (0.3, 0.7))
     assert low["test_auc"] == high["test_auc"]
-    assert low["test_accuracy"] == ((scores >= 0.3) == positive).mean()
+    assert low["test_accuracy_at_threshold"] == ((scores >= 0.3) == positive).mean()
     assert low["test_f1"] != high["test_f1"]

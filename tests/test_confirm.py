@@ -16,13 +16,15 @@ from analysis.tables import best_configurations
 from search_spaces import InputError
 from search_spaces import Path as StagePath
 from search_spaces.stage import FRESH_SEED
-from study.confirm import BINS, measure_logits
+from study.confirm import BINS, measure_logits, predict_stages
 from study.folder import study_folder
 from study.graph import Proposal, StageGraph
 from study.optimization import open_search
+from study.plan import fingerprint
 from trainables.artifacts import WEIGHTS
 from trainables.datasets import load
 from trainables.models import build
+from trainables.training import Pixels, train
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +131,20 @@ def test_a_space_that_wants_no_confirmation_reads_no_test_split(finished: Study)
     """The fixture's test split was away while it ran."""
     assert finished.result.finished
     assert not (Path(finished.folder.root) / "tiny" / "results" / "test.json").exists()
+
+
+def test_students_that_differ_in_dropout_are_measured_each_as_it_is(tmp_path):
+    """Their layers differ, so they can't be one stacked model."""
+    mnist, folder = load("mnist"), study_folder(str(tmp_path), "tiny")
+    stages = [make_stage("mlp-8", dataset=fingerprint(mnist), dropout=dropout) for dropout in (None, 0.2, 0.4)]
+    trained = [train([stage], mnist, [[]])[0] for stage in stages]
+    for stage, each in zip(stages, trained, strict=True):
+        folder.artifacts.publish(stage.key, {}, {WEIGHTS: safetensors.torch.save(each.weights)})
+    images = mnist.validation.images[:50]
+    found = predict_stages(folder, stages, mnist, images)
+    for stage, each in zip(stages, trained, strict=True):
+        model = build("mlp-8", mnist.image_shape, 10, stage.recipe.dropout).eval()
+        model.load_state_dict(each.weights)
+        pixels = Pixels(images, mnist, torch.device("cpu"), torch.contiguous_format)
+        with torch.no_grad():
+            torch.testing.assert_close(found[stage.key].t(), model(pixels[slice(None)]), rtol=1e-4, atol=1e-4)

@@ -6,11 +6,12 @@ import pytest
 from conftest import tiny_space
 from optuna.trial import TrialState
 
+from analysis.tables import setting_of
 from search_spaces import DatasetFingerprint, InputError, Space
 from study import optimization
 from study.folder import StudyFolder, study_folder
 from study.graph import Proposal, StageGraph
-from study.optimization import Search, create_search, open_search
+from study.optimization import Search, configuration_name, create_search, open_search
 
 MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
 
@@ -207,3 +208,21 @@ def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_
     sampler = search.study.sampler
     assert isinstance(sampler, optimization.RecentHistory)
     assert [trial.number for trial in sampler.seen] == [3, 4, 5, 6, *range(15, 23)]
+
+
+def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folder):
+    search = start(folder)
+    proposals(search)
+    search.study.set_user_attr("training_revision", 1)
+    before = contents(folder)
+    for look in (lambda: start(folder), lambda: open_search(folder)):
+        with pytest.raises(InputError, match=r"trained at training revision 1; this version of takd is at \d+"):
+            look()
+    assert contents(folder) == before
+
+
+def test_two_settings_never_have_one_name():
+    names = {configuration_name("kd", {"arm": "kd", "lambda": value}) for value in (0.702111, 0.702139, 0.7021)}
+    assert len(names) == 3
+    assert configuration_name("kd", {"arm": "kd", "temperature": 4.0, "lambda": 0.7}) == "kd temperature=4 lambda=0.7"
+    assert {setting_of(name) for name in names} == {"lambda=0.7021"}

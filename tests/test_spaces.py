@@ -339,3 +339,12 @@ def test_epochs_that_are_fewer_than_the_heads_are_refused_when_the_space_is_read
     recipe = {"epochs": {"choices": [20, 5]}, "head_epochs": {"choices": [3, 10]}}
     with pytest.raises(InputError, match=r"epochs.choices.1, head_epochs.choices.1: head_epochs is 10 of 5 epochs"):
         tiny_space(teacher__recipe=recipe, teacher__pretrained="imagenet")
+
+
+def test_smoothing_is_varied_in_one_place():
+    with pytest.raises(InputError, match="are both varied; fix one"):
+        tiny_space(
+            arms=["label_smoothing"],
+            student__label_smoothing={"choices": [0.1, 0.2]},
+            student__recipe={"label_smoothing": {"choices": [0.1, None]}},
+        )

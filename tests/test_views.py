@@ -1,15 +1,16 @@
 """Seeded views: the same copies for a teacher and for whoever learns from it, each with its soft targets."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_stage
+from conftest import make_stage, tiny_space
 from torch import Tensor
 
-from search_spaces import Loss, Stage
-from study.plan import fingerprint
+from search_spaces import InputError, Loss, Stage
+from study.plan import _check_augmentation, fingerprint
 from trainables.datasets import load
 from trainables.models import build
 from trainables.training import Pixels, StageTraining, train
@@ -149,3 +150,13 @@ def test_balanced_class_weights_make_rare_classes_count_as_much():
     counts = MNIST.train.labels.bincount().float()
     assert training.class_weights is not None
     torch.testing.assert_close(training.class_weights * counts, torch.full((10,), 5000.0))
+
+
+def test_images_that_are_no_squares_are_not_turned():
+    wide = replace(MNIST, image_shape=(1, 24, 32))
+    space = tiny_space(arms=["labels"], student__recipe={"augment": {"choices": ["crop-flip", "flip-rotate"]}})
+    with pytest.raises(
+        InputError, match=r"student.recipe.augment.choices.1 is flip-rotate.*32 x 24; crop-flip takes any"
+    ):
+        _check_augmentation("student", space.student, wide)
+    _check_augmentation("student", space.student, MNIST)

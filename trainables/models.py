@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -179,3 +180,9 @@ def size_of(model: str, image_shape: ImageShape, classes: int) -> ModelSize:
         with counter, torch.no_grad():
             module(torch.empty(1, *image_shape))
     return ModelSize(parameters_of(model, image_shape, classes), counter.get_total_flops())
+
+
+def library_of(model: str) -> dict[str, str]:
+    """The library whose code a model spec names, with its version; none of our own families."""
+    library, slash, _ = model.partition("/")
+    return {library: version(library)} if slash else {}

@@ -21,7 +21,7 @@ from ray import tune
 from search_spaces import Stage
 from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
 from trainables.datasets import load_for
-from trainables.models import size_of
+from trainables.models import library_of, size_of
 from trainables.pretrained import read_weights
 from trainables.storage import FULL
 from trainables.training import ByView, Checkpoint, Lane, StageTraining, Trained
@@ -222,7 +222,7 @@ class StageTrainable(tune.Trainable):
             "lanes": len(self.training.lanes) if self.training else 1,
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": {"python": platform.python_version(), "torch": torch.__version__} | library_of(stage.model),
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "origin": self.given["origin"][stage.key],
         }
