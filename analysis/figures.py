@@ -221,7 +221,8 @@ def _study_points(trials: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     table = arms_table(trials)
     for role in ("teacher", "student"):
-        rows = trials[(trials["role"] == role) & trials["parameters"].notna()]
+        lone = ~trials["arm"].str.startswith("ensemble")  # an ensemble's members are no one teacher
+        rows = trials[(trials["role"] == role) & trials["parameters"].notna() & lone]
         table[role] = rows["model"].iloc[0] if len(rows) else None
         table[f"{role}_parameters"] = rows["parameters"].iloc[0] if len(rows) else np.nan
     return table

@@ -214,11 +214,11 @@ def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folde
     search = start(folder)
     proposals(search)
     search.study.set_user_attr("training_revision", 1)
-    before = contents(folder)
+    before = search.study.user_attrs, search.study.get_trials()
     for look in (lambda: start(folder), lambda: open_search(folder)):
         with pytest.raises(InputError, match=r"trained at training revision 1; this version of takd is at \d+"):
             look()
-    assert contents(folder) == before
+    assert (search.study.user_attrs, search.study.get_trials()) == before
 
 
 def test_two_settings_never_have_one_name():
