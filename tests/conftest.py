@@ -21,6 +21,7 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("TAKD_ROOT", None)
 os.environ.pop("TAKD_STORAGE", None)
 os.environ.pop("WANDB_API_KEY", None)
+os.environ.pop("COLUMNS", None)  # pytest-xdist's
 
 from rich.console import Console
 
@@ -125,12 +126,14 @@ def bucket(s3_server: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a real PostgreSQL server that listens on a Unix socket alone."""
     pgserver = pytest.importorskip("pgserver", reason="its wheels are for Python 3.12 and older")
-    server = pgserver.get_server(tmp_path_factory.mktemp("pg"), cleanup_mode="delete")
+    folder = tempfile.mkdtemp(prefix="takd-pg-")  # not in pytest's: PostgreSQL runs as a user of its own
+    server = pgserver.get_server(folder, cleanup_mode="delete")
     yield server.get_uri()
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
