@@ -587,6 +587,8 @@ def _parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}:{line} not YAML: {getattr(error, 'problem', error)}") from None
+    except (ValueError, RecursionError) as error:  # a date that is none, an anchor in itself
+        raise InputError(f"{source}: not YAML of plain values: {str(error) or type(error).__name__}") from None
 
 
 def _unshared(value: Any) -> Any:

@@ -86,8 +86,8 @@ class Recipe(Value):
     dropout: Number | None = Field(None, ge=0, lt=1, description="null: as the model family has it")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of training steps; evaluation is float32")
     examples: Integer | None = Field(None, ge=1, description="size of the transfer set; null: all")
-    examples_seed: Integer = 0
-    order_seed: Integer = 0
+    examples_seed: Integer = Field(0, ge=0)
+    order_seed: Integer = Field(0, ge=0)
     augment: Literal["crop-flip", "flip-rotate"] | None = Field(None, description="of training images, in views")
     views: Integer | None = Field(None, ge=2, description="augment only; seeded copies of the images, 8 unless told")
     class_weights: Literal["balanced"] | None = Field(None, description="of the loss on labels; null: all the same")

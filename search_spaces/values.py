@@ -49,6 +49,9 @@ def explain(error: ValidationError, source: str) -> InputError:
         line = f"{place}: {message}" if place else message
     elif first["type"] == "missing":
         line = f"{place} is missing"
+    elif place.rpartition(".")[2] in _SCALARS:
+        line = f"{place.rpartition('.')[0]} is {first['input']!r}; expected one plain value"
+        others = [each for each in others if each["loc"][:-1] != first["loc"][:-1]]
     else:
         message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
         line = f"{place} is {first['input']!r}; expected {message[0].lower()}{message[1:]}"
@@ -56,4 +59,5 @@ def explain(error: ValidationError, source: str) -> InputError:
     return InputError(f"{source}: {line}{more}".replace("\n", " "))
 
 
+_SCALARS = {"bool", "int", "float", "str", "none"}  # of a union: the reader named none of them
 _TAGS = {"fixed", "choices-of", "range-of"}

@@ -187,14 +187,21 @@ def _check_place(out: Path, force: bool) -> None:
         return
     if not force:
         raise InputError(f"--out {out}: exists; name a folder that doesn't, or give --force")
-    if not out.is_dir() or not all(_is_made(each) for each in out.iterdir()):
+    if not _is_export(out):
         raise InputError(f"--out {out}: is no export, so --force does not replace it")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether nothing is in it but what an export makes, its checksums or those of the first of `--top` among it."""
+    if not folder.is_dir() or folder.is_symlink() or not all(_is_made(each) for each in folder.iterdir()):
+        return False
+    return (folder / CHECKSUMS).is_file() or (folder / "1" / CHECKSUMS).is_file()
 
 
 def _is_made(place: Path) -> bool:
     """Whether an export has such a file, or with `--top` such a folder."""
     if place.is_dir() and place.name != BYTECODE:
-        return place.name.isdigit() and all(_is_made(each) for each in place.iterdir())
+        return place.name.isdigit() and _is_export(place)
     return place.name in {WEIGHTS, SOURCE, ONNX, PT2, INT8, CARD, CARD_TEXT, CHECKSUMS, BYTECODE}
 
 

@@ -3,13 +3,15 @@
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from search_spaces import InputError
+from search_spaces.values import explain
 from study.onnx_file import Array, OnnxModel
 from study.torch_files import pt2_model
 from trainables.conversion import Normalization
@@ -17,6 +19,7 @@ from trainables.storage import sha256
 from trainables.training import evaluation_batch
 
 FORMAT = 1
+Size = Annotated[int, Field(ge=1, le=100_000)]
 WEIGHTS, SOURCE, ONNX, PT2, INT8 = "student.safetensors", "load.py", "student.onnx", "student.pt2", "student.int8.onnx"
 CARD, CARD_TEXT, CHECKSUMS = "model_card.json", "MODEL_CARD.md", "checksums.txt"
 BYTECODE = "__pycache__"  # of who imported load.py
@@ -63,6 +66,44 @@ def checksums(files: Mapping[str, bytes]) -> str:
     return "".join(f"{sha256(content)}  {name}\n" for name, content in sorted(files.items()))
 
 
+class _Part(BaseModel):
+    """Of a card, as far as something is done with it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+
+class _Input(_Part):
+    preprocessing: str
+    shape: Annotated[tuple[str, Size, Size, Size], Field(strict=False)]  # batch, channels, height, width
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+
+
+class _File(_Part):
+    sha256: str
+
+
+class _CardStage(_Part):
+    role: str
+    model: str
+    key: str
+    key_input: dict[str, Any]
+
+
+class _Data(_Part):
+    name: str
+    digest: str
+
+
+class _Card(_Part):
+    stage_key: str
+    classes: list[str] = Field(min_length=1)
+    input: _Input
+    data: _Data
+    files: dict[str, _File]
+    path: list[_CardStage] = Field(min_length=1)
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """model_card.json; raises InputError on a folder that is no export of this version."""
     try:
@@ -70,8 +111,12 @@ def read_card(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no JSON"
         raise InputError(f"{folder / CARD}: {reason}; expected a folder that takd export wrote") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
+    if not isinstance(card, dict) or card.get("format") != FORMAT or card["format"] is True:
         raise InputError(f"{folder / CARD}: format is not {FORMAT}; it is of another version of takd")
+    try:
+        _Card.model_validate(card)
+    except ValidationError as error:
+        raise explain(error, str(folder / CARD)) from None
     return card
 
 

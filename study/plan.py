@@ -54,6 +54,11 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     sections = {role: section for role, section, _ in _roles(space)}
     try:
         dataset = load(space.dataset)
+        for who, _, model in _roles(space):  # also what no arm uses
+            try:
+                check_model(model, dataset.image_shape, len(dataset.classes))
+            except InputError as error:
+                raise InputError(f"{who}: {error}") from None
         for stage, *_ in _stages_by_model(space, dataset):
             module = check_model(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
             _check_layers(stage, module, sections[stage.role])
@@ -250,9 +255,11 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
 
     width = widest(stage) or lanes or (best_width(probes, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
-    training.run_epoch()  # the first one warms up
     started = time.perf_counter()
-    training.run_epoch()
+    training.run_epoch()  # the first one warms up
+    if training.running:  # else it diverged, and the second would have nothing to train
+        started = time.perf_counter()
+        training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
     # While the head alone trains, the rest looks at every image once: a third of what an epoch takes.
     head = stage.recipe.head_epochs

@@ -36,14 +36,17 @@ def read_image(file: Path, shape: Sequence[int]) -> Array:
     """uint8 `[channels, height, width]`, brought to the shape that is asked for."""
     from PIL import Image, UnidentifiedImageError
 
+    from trainables.image_files import UNDECODABLE
+
     channels, height, width = shape
     try:
         with Image.open(file) as image:
             converted = image.convert(MODES[channels])
     except UnidentifiedImageError:
         raise InputError(f"{file}: no image that Pillow can read; expected PNG, JPEG or the like") from None
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or error}") from None
+    except UNDECODABLE as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"{file}: {reason}") from None
     if converted.size != (width, height):
         converted = converted.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(converted, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)

@@ -268,6 +268,33 @@ def chosen_row(study: Study, card: dict[str, Any]) -> "pd.Series[Any]":
     return rows[rows["stage_key"] == card["stage_key"]].iloc[0]
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda card: card.pop("files"), "files is missing"),
+        (lambda card: card["input"].update(std=[0.0]), "input.std.0 is 0.0"),
+        (lambda card: card["input"].update(shape=["batch", 1, 28]), "input.shape.3 is missing"),
+        (lambda card: card.update(classes=5), "classes is 5"),
+        (lambda card: card.update(format=True), "format is not 1"),
+    ],
+)
+def test_a_card_that_is_none_is_one_line(takd, copy, change, words):
+    card = card_of(copy)
+    change(card)
+    (copy / "model_card.json").write_text(json.dumps(card))
+    for command in (["verify", copy], ["predict", copy, copy / "student.onnx"]):
+        assert_bad_input(takd(*command), "model_card.json", words)
+
+
+@pytest.mark.parametrize("own", ["load.py", "__pycache__/thesis.txt", "2024/10/load.py"])
+def test_force_replaces_no_folder_that_only_looks_like_an_export(takd, root, tmp_path, own):
+    mine = tmp_path / "mine" / own
+    mine.parent.mkdir(parents=True)
+    mine.write_text("my work")
+    assert_bad_input(takd("export", "tiny", "--root", root, "--out", tmp_path / "mine", "--force"), "is no export")
+    assert mine.read_text() == "my work"
+
+
 # Any module
 
 
@@ -401,7 +428,9 @@ def test_a_folder_that_exists_is_refused_and_only_an_export_is_replaced(takd, ro
     assert list((tmp_path / "out").iterdir()) == []
     (tmp_path / "out" / "letter.txt").write_text("mine")
     assert_bad_input(takd(*command, "--force"), "--out out", "no export")
-    (tmp_path / "out" / "letter.txt").rename(tmp_path / "out" / "load.py")
+    (tmp_path / "out" / "letter.txt").unlink()
+    (tmp_path / "out").rmdir()
+    assert takd(*command).code == 0
     before = set(tmp_path.iterdir())
     assert takd(*command, "--force").code == 0
     assert {file.name for file in (tmp_path / "out").iterdir()} == FILES

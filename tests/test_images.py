@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image
 
 from search_spaces import DatasetFingerprint, InputError
 from study.data import FILES, import_files
-from study.plan import fingerprint
+from study.plan import estimate_seconds, fingerprint
 from trainables import conversion
 from trainables.datasets import BUILT_IN, OWN, Dataset, import_dataset, load, load_for
 from trainables.image_files import decode_image
@@ -313,3 +315,33 @@ def test_the_command_line_knows_every_kind_of_files():
 def test_the_60000_images_of_cifar10_as_files(own_cache):
     dataset = convert(Path(os.environ["TAKD_CIFAR10_IMAGES"]), name="cifar10-files")
     assert dataset.class_counts == {"train": [4500] * 10, "validation": [500] * 10, "test": [1000] * 10}
+
+
+def test_a_png_with_a_damaged_chunk_is_one_line(tmp_path):
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file, dpi=(72, 72))
+    content = file.read_bytes()
+    at = content.index(b"pHYs")
+    chunk = b"pHYs\x00"  # of nine bytes one
+    whole = struct.pack(">I", 1) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    file.write_bytes(content[: at - 4] + whole + content[at + 17 :])
+    with pytest.raises(InputError, match=r"a.png: can't be decoded \(Truncated pHYs chunk\)"):
+        decode_image(file, "a.png")
+
+
+def test_a_channel_that_is_the_same_everywhere_stays_finite(own_cache, trees):
+    for file in trees.rglob("*.png"):
+        pixels = np.asarray(Image.open(file)).copy()
+        pixels[..., 2] = 7
+        Image.fromarray(pixels).save(file)
+    dataset = convert(trees)
+    assert dataset.normalization.std[2] == 1.0
+    stage = make_stage("mlp-4", dataset=fingerprint(dataset), examples=None, epochs=1)
+    [trained] = train([stage], dataset, [[]])
+    assert all(torch.isfinite(each).all() for each in trained.weights.values())
+
+
+def test_a_plan_of_a_recipe_that_diverges_is_a_plan(own_cache):
+    mnist = load("mnist")
+    stage = make_stage("mlp-4", dataset=fingerprint(mnist), learning_rate=1e30)
+    assert 0 < estimate_seconds(stage, mnist) < 60

@@ -348,3 +348,18 @@ def test_smoothing_is_varied_in_one_place():
             student__label_smoothing={"choices": [0.1, 0.2]},
             student__recipe={"label_smoothing": {"choices": [0.1, None]}},
         )
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("student.recipe.order_seed=-1", "order_seed is -1"),
+        ("student.recipe.examples_seed=-1", "examples_seed is -1"),
+        ("description=2024-99-99", "--set description: not YAML of plain values: month must be in 1..12"),
+        ("student.temperature=.inf", "student.temperature is inf; expected one plain value$"),
+        ("student.lambda={low: a, high: 1}", "student.lambda.low is 'a'; expected one plain value$"),
+    ],
+)
+def test_values_that_are_none_are_one_line(override, words):
+    with pytest.raises(InputError, match=words):
+        load_space("mnist-gap", [override])

@@ -166,10 +166,14 @@ class _Malicious:
 def test_what_is_no_weights_file_is_one_line_that_names_it(files, tmp_path, capsys):
     torch.save({"a": 1}, tmp_path / "other.pth")
     (tmp_path / "code.pth").write_bytes(pickle.dumps(_Malicious(), protocol=2))
+    (tmp_path / "text.pth").write_text("hello")
+    torch.save({1: torch.zeros(1)}, tmp_path / "numbers.pth")
     (tmp_path / "broken.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0nonsense")
     safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", {"mean": "x", "std": "[1]"})
     lines = {
         "other.pth": "can't be read as weights (expected a state dict: tensors by name)",
+        "text.pth": "can't be read as weights",
+        "numbers.pth": "can't be read as weights",
         "code.pth": "can't be read as weights (",
         "broken.safetensors": "can't be read as ",
         "odd.safetensors": "can't be read as weights (",

@@ -115,7 +115,8 @@ def _normalization(histogram: Indices) -> Normalization:
     values, number = np.arange(256) / 255, histogram.sum(axis=1)
     mean = histogram @ values / number
     variance = (histogram * (values - mean[:, None]) ** 2).sum(axis=1) / number
-    return Normalization(tuple(mean.tolist()), tuple(np.sqrt(variance).tolist()))
+    deviation = np.where(variance > 0, np.sqrt(variance), 1.0)  # a channel that is the same everywhere stays 0
+    return Normalization(tuple(mean.tolist()), tuple(deviation.tolist()))
 
 
 class _Twice:

@@ -56,6 +56,10 @@ class ImageFiles:
         return image.transpose(2, 0, 1) if image.ndim == 3 else image[None]
 
 
+# What Pillow raises of a file that is damaged, by the chunk or marker that is.
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+
 def decode_image(path: Path, name: str, expected: ImageShape | None = None, reason: str = "") -> Bytes:
     """uint8 [height, width] or [height, width, 3]; raises InputError, also where it is not of the expected shape."""
     try:
@@ -70,7 +74,9 @@ def decode_image(path: Path, name: str, expected: ImageShape | None = None, reas
         raise InputError(f"{name}: is no PNG or JPEG image") from None
     except FileNotFoundError:
         raise InputError(f"{name}: there is no such file") from None
-    except (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except InputError:
+        raise
+    except UNDECODABLE as error:
         raise InputError(f"{name}: can't be decoded ({str(error) or type(error).__name__})") from None
 
 

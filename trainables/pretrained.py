@@ -147,10 +147,12 @@ def _from_file(path: Path) -> Pretrained:
         raise MissingWeightsError(f"pretrained {path}: no such file; expected imagenet, or a path to weights")
     try:
         return read(path)
-    except (OSError, ValueError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"pretrained {path}: can't be read as weights ({_first_line(error)})") from None
     except safetensors.SafetensorError as error:
         raise InputError(f"pretrained {path}: can't be read as safetensors ({_first_line(error)})") from None
+    except (OSError, ValueError, pickle.UnpicklingError) as error:
+        raise InputError(f"pretrained {path}: can't be read as weights ({_first_line(error)})") from None
+    except Exception:  # torch has no base class for what it raises of a file that is something else
+        raise InputError(f"pretrained {path}: can't be read as weights; expected tensors by name") from None
 
 
 def _read_safetensors(path: Path) -> Pretrained:
@@ -185,9 +187,14 @@ def _read_pth(path: Path) -> Pretrained:
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
-    if not isinstance(content, dict) or not all(isinstance(each, Tensor) for each in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_weight, content.items())):
         raise ValueError("expected a state dict: tensors by name")
     return Pretrained(content, None)
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    name, tensor = item
+    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
 
 
 def check_takes_pretrained(model: str) -> None:
