@@ -56,4 +56,4 @@ def explain(error: ValidationError, source: str) -> InputError:
     return InputError(f"{source}: {line}{more}".replace("\n", " "))
 
 
-_TAGS = {"fixed", "choices-of", "range-of"}
+_TAGS = {"fixed", "list-of", "choices-of", "range-of"}
