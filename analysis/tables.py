@@ -1,5 +1,7 @@
 """Rows of `results/trials.parquet`: which students there are, and which of them an arm is judged by. In percent."""
 
+from dataclasses import dataclass
+
 import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
@@ -16,6 +18,25 @@ CONFIRM_NOTE = (
     "used, and the test split read once. Intervals hold for the setting that was chosen: a sampler that learns from "
     "what has ended (TPE) may choose another one the next time; a grid may not, but for ties."
 )
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a student is chosen by: its column of confirmed students, on test, and of the search's, on validation."""
+
+    confirmed: str
+    searched: str | None
+    higher: bool = True
+
+
+METRICS = {
+    "accuracy": Metric("test_accuracy", "val_accuracy"),
+    "loss": Metric("test_loss", "val_loss", higher=False),
+    "ece": Metric("test_ece", None, higher=False),
+    "agreement": Metric("test_agreement", None),
+    "auc": Metric("test_auc", None),
+    "f1": Metric("test_f1", None),
+}
 
 
 class Missing(Exception):  # noqa: N818  # it is no error: a study may be young

@@ -100,12 +100,17 @@ _INTEGER_FIELDS = {
 def _kind(given: Any) -> str:
     if isinstance(given, Choices) or (isinstance(given, dict) and "choices" in given):
         return "choices-of"
+    if isinstance(given, list | tuple):
+        return "list-of"
     return "range-of" if isinstance(given, dict | Range) else "fixed"
 
 
-# A value that may be varied: fixed (`4`), `{choices: [...]}` or `{low:, high:}`.
+# A value that may be varied: fixed (`4`, or a list of numbers), `{choices: [...]}` or `{low:, high:}`.
 Varied = Annotated[
-    Annotated[Scalar, Tag("fixed")] | Annotated[Choices, Tag("choices-of")] | Annotated[Range, Tag("range-of")],
+    Annotated[Scalar, Tag("fixed")]
+    | Annotated[tuple[Number, ...], Tag("list-of")]
+    | Annotated[Choices, Tag("choices-of")]
+    | Annotated[Range, Tag("range-of")],
     Discriminator(_kind),
 ]
 
@@ -147,6 +152,9 @@ class Training(Value):
             for places, fields in combinations:
                 idle = {name: fields[name] for name in names if name in fields and name not in used}
                 _check_recipe(in_use(fields) | idle, places)  # what no choice uses is refused
+        for name, value in recipe.items():
+            if name in _INTEGER_FIELDS and isinstance(value, Range) and isinstance(value.step, float):
+                raise ValueError(f"{name}.step is {value.step}; expected a whole number")
         return recipe
 
     def view_recipes(self) -> list[Recipe]:
@@ -363,7 +371,9 @@ class Space(Value):
             raise ValueError("student.label_smoothing and student.recipe.label_smoothing are both varied; fix one")
         self._soft_targets_of_every_view()
         if self.sampler == "grid":
-            self.grid()  # a range without a step says so now
+            combinations = len(self.grid())  # a range without a step says so now
+            if self.trials is not None and self.trials > combinations:
+                raise ValueError(f"trials is {self.trials}; the grid has {combinations} combinations")
         elif self.trials is None:
             raise ValueError("trials is missing; how many configurations to try")
         elif self.trials < (needed := self.coverage * len(self.all_arms)):

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from analysis.tables import confirmed, students
+from analysis.tables import METRICS, confirmed, students
 from search_spaces import InputError, Path, Stage
 from study.confirm import trained_module
 from study.folder import StudyFolder
@@ -15,25 +15,6 @@ from study.graph import Description
 from trainables.artifacts import WEIGHTS
 from trainables.conversion import Normalization
 from trainables.datasets import Dataset, load_for
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Its column of confirmed students, on the test split, and of the search's, on validation."""
-
-    confirmed: str
-    searched: str | None
-    higher: bool = True
-
-
-METRICS = {
-    "accuracy": Metric("test_accuracy", "val_accuracy"),
-    "loss": Metric("test_loss", "val_loss", higher=False),
-    "ece": Metric("test_ece", None, higher=False),
-    "agreement": Metric("test_agreement", None),
-    "auc": Metric("test_auc", None),
-    "f1": Metric("test_f1", None),
-}
 
 
 @dataclass(frozen=True)
@@ -59,18 +40,22 @@ def find_candidates(trials: pd.DataFrame, study: str, metric: str, arm: str | No
     Of the confirm results where there are any, else of the search's. No seed is chosen by the test split.
     """
     rows, kind = confirmed(trials), METRICS[metric]
-    split, column = ("test", kind.confirmed) if len(rows) else ("validation", kind.searched)
+    split = "test" if len(rows) else "validation"
     rows = rows if len(rows) else students(trials)
     if not len(rows):
         raise InputError(f"study {study}: no student has ended yet")
-    if column is None:
-        valid = ", ".join(name for name, each in METRICS.items() if each.searched)
-        raise InputError(f"--metric {metric}: only confirmed students have it, and study {study} has none; use {valid}")
-    rows = rows[rows[column].notna()]
-    known = ", ".join(rows["arm"].unique()) or "none"
+    known = ", ".join(rows["arm"].unique())
     rows = rows[rows["arm"] == arm] if arm is not None else rows
     if not len(rows):
         raise InputError(f"--arm {arm}: no finished student; arms with one: {known}")
+    columns = {name: each.confirmed if split == "test" else each.searched for name, each in METRICS.items()}
+    valid = [name for name, column in columns.items() if column in rows and rows[column].notna().any()]
+    if metric not in valid:
+        whose = f"study {study}" if arm is None else f"arm {arm} of study {study}"
+        kind_of = "confirmed student" if split == "test" else "student (none is confirmed)"
+        raise InputError(f"--metric {metric}: no {kind_of} of {whose} has it; valid: {', '.join(valid)}")
+    column = columns[metric]
+    rows = rows[rows[column].notna()]
     found = []
     for _, group in rows.groupby("configuration"):
         best = group.sort_values(["val_accuracy", "seed"], ascending=[False, True]).iloc[0]

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from analysis.tables import read_trials
+from analysis.tables import METRICS, read_trials
 from search_spaces import InputError, Space, load_space, presets
 from study.folder import ROOT, StudyFolder, absolute_root, study_folder
 from study.optimization import open_search
@@ -84,8 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     export.add_argument("--arm", metavar="A", help="of this arm (default: of all)")
-    metrics = ("accuracy", "loss", "ece", "agreement", "auc", "f1")
-    export.add_argument("--metric", choices=metrics, default="accuracy", help="what is best (default: accuracy)")
+    export.add_argument("--metric", choices=METRICS, default="accuracy", help="what is best (default: accuracy)")
     export.add_argument("--max-params", type=_positive, metavar="N", help="of at most so many parameters")
     export.add_argument("--max-latency", type=_milliseconds, metavar="MS", help="of one image here, by one thread")
     export.add_argument("--top", type=_positive, default=1, metavar="K", help="the best K settings, in DIR/1 to DIR/K")

@@ -16,6 +16,7 @@ from search_spaces import (
     Configuration,
     DatasetFingerprint,
     InputError,
+    Recipe,
     Role,
     Space,
     Stage,
@@ -101,18 +102,24 @@ def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
 
 
 def with_weights(
-    space: Space, dataset: Dataset, source: str, storage: Storage | None = None, before: Space | None = None
+    space: Space,
+    dataset: Dataset,
+    source: str,
+    storage: Storage | None = None,
+    before: Space | None = None,
+    keep: bool = True,
 ) -> Space:
-    """The space with the digests of its pretrained weights, which a storage keeps where one is given.
+    """The space with the digests of its pretrained weights, which a storage is to `keep` where one is given.
 
-    Where weights are gone from this machine, those that `before`, the space of the same study, names will do.
+    Where weights are gone from this machine, those that `before`, the space of the same study, names will do if the
+    storage has them.
     """
     found: dict[Role, dict[str, str]] = {}
     for role, section, model in _roles(space):
         if section.pretrained is not None:
             known = before.weights.get(role, {}).get(model) if before else None
             try:
-                digest = _digest(model, section.pretrained, dataset, storage)
+                digest = _digest(model, section.pretrained, dataset, storage if keep else None)
             except MissingWeightsError as error:
                 if known is None or storage is None or not has_weights(storage, known):
                     raise InputError(f"{source}: {error}") from None
@@ -148,7 +155,10 @@ def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None
 
 
 def _stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
-    """The stages of each model in each role, with every teacher and the first of whatever else is varied."""
+    """The stages of each model in each role, with every teacher and the first of whatever else is varied.
+
+    Of the confirm phase, what its students learn from: where the path has fresh seeds too, these are other stages.
+    """
     found: dict[tuple[Role, str], dict[str, Stage]] = {}
     for arm in space.all_arms:
         varied = space.varied(arm)
@@ -157,6 +167,9 @@ def _stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
             chosen = first | ({"teacher.model": teacher} if teacher else {})
             [path] = space.paths(Configuration(arm, chosen), fingerprint(dataset), [0])
             for stage in path.stages:
+                found.setdefault((stage.role, stage.model), {})[stage.key] = stage
+        for path in space.confirming_paths(Configuration(arm, first), fingerprint(dataset)):
+            for stage in path.stages[:-1]:
                 found.setdefault((stage.role, stage.model), {})[stage.key] = stage
     return [list(found[each].values()) for each in sorted(found, key=lambda each: ROLES.index(each[0]))]
 
@@ -192,8 +205,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     dataset, warnings = check_space(space, source)
     for warning in warnings:
         console.print(f"warning: {warning}")
-    space = with_weights(space, dataset, source)
     search = find_search(folder)
+    space = with_weights(space, dataset, source, folder.storage, search.space if search else None, keep=False)
     asked = search.asked if search else 0
     planned = plan(space, dataset, folder.artifacts, asked)
     arms = ", ".join(arm.name for arm in space.all_arms)
@@ -261,10 +274,16 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
         started = time.perf_counter()
         training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
-    # While the head alone trains, the rest looks at every image once: a third of what an epoch takes.
-    head = stage.recipe.head_epochs
-    epochs = stage.recipe.epochs if head is None else stage.recipe.epochs - head + 1 / 3
-    return per_image * wanted * epochs
+    return per_image * wanted * whole_epochs(stage.recipe)
+
+
+def whole_epochs(recipe: Recipe) -> float:
+    """How many epochs of all layers take as long: while the head alone trains, the rest has no backward pass.
+
+    That is a third of an epoch; without views once, as what the rest gives is kept, and with views in every one.
+    """
+    head = recipe.head_epochs or 0
+    return recipe.epochs - head + (head if recipe.views else min(head, 1)) / 3
 
 
 def total_seconds(planned: list[PlannedStages], slots: int) -> float:

@@ -1,5 +1,6 @@
 """Sends W&B run files to the server: `wandb sync` in processes of their own, in the background or for `takd sync`."""
 
+import json
 import logging
 import os
 import signal
@@ -25,9 +26,9 @@ log = logging.getLogger("takd")
 
 
 def unsynced(folder: Path) -> list[Path]:
-    """The run files that W&B has not seen whole, what others learned from before those."""
+    """The run files that W&B has not seen whole."""
     logs = [file for file in (folder / "wandb").glob("offline-run-*/*.wandb") if not _synced(file).exists()]
-    return sorted(logs, key=lambda file: (_depth(file), file.parent.name))
+    return sorted(logs, key=lambda file: file.parent.name)
 
 
 def _synced(file: Path) -> Path:
@@ -36,17 +37,29 @@ def _synced(file: Path) -> Path:
 
 
 @cache  # a log is whole when it has its name
-def _depth(file: Path) -> int:
-    """How many models its name has above it: `student mlp-8 <- mlp-64 <- mlp-1200` has two; the study comes last."""
+def _upstream_runs(file: Path) -> Sequence[str] | None:
+    """The ids of the runs that a stage's run learned from; None of another run: the study's, an export's."""
     for record in read_records(file):
         if record.HasField("run"):
-            return 99 if record.run.job_type == "study" else record.run.display_name.count("<-")
-    return 0
+            config = {each.key: each.value_json for each in record.run.config.update}
+            return tuple(json.loads(config["upstream_runs"])) if "upstream_runs" in config else None
+    return ()
 
 
 def batches(files: Sequence[Path]) -> Iterator[Sequence[Path]]:
-    """What goes to one process: W&B takes them side by side, so none with what it learned from."""
-    for _, level in groupby(files, _depth):
+    """What goes to one process: W&B takes them side by side, so none with what it learned from, which goes before."""
+    upstream = {file.stem.removeprefix("run-"): _upstream_runs(file) for file in files}
+
+    @cache
+    def depth(run: str) -> int:
+        """How many runs the longest chain above it has, of those that are not sent."""
+        above = upstream.get(run, ())
+        return len(files) if above is None else max((depth(each) + 1 for each in above if each in upstream), default=0)
+
+    def depth_of(file: Path) -> int:
+        return depth(file.stem.removeprefix("run-"))
+
+    for _, level in groupby(sorted(files, key=depth_of), depth_of):
         group = list(level)
         for start in range(0, len(group), BATCH):
             yield group[start : start + BATCH]

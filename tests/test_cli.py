@@ -285,6 +285,13 @@ def test_plan_says_what_would_run_and_writes_nothing(takd, tmp_path, space_file)
     assert list(tree(tmp_path)) == ["tiny.yaml"]
 
 
+def test_plan_counts_the_paths_that_are_trained_again_to_confirm(takd, space_file):
+    called = takd("plan", space_file(confirm={"seeds": 3, "reseed_path": True}))
+    assert row(called.out, "teacher", "mlp-64")[2:4] == ["4", "0"]
+    assert row(called.out, "assistant", "mlp-16")[2:4] == ["4", "0"]
+    assert row(called.out, "student", "mlp-4")[2:4] == ["21", "0"]
+
+
 def test_plan_says_what_is_cached_and_leaves_the_study_as_it_was(takd, root, space_file):
     before = tree(root)
     called = takd("plan", space_file(trials=8), "--root", root)

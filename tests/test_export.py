@@ -362,7 +362,25 @@ def test_without_a_confirm_phase_the_search_chooses_and_the_export_says_so(takd,
     assert card["metrics"]["validation"]["accuracy"] == best
     assert "no confirm phase" in (tmp_path / "out" / "best" / "MODEL_CARD.md").read_text().replace("\n  ", " ")
     called = takd("export", "tiny", "--root", root, "--out", "other", "--metric", "ece")
-    assert_bad_input(called, "--metric ece", "accuracy, loss")
+    assert_bad_input(called, "--metric ece", "none is confirmed", "valid: accuracy, loss")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--metric", "auc"],
+            "--metric auc: no confirmed student of study tiny has it; valid: accuracy, loss, ece, agr",
+        ),
+        (["--metric", "auc", "--arm", "none"], "--arm none: no finished student; arms with one: "),
+        (
+            ["--metric", "agreement", "--arm", "labels"],
+            "--metric agreement: no confirmed student of arm labels of study tiny has it; valid: accuracy, loss, ece",
+        ),
+    ],
+)
+def test_a_metric_that_the_study_has_not_is_told_from_an_arm_that_it_has_not(takd, confirmed, options, line):
+    assert_bad_input(takd("export", "tiny", "--root", confirmed.folder.root, "--out", "out", *options), line)
 
 
 @pytest.mark.parametrize("arm", ["labels", "kd", "takd:mlp-16"])

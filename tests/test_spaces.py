@@ -48,6 +48,13 @@ def test_every_field_of_a_recipe_can_be_varied():
     assert recipe.optimizer in ("adam", "adamw")
 
 
+def test_a_recipe_may_have_a_list_of_milestones():
+    space = tiny_space(student__recipe={"schedule": "step", "milestones": [0.3, 0.6], "epochs": {"low": 2, "high": 9}})
+    [path] = space.paths(space.suggest(optuna.create_study().ask()), MNIST, [0])
+    assert path.student.recipe.milestones == (0.3, 0.6)
+    assert space_from(space.model_dump(mode="json"), "again").identity() == space.identity()
+
+
 def test_a_path_of_several_assistants_is_a_chain():
     space = tiny_space(assistants__models=["mlp-32", "mlp-16"], arms=["takd:mlp-32>mlp-16"])
     study = optuna.create_study()
@@ -212,8 +219,8 @@ def test_an_override_changes_one_place_though_an_anchor_shares_it(tmp_path):
 
 
 def test_overrides_reach_into_sections():
-    space = load_space("mnist-gap", ["student.temperature=4", "trials=60", "teacher.recipe.epochs=1"])
-    assert (space.student.temperature, space.trials, space.teacher.recipe["epochs"]) == (4, 60, 1)
+    space = load_space("mnist-gap", ["student.temperature=4", "trials=20", "teacher.recipe.epochs=1"])
+    assert (space.student.temperature, space.trials, space.teacher.recipe["epochs"]) == (4, 20, 1)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +238,12 @@ def test_overrides_reach_into_sections():
         ("student.lambda={choices: [0.5, -1]}", "student.lambda.choices.1: lambda is -1; a lambda is in [0, 1]"),
         ("student.recipe.momentum=0.5", "student.recipe: momentum is only for optimizer: sgd"),
         ("student.recipe.learning_rate={low: -1, high: 1}", "learning_rate is -1; expected greater than 0"),
+        ("student.recipe={schedule: step, milestones: [0.6, 0.3]}", "milestones is [0.6, 0.3]; expected rising"),
+        ("student.recipe={schedule: step, milestones: [a]}", "student.recipe.milestones.0 is 'a'; expected number"),
+        ("student.recipe.epochs=[1, 2]", "epochs is (1.0, 2.0); expected integer"),
+        ("student.temperature=[1, 2]", "student: temperature is (1.0, 2.0); a temperature is a number"),
+        ("student.recipe.epochs={low: 2, high: 9, step: 0.5}", "epochs.step is 0.5; expected a whole number"),
+        ("trials=500", "trials is 500; the grid has 142 combinations"),
         ("trials=0", "trials is 0; expected greater than or equal to 1"),
         ("sampler=tpe", "trials is missing; how many configurations to try"),
         ("arms=[labels, foo]", "'foo' is no arm; valid: labels, label_smoothing, kd, ensemble, takd:MODEL"),

@@ -15,10 +15,10 @@ from conftest import make_stage, run, tiny_space
 from rich.console import Console
 from torch import Tensor, nn
 
-from search_spaces import InputError, Space, Stage, space_from
+from search_spaces import InputError, Recipe, Space, Stage, space_from
 from study.folder import study_folder
-from study.optimization import find_search
-from study.plan import check_space, fingerprint, print_plan, with_weights
+from study.optimization import create_search, find_search
+from study.plan import check_space, fingerprint, print_plan, whole_epochs, with_weights
 from trainables import datasets
 from trainables.artifacts import WEIGHTS
 from trainables.conversion import Normalization
@@ -414,6 +414,31 @@ def test_a_plan_knows_the_weights_and_writes_none(weights_file, tmp_path):
     print_plan(pretrained_space(weights_file), "space mine", folder, console)
     assert "plain-2" in console.export_text()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_goes_on_without_the_file_as_a_run_does(weights_file, tmp_path):
+    folder, space, data = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(weights_file), load("mnist")
+    folder.prepare()
+    started = with_weights(space, data, "space mine", folder.storage)
+    create_search(folder, started, fingerprint(data))
+    weights_file.unlink()
+    before = sorted((tmp_path / "runs").rglob("*"))
+    console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
+    print_plan(space, "space mine", folder, console)
+    assert "plain-2" in console.export_text()
+    assert sorted((tmp_path / "runs").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("recipe", "epochs"),
+    [
+        ({}, 6),
+        ({"head_epochs": 3}, 3 + 1 / 3),
+        ({"head_epochs": 3, "augment": "crop-flip"}, 3 + 3 / 3),
+    ],
+)
+def test_a_head_epoch_costs_a_third_where_nothing_is_kept_of_the_last(recipe, epochs):
+    assert whole_epochs(Recipe.model_validate({"epochs": 6} | recipe)) == pytest.approx(epochs)
 
 
 @pytest.mark.slow

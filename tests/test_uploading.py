@@ -17,8 +17,8 @@ from study.cli import main
 from study.folder import StudyFolder, study_folder
 from study.graph import Node
 from study.tracking import RunWriter, WandbTracker, run_id
-from study.uploading import Upload, unsynced, uploads
-from study.wandb_log import written_runs
+from study.uploading import Upload, batches, unsynced, uploads
+from study.wandb_log import Run, write_run, written_runs
 
 
 @pytest.fixture
@@ -93,6 +93,19 @@ def test_sync_writes_the_runs_that_are_missing(synced, server):
     shutil.rmtree(local(synced) / "wandb")
     assert sync(synced) == 0
     assert len(server.runs) == 15
+
+
+def test_no_run_is_sent_beside_one_it_learned_from(tmp_path):
+    """A dense path: the student learns from the assistant and the teacher, the assistant from the teacher."""
+    assistant = make_stage("mlp-16", role="assistant", upstream=(TEACHER,))
+    student = make_stage(upstream=(TEACHER, assistant))
+    folder = study_folder(str(tmp_path), "tiny")
+    now = time.time()
+    write_run(folder.local, Run("e", "takd", "tiny", "export", "export student", {}, started=now, ended=now))
+    for stage in (student, assistant, TEACHER):
+        RunWriter(folder, ARMS).write(Node(stage, "0.0", "done"), {}, epochs(1, 2))
+    sent = [[file.stem.removeprefix("run-") for file in batch] for batch in batches(unsynced(folder.local))]
+    assert sent == [*([run_id("tiny", stage.key)] for stage in (TEACHER, assistant, student)), ["e"]]
 
 
 @pytest.mark.parametrize("key", [None, "short"], ids=["none", "short"])
