@@ -97,7 +97,7 @@ def distillation(
     `[lanes]`. `guides [lanes, upstreams]`: what each upstream counts for, 1 in sum; None: all the same.
     """
     student = F.log_softmax(_scaled(logits, temperature[:, None, None], loss, classes=1), dim=1)
-    diverged = decoupled(student, labels, targets, loss) if loss.divergence else kl(student, targets)
+    diverged = DIVERGENCES[loss.divergence](student, labels, targets, loss) if loss.divergence else kl(student, targets)
     divergence = diverged.mean(dim=(1, 2)) if guides is None else (diverged.mean(dim=2) * guides).sum(dim=1)
     if loss.kl_reduction == "mean":
         divergence = divergence / logits.shape[1]
@@ -125,3 +125,7 @@ def decoupled(student: Tensor, labels: Tensor, targets: SoftTargets, loss: Loss)
     share = others / other.clamp_min(torch.finfo(other.dtype).tiny).unsqueeze(2)
     rest = (torch.xlogy(share, share) - share * (student - q_other).unsqueeze(1)).sum(dim=2)
     return (loss.alpha or 0.0) * binary + (loss.beta or 0.0) * rest
+
+
+# In place of KL, which null is: (log q, labels, soft targets, loss) -> by example, `[lanes, upstreams, batch]`.
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor, SoftTargets, Loss], Tensor]] = {"decoupled": decoupled}
