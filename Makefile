@@ -16,7 +16,7 @@ study: $(STAMP)  ## the study of the README: run, resume or find it done (PRESET
 	.venv/bin/takd run $(PRESET)
 
 test: $(STAMP)  ## all tests
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## formatting, lint and types
 	.venv/bin/ruff format --check .
