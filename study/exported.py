@@ -43,8 +43,8 @@ def given(images: Tensor, normalization: Normalization | None) -> Array:
     """Images uint8 `[n, channels, height, width]` as an exported file takes them; normalised unless it does that."""
     if normalization is None:
         return images.numpy()
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
-    return images.float().mul_(1 / (255 * std)).add_(-mean / std).numpy()
+    scale, shift = normalization.of_bytes()
+    return images.float().mul_(scale).add_(shift).numpy()
 
 
 def probabilities(name: str, content: bytes, images: Tensor, normalization: Normalization | None) -> Array:

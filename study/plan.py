@@ -52,22 +52,23 @@ def fingerprint(dataset: Dataset) -> DatasetFingerprint:
 
 def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be."""
-    sections = {role: section for role, section, _ in _roles(space)}
     try:
         dataset = load(space.dataset)
-        for who, _, model in _roles(space):  # also what no arm uses
+        used = {(stage.role, stage.model): stage for stage, *_ in _stages_by_model(space, dataset)}
+        for who, section, model in _roles(space):  # also what no arm uses
+            stage = used.get((who, model))
+            dropout = stage.recipe.dropout if stage else None
             try:
-                check_model(model, dataset.image_shape, len(dataset.classes))
+                module = check_model(model, dataset.image_shape, len(dataset.classes), dropout)
             except InputError as error:
                 raise InputError(f"{who}: {error}") from None
-        for stage, *_ in _stages_by_model(space, dataset):
-            module = check_model(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
-            _check_layers(stage, module, sections[stage.role])
-        for role, section in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
-            _check_transfer_sets(role, section, dataset)
-            _check_augmentation(role, section, dataset)
-        for _, part, model in _roles(space):
-            if part.pretrained is not None:
+            if stage:
+                _check_layers(stage, module, section)
+        for role, part in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
+            _check_transfer_sets(role, part, dataset)
+            _check_augmentation(role, part, dataset)
+        for _, section, model in _roles(space):
+            if section.pretrained is not None:
                 check_takes_pretrained(model)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
 from trainables.conversion import Normalization
-from trainables.convnets import ImageShape
+from trainables.sources import ImageShape
 
 HELD = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}  # what a graph takes beside its images
 NAMES_PLACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")  # of this machine
@@ -28,9 +28,9 @@ class WithPreprocessing(nn.Module):
     def __init__(self, student: nn.Module, normalization: Normalization) -> None:
         super().__init__()
         self.student = student
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)  # as `trainables.training.Pixels` has it
-        self.register_buffer("shift", -mean / std, persistent=False)
+        scale, shift = normalization.of_bytes()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.student(images.float() * self.scale + self.shift).softmax(dim=1)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from search_spaces import InputError
 from trainables.sources import Bytes, Images, Indices, Labels, RawSplit, Source
@@ -26,6 +28,11 @@ class Normalization(NamedTuple):
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def of_bytes(self) -> tuple[Tensor, Tensor]:
+        """Scale and shift by channel `[channels, 1, 1]`: a pixel of 0 to 255 times the one, plus the other."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in self)
+        return 1 / (255 * std), -mean / std
 
 
 def generator(seed: int) -> np.random.Generator:

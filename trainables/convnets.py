@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from search_spaces import InputError
+from trainables.sources import ImageShape
 
-ImageShape = tuple[int, int, int]  # channels, height, width
 WIDE_CLASSES = 100  # from so many classes on, plain networks have the wide form
 
 # By size: a number is a 3x3 convolution of so many channels, M a max-pool that halves, FC a hidden layer. Those for

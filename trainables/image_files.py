@@ -11,14 +11,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from search_spaces import InputError
-from trainables.sources import Bytes, Labels, RawSplit, Source
+from trainables.sources import Bytes, ImageShape, Labels, RawSplit, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _CHANNELS = {"L": 1, "RGB": 3}  # Pillow's modes; 8 bits a channel
 _COLOURS = {1: "grey", 3: "RGB"}
 _BLOCK = 64  # files that a thread decodes at a time
-
-ImageShape = tuple[int, int, int]  # channels, height, width
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import InputError
-from trainables.convnets import ImageShape
 from trainables.dropout import Dropout, StochasticDepth
+from trainables.sources import ImageShape
 
 # Models of torchvision that want more than a number of classes: auxiliary heads are left out, and a transformer is
 # told the image's size.

@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from search_spaces import InputError
-from trainables.convnets import PLAIN, RESNET_DEPTHS, ImageShape, plain, resnet
+from trainables.convnets import PLAIN, RESNET_DEPTHS, plain, resnet
 from trainables.dropout import Dropout
 from trainables.libraries import build_timm, build_torchvision, is_timm, is_torchvision
+from trainables.sources import ImageShape
 
 
 @dataclass(frozen=True)

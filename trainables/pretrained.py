@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from search_spaces import InputError
 from trainables.artifacts import PRETRAINED
 from trainables.conversion import Normalization
-from trainables.convnets import ImageShape
 from trainables.models import check_model, family_of
-from trainables.storage import Storage, sha256
+from trainables.sources import ImageShape
+from trainables.storage import Storage, first_line, sha256
 
 IMAGENET = "imagenet"
 SCALE, SHIFT = "input_scale", "input_shift"  # buffers of a model whose weights expect other pixels than the dataset's
@@ -111,9 +111,9 @@ def _from_torchvision(name: str) -> Pretrained:
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         if file.is_file():
-            raise InputError(f"pretrained {file}: can't be read ({_first_line(error)}); delete it") from None
+            raise InputError(f"pretrained {file}: can't be read ({first_line(error)}); delete it") from None
         raise MissingWeightsError(
-            f"pretrained: imagenet of torchvision/{name} can't be fetched ({_first_line(error)}); download "
+            f"pretrained: imagenet of torchvision/{name} can't be fetched ({first_line(error)}); download "
             f"{weights.url} to {file}"
         ) from None
     about = weights.transforms()
@@ -132,7 +132,7 @@ def _from_timm(name: str) -> Pretrained:
         place = timm.models.get_pretrained_cfg(name)
         hub = f"https://huggingface.co/{place.hf_hub_id}" if place and place.hf_hub_id else "its page of Hugging Face"
         raise MissingWeightsError(
-            f"pretrained: imagenet of timm/{name} can't be fetched ({_first_line(error)}); download "
+            f"pretrained: imagenet of timm/{name} can't be fetched ({first_line(error)}); download "
             f"model.safetensors of {hub} and give its path as pretrained"
         ) from None
     about = module.pretrained_cfg
@@ -148,9 +148,9 @@ def _from_file(path: Path) -> Pretrained:
     try:
         return read(path)
     except safetensors.SafetensorError as error:
-        raise InputError(f"pretrained {path}: can't be read as safetensors ({_first_line(error)})") from None
+        raise InputError(f"pretrained {path}: can't be read as safetensors ({first_line(error)})") from None
     except (OSError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"pretrained {path}: can't be read as weights ({_first_line(error)})") from None
+        raise InputError(f"pretrained {path}: can't be read as weights ({first_line(error)})") from None
     except Exception:  # torch has no base class for what it raises of a file that is something else
         raise InputError(f"pretrained {path}: can't be read as weights; expected tensors by name") from None
 
@@ -260,7 +260,3 @@ def _expect(module: nn.Module, scale: Tensor, shift: Tensor) -> None:
 
 def _as_expected(module: nn.Module, images: tuple[Tensor]) -> Tensor:
     return images[0] * module.get_buffer(SCALE) + module.get_buffer(SHIFT)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -8,6 +8,7 @@ import numpy as np
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
+ImageShape = tuple[int, int, int]  # channels, height, width
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 

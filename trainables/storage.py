@@ -180,7 +180,7 @@ class Bucket(Storage):
         try:
             self._files, base = fs.FileSystem.from_uri(root)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"root {root}: {_first_line(error)}; expected a folder, s3://... or gs://...") from None
+            raise InputError(f"root {root}: {first_line(error)}; expected a folder, s3://... or gs://...") from None
         self._base = base.rstrip("/")
 
     def _path(self, path: str) -> str:
@@ -192,7 +192,7 @@ class Bucket(Storage):
             self.replace(probe, b"")
             self.delete(probe)
         except OSError as error:
-            raise InputError(f"root {self.root}: can't be written ({_first_line(error)}); use --root") from None
+            raise InputError(f"root {self.root}: can't be written ({first_line(error)}); use --root") from None
 
     def uri(self, path: str) -> str:
         return urlunsplit(self._parts._replace(path=f"{self._parts.path.rstrip('/')}/{path}"))
@@ -290,5 +290,5 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -102,8 +102,7 @@ class Pixels:
     def __init__(self, images: Tensor, dataset: Dataset, device: torch.device, memory_format: torch.memory_format):
         self.images = images.to(device)
         self.memory_format = memory_format
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in dataset.normalization)
-        self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
+        self.scale, self.shift = (each.to(device) for each in dataset.normalization.of_bytes())
 
     def __len__(self) -> int:
         return len(self.images)
