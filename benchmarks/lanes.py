@@ -19,17 +19,16 @@ from queue import Queue
 import numpy as np
 import torch
 
-from search_spaces import Recipe, Stage, load_space
-from study.plan import fingerprint
+from search_spaces import WIDEST, Recipe, Stage, load_space
 from trainables.datasets import load
 from trainables.training import StageTraining
-from trainables.width import WIDEST, best_width
+from trainables.width import best_width
 
 UNLANED = 3  # students a worker trains without lanes
 
 
 def students(model: str, number: int) -> list[Stage]:
-    space, dataset = load_space("mnist-gap"), fingerprint(load("mnist"))
+    space, dataset = load_space("mnist-gap"), load("mnist").fingerprint
     given = dict(space.student.recipe) | ({"epochs": 2, "evaluate_every": 2} if model == "cnn" else {})
     recipe = Recipe.model_validate(given)
     teacher = Stage(role="teacher", dataset=dataset, model="mlp-1200", recipe=Recipe(), seed=0)

@@ -29,11 +29,11 @@ import torch
 from ray import tune
 
 from search_spaces import Loss, Recipe, Space, Stage, load_space, space_from
+from study.checks import check_space
 from study.folder import study_folder
 from study.graph import Node, StageGraph
 from study.observers import Observer, Observers
 from study.optimization import create_search
-from study.plan import check_space, fingerprint
 from study.run import find_artifact
 from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
@@ -89,7 +89,7 @@ def run(space: Space, slots: int, wandb: bool) -> tuple[Clock, float]:
         folder = study_folder(root, "overhead")
         dataset, _ = check_space(space, "benchmark")
         folder.prepare()
-        search = create_search(folder, space, fingerprint(dataset))
+        search = create_search(folder, space, dataset.fingerprint)
         start_ray(slots)
         clock = Clock()
         watching: list[Observer] = [clock, *([WandbTracker(folder, space.all_arms, "offline")] if wandb else [])]
@@ -183,10 +183,10 @@ def measure_slots() -> None:
 def measure_epoch() -> None:
     torch.set_num_threads(2)
     dataset = load("mnist")
-    teacher = Stage(role="teacher", dataset=fingerprint(dataset), model="cnn", recipe=Recipe(), seed=0)
+    teacher = Stage(role="teacher", dataset=dataset.fingerprint, model="cnn", recipe=Recipe(), seed=0)
     student = Stage(
         role="student",
-        dataset=fingerprint(dataset),
+        dataset=dataset.fingerprint,
         model="mlp-784",
         recipe=Recipe(evaluate_every=10**9, epochs=10**6),
         seed=0,
@@ -233,7 +233,7 @@ def measure_teacher() -> None:
     torch.set_num_threads(2)
     dataset = load("mnist")
     recipe = Recipe(precision="bfloat16", evaluate_every=10**9)
-    stage = Stage(role="teacher", dataset=fingerprint(dataset), model="cnn", recipe=recipe, seed=0)
+    stage = Stage(role="teacher", dataset=dataset.fingerprint, model="cnn", recipe=recipe, seed=0)
     training = StageTraining([stage], dataset, [[]])
     training.model.train()
     batches = torch.arange(len(training.labels)).split(recipe.batch_size)
@@ -276,7 +276,7 @@ def measure_step() -> None:
     """The training steps of one resnet-8, with reading the batch, against what a user writes in 10 lines."""
     torch.set_num_threads(1)
     dataset, recipe = generated((3, 32, 32), 2560), Recipe(batch_size=128, evaluate_every=10**9, epochs=10**6)
-    stage = Stage(role="student", dataset=fingerprint(dataset), model="resnet-8", recipe=recipe, seed=0)
+    stage = Stage(role="student", dataset=dataset.fingerprint, model="resnet-8", recipe=recipe, seed=0)
     training = StageTraining([stage], dataset, [[]])
     training.model.train()
     batches = torch.arange(2560).split(128)
@@ -309,7 +309,7 @@ def measure_head() -> None:
     torch.set_num_threads(2)
     dataset = generated((3, 64, 64), 320)
     recipe = Recipe(batch_size=32, epochs=5, head_epochs=5)
-    own: dict[str, Any] = {"dataset": fingerprint(dataset), "recipe": recipe, "pretrained": "0" * 64}
+    own: dict[str, Any] = {"dataset": dataset.fingerprint, "recipe": recipe, "pretrained": "0" * 64}
     stage = Stage(role="student", model="torchvision/resnet18", seed=0, **own)
     start = Pretrained(without_head(build(stage.model, (3, 64, 64), 10)), None)
 

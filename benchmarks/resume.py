@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from search_spaces import Stage, space_from
+from study.checks import check_space
 from study.folder import study_folder
 from study.graph import StageGraph
 from study.optimization import create_search
-from study.plan import check_space, fingerprint
 from trainables.artifacts import SOFT_TARGETS, WEIGHTS
 
 SPACE: dict[str, Any] = {
@@ -59,7 +59,7 @@ def main() -> None:
         space, folder = space_from(given, "benchmark"), study_folder(root, "big")
         dataset, _ = check_space(space, "benchmark")
         folder.prepare()
-        search = create_search(folder, space, fingerprint(dataset))
+        search = create_search(folder, space, dataset.fingerprint)
         graph = StageGraph(lambda stage: folder.artifacts.describe(stage.key))
         while proposal := search.ask():
             for stage in proposal.paths[0].stages:

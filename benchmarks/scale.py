@@ -22,11 +22,11 @@ from typing import Any
 import ray
 
 from search_spaces import Space, Stage, space_from
+from study.apart import apart
 from study.folder import StudyFolder, study_folder
 from study.graph import StageGraph
 from study.observers import Observers
 from study.optimization import Search, create_search
-from study.plan import check_space, fingerprint
 from study.results import write_results
 from study.run import find_artifact
 from study.scheduling import PathSearcher, start_ray
@@ -119,15 +119,15 @@ def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None
 def measure(trials: int, sampler: str, slots: int) -> None:
     with tempfile.TemporaryDirectory(prefix="takd-scale-") as root:
         folder, wanted, clock = study_folder(root, "scale"), space(trials, sampler), Clock()
-        dataset, _ = check_space(wanted, "benchmark")
+        wanted, data, _ = apart("study.checks:check", wanted, "benchmark", folder.storage, None)
         folder.prepare()
-        search = create_search(folder, wanted, fingerprint(dataset))
+        search = create_search(folder, wanted, data)
         started = time.perf_counter()
         drive(folder, search, slots, clock)
         whole, resident = time.perf_counter() - started, resident_mib()
         clock.timed("write results", write_results)(folder, search)
         started = time.perf_counter()
-        again = create_search(folder, wanted, fingerprint(dataset))
+        again = create_search(folder, wanted, data)
         assert not again.is_open
         write_results(folder, again)
         resume = time.perf_counter() - started

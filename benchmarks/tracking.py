@@ -28,11 +28,11 @@ from wandb.proto import wandb_internal_pb2  # noqa: F401  # counted in the start
 
 from search_spaces import DatasetFingerprint, Recipe, Stage, space_from
 from search_spaces.arms import parse_arm
+from study.checks import check_space
 from study.folder import study_folder
 from study.graph import Node, StageGraph
 from study.observers import Observer, Observers
 from study.optimization import create_search
-from study.plan import check_space, fingerprint
 from study.results import write_results
 from study.run import find_artifact
 from study.scheduling import PathSearcher, run_stages, start_ray
@@ -59,7 +59,7 @@ def study_seconds(tracked: bool) -> float:
         folder = study_folder(root, "tracking")
         dataset, _ = check_space(space, "benchmark")
         folder.prepare()
-        search = create_search(folder, space, fingerprint(dataset))
+        search = create_search(folder, space, dataset.fingerprint)
         start_ray(2)
         started = time.perf_counter()
         watching: list[Observer] = [WandbTracker(folder, space.all_arms, "offline")] if tracked else []

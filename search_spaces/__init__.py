@@ -3,11 +3,23 @@
 from search_spaces.arms import Arm, parse_arm
 from search_spaces.errors import InputError
 from search_spaces.space import Configuration, Space, Training, examples_of, load_space, presets, space_from
-from search_spaces.stage import ROLES, TRAINING_REVISION, DatasetFingerprint, Loss, Path, Recipe, Role, Stage, key_of
+from search_spaces.stage import (
+    ROLES,
+    TRAINING_REVISION,
+    WIDEST,
+    DatasetFingerprint,
+    Loss,
+    Path,
+    Recipe,
+    Role,
+    Stage,
+    key_of,
+)
 
 __all__ = [
     "ROLES",
     "TRAINING_REVISION",
+    "WIDEST",
     "Arm",
     "Configuration",
     "DatasetFingerprint",

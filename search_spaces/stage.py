@@ -14,6 +14,7 @@ from search_spaces.values import Flag, Integer, Number, Value
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
 TRAINING_REVISION = 2
 
+WIDEST = 64  # lanes of one shape trained at once; more gain nothing, and more is at stake when a worker dies
 FRESH_SEED = 1_000_000  # the first of the confirm phase; searches count from 0
 MEMBER_SEEDS = 10_000  # between the members of an ensemble that are alike; the first has the seed of the lone teacher
 

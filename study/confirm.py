@@ -9,37 +9,30 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from search_spaces import Path, Stage
+from search_spaces import WIDEST, Path, Stage
+from study.binary import best_threshold, binary_metrics
 from study.folder import StudyFolder
-from study.graph import Proposal
 from study.results import TEST, read_test
-from trainables.artifacts import WEIGHTS, needed_files
+from trainables.artifacts import WEIGHTS
 from trainables.datasets import Dataset, load_for
 from trainables.models import build
 from trainables.pretrained import restore
 from trainables.training import Pixels, form_of, measure, predict
-from trainables.width import WIDEST, widest
+from trainables.width import widest
 
 BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 
 
-def measure_on_test(folder: StudyFolder, proposals: Sequence[Proposal]) -> None:
-    """Measures the finished students of the proposals on the test split.
+def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:
+    """Measures finished students on the test split, and adds the numbers to those in the study's folder.
 
-    The study's folder keeps the numbers by stage key. Opens the test split unless every student was measured before.
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
     (the part of the images where student and teacher choose the same class; an ensemble's is that of its mean
     probabilities), `test_reliability` (by bin of confidence: mean confidence, accuracy, count). With two classes, of
     which the second is the positive one, also those of `binary_metrics`, at the threshold of the best F1 on validation.
     """
-    known = read_test(folder)
-    students = {path.student.key: path.student for proposal in proposals for path in proposal.paths}
-    new = {key: stage for key, stage in students.items() if key not in known and _is_done(folder, stage)}
-    if not new:
-        return
-    from study.binary import best_threshold, binary_metrics  # SciPy: not in memory while stages train
-
-    dataset = load_for(next(iter(new.values())).dataset)
+    known, new = read_test(folder), {stage.key: stage for stage in students}
+    dataset = load_for(students[0].dataset)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
     logits = predict_stages(folder, [*(new | teachers).values()], dataset, split.images)
@@ -82,10 +75,6 @@ def reliability(confidence: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]
         }
         for number in np.unique(index)
     ]
-
-
-def _is_done(folder: StudyFolder, stage: Stage) -> bool:
-    return folder.artifacts.has(stage.key, needed_files(stage))
 
 
 def _teachers_of(student: Stage) -> list[Stage]:

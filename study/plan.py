@@ -1,8 +1,8 @@
-"""What a study would run, and the checks that need its models and data. Trains nothing."""
+"""What a study would run and what that would cost. Trains a few steps, and keeps nothing of them."""
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,182 +11,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces import (
-    ROLES,
-    Configuration,
-    DatasetFingerprint,
-    InputError,
-    Recipe,
-    Role,
-    Space,
-    Stage,
-    Training,
-    examples_of,
-)
+from search_spaces import WIDEST, Recipe, Role, Space, Stage
+from study.checks import check_space, stages_by_model, with_weights
 from study.folder import StudyFolder
 from study.optimization import find_search
 from trainables.artifacts import ArtifactStore, needed_files
-from trainables.datasets import Dataset, load, most_balanced, transfer_set
-from trainables.models import check_model, normalises_batches, parameters_of
-from trainables.pretrained import (
-    MissingWeightsError,
-    canonical_weights,
-    check_takes_pretrained,
-    has_weights,
-    keep_weights,
-)
-from trainables.storage import Storage, sha256
+from trainables.datasets import Dataset, most_balanced
 from trainables.training import StageTraining
-from trainables.transfer import check_layer
-from trainables.width import WIDEST, best_width, widest
+from trainables.width import best_width, widest
 
 PROBE_STEPS = 5
-
-
-def fingerprint(dataset: Dataset) -> DatasetFingerprint:
-    """What of a dataset is in every stage's key."""
-    return DatasetFingerprint(
-        name=dataset.name, digest=dataset.digest, split_seed=dataset.split_seed, sizes=dict(dataset.sizes)
-    )
-
-
-def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
-    """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be."""
-    try:
-        dataset = load(space.dataset)
-        used = {(stage.role, stage.model): stage for stage, *_ in _stages_by_model(space, dataset)}
-        for who, section, model in _roles(space):  # also what no arm uses
-            stage = used.get((who, model))
-            dropout = stage.recipe.dropout if stage else None
-            try:
-                module = check_model(model, dataset.image_shape, len(dataset.classes), dropout)
-            except InputError as error:
-                raise InputError(f"{who}: {error}") from None
-            if stage:
-                _check_layers(stage, module, section)
-        for role, part in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
-            _check_transfer_sets(role, part, dataset)
-            _check_augmentation(role, part, dataset)
-        for _, section, model in _roles(space):
-            if section.pretrained is not None:
-                check_takes_pretrained(model)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
-    return dataset, [] if space.allow_any_size else list(_odd_sizes(space, dataset))
-
-
-def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:
-    role = "assistants" if stage.role == "assistant" else stage.role
-    for place, layer in examples_of(section.recipe.get("finetune_from")):
-        if layer is not None:
-            try:
-                check_layer(stage.model, module, str(layer))
-            except InputError as error:
-                raise InputError(f"{role}.recipe.{error}".replace("from is", f"from{place} is")) from None
-    if normalises_batches(module):
-        for place, size in examples_of(section.recipe.get("batch_size")):
-            if size == 1:
-                raise InputError(
-                    f"{role}.recipe.batch_size{place} is 1; {stage.model} normalises batches, of 2 at least"
-                )
-
-
-def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
-    """Every role with its section and each model it may have."""
-    sections: list[tuple[Role, Training, Sequence[str]]] = [
-        ("teacher", space.teacher, space.teacher.models),
-        ("assistant", space.assistants, space.assistants.models),
-        ("student", space.student, [space.student.model]),
-    ]
-    for role, section, models in sections:
-        yield from ((role, section, model) for model in models)
-
-
-def with_weights(
-    space: Space,
-    dataset: Dataset,
-    source: str,
-    storage: Storage | None = None,
-    before: Space | None = None,
-    keep: bool = True,
-) -> Space:
-    """The space with the digests of its pretrained weights, which a storage is to `keep` where one is given.
-
-    Where weights are gone from this machine, those that `before`, the space of the same study, names will do if the
-    storage has them.
-    """
-    found: dict[Role, dict[str, str]] = {}
-    for role, section, model in _roles(space):
-        if section.pretrained is not None:
-            known = before.weights.get(role, {}).get(model) if before else None
-            try:
-                digest = _digest(model, section.pretrained, dataset, storage if keep else None)
-            except MissingWeightsError as error:
-                if known is None or storage is None or not has_weights(storage, known):
-                    raise InputError(f"{source}: {error}") from None
-                digest = known
-            except InputError as error:
-                raise InputError(f"{source}: {error}") from None
-            found.setdefault(role, {})[model] = digest
-    return space.model_copy(update={"weights": found})
-
-
-def _digest(model: str, pretrained: str, dataset: Dataset, storage: Storage | None) -> str:
-    content = canonical_weights(model, pretrained, dataset.image_shape, len(dataset.classes))
-    return keep_weights(storage, content) if storage else sha256(content)
-
-
-def _check_augmentation(role: str, section: Training, dataset: Dataset) -> None:
-    _, height, width = dataset.image_shape
-    for place, augment in examples_of(section.recipe.get("augment")):
-        if augment == "flip-rotate" and height != width:
-            raise InputError(
-                f"{role}.recipe.augment{place} is flip-rotate, which turns squares; images of {dataset.name} are "
-                f"{width} x {height}; crop-flip takes any"
-            )
-
-
-def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None:
-    for place, examples in examples_of(section.recipe.get("examples")):
-        if examples is not None:
-            try:
-                transfer_set(dataset.train.labels, int(examples), seed=0)
-            except InputError as error:
-                raise InputError(f"{role}.{error}".replace("examples is", f"examples{place} is")) from None
-
-
-def _stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
-    """The stages of each model in each role, with every teacher and the first of whatever else is varied.
-
-    Of the confirm phase, what its students learn from: where the path has fresh seeds too, these are other stages.
-    """
-    found: dict[tuple[Role, str], dict[str, Stage]] = {}
-    for arm in space.all_arms:
-        varied = space.varied(arm)
-        first = {name: next(iter(value.examples()))[1] for name, value in varied.items()}
-        for _, teacher in varied["teacher.model"].examples() if "teacher.model" in varied else [("", None)]:
-            chosen = first | ({"teacher.model": teacher} if teacher else {})
-            [path] = space.paths(Configuration(arm, chosen), fingerprint(dataset), [0])
-            for stage in path.stages:
-                found.setdefault((stage.role, stage.model), {})[stage.key] = stage
-        for path in space.confirming_paths(Configuration(arm, first), fingerprint(dataset)):
-            for stage in path.stages[:-1]:
-                found.setdefault((stage.role, stage.model), {})[stage.key] = stage
-    return [list(found[each].values()) for each in sorted(found, key=lambda each: ROLES.index(each[0]))]
-
-
-def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
-    def parameters(model: str) -> int:
-        return parameters_of(model, dataset.image_shape, len(dataset.classes))
-
-    teacher = min(space.teacher.models, key=parameters)
-    student = parameters(space.student.model)
-    silence = "allow_any_size: true silences this"
-    for model in space.assistants.models:
-        if parameters(model) >= parameters(teacher):
-            yield f"assistants.models: {model} is no smaller than the teacher {teacher}; {silence}"
-        if parameters(model) <= student:
-            yield f"assistants.models: {model} is no larger than the student {space.student.model}; {silence}"
 
 
 @dataclass(frozen=True)
@@ -235,7 +69,7 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
     """
     threads = torch.get_num_threads()
     planned = []
-    for stages in _stages_by_model(space, dataset):
+    for stages in stages_by_model(space, dataset):
         stage = stages[0]
         cpu = min(space.resources_of(stage.role).cpu, threads)
         number, cached = len(stages), sum(store.has(each.key, needed_files(each)) for each in stages)

@@ -11,17 +11,16 @@ from rich.console import Console
 
 from analysis.tables import best_configurations
 from search_spaces import InputError, Space, Stage
-from study.confirm import measure_on_test
+from study.apart import apart
 from study.events import EventLog
 from study.folder import StudyFolder
 from study.graph import Description, Proposal, StageGraph
 from study.lease import acquire_lease
 from study.observers import Observer, Observers
 from study.optimization import Search, create_search, find_search, open_optuna, refuse_another_space
-from study.plan import check_space, fingerprint, with_weights
 from study.profile import Profile
 from study.progress import Progress
-from study.results import build_results, write_results
+from study.results import build_results, read_test, write_results
 from study.stopping import Stop
 from study.tensorboard import TensorBoardLog
 from study.tracking import Mode, WandbTracker, wandb_mode
@@ -61,16 +60,17 @@ def run_study(
     Raises InputError before anything is written when the space or the folder can't be, or another process runs it.
     """
     stop, began = stop or Stop(), time.monotonic()
-    dataset, warnings = check_space(space, source)
+    search = find_search(folder)
+    before = search.space if search else None
+    space, data, warnings = apart("study.checks:check", space, source, folder.storage, before)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
-    data = fingerprint(dataset)
-    search = find_search(folder)
-    space = with_weights(space, dataset, source, folder.storage, search.space if search else None)
     refuse_another_space(folder, space, data)
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
+        if space.weights:
+            apart("study.checks:keep_pretrained", space, source, folder.storage, before)
         search = create_search(folder, space, data)
         folder.write_space(space)
         result = RunResult(finished=True)
@@ -109,13 +109,20 @@ def _train_and_track(
 def _conclude(folder: StudyFolder, search: Search) -> None:
     """The tables and the figure, and once the search is over what the confirmed students do on the test split."""
     try:
-        if not search.is_open:
-            measure_on_test(folder, search.confirming())
+        if not search.is_open and (students := _unmeasured(folder, search)):
+            apart("study.confirm:measure_on_test", folder, students)
     finally:  # also where the test split can't be read
         write_results(folder, search)
     from study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
 
     write_figure(folder)
+
+
+def _unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
+    """The confirmed students that are finished and were not yet measured on the test split."""
+    known, store = read_test(folder), folder.artifacts
+    students = {path.student.key: path.student for proposal in search.confirming() for path in proposal.paths}
+    return [each for key, each in students.items() if key not in known and store.has(key, needed_files(each))]
 
 
 def left_to_confirm(folder: StudyFolder, search: Search) -> bool:

@@ -23,7 +23,7 @@ from ray.tune.search import Searcher
 
 import search_spaces
 import trainables
-from search_spaces import ROLES, InputError, Role, Space
+from search_spaces import ROLES, WIDEST, InputError, Role, Space
 from study.graph import Group, Node, Proposal, StageGraph
 from study.observers import Observers
 from study.optimization import Search
@@ -32,7 +32,6 @@ from trainables.artifacts import ArtifactStore
 from trainables.halving import start_halving
 from trainables.stage_trainable import StageTrainable
 from trainables.storage import FULL
-from trainables.width import WIDEST
 
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 

@@ -26,12 +26,12 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist's
 from rich.console import Console
 
 from search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
+from study.checks import check_space
 from study.cli import main
 from study.folder import StudyFolder, study_folder
 from study.graph import StageGraph
 from study.observers import Observer, Observers
 from study.optimization import Search, create_search
-from study.plan import check_space, fingerprint
 from study.run import RunOptions, RunResult, find_artifact, run_study
 from study.scheduling import PathSearcher, run_stages, start_ray
 from study.stopping import Stop
@@ -217,7 +217,7 @@ def run_watched(
     """Runs a study's stages with observers of the test's own."""
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
-    search = create_search(folder, space, fingerprint(dataset))
+    search = create_search(folder, space, dataset.fingerprint)
     graph = StageGraph(find_artifact(folder.artifacts))
     run_stages(PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop()))
     return search, graph

@@ -20,7 +20,6 @@ from study.confirm import BINS, measure_logits, predict_stages
 from study.folder import study_folder
 from study.graph import Proposal, StageGraph
 from study.optimization import open_search
-from study.plan import fingerprint
 from trainables.artifacts import WEIGHTS
 from trainables.datasets import load
 from trainables.models import build
@@ -136,7 +135,7 @@ def test_a_space_that_wants_no_confirmation_reads_no_test_split(finished: Study)
 def test_students_that_differ_in_dropout_are_measured_each_as_it_is(tmp_path):
     """Their layers differ, so they can't be one stacked model."""
     mnist, folder = load("mnist"), study_folder(str(tmp_path), "tiny")
-    stages = [make_stage("mlp-8", dataset=fingerprint(mnist), dropout=dropout) for dropout in (None, 0.2, 0.4)]
+    stages = [make_stage("mlp-8", dataset=mnist.fingerprint, dropout=dropout) for dropout in (None, 0.2, 0.4)]
     trained = [train([stage], mnist, [[]])[0] for stage in stages]
     for stage, each in zip(stages, trained, strict=True):
         folder.artifacts.publish(stage.key, {}, {WEIGHTS: safetensors.torch.save(each.weights)})

@@ -18,7 +18,7 @@ from PIL import Image
 
 from search_spaces import DatasetFingerprint, InputError
 from study.data import FILES, import_files
-from study.plan import estimate_seconds, fingerprint
+from study.plan import estimate_seconds
 from trainables import conversion
 from trainables.datasets import BUILT_IN, OWN, Dataset, import_dataset, load, load_for
 from trainables.image_files import decode_image
@@ -103,7 +103,7 @@ def test_the_digest_is_the_contents_and_not_the_names(own_cache, made, tmp_path)
 
 def test_a_model_learns_from_it(own_cache, made):
     dataset = convert(made)
-    stage = make_stage("mlp-16", dataset=fingerprint(dataset), examples=None, epochs=30, learning_rate=0.01)
+    stage = make_stage("mlp-16", dataset=dataset.fingerprint, examples=None, epochs=30, learning_rate=0.01)
     [trained] = train([stage], load_for(stage.dataset), [[]])
     assert trained.selected.val_accuracy > 0.7
 
@@ -140,7 +140,7 @@ def test_a_built_in_dataset_that_is_not_converted_says_the_command(own_cache, na
 
 
 def test_a_node_that_lacks_a_studys_dataset_says_the_command(own_cache, made):
-    wanted = fingerprint(convert(made, validation=7))
+    wanted = convert(made, validation=7).fingerprint
     shutil.rmtree(own_cache)
     load.cache_clear()
     command = "takd data images --from DIR --name trees --validation 7"
@@ -150,7 +150,7 @@ def test_a_node_that_lacks_a_studys_dataset_says_the_command(own_cache, made):
 
 @pytest.mark.parametrize("other", ["content", "validation"])
 def test_a_node_with_another_dataset_of_that_name_is_refused(own_cache, made, tmp_path, other):
-    wanted = fingerprint(convert(made))
+    wanted = convert(made).fingerprint
     convert(made, validation=9) if other == "validation" else convert(write_images(tmp_path / "trees", seed=1))
     line = (
         rf"has digest \w+ \(.*\), the study has digest {wanted.digest[:12]} \(45 train, 5 validation, 9 test\); run on"
@@ -336,12 +336,12 @@ def test_a_channel_that_is_the_same_everywhere_stays_finite(own_cache, trees):
         Image.fromarray(pixels).save(file)
     dataset = convert(trees)
     assert dataset.normalization.std[2] == 1.0
-    stage = make_stage("mlp-4", dataset=fingerprint(dataset), examples=None, epochs=1)
+    stage = make_stage("mlp-4", dataset=dataset.fingerprint, examples=None, epochs=1)
     [trained] = train([stage], dataset, [[]])
     assert all(torch.isfinite(each).all() for each in trained.weights.values())
 
 
 def test_a_plan_of_a_recipe_that_diverges_is_a_plan(own_cache):
     mnist = load("mnist")
-    stage = make_stage("mlp-4", dataset=fingerprint(mnist), learning_rate=1e30)
+    stage = make_stage("mlp-4", dataset=mnist.fingerprint, learning_rate=1e30)
     assert 0 < estimate_seconds(stage, mnist) < 60

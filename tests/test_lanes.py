@@ -14,22 +14,21 @@ import torch
 from conftest import artifacts, make_stage, run, run_watched, tiny_space
 from test_studies import Watcher
 
-from search_spaces import Stage
+from search_spaces import WIDEST, Stage
 from study.folder import StudyFolder, study_folder
 from study.graph import Node
-from study.plan import fingerprint
 from trainables.artifacts import WEIGHTS, ArtifactStore
 from trainables.datasets import load
 from trainables.halving import Halving
 from trainables.stage_trainable import StageTrainable
 from trainables.training import StageTraining
-from trainables.width import WIDEST, best_width, widest
+from trainables.width import best_width, widest
 
 MNIST = load("mnist")
 
 
 def stages(number: int, model: str = "mlp-8", **given: Any) -> list[Stage]:
-    dataset = fingerprint(MNIST)
+    dataset = MNIST.fingerprint
     return [make_stage(model, dataset=dataset, seed=seed, **({"epochs": 3} | given)) for seed in range(number)]
 
 
@@ -111,7 +110,7 @@ def test_a_lane_that_diverges_fails_alone(tmp_path):
 
 def test_convolutions_are_trained_one_by_one(tmp_path):
     of = stages(2, "cnn")
-    assert trial(tmp_path, of).ended == {of[1].key: ("returned", None)}
+    assert trial(tmp_path, of).batch.ended == {of[1].key: ("returned", None)}
 
 
 class Simulated:

@@ -9,7 +9,6 @@ from conftest import make_stage
 from torch import Tensor
 
 from search_spaces import Loss, Stage
-from study.plan import fingerprint
 from trainables.datasets import load
 from trainables.losses import soften
 from trainables.models import build
@@ -26,7 +25,7 @@ MNIST = load("mnist")
 
 
 def stage(model: str = "mlp-8", **given: Any) -> Stage:
-    return make_stage(model, dataset=fingerprint(MNIST), **({"batch_size": 64} | given))
+    return make_stage(model, dataset=MNIST.fingerprint, **({"batch_size": 64} | given))
 
 
 def weights_of(stage: Stage, upstream: Any = ()) -> dict[str, Tensor]:

@@ -16,9 +16,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from search_spaces import InputError, Recipe, Space, Stage, space_from
+from study.checks import check_space, with_weights
 from study.folder import study_folder
 from study.optimization import create_search, find_search
-from study.plan import check_space, fingerprint, print_plan, whole_epochs, with_weights
+from study.plan import print_plan, whole_epochs
 from trainables import datasets
 from trainables.artifacts import WEIGHTS
 from trainables.conversion import Normalization
@@ -98,7 +99,7 @@ def pretrained(hub: Path) -> dict[str, Pretrained]:
 
 def stage(data: Dataset, model: str = RESNET18, **given: Any) -> Stage:
     recipe = {"examples": None, "batch_size": 16, "epochs": 4, "head_epochs": 2, "learning_rate": 0.01}
-    return make_stage(model, dataset=fingerprint(data), pretrained="0" * 64, **(recipe | given))
+    return make_stage(model, dataset=data.fingerprint, pretrained="0" * 64, **(recipe | given))
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0.0) -> bool:
@@ -308,7 +309,7 @@ def test_a_stage_of_two_parts_that_goes_on_from_a_checkpoint_is_the_stage_that_w
 
 def test_a_last_batch_of_one_joins_the_one_before_where_batches_are_normalised(data):
     def sizes(model: str) -> list[int]:
-        given = make_stage(model, dataset=fingerprint(data), examples=None, batch_size=16)
+        given = make_stage(model, dataset=data.fingerprint, examples=None, batch_size=16)
         return [len(batch) for batch in StageTraining([given], data, [[]])._batches(torch.arange(33))]
 
     assert sizes("resnet-8") == [16, 17]
@@ -348,7 +349,7 @@ def pretrained_space(file: Path, **changes: Any) -> Space:
 
 
 def teacher_of(space: Space, data: Dataset) -> Stage:
-    path = space.path(space.all_arms[-1], {}, fingerprint(data), 0)
+    path = space.path(space.all_arms[-1], {}, data.fingerprint, 0)
     return path.stages[0]
 
 
@@ -420,7 +421,7 @@ def test_a_plan_goes_on_without_the_file_as_a_run_does(weights_file, tmp_path):
     folder, space, data = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(weights_file), load("mnist")
     folder.prepare()
     started = with_weights(space, data, "space mine", folder.storage)
-    create_search(folder, started, fingerprint(data))
+    create_search(folder, started, data.fingerprint)
     weights_file.unlink()
     before = sorted((tmp_path / "runs").rglob("*"))
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))

@@ -10,7 +10,7 @@ from conftest import make_stage, tiny_space
 from torch import Tensor
 
 from search_spaces import InputError, Loss, Stage
-from study.plan import _check_augmentation, fingerprint
+from study.checks import _check_augmentation
 from trainables.datasets import load
 from trainables.models import build
 from trainables.training import Pixels, StageTraining, train
@@ -29,7 +29,7 @@ def drawn(augment: str, **given: list[int]) -> View:
 
 def stage(model: str = "mlp-8", **given: Any) -> Stage:
     return make_stage(
-        model, dataset=fingerprint(MNIST), **({"batch_size": 64, "augment": "crop-flip", "views": 3} | given)
+        model, dataset=MNIST.fingerprint, **({"batch_size": 64, "augment": "crop-flip", "views": 3} | given)
     )
 
 
@@ -119,15 +119,15 @@ def test_a_stage_with_views_goes_on_from_a_checkpoint_as_if_never_stopped(teache
 
 def test_what_a_view_changes_the_student_learns():
     plain, augmented = (
-        train([make_stage("mlp-8", dataset=fingerprint(MNIST), **recipe)], MNIST, [[]])[0].weights
+        train([make_stage("mlp-8", dataset=MNIST.fingerprint, **recipe)], MNIST, [[]])[0].weights
         for recipe in ({}, {"augment": "crop-flip", "views": 2})
     )
     assert any(not torch.equal(plain[name], augmented[name]) for name in plain)
 
 
 def test_a_guide_is_dropped_by_seed_and_never_are_all():
-    upstream = tuple(make_stage("mlp-16", role="teacher", dataset=fingerprint(MNIST), seed=seed) for seed in range(3))
-    given = {"dataset": fingerprint(MNIST), "batch_size": 4, "loss": Loss(drop_guides=0.6)}
+    upstream = tuple(make_stage("mlp-16", role="teacher", dataset=MNIST.fingerprint, seed=seed) for seed in range(3))
+    given = {"dataset": MNIST.fingerprint, "batch_size": 4, "loss": Loss(drop_guides=0.6)}
     logits = [[np.random.default_rng(seed).normal(size=(50_000, 10)).astype(np.float32)] for seed in range(3)]
     lanes = [make_stage("mlp-8", upstream=upstream, seed=seed, **given) for seed in (0, 1, 0)]
     training = StageTraining(lanes, MNIST, [logits] * 3)
@@ -145,7 +145,7 @@ def test_a_guide_is_dropped_by_seed_and_never_are_all():
 
 def test_balanced_class_weights_make_rare_classes_count_as_much():
     training = StageTraining(
-        [make_stage(dataset=fingerprint(MNIST), class_weights="balanced", examples=None)], MNIST, [[]]
+        [make_stage(dataset=MNIST.fingerprint, class_weights="balanced", examples=None)], MNIST, [[]]
     )
     counts = MNIST.train.labels.bincount().float()
     assert training.class_weights is not None

@@ -17,11 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from search_spaces import space_from
+from study.checks import check_space
 from study.folder import study_folder
 from study.graph import Node, StageGraph
 from study.observers import Observers
 from study.optimization import create_search
-from study.plan import check_space, fingerprint
 from study.progress import Progress
 from study.run import find_artifact
 from study.scheduling import PathSearcher, run_stages, start_ray
@@ -88,7 +88,7 @@ def main() -> None:
         folder = study_folder(root, "gap")
         dataset, _ = check_space(space, "gap")
         folder.prepare()
-        search = create_search(folder, space, fingerprint(dataset))
+        search = create_search(folder, space, dataset.fingerprint)
         start_ray(SLOTS)
         progress = Progress("gap", space.seeds, SLOTS, Console(width=WIDTH, file=open(os.devnull, "w")))  # noqa: SIM115
         observers = Observers([progress, Picture(progress, 20, out / "terminal.svg")])

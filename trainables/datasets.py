@@ -65,6 +65,13 @@ class Dataset:
     file_digests: dict[str, str]  # SHA-256 of each split's Arrow file
     normalization: Normalization
 
+    @property
+    def fingerprint(self) -> DatasetFingerprint:
+        """What of it is in every stage's key."""
+        return DatasetFingerprint(
+            name=self.name, digest=self.digest, split_seed=self.split_seed, sizes=dict(self.sizes)
+        )
+
     @cached_property
     def train(self) -> Split:
         return self._read("train")

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from search_spaces import Stage
+from search_spaces import WIDEST, Stage
 from trainables.models import family_of
 from trainables.training import StageTraining
 
-WIDEST = 64  # lanes; twice as many gain nothing more, and more is at stake when a worker dies
 WIDTHS = (1, 4, 16, WIDEST)
 WORTH = 1.1  # wider only where it trains this many times as many lanes a second: below it is noise
 WARM_UP, STEPS = 2, 6

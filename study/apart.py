@@ -1,0 +1,83 @@
+"""Work that needs torch, in a process of its own: torch would take 500 MB of a study's process for as long as it runs.
+
+Children of `subprocess` rather than of `multiprocessing`, which would run the main script in them once more.
+"""
+
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import traceback
+from typing import Any
+
+
+def apart(function: str, *arguments: Any) -> Any:
+    """What `function`, named as `module:name`, returns; its exceptions are raised here, with the traceback as a note.
+
+    Where torch is in memory already it is called here, as there is nothing to save.
+    """
+    if "torch" in sys.modules:
+        return _named(function)(*arguments)
+    # Ctrl-C is the parent's to handle: a process group of its own does not get it from the terminal.
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "study.apart"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        process_group=0,
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            pickle.dump((function, arguments), child.stdin)
+            child.stdin.flush()
+            answer = child.stdout.read()
+        except BaseException:
+            child.kill()
+            raise
+    if not answer:
+        raise RuntimeError(f"{function} ended without an answer ({_how(child.returncode)})")
+    returned, raised = pickle.loads(answer)
+    if raised is not None:
+        raise raised
+    return returned
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}; out of memory?" if code < 0 else f"exit code {code}"
+
+
+def _named(function: str) -> Any:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _answer() -> None:
+    """The child's side: reads one call, answers, and ends; at once when the parent is gone."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what is printed meanwhile is no answer
+    function, arguments = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    returned = raised = None
+    try:
+        returned = _named(function)(*arguments)
+    except Exception as error:  # whatever it is, it is the caller's
+        error.add_note("".join(traceback.format_exception(error)))
+        raised = error
+    try:
+        content = pickle.dumps((returned, raised))
+    except Exception:
+        content = pickle.dumps((None, RuntimeError(f"{function}: {raised or returned!r} can't be passed on")))
+    answers.write(content)
+    answers.close()
+
+
+def _end_with_the_parent() -> None:
+    os.read(0, 1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    _answer()

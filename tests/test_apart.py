@@ -1,0 +1,82 @@
+"""A study's own process does without torch: what needs it is done in another."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import yaml
+from conftest import TINY
+
+WITHOUT_TORCH = "import sys\nfrom study.apart import apart\n{}\nassert 'torch' not in sys.modules\n"
+
+
+def python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_TORCH.format(code), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(tmp_path, cache):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"trials": 3, "coverage": 1, "confirm": {"seeds": 2}}))
+    code = "from study.cli import main\nassert main(sys.argv[1:]) == 0"
+    ran = python(code, tmp_path, "run", "tiny.yaml", "--slots", "2", "--wandb", "offline")
+    assert ran.returncode == 0, ran.stderr
+    assert "These are test numbers of the confirm phase" in ran.stdout
+
+
+def test_a_call_returns_and_raises_as_one_here(tmp_path):
+    # The folder it is called from must not matter, nor what is printed meanwhile.
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "__init__.py").write_text("raise SystemExit('somebody else')")
+    (tmp_path / "script.py").write_text(
+        WITHOUT_TORCH.format(
+            """
+import os
+from search_spaces import InputError
+assert apart("os:getpid") != os.getpid()
+assert apart("builtins:print", "so far") is None
+assert apart("operator:add", b"0" * 10**6, b"1") == b"0" * 10**6 + b"1"
+try:
+    apart("study.folder:check_name", "a/b")
+except InputError as error:
+    assert str(error).startswith("--name a/b"), error
+    assert "in check_name" in error.__notes__[0]
+else:
+    raise AssertionError("no error")
+"""
+        )
+    )
+    environment = os.environ | {"PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "script.py"]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "so far\n")
+
+
+def test_a_process_that_dies_or_answers_nonsense_is_said(tmp_path):
+    code = """
+for function, expected in (("os:abort", "signal 6"), ("threading:Lock", "can't be passed on")):
+    try:
+        apart(function)
+    except RuntimeError as error:
+        assert expected in str(error), error
+    else:
+        raise AssertionError("no error")
+"""
+    ran = python(code, tmp_path)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_it_ends_with_the_process_that_asked(tmp_path):
+    asking = subprocess.Popen([sys.executable, "-c", WITHOUT_TORCH.format('apart("time:sleep", 600)')])
+    parent = psutil.Process(asking.pid)
+    # It watches for its parent's end from the moment that it works.
+    while not (found := [each for each in parent.children() if each.num_threads() > 1]):
+        assert asking.poll() is None
+        time.sleep(0.05)
+    [child] = found
+    asking.send_signal(signal.SIGKILL)
+    asking.wait()
+    child.wait(timeout=30)

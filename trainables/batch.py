@@ -1,0 +1,202 @@
+"""Stages that train side by side: from what the artifact store has of them to their artifacts there. Knows no Ray."""
+
+import logging
+import os
+import platform
+import socket
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from search_spaces import Stage
+from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
+from trainables.datasets import load_for
+from trainables.models import library_of, size_of
+from trainables.pretrained import read_weights
+from trainables.training import ByView, Checkpoint, Lane, StageTraining, Trained
+from trainables.width import best_width, widest
+
+# Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.
+WRITERS = 8
+
+log = logging.getLogger("takd")
+
+
+class StageBatch:
+    """Stages of one shape on their way. Those whose artifacts are there end at once; the others go on from checkpoints.
+
+    `origin` says of each stage, by key, who asked for it; its description keeps that. With `measure_width` as many are
+    trained as go fastest, and `width` says how many. Of those left, the ones at another epoch than most are returned.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        store: ArtifactStore,
+        threads: int,
+        measure_width: bool,
+        origin: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        torch.set_num_threads(threads)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
+        self.store, self.threads, self.measure_width, self.origin = store, threads, measure_width, origin
+        self.width: int | None = None  # where it was measured
+        self.ended: dict[str, tuple[str, str | None]] = {}  # by key, until it is told: how, and why
+        self.training = self._start_or_go_on(stages)
+        self.lanes = list(self.training.lanes) if self.training else []  # whose end was not told
+        self.told = self.checkpointed = self.epoch
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to train: all ended, or were done when another worker died."""
+        return self.training is None or self.training.done
+
+    @property
+    def epoch(self) -> int:
+        return self.training.epoch if self.training else 0
+
+    def _start_or_go_on(self, stages: Sequence[Stage]) -> StageTraining | None:
+        for stage in stages:
+            description = self.store.describe(stage.key)
+            if description and needed_files(stage) <= set(description["files"]):
+                self.ended[stage.key] = ("done", None)
+        left = [stage for stage in stages if stage.key not in self.ended]
+        checkpoints = {stage.key: self._checkpoint_of(stage) for stage in left}
+        epochs = {key: len(each.epochs) if each else 0 for key, each in checkpoints.items()}
+        if not epochs:
+            return None
+        [(epoch, _)] = Counter(epochs.values()).most_common(1)
+        chosen = [stage for stage in left if epochs[stage.key] == epoch]
+        if len(chosen) > 1:
+            self.width = best_width(chosen, self._new_training) if self.measure_width else widest(chosen[0])
+            chosen = chosen[: self.width]
+        for stage in left:
+            if stage not in chosen:
+                self.ended[stage.key] = ("returned", None)
+        training = self._new_training(chosen)
+        found = [each for stage in chosen if (each := checkpoints[stage.key])]
+        if not found:
+            return training
+        try:
+            training.restore(found)
+        except ValueError as error:
+            log.warning("%s: %s; trained from its start", chosen[0].name, error)
+            return self._new_training(chosen)
+        return training
+
+    def _checkpoint_of(self, stage: Stage) -> Checkpoint | None:
+        content = self.store.load_checkpoint(stage.key)
+        try:
+            return Checkpoint.parse(content) if content is not None else None
+        except ValueError as error:
+            log.warning("%s: %s; trained from its start", stage.name, error)
+            return None
+
+    def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
+        upstream = [[_soft_targets(self.store, each.key) for each in stage.upstream] for stage in stages]
+        digest = stages[0].pretrained
+        pretrained = read_weights(self.store.storage, digest) if digest else None
+        return StageTraining(stages, load_for(stages[0].dataset), upstream, self.device, pretrained)
+
+    def run_epoch(self) -> None:
+        assert self.training
+        self.training.run_epoch()
+        for lane in self.training.lanes:
+            if lane.failure:
+                self.ended.setdefault(lane.stage.key, ("failed", lane.failure))
+
+    def accuracies(self) -> dict[str, float]:
+        """Of the running stages that had a look at the validation split, by key."""
+        running = self.training.running if self.training else []
+        return {lane.stage.key: lane.val_accuracy for lane in running if lane.val_accuracy is not None}
+
+    def prune(self, keys: Collection[str]) -> None:
+        assert self.training
+        self.training.end([lane for lane in self.training.running if lane.stage.key in keys])
+        self.ended |= dict.fromkeys(keys, ("pruned", None))
+
+    def write_checkpoints(self) -> None:
+        training = self.training
+        assert training
+
+        def save(lane: Lane) -> None:
+            self.store.save_checkpoint(lane.stage.key, training.checkpoint(lane))
+
+        _side_by_side(save, training.running)
+        self.checkpointed = training.epoch
+
+    def publish(self) -> None:
+        """Writes the artifacts of the stages that came to the end, and drops their checkpoints."""
+
+        def publish(finished: tuple[Lane, Trained]) -> None:
+            self._publish_one(*finished)
+            self.ended[finished[0].stage.key] = ("done", None)
+
+        _side_by_side(publish, self.training.finish() if self.training else [])
+
+    def _publish_one(self, lane: Lane, trained: Trained) -> None:
+        stage, dataset = lane.stage, load_for(lane.stage.dataset)
+        size = size_of(stage.model, dataset.image_shape, len(dataset.classes))
+        outcome = {
+            "name": stage.name,
+            "role": stage.role,
+            "metrics": {"validation": {"accuracy": trained.selected.val_accuracy, "loss": trained.selected.val_loss}},
+            "selected_epoch": trained.selected.epoch,
+            "epochs": [asdict(each) for each in lane.epochs],
+            "train_seconds": sum(each.seconds for each in lane.epochs),
+            "soft_targets_seconds": trained.soft_targets_seconds,
+            "parameters": size.parameters,
+            "flops_per_image": size.flops,
+            "device": torch.cuda.get_device_name() if self.device == "cuda" else platform.machine(),
+            "threads": self.threads,
+            "lanes": len(self.training.lanes) if self.training else 1,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__} | library_of(stage.model),
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "origin": self.origin[stage.key],
+        }
+        files = {WEIGHTS: safetensors.torch.save(trained.weights)}
+        if trained.soft_targets is not None:
+            files[SOFT_TARGETS] = soft_targets_file(trained.soft_targets.numpy())
+        self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, files)
+        if self.checkpointed:
+            self.store.drop_checkpoint(stage.key)
+
+    def no_room(self, reason: str) -> None:
+        """The storage is full: nothing of what is running can be kept."""
+        for lane in self.lanes:
+            self.ended.setdefault(lane.stage.key, ("no room", reason))
+
+    def states(self) -> list[dict[str, Any]]:
+        """The state of every stage whose end was not told, and its epochs since the last call."""
+        epochs = {lane.stage.key: self._new_epochs(lane) for lane in self.lanes}
+        told = self.ended | {key: ("running", None) for key in epochs if key not in self.ended}
+        self.lanes = [lane for lane in self.lanes if lane.stage.key not in self.ended]
+        self.ended, self.told = {}, self.epoch
+        return [
+            {"key": key, "state": state, "reason": reason, "epochs": epochs.get(key, [])}
+            for key, (state, reason) in told.items()
+        ]
+
+    def _new_epochs(self, lane: Lane) -> list[dict[str, Any]]:
+        return [asdict(each) for each in lane.epochs if each.epoch > self.told]
+
+
+def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
+    """Acts on all items; then raises the first error, if there was one."""
+    with ThreadPoolExecutor(WRITERS) as pool:
+        for done in [pool.submit(act, item) for item in items]:
+            done.result()
+
+
+@lru_cache(maxsize=16)
+def _soft_targets(store: ArtifactStore, key: str) -> ByView:
+    return store.soft_targets(key)
