@@ -57,6 +57,12 @@ def _read(root: str, name: str, kind: str) -> pd.DataFrame:
         raise InputError(
             f"study {name}: no results/{kind}.parquet below {root}; `takd results {name}` writes it"
         ) from None
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"study {name}: results/{kind}.parquet below {root} can't be read ({reason}); "
+            f"`takd results {name}` writes it again"
+        ) from None
 
 
 def soft_targets(root: str, key: str) -> Logits | None:

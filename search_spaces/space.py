@@ -553,7 +553,15 @@ class Space(Value):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; people mean the number."""
+    """YAML as people mean it: `1e-3` is a number, which is text in YAML 1.1, and a key that is there twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[Any, yaml.Node] = {}
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and (earlier := first.setdefault(key.value, key)) is not key:
+                there = f"{key.value} is there twice; first in line {earlier.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(None, None, there, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(

@@ -19,6 +19,7 @@ from study.optimization import open_search
 from study.results import write_results
 from study.status import follow_status, print_status
 from study.stopping import INTERRUPTED, Stop, stopped_by_signals
+from trainables.built_in import BUILT_IN, OWN
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 WANDB_HELP = (
@@ -26,7 +27,7 @@ WANDB_HELP = (
     "the key's"
 )
 DATA_HELP = "check a dataset's files and convert them to Arrow; list the datasets that are converted"
-DATASETS = ("mnist", "cifar10", "cifar100", "mhist", "images")
+DATASETS = (*BUILT_IN, OWN)
 DEBUG_HELP = "show a traceback where bad input ends in one line"
 
 

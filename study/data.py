@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,37 +11,17 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from search_spaces import InputError
-from trainables.cifar import CIFAR10, CIFAR100
-from trainables.datasets import DATASETS, OWN, Dataset, check_name, converted, import_dataset, load
+from trainables.built_in import BUILT_IN, OWN
+from trainables.datasets import Dataset, check_name, converted, import_dataset, load
 from trainables.image_files import open_images
-from trainables.mhist import open_mhist
-from trainables.mnist import open_mnist
-from trainables.sources import Source
 
 SPLITS = ("train", "validation", "test")
 SHOWN_CLASSES = 20
 
 
-@dataclass(frozen=True)
-class Files:
-    """What `--from` may hold: `open` checks the folder, as far as that needs no decoding, and raises InputError."""
-
-    open: Callable[[Path], Source]
-    download: Callable[[Path], None] | None = None
-
-
-FILES: dict[str, Files] = {
-    "mnist": Files(open_mnist),
-    "cifar10": Files(CIFAR10.open, CIFAR10.download),
-    "cifar100": Files(CIFAR100.open, CIFAR100.download),
-    "mhist": Files(open_mhist),
-    OWN: Files(open_images),
-}
-
-
 def import_files(kind: str, folder: Path, name: str | None, validation: int | None, download: bool) -> Dataset:
-    """Checks and converts the files in a folder; `kind` is one of FILES. Raises InputError."""
-    files = FILES[kind]
+    """Checks and converts the files in a folder; `kind` is built in, or OWN. Raises InputError."""
+    built_in = BUILT_IN.get(kind)
     for option, given in (("--name", name), ("--validation", validation)):
         if given is not None and kind != OWN:
             raise InputError(f"{option} {given}: is for {OWN} only; {kind} has its own")
@@ -49,11 +29,14 @@ def import_files(kind: str, folder: Path, name: str | None, validation: int | No
     if kind == OWN:
         check_name(name)
     if download:
-        if files.download is None:
-            able = ", ".join(each for each, others in FILES.items() if others.download)
+        if built_in is None or built_in.download is None:
+            able = ", ".join(each for each, others in BUILT_IN.items() if others.download)
             raise InputError(f"--download: {kind} can't be fetched; valid for {able}")
-        files.download(folder)
-    source = files.open(folder)
+        built_in.download(folder)
+    open_files = built_in.open if built_in else open_images
+    if open_files is None:
+        raise InputError(f"data {kind}: needs no files; a space uses it as dataset: {kind}")
+    source = open_files(folder)
     if validation is not None:
         source = replace(source, validation=validation)
     with _progress() as advance:
@@ -86,7 +69,7 @@ def print_dataset(dataset: Dataset, console: Console) -> None:
 def print_datasets(console: Console) -> None:
     """All that this node's cache has, and what needs no files."""
     table = _table("dataset", *SPLITS, "classes", "images", "digest", "in")
-    for name in dict.fromkeys([*DATASETS, *converted()]):
+    for name in dict.fromkeys([*(name for name, each in BUILT_IN.items() if each.source), *converted()]):
         dataset = load(name)
         sizes = (f"{dataset.sizes[split]:,}" for split in SPLITS)
         place = str(dataset.folder)

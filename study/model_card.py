@@ -21,7 +21,7 @@ from study.candidates import Student
 from study.confirm import BINS, measure_logits, positive_scores
 from study.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
 from study.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
-from trainables.datasets import LICENCES, UNKNOWN_LICENCE
+from trainables.built_in import BUILT_IN, UNKNOWN_LICENCE
 from trainables.models import size_of
 
 WIDTH = 110  # of Markdown
@@ -72,7 +72,7 @@ def model_card(
             "digest": dataset.digest,
             "split_seed": dataset.split_seed,
             "sizes": dataset.sizes,
-            "license": LICENCES.get(dataset.name, UNKNOWN_LICENCE),
+            "license": BUILT_IN[dataset.name].licence if dataset.name in BUILT_IN else UNKNOWN_LICENCE,
         },
         "metrics": {"validation": _validation(student), "test": _test(student, logits, labels)},
         "files": {name: dict(about) for name, about in files.items()},

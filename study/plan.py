@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces import WIDEST, Recipe, Role, Space, Stage
+from search_spaces import WIDEST, InputError, Recipe, Role, Space, Stage
 from study.checks import check_space, stages_by_model, with_weights
 from study.folder import StudyFolder
 from study.optimization import find_search
@@ -78,7 +78,12 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
             number, cached = max(0, space.budget - asked) * space.seeds + confirming, 0
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
-        seconds = estimate_seconds(stage, dataset, number, lanes)
+        try:
+            seconds = estimate_seconds(stage, dataset, number, lanes)
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):
+                raise
+            raise InputError(f"{stage.role}.model: {stage.model} has no room in this machine's memory") from None
         planned.append(PlannedStages(stage.role, stage.model, number, cached, seconds, cpu))
     torch.set_num_threads(threads)
     return planned

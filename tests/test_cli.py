@@ -150,12 +150,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(takd, tmp_path, arguments,
         (yaml.safe_dump(TINY | {"seeds": 0}), ["seeds is 0"]),
         (yaml.safe_dump({name: TINY[name] for name in TINY if name != "student"}), ["student is missing"]),
         ("teacher: [mlp-64", ["line 1", "not YAML"]),
+        ("seeds: 2\ntrials: 3\nseeds: 4", ["line 3", "seeds is there twice; first in line 1"]),
         ("- a\n- list\n", ["a space is a mapping"]),
         ("", ["a space is a mapping"]),
         (b"\xff\xfe\x00", ["mnist-gap, mnist-temperature"]),
         ("teacher: \x00", ["not YAML"]),
     ],
-    ids=["unknown-key", "value", "missing", "yaml", "list", "empty", "bytes", "control-character"],
+    ids=["unknown-key", "value", "missing", "yaml", "key-twice", "list", "empty", "bytes", "control-character"],
 )
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_a_space_that_is_wrong_is_named_with_the_field(takd, tmp_path, command, content, expected):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,9 @@ import torch
 
 from search_spaces import InputError
 from trainables import datasets, mnist
+from trainables.built_in import BUILT_IN
 from trainables.datasets import Dataset, import_dataset, load, transfer_set
-from trainables.mnist import SHIPPED, open_mnist
+from trainables.mnist import MNIST, SHIPPED, open_mnist
 
 NAMES = {"train": "train", "test": "t10k"}
 
@@ -28,7 +30,7 @@ NAMES = {"train": "train", "test": "t10k"}
 def idx_files() -> dict[str, bytes]:
     """MNIST's four files, made from what ships."""
     files = {}
-    for split, raw in datasets.DATASETS["mnist"].read().items():
+    for split, raw in MNIST.read().items():
         number = len(raw.labels)
         header = b"".join(size.to_bytes(4, "big") for size in (number, 28, 28))
         files[f"{NAMES[split]}-images-idx3-ubyte"] = b"\x00\x00\x08\x03" + header + raw.images.tobytes()
@@ -96,7 +98,7 @@ def test_images_and_labels_are_typed_and_split():
 
 
 def test_train_and_validation_are_the_sources_training_images_each_once():
-    mnist, raw = load("mnist"), datasets.DATASETS["mnist"].read()["train"]
+    mnist, raw = load("mnist"), MNIST.read()["train"]
 
     def rows(images):
         return sorted(hashlib.sha1(row).digest() for row in images)
@@ -112,7 +114,7 @@ def test_the_split_is_the_same_on_every_machine():
 
 
 def test_train_and_validation_keep_the_sources_order():
-    raw = datasets.DATASETS["mnist"].read()["train"]
+    raw = MNIST.read()["train"]
     place = {hashlib.sha1(row).digest(): number for number, row in enumerate(raw.images)}
     for split in (load("mnist").train, load("mnist").validation):
         places = [place[hashlib.sha1(row).digest()] for row in split.images.numpy()]
@@ -207,7 +209,7 @@ def test_two_processes_may_convert_at_once(converted, state):
 
 
 def test_of_two_conversions_the_first_stays_in_place_for_those_who_mapped_it(own_cache, monkeypatch):
-    source = datasets.DATASETS["mnist"]
+    source = MNIST
     files = {}
 
     def read_while_another_process_converts():
@@ -216,10 +218,20 @@ def test_of_two_conversions_the_first_stays_in_place_for_those_who_mapped_it(own
         files.update({file: file.stat().st_ino for file in folder.iterdir()})
         return raw
 
-    monkeypatch.setitem(datasets.DATASETS, "mnist", replace(source, read=read_while_another_process_converts))
+    changed = replace(source, read=read_while_another_process_converts)
+    monkeypatch.setitem(BUILT_IN, "mnist", replace(BUILT_IN["mnist"], source=changed))
     folder = load("mnist").folder
     assert len(files) == 4
     assert {file: file.stat().st_ino for file in folder.iterdir()} == files
+
+
+def test_what_a_killed_conversion_left_is_swept_by_a_later_one(own_cache):
+    old, new = (own_cache / "datasets" / f".tmp-{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (time.time() - 2 * 24 * 3600,) * 2)
+    load("mnist")
+    assert (old.exists(), new.exists()) == (False, True)
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, own_cache, monkeypatch):

@@ -17,10 +17,11 @@ from conftest import make_stage
 from PIL import Image
 
 from search_spaces import DatasetFingerprint, InputError
-from study.data import FILES, import_files
+from study.data import import_files
 from study.plan import estimate_seconds
 from trainables import conversion
-from trainables.datasets import BUILT_IN, OWN, Dataset, import_dataset, load, load_for
+from trainables.built_in import BUILT_IN, OWN
+from trainables.datasets import Dataset, import_dataset, load, load_for
 from trainables.image_files import decode_image
 from trainables.sources import RawSplit, Source
 from trainables.training import train
@@ -302,12 +303,6 @@ def test_more_classes_than_a_byte_counts(own_cache):
     dataset = import_dataset("many", source)
     assert dataset.validation.labels.bincount().tolist() == [1] * 300
     assert torch.equal(dataset.test().labels, torch.arange(900) % 300)
-
-
-def test_the_command_line_knows_every_kind_of_files():
-    from study import cli
-
-    assert set(cli.DATASETS) == set(FILES) == {*BUILT_IN, OWN}
 
 
 @pytest.mark.skipif("TAKD_CIFAR10_IMAGES" not in os.environ, reason="TAKD_CIFAR10_IMAGES names no folder")

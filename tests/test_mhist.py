@@ -133,6 +133,14 @@ def test_a_row_that_is_wrong_is_named_with_what_is_valid(mhist, row, column, val
         open_mhist(mhist)
 
 
+def test_empty_rows_are_counted(mhist):
+    rows = table(mhist)
+    rows[5][ROW[LABEL]] = "hp"
+    write_table(mhist, [*rows[:2], [], *rows[2:]])
+    with pytest.raises(InputError, match=r"annotations\.csv row 7: 'Majority Vote Label' is 'hp'"):
+        open_mhist(mhist)
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [

@@ -222,6 +222,17 @@ def test_bad_input_is_one_line(reported, capsys, arguments, words):
     assert len(captured.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("arguments", [["report", "torn"], ["compare", "tiny", "torn"]])
+def test_a_damaged_table_is_one_line_with_the_remedy(reported, capsys, arguments):
+    table = shutil.copytree(reported / "tiny", reported / "torn", dirs_exist_ok=True) / "results" / "trials.parquet"
+    table.write_bytes(table.read_bytes()[:1000])
+    capsys.readouterr()
+    assert main([*arguments, "--root", str(reported)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "study torn: results/trials.parquet below" in line
+    assert "`takd results torn` writes it again" in line
+
+
 def test_a_root_that_is_no_uri_is_named():
     with pytest.raises(InputError, match="root nonsense://here"):
         open_root("nonsense://user:secret@here")

@@ -20,8 +20,8 @@ from study.checks import check_space, with_weights
 from study.folder import study_folder
 from study.optimization import create_search, find_search
 from study.plan import print_plan, whole_epochs
-from trainables import datasets
 from trainables.artifacts import WEIGHTS
+from trainables.built_in import BUILT_IN, BuiltIn
 from trainables.conversion import Normalization
 from trainables.datasets import Dataset, load
 from trainables.models import build
@@ -59,9 +59,9 @@ def _generated() -> dict[str, RawSplit]:
 
 @pytest.fixture(scope="module")
 def data(cache: Path) -> Iterator[Dataset]:
-    datasets.DATASETS["generated"] = Source(_generated, ("r", "g", "b"), validation=12)
+    BUILT_IN["generated"] = BuiltIn("ours", source=Source(_generated, ("r", "g", "b"), validation=12))
     yield load("generated")
-    del datasets.DATASETS["generated"]
+    del BUILT_IN["generated"]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Datasets as tensors in memory: converted once to Arrow in a cache that a node's processes share.
 
-An entry of the cache is a folder of Arrow files, named after content and split. What reads itself (`DATASETS`) is
-converted when it is first used. All else a user converts with `takd data` on every node that trains; a small file
+An entry of the cache is a folder of Arrow files, named after content and split. What needs no files of a user's is
+converted when it is first used. All else is converted with `takd data` on every node that trains; a small file
 `NAME.vN.json` in the cache says which entry a name stands for.
 """
 
@@ -12,8 +12,10 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -22,32 +24,16 @@ import torch
 from torch import Tensor
 
 from search_spaces import DatasetFingerprint, InputError
+from trainables.built_in import BUILT_IN, OWN
 from trainables.conversion import SPLIT_SEED, Normalization, generator, write_entry
-from trainables.mnist import MNIST
 from trainables.sources import Source
 from trainables.splits import DAMAGE, Split, read_split
 from trainables.storage import cache_folder, write_synced
 
+_ABANDONED_SECONDS = 24 * 3600  # that no conversion takes
 _CACHE_FORMAT = 2  # bumped when the files in the cache change
 
 log = logging.getLogger("takd")
-
-# What can be read on any node without a user's files, by name.
-DATASETS: dict[str, Source] = {"mnist": MNIST}
-
-
-# What a user converts from files with `takd data`: these by name, and folders of images by names of their own.
-IMPORTED = ("cifar10", "cifar100", "mhist")
-BUILT_IN = (*DATASETS, *IMPORTED)
-OWN = "images"
-# Said by the model card of an export.
-LICENCES = {
-    "mnist": "MNIST by Yann LeCun and Corinna Cortes, CC BY-SA 3.0 (https://creativecommons.org/licenses/by-sa/3.0/).",
-    "cifar10": "CIFAR-10 by Krizhevsky, Nair and Hinton; no licence is stated, cite Krizhevsky 2009.",
-    "cifar100": "CIFAR-100 by Krizhevsky, Nair and Hinton; no licence is stated, cite Krizhevsky 2009.",
-    "mhist": "MHIST by Wei et al. 2021, given out on request under its authors' terms (https://bmirds.github.io/MHIST).",
-}
-UNKNOWN_LICENCE = "not stated; ask where the data come from."
 
 
 @dataclass(frozen=True)
@@ -90,7 +76,7 @@ class Dataset:
         try:
             return self._read("test")
         except DAMAGE as error:
-            again = "it is made again" if self.name in DATASETS else f"run again: {command_for(self.name)}"
+            again = "it is made again" if _source(self.name) else f"run again: {command_for(self.name)}"
             raise InputError(
                 f"cache {self.folder}: the test split can't be read ({error}); delete the folder, {again}"
             ) from None
@@ -105,9 +91,9 @@ def load(name: str) -> Dataset:
 
     Raises InputError on one that isn't known, and on one that this node must convert first.
     """
-    if name not in DATASETS:
+    source = _source(name)
+    if source is None:
         return _load_imported(name)
-    source = DATASETS[name]
     folder = _entry(name, source, source.digest or "")
     if folder.is_dir():
         try:
@@ -121,7 +107,7 @@ def load_for(fingerprint: DatasetFingerprint) -> Dataset:
     """The very dataset that a stage is to train on; raises InputError where this node lacks it or has another."""
     name, place = fingerprint.name, f"the cache {cache_folder()} of {socket.gethostname()}"
     command = command_for(name, fingerprint.sizes.get("validation"))
-    if name not in DATASETS and not _pointer(name).exists():
+    if not _source(name) and not _pointer(name).exists():
         raise InputError(f"dataset {name}: not in {place}; run on every node: {command}")
     dataset = load(name)
     if (dataset.digest, dataset.sizes) != (fingerprint.digest, fingerprint.sizes):
@@ -140,7 +126,7 @@ def import_dataset(name: str, source: Source, advance: Callable[[int], None] | N
     """
     load.cache_clear()
     dataset = _convert(name, source, advance or _nobody)
-    if name not in DATASETS:
+    if not _source(name):
         pointer = _pointer(name)
         temporary = pointer.with_name(f".tmp-{uuid.uuid4().hex}")
         write_synced(temporary, json.dumps({"entry": dataset.folder.name}).encode())
@@ -192,6 +178,11 @@ def most_balanced(labels: Tensor) -> tuple[int, int]:
     available = labels.bincount().tolist()
     # The first classes get the examples that don't divide: one that has k suffices up to k * classes + its number.
     return min((number * len(available) + label, label) for label, number in enumerate(available))
+
+
+def _source(name: str) -> Source | None:
+    """What is read on any node, without a user's files; None of another dataset, or of none at all."""
+    return BUILT_IN[name].source if name in BUILT_IN else None
 
 
 _SUFFIX = f".v{_CACHE_FORMAT}.json"
@@ -255,6 +246,7 @@ def _open(name: str, folder: Path) -> Dataset:
 def _convert(name: str, source: Source, advance: Callable[[int], None]) -> Dataset:
     """Checks the content and writes the cache entry. Two processes at once write the same bytes."""
     raw = source.read()
+    _sweep()
     temporary = _cache() / f".tmp-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
@@ -273,6 +265,14 @@ def _convert(name: str, source: Source, advance: Callable[[int], None]) -> Datas
         return _open(name, folder)
     except DAMAGE as error:
         raise InputError(f"cache {folder}: can't be read back ({error}); set TAKD_CACHE to another folder") from None
+
+
+def _sweep() -> None:
+    """Takes away what a conversion that was killed has left."""
+    for folder in _cache().glob(".tmp-*"):
+        with suppress(FileNotFoundError):  # another process does the same, or has put it in place
+            if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

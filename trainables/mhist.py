@@ -68,7 +68,7 @@ def open_mhist(folder: Path) -> Source:
 
 
 def _rows(folder: Path) -> list[_Row]:
-    """In the file's order; the first row is the header's."""
+    """In the file's order; the header is row 1, and empty rows count."""
     table = folder / "annotations.csv"
     if not table.is_file() or not (folder / "images").is_dir():
         raise InputError(f"--from {folder}: expected MHIST's annotations.csv and images/*.png in it")
@@ -76,7 +76,7 @@ def _rows(folder: Path) -> list[_Row]:
         with table.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines)
             columns = reader.fieldnames or []
-            found = list(reader)
+            found = [(reader.line_num, values) for values in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table}: can't be read as CSV ({error})") from None
     for column in (NAME, LABEL, VOTES, PARTITION):
@@ -84,7 +84,7 @@ def _rows(folder: Path) -> list[_Row]:
             raise InputError(
                 f"{table}: has no column {column!r}; columns are {', '.join(map(repr, columns)) or 'none'}"
             )
-    rows = [_row(folder, f"{table} row {number}", values) for number, values in enumerate(found, start=2)]
+    rows = [_row(folder, f"{table} row {number}", values) for number, values in found]
     first: dict[Path, _Row] = {}
     for row in rows:
         earlier = first.setdefault(row.path, row)
