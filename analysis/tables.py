@@ -70,10 +70,25 @@ def split_of(trials: pd.DataFrame) -> str:
 def note(trials: pd.DataFrame) -> str:
     """What the numbers of this study are."""
     final = set(confirmed(trials)["arm"])
-    if not final:
-        return SEARCH_NOTE
     left_out = [arm for arm in students(trials)["arm"].unique() if arm not in final]
-    return f"{CONFIRM_NOTE} Not confirmed yet, and so left out: {', '.join(left_out)}." if left_out else CONFIRM_NOTE
+    sentences = [CONFIRM_NOTE if final else SEARCH_NOTE]
+    if final and left_out:
+        sentences.append(f"Not confirmed yet, and so left out: {', '.join(left_out)}.")
+    teachers = teachers_chosen(trials)
+    if len(set(teachers.values())) > 1:
+        listed = ", ".join(f"{arm} from {teacher}" for arm, teacher in teachers.items())
+        sentences.append(
+            f"Each arm chose a teacher too, and not the same ({listed}): differences between these arms are partly the "
+            "teachers'."
+        )
+    return " ".join(sentences)
+
+
+def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:
+    """By arm, in the paper's order, the model of the teacher in its chosen setting, where the search varies that."""
+    settings = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
+    chosen = {str(arm): setting["teacher.model"] for arm, setting in settings.items() if "teacher.model" in setting}
+    return {arm: chosen[arm] for arm in sorted(chosen, key=lambda arm: arm_order(trials, arm))}
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:

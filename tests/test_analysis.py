@@ -294,6 +294,18 @@ def test_a_study_that_searched_its_teacher_is_a_gap_figure_by_itself():
     assert slopes.count(1.0) == 3  # kd and two assistants gain a point; labels and label_smoothing have no teacher
 
 
+def test_arms_that_chose_different_teachers_are_named():
+    trials = with_searched_teacher().query("phase == 'search'")
+    assert "teacher" not in note(trials)  # every arm's best is of mlp-1200
+    kd_of_the_small = (trials["arm"] == "kd") & (trials["configuration"].str.endswith("=mlp-200"))
+    trials.loc[kd_of_the_small & (trials["role"] == "student"), "val_accuracy"] += 0.05
+    assert note(trials).endswith(
+        "Each arm chose a teacher too, and not the same (kd from mlp-200, takd:mlp-64 from mlp-1200, takd:mlp-16 from "
+        "mlp-1200): differences between these arms are partly the teachers'."
+    )
+    assert "teacher" not in note(made_up())
+
+
 def test_published_numbers_stand_beside_what_was_measured():
     table = published_table(with_confirmation(), {"labels": 70.0, "takd:mlp-16": 90.0, "takd:mlp-7": 1.0})
     assert table["arm"].tolist() == ["labels", "takd:mlp-16"]
