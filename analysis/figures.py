@@ -18,6 +18,7 @@ from analysis.cost import pareto_front
 from analysis.importance import importance
 from analysis.statistics import ALPHA, REFERENCES, mean_interval
 from analysis.tables import (
+    BINS,
     Missing,
     arm_order,
     assistants_of,
@@ -518,7 +519,7 @@ def upstream_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
 
 @styled
 def reliability(trials: pd.DataFrame) -> Figure:
-    """Accuracy by the confidence a student states, on the test split, pooled over the seeds of each arm (15 bins)."""
+    """Accuracy by the confidence a student states, on the test split, pooled over the seeds of each arm."""
     final = confirmed(trials)
     if "test_reliability" not in final or not final["test_reliability"].notna().any():
         raise Missing("Calibration is measured on the test split, in the confirm phase; this study has none yet.")
@@ -545,7 +546,7 @@ def _pooled(bins: Sequence[Mapping[str, float]]) -> pd.DataFrame:
     """Bins of several students as one: weighted by their counts, those of few images left out."""
     table = pd.DataFrame([dict(each) for each in bins])
     table = table[table["count"] > 0]
-    table["bin"] = np.minimum((table["confidence"] * 15).astype(int), 14)
+    table["bin"] = np.minimum((table["confidence"] * BINS).astype(int), BINS - 1)
     weighted = table.assign(
         confidence=table["confidence"] * table["count"], accuracy=table["accuracy"] * table["count"]
     ).groupby("bin")[["confidence", "accuracy", "count"]].sum()  # fmt: skip

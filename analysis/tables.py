@@ -20,6 +20,9 @@ CONFIRM_NOTE = (
 )
 
 
+BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
+
+
 @dataclass(frozen=True)
 class Metric:
     """What a student is chosen by: its column of confirmed students, on test, and of the search's, on validation."""

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, Protocol, Self
 
@@ -398,7 +398,7 @@ class Space(Value):
         names = self.arms or ("labels", "kd", *(f"takd:{model}" for model in self.assistants.models))
         return tuple(parse_arm(name) for name in names)
 
-    @property
+    @cached_property
     def budget(self) -> int:
         """Trials of the search."""
         return self.trials or len(self.grid())

@@ -17,6 +17,7 @@ from search_spaces import InputError, Space, load_space, presets
 from study.folder import ROOT, StudyFolder, absolute_root, study_folder
 from study.optimization import open_search
 from study.results import write_results
+from study.run import RunOptions, run_study
 from study.status import follow_status, print_status
 from study.stopping import INTERRUPTED, Stop, stopped_by_signals
 from trainables.built_in import BUILT_IN, OWN
@@ -190,8 +191,6 @@ def _space_and_folder(options: argparse.Namespace) -> tuple[Space, StudyFolder]:
 
 def _run(options: argparse.Namespace) -> int:
     space, folder = _space_and_folder(options)
-    from study.run import RunOptions, run_study  # imports torch: other commands need not wait for it
-
     console, stop = _console(), Stop()
     chosen = RunOptions(options.wandb, options.slots, options.address, options.tensorboard, options.profile)
     with stopped_by_signals(stop):

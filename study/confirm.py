@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from analysis.tables import BINS
 from search_spaces import WIDEST, Path, Stage
 from study.binary import best_threshold, binary_metrics
 from study.folder import StudyFolder
@@ -19,8 +20,6 @@ from trainables.models import build
 from trainables.pretrained import restore
 from trainables.training import Pixels, form_of, measure, predict
 from trainables.width import widest
-
-BINS = 15  # of the calibration error, as Guo et al. 2017 have it
 
 
 def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:

@@ -15,10 +15,11 @@ from pandas import isna
 from torch import Tensor
 
 from analysis.statistics import fraction_interval, mean_interval
+from analysis.tables import BINS
 from search_spaces import Stage
 from study.binary import binary_metrics
 from study.candidates import Student
-from study.confirm import BINS, measure_logits, positive_scores
+from study.confirm import measure_logits, positive_scores
 from study.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
 from study.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
 from trainables.built_in import BUILT_IN, UNKNOWN_LICENCE

@@ -45,7 +45,7 @@ TRIALS = pa.schema(
         ("test_accuracy", pa.float64()),  # this and the other test_ columns: of confirmed students only
         ("val_loss", pa.float64()),
         ("test_loss", pa.float64()),  # cross-entropy
-        ("test_ece", pa.float64()),  # expected calibration error, 15 bins
+        ("test_ece", pa.float64()),  # expected calibration error
         ("test_agreement", pa.float64()),  # fraction of the images where student and teacher choose the same class
         ("test_auc", pa.float64()),  # this and the next five: of two classes, the second being the positive one
         ("test_auc_low", pa.float64()),  # 95 % interval over the images

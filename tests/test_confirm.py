@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 from conftest import Study, artifacts, make_stage, run, tiny_space
 
-from analysis.tables import best_configurations
+from analysis.tables import BINS, best_configurations
 from search_spaces import InputError
 from search_spaces import Path as StagePath
 from search_spaces.stage import FRESH_SEED
-from study.confirm import BINS, measure_logits, predict_stages
+from study.confirm import measure_logits, predict_stages
 from study.folder import study_folder
 from study.graph import Proposal, StageGraph
 from study.optimization import open_search

@@ -85,6 +85,11 @@ def test_the_key_changes_with_the_revision_of_the_training_code(monkeypatch):
     assert make_stage().key != before
 
 
+def test_a_copy_with_another_value_has_a_key_of_its_own():
+    stage = make_stage(seed=1)
+    assert stage.model_copy(update={"seed": 2}).key == make_stage(seed=2).key != stage.key
+
+
 def test_the_key_does_not_change_with_the_role():
     assert make_stage(role="teacher").key == make_stage(role="student").key
 
