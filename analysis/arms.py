@@ -12,6 +12,7 @@ import pandas as pd
 from analysis.cost import student_costs
 from analysis.statistics import compare_arms, mean_interval
 from analysis.tables import (
+    METRICS,
     Missing,
     accuracy_by_seed,
     arm_order,
@@ -23,14 +24,8 @@ from analysis.tables import (
     students,
 )
 
-# Of the confirm phase, on the test split. Fractions; null where the task has none, absent in older studies.
-TEST_METRICS = {
-    "test_ece": "expected calibration error (points)",
-    "test_agreement": "agreement with its teacher (%)",
-    "test_auc": "AUC (%)",
-    "test_f1": "F1 (%)",
-    "test_accuracy_at_threshold": "accuracy at F1's threshold (%)",
-}
+# By column. Absent in older studies.
+TEST_METRICS = {metric.confirmed: metric.title for metric in METRICS.values() if metric.title}
 
 
 def comparisons(trials: pd.DataFrame) -> pd.DataFrame:

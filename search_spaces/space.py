@@ -403,6 +403,11 @@ class Space(Value):
         """Trials of the search."""
         return self.trials or len(self.grid())
 
+    @property
+    def digests(self) -> set[str]:
+        """Of all its pretrained weights, once a study has started."""
+        return {digest for by_model in self.weights.values() for digest in by_model.values()}
+
     def resources_of(self, role: Role) -> Resources:
         return self.resources.get(role, Resources())
 
@@ -555,13 +560,16 @@ class Space(Value):
 class _Loader(yaml.SafeLoader):
     """YAML as people mean it: `1e-3` is a number, which is text in YAML 1.1, and a key that is there twice an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        first: dict[Any, yaml.Node] = {}
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Node] = {}
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and (earlier := first.setdefault(key.value, key)) is not key:
-                there = f"{key.value} is there twice; first in line {earlier.start_mark.line + 1}"
-                raise yaml.constructor.ConstructorError(None, None, there, key.start_mark)
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode):
+                earlier = first.setdefault((key.tag, key.value), key)
+                if earlier is not key:
+                    there = f"{key.value} is there twice; first in line {earlier.start_mark.line + 1}"
+                    raise yaml.composer.ComposerError(None, None, there, key.start_mark)
+        return node
 
 
 _Loader.add_implicit_resolver(

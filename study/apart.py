@@ -4,12 +4,15 @@ Children of `subprocess` rather than of `multiprocessing`, which would run the m
 """
 
 import importlib
+import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from typing import Any
 
 
@@ -31,22 +34,27 @@ def apart(function: str, *arguments: Any) -> Any:
         assert child.stdin is not None
         assert child.stdout is not None
         try:
-            pickle.dump((function, arguments), child.stdin)
-            child.stdin.flush()
+            with suppress(BrokenPipeError):  # it died: that is said below
+                pickle.dump((function, arguments), child.stdin)
+                child.stdin.flush()
             answer = child.stdout.read()
         except BaseException:
             child.kill()
             raise
-    if not answer:
-        raise RuntimeError(f"{function} ended without an answer ({_how(child.returncode)})")
-    returned, raised = pickle.loads(answer)
-    if raised is not None:
-        raise raised
-    return returned
+    if answer:
+        returned, raised = pickle.loads(answer)
+        if raised is not None:
+            raise raised
+        return returned
+    if child.returncode in (-signal.SIGINT, -signal.SIGTERM):  # of all processes of the job, before it ignored them
+        raise KeyboardInterrupt
+    how = "SIGKILL; out of memory?" if child.returncode == -signal.SIGKILL else f"exit code {child.returncode}"
+    raise RuntimeError(f"{function} ended without an answer ({how})")
 
 
-def _how(code: int) -> str:
-    return f"signal {-code}; out of memory?" if code < 0 else f"exit code {code}"
+def log_to_stderr() -> None:
+    """As the command line does, in each of its processes."""
+    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
 
 
 def _named(function: str) -> Any:
@@ -56,6 +64,9 @@ def _named(function: str) -> Any:
 
 def _answer() -> None:
     """The child's side: reads one call, answers, and ends; at once when the parent is gone."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGTTOU):
+        signal.signal(each, signal.SIG_IGN)
+    log_to_stderr()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what is printed meanwhile is no answer
     function, arguments = pickle.load(sys.stdin.buffer)
@@ -66,8 +77,10 @@ def _answer() -> None:
     except Exception as error:  # whatever it is, it is the caller's
         error.add_note("".join(traceback.format_exception(error)))
         raised = error
+    sys.stdout.flush()
     try:
         content = pickle.dumps((returned, raised))
+        pickle.loads(content)  # not all that is written can be read
     except Exception:
         content = pickle.dumps((None, RuntimeError(f"{function}: {raised or returned!r} can't be passed on")))
     answers.write(content)

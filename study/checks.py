@@ -18,33 +18,32 @@ from search_spaces import (
     Training,
     examples_of,
 )
+from study.folder import StudyFolder
+from study.optimization import find_search
 from trainables.datasets import Dataset, load, transfer_set
 from trainables.models import check_model, normalises_batches, parameters_of
-from trainables.pretrained import (
-    MissingWeightsError,
-    canonical_weights,
-    check_takes_pretrained,
-    has_weights,
-    keep_weights,
-)
-from trainables.storage import Storage, sha256
+from trainables.pretrained import MissingWeightsError, canonical_weights, check_takes_pretrained
+from trainables.storage import sha256
 from trainables.transfer import check_layer
 
 
-def check(
-    space: Space, source: str, storage: Storage, before: Space | None
-) -> tuple[Space, DatasetFingerprint, list[str]]:
-    """The space with the digests of its pretrained weights, its data, and warnings about sizes; writes nothing.
-
-    `before` is the space of the same study where it was run before. Raises InputError.
-    """
+def check(space: Space, source: str, folder: StudyFolder) -> tuple[Space, DatasetFingerprint, list[str]]:
+    """The space with the digests of its pretrained weights, its data, and warnings about sizes; raises InputError."""
     dataset, warnings = check_space(space, source)
-    return with_weights(space, dataset, source, storage, before, keep=False), dataset.fingerprint, warnings
+    return with_weights(space, dataset, source, folder), dataset.fingerprint, warnings
 
 
-def keep_pretrained(space: Space, source: str, storage: Storage, before: Space | None) -> None:
-    """Puts the pretrained weights that the space names below the root, if they are not there."""
-    with_weights(space, load(space.dataset), source, storage, before)
+def keep_pretrained(space: Space, source: str, folder: StudyFolder) -> None:
+    """Puts pretrained weights whose digests a checked space has below the root, those that are not there."""
+    dataset, store = load(space.dataset), folder.artifacts
+    for role, section, model in _roles(space):
+        digest = space.weights.get(role, {}).get(model)
+        if digest is not None and not store.has_pretrained(digest):
+            content = canonical_weights(model, str(section.pretrained), dataset.image_shape, len(dataset.classes))
+            if store.keep_pretrained(content) != digest:
+                raise InputError(
+                    f"{source}: pretrained {section.pretrained}: changed while the study started; run again"
+                )
 
 
 def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
@@ -99,38 +98,27 @@ def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
         yield from ((role, section, model) for model in models)
 
 
-def with_weights(
-    space: Space,
-    dataset: Dataset,
-    source: str,
-    storage: Storage | None = None,
-    before: Space | None = None,
-    keep: bool = True,
-) -> Space:
-    """The space with the digests of its pretrained weights, which a storage is to `keep` where one is given.
+def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolder) -> Space:
+    """The space with the digests of its pretrained weights; writes nothing.
 
-    Where weights are gone from this machine, those that `before`, the space of the same study, names will do if the
-    storage has them.
+    Where weights are gone from this machine, those that the study was started with will do if the root has them.
     """
     found: dict[Role, dict[str, str]] = {}
     for role, section, model in _roles(space):
         if section.pretrained is not None:
-            known = before.weights.get(role, {}).get(model) if before else None
             try:
-                digest = _digest(model, section.pretrained, dataset, storage if keep else None)
+                content = canonical_weights(model, section.pretrained, dataset.image_shape, len(dataset.classes))
+                digest = sha256(content)
             except MissingWeightsError as error:
-                if known is None or storage is None or not has_weights(storage, known):
+                search = find_search(folder)
+                known = search.space.weights.get(role, {}).get(model) if search else None
+                if known is None or not folder.artifacts.has_pretrained(known):
                     raise InputError(f"{source}: {error}") from None
                 digest = known
             except InputError as error:
                 raise InputError(f"{source}: {error}") from None
             found.setdefault(role, {})[model] = digest
     return space.model_copy(update={"weights": found})
-
-
-def _digest(model: str, pretrained: str, dataset: Dataset, storage: Storage | None) -> str:
-    content = canonical_weights(model, pretrained, dataset.image_shape, len(dataset.classes))
-    return keep_weights(storage, content) if storage else sha256(content)
 
 
 def _check_augmentation(role: str, section: Training, dataset: Dataset) -> None:

@@ -1,7 +1,6 @@
 """The command line: `takd`."""
 
 import argparse
-import logging
 import os
 import shlex
 import sys
@@ -14,6 +13,7 @@ from rich.console import Console
 
 from analysis.tables import METRICS, read_trials
 from search_spaces import InputError, Space, load_space, presets
+from study.apart import log_to_stderr
 from study.folder import ROOT, StudyFolder, absolute_root, study_folder
 from study.optimization import open_search
 from study.results import write_results
@@ -34,7 +34,7 @@ DEBUG_HELP = "show a traceback where bad input ends in one line"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; bad input is one line on stderr and exit code 2."""
-    logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING, stream=sys.stderr)
+    log_to_stderr()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parser().parse_args(arguments)

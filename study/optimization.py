@@ -222,13 +222,13 @@ def open_search(folder: StudyFolder) -> Search:
 
 
 def find_search(folder: StudyFolder) -> Search | None:
-    """The study of a folder, for looking; None where there is none. Writes nothing."""
+    """The study of a folder, for looking; None where there is none. Writes nothing but the tables of a new database."""
     study = _load(folder)
     return Search(study) if study and "dataset" in study.user_attrs else None
 
 
 def _load(folder: StudyFolder) -> optuna.Study | None:
-    if folder.journal and not folder.journal.exists():
+    if folder.journal and not os.path.exists(folder.journal):
         return None
     try:
         return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))

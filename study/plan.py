@@ -40,10 +40,12 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     dataset, warnings = check_space(space, source)
     for warning in warnings:
         console.print(f"warning: {warning}")
-    search = find_search(folder)
-    space = with_weights(space, dataset, source, folder.storage, search.space if search else None, keep=False)
+    space, search = with_weights(space, dataset, source, folder), find_search(folder)
     asked = search.asked if search else 0
-    planned = plan(space, dataset, folder.artifacts, asked)
+    try:
+        planned = plan(space, dataset, folder.artifacts, asked)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     arms = ", ".join(arm.name for arm in space.all_arms)
     console.print(f"arms: {arms}")
     console.print(
@@ -80,10 +82,10 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
             seconds = estimate_seconds(stage, dataset, number, lanes)
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):
+        except (RuntimeError, MemoryError) as error:
+            if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
                 raise
-            raise InputError(f"{stage.role}.model: {stage.model} has no room in this machine's memory") from None
+            raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
         planned.append(PlannedStages(stage.role, stage.model, number, cached, seconds, cpu))
     torch.set_num_threads(threads)
     return planned

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.tables import METRICS
 from search_spaces import Path, Stage
 from study.folder import EPOCHS as EPOCHS_FILE
 from study.folder import TRIALS as TRIALS_FILE
@@ -42,17 +43,11 @@ TRIALS = pa.schema(
         ("epochs", pa.int32()),
         ("selected_epoch", pa.int32()),
         ("val_accuracy", pa.float64()),  # fraction
-        ("test_accuracy", pa.float64()),  # this and the other test_ columns: of confirmed students only
         ("val_loss", pa.float64()),
-        ("test_loss", pa.float64()),  # cross-entropy
-        ("test_ece", pa.float64()),  # expected calibration error
-        ("test_agreement", pa.float64()),  # fraction of the images where student and teacher choose the same class
-        ("test_auc", pa.float64()),  # this and the next five: of two classes, the second being the positive one
+        *((metric.confirmed, pa.float64()) for metric in METRICS.values()),  # on test: of confirmed students only
         ("test_auc_low", pa.float64()),  # 95 % interval over the images
         ("test_auc_high", pa.float64()),
-        ("test_f1", pa.float64()),
-        ("test_threshold", pa.float64()),  # chosen on validation; test_f1 and the next are at it
-        ("test_accuracy_at_threshold", pa.float64()),  # test_accuracy is that of the likelier class
+        ("test_threshold", pa.float64()),  # chosen on validation: test_f1 and test_accuracy_at_threshold are at it
         ("test_reliability", pa.list_(RELIABILITY)),  # by bin of confidence
         ("train_seconds", pa.float64()),
         ("total_path_seconds", pa.float64()),  # training seconds of all stages of the path

@@ -17,7 +17,7 @@ from study.folder import StudyFolder
 from study.graph import Description, Proposal, StageGraph
 from study.lease import acquire_lease
 from study.observers import Observer, Observers
-from study.optimization import Search, create_search, find_search, open_optuna, refuse_another_space
+from study.optimization import Search, create_search, open_optuna, refuse_another_space
 from study.profile import Profile
 from study.progress import Progress
 from study.results import build_results, read_test, write_results
@@ -60,17 +60,17 @@ def run_study(
     Raises InputError before anything is written when the space or the folder can't be, or another process runs it.
     """
     stop, began = stop or Stop(), time.monotonic()
-    search = find_search(folder)
-    before = search.space if search else None
-    space, data, warnings = apart("study.checks:check", space, source, folder.storage, before)
+    space, data, warnings = apart("study.checks:check", space, source, folder)
+    if stop.requested:
+        return RunResult(finished=False)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
     refuse_another_space(folder, space, data)
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
-        if space.weights:
-            apart("study.checks:keep_pretrained", space, source, folder.storage, before)
+        if not all(folder.artifacts.has_pretrained(digest) for digest in space.digests):
+            apart("study.checks:keep_pretrained", space, source, folder)
         search = create_search(folder, space, data)
         folder.write_space(space)
         result = RunResult(finished=True)

@@ -97,7 +97,7 @@ class PathSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self.stop.requested:
-            return None
+            return None if self.given else str(Searcher.FINISHED)  # Tune looks at its stopper when a trial reports
         group = self.graph.next_group()
         while self._wants_more(group) and (proposal := self._ask()):
             self.graph.add(proposal)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -18,12 +19,57 @@ def python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+def children(parent: psutil.Process, ready: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Those of a process, once there are any and they are ready."""
+    until = time.monotonic() + 30
+    while not (found := parent.children()) or not all(map(ready, found)):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return found
+
+
 def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(tmp_path, cache):
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"trials": 3, "coverage": 1, "confirm": {"seeds": 2}}))
     code = "from study.cli import main\nassert main(sys.argv[1:]) == 0"
     ran = python(code, tmp_path, "run", "tiny.yaml", "--slots", "2", "--wandb", "offline")
     assert ran.returncode == 0, ran.stderr
     assert "These are test numbers of the confirm phase" in ran.stdout
+
+
+def test_pretrained_weights_and_a_refused_space_without_torch_here(tmp_path, cache):
+    weights = "import torch\nfrom trainables.models import build\n" + (
+        "torch.save(build('plain-2', (1, 28, 28), 10).state_dict(), 'start.pth')"
+    )
+    subprocess.run([sys.executable, "-c", weights], cwd=tmp_path, check=True)
+    teacher = {"model": "plain-2", "pretrained": str(tmp_path / "start.pth"), "recipe": {"epochs": 1, "examples": 200}}
+    space = TINY | {"teacher": teacher, "assistants": [], "arms": ["kd"], "trials": 1, "coverage": 1, "seeds": 1}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(space))
+    code = """
+from study.cli import main
+assert main([*sys.argv[1:], "--set", "teacher.model=cnn"]) == 2
+assert not os.path.exists("runs/weights")
+assert main(sys.argv[1:]) == 0
+"""
+    ran = python(f"import os{code}", tmp_path, "run", "tiny.yaml", "--slots", "1", "--wandb", "disabled")
+    assert ran.returncode == 0, ran.stderr
+    assert "takd: space tiny.yaml: pretrained" in ran.stderr
+    assert "these are not the weights of cnn" in ran.stderr
+    [kept] = (tmp_path / "runs" / "weights").iterdir()
+    assert kept.suffix == ".safetensors"
+
+
+def test_a_job_that_is_told_to_end_while_its_space_is_checked_ends_as_at_any_time(tmp_path, cache):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    takd = Path(sys.executable).with_name("takd")
+    command = [takd, "run", "tiny.yaml", "--slots", "1", "--wandb", "disabled"]
+    job = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    [child] = children(psutil.Process(job.pid), lambda each: each.num_threads() > 1)
+    for process in (child, psutil.Process(job.pid)):  # as a batch system does, or systemd
+        process.send_signal(signal.SIGTERM)
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode == 130, errors
+    assert "takd: stopped: SIGTERM received; go on with: takd run tiny.yaml" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_call_returns_and_raises_as_one_here(tmp_path):
@@ -56,7 +102,7 @@ else:
 
 def test_a_process_that_dies_or_answers_nonsense_is_said(tmp_path):
     code = """
-for function, expected in (("os:abort", "signal 6"), ("threading:Lock", "can't be passed on")):
+for function, expected in (("os:abort", "exit code -6"), ("threading:Lock", "can't be passed on")):
     try:
         apart(function)
     except RuntimeError as error:
@@ -70,12 +116,7 @@ for function, expected in (("os:abort", "signal 6"), ("threading:Lock", "can't b
 
 def test_it_ends_with_the_process_that_asked(tmp_path):
     asking = subprocess.Popen([sys.executable, "-c", WITHOUT_TORCH.format('apart("time:sleep", 600)')])
-    parent = psutil.Process(asking.pid)
-    until = time.monotonic() + 30
-    while not (found := [each for each in parent.children() if each.num_threads() > 1]):  # then it watches for that
-        assert time.monotonic() < until
-        time.sleep(0.05)
-    [child] = found
+    [child] = children(psutil.Process(asking.pid), lambda each: each.num_threads() > 1)  # then it watches for that
     asking.send_signal(signal.SIGKILL)
     asking.wait()
     child.wait(timeout=30)

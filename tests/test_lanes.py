@@ -1,6 +1,8 @@
 """Several stages in one Tune trial: each ends, fails, is pruned, checkpointed and published as if it were alone."""
 
+import errno
 import json
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -51,6 +53,20 @@ def trial(root: Path, of: list[Stage], **given: Any) -> StageTrainable:
 
 def states(report: dict[str, Any]) -> dict[str, str]:
     return {each["key"]: each["state"] for each in report["stages"]}
+
+
+def test_a_disk_that_is_full_at_a_checkpoint_ends_all_lanes_for_now(tmp_path, monkeypatch, caplog):
+    def full(store: ArtifactStore, key: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ArtifactStore, "save_checkpoint", full)
+    of = stages(2)
+    trainable = trial(tmp_path, of)
+    report = trainable.step()
+    assert states(report) == {stage.key: "no room" for stage in of}
+    assert report["done"]
+    trainable.cleanup()
+    assert f"{of[0].name}: no checkpoint of its last epochs: " in caplog.text
 
 
 def test_every_lane_leaves_an_artifact_and_no_checkpoint(tmp_path):

@@ -16,11 +16,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from search_spaces import InputError, Recipe, Space, Stage, space_from
-from study.checks import check_space, with_weights
+from study.checks import check_space, keep_pretrained, with_weights
 from study.folder import study_folder
 from study.optimization import create_search, find_search
 from study.plan import print_plan, whole_epochs
-from trainables.artifacts import WEIGHTS
+from trainables.artifacts import WEIGHTS, ArtifactStore
 from trainables.built_in import BUILT_IN, BuiltIn
 from trainables.conversion import Normalization
 from trainables.datasets import Dataset, load
@@ -29,13 +29,12 @@ from trainables.pretrained import (
     Pretrained,
     canonical_weights,
     head_of,
-    keep_weights,
     read_weights,
     restore,
     start_from,
 )
 from trainables.sources import RawSplit, Source
-from trainables.storage import open_storage, sha256
+from trainables.storage import sha256
 from trainables.training import Checkpoint, StageTraining, evaluation_batch, rate_factor, train
 from trainables.transfer import find_head, train_from
 
@@ -88,8 +87,8 @@ def hub(files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def weights_of(model: str, file: Path | str) -> Pretrained:
     content = canonical_weights(model, str(file), SHAPE, 3)
-    storage = open_storage(str(Path(torch.hub.get_dir()).parent / "store"))
-    return read_weights(storage, keep_weights(storage, content))
+    store = ArtifactStore(str(Path(torch.hub.get_dir()).parent / "store"))
+    return read_weights(store, store.keep_pretrained(content))
 
 
 @pytest.fixture
@@ -201,14 +200,14 @@ def test_weights_of_another_architecture_are_one_line_with_the_first_that_do_not
 
 
 def test_weights_below_a_root_are_whole_or_written_again(files, tmp_path):
-    storage, content = open_storage(str(tmp_path)), b"weights"
-    digest = keep_weights(storage, content)
+    store, content = ArtifactStore(str(tmp_path)), b"weights"
+    digest = store.keep_pretrained(content)
     place = tmp_path / "weights" / f"{digest}.safetensors"
     assert (digest, place.read_bytes()) == (sha256(content), content)
     place.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="has not the digest"):
-        read_weights(storage, digest)
-    keep_weights(storage, content)
+        read_weights(store, digest)
+    store.keep_pretrained(content)
     assert place.read_bytes() == content
 
 
@@ -356,12 +355,13 @@ def teacher_of(space: Space, data: Dataset) -> Stage:
 def test_the_weights_digest_is_in_the_key_and_their_path_is_not(weights_file, tmp_path):
     data, moved = load("mnist"), tmp_path / "moved.pth"
     shutil.copy(weights_file, moved)
-    here, there = (with_weights(pretrained_space(each), data, "space mine") for each in (weights_file, moved))
+    folder = study_folder(str(tmp_path / "runs"), "mine")
+    here, there = (with_weights(pretrained_space(each), data, "space mine", folder) for each in (weights_file, moved))
     assert teacher_of(here, data).key == teacher_of(there, data).key
     assert here.identity() == there.identity()
     assert teacher_of(here, data).key_input()["pretrained"] == here.weights["teacher"]["plain-2"]
     torch.save(build("plain-2", (1, 28, 28), 26).state_dict(), moved)
-    other = with_weights(pretrained_space(moved), data, "space mine")
+    other = with_weights(pretrained_space(moved), data, "space mine", folder)
     assert teacher_of(other, data).key != teacher_of(here, data).key
 
 
@@ -420,7 +420,8 @@ def test_a_plan_knows_the_weights_and_writes_none(weights_file, tmp_path):
 def test_a_plan_goes_on_without_the_file_as_a_run_does(weights_file, tmp_path):
     folder, space, data = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(weights_file), load("mnist")
     folder.prepare()
-    started = with_weights(space, data, "space mine", folder.storage)
+    started = with_weights(space, data, "space mine", folder)
+    keep_pretrained(started, "space mine", folder)
     create_search(folder, started, data.fingerprint)
     weights_file.unlink()
     before = sorted((tmp_path / "runs").rglob("*"))
@@ -464,3 +465,13 @@ def test_a_study_keeps_its_weights_and_refuses_others(ray_slots, weights_file, t
     torch.save(build("plain-2", (1, 28, 28), 26).state_dict(), weights_file)
     with pytest.raises(InputError, match=r"another space: weights.teacher.plain-2 was \"\w{64}\", is \"\w{64}\""):
         run(folder, space)
+    assert [*(tmp_path / "runs" / "weights").iterdir()] == [kept]
+
+
+def test_weights_that_change_while_a_study_starts_are_one_line(weights_file, tmp_path):
+    folder, space, data = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(weights_file), load("mnist")
+    folder.prepare()
+    checked = with_weights(space, data, "space mine", folder)
+    torch.save(build("plain-2", (1, 28, 28), 26).state_dict(), weights_file)
+    with pytest.raises(InputError, match=r"space mine: pretrained .*letters.pth: changed while the study started"):
+        keep_pretrained(checked, "space mine", folder)

@@ -1,4 +1,4 @@
-"""The artifact store: what finished stages leave, and the checkpoints of those that train. No torch."""
+"""The artifact store: what finished stages leave, checkpoints of those that train, and pretrained weights. No torch."""
 
 import json
 import logging
@@ -146,6 +146,27 @@ class ArtifactStore:
         """The stage is finished, or nothing can come of it."""
         self.storage.delete(_checkpoint(key))
 
+    def keep_pretrained(self, content: bytes) -> str:
+        """Writes canonical weights, unless they are there whole; returns their digest."""
+        digest = sha256(content)
+        if not self.has_pretrained(digest):
+            self.storage.replace(_pretrained(digest), content)
+        return digest
+
+    def has_pretrained(self, digest: str) -> bool:
+        """Whether they are there, whole."""
+        try:
+            return sha256(self.storage.read(_pretrained(digest))) == digest
+        except FileNotFoundError:
+            return False
+
+    def pretrained(self, digest: str) -> bytes:
+        """Raises FileNotFoundError where there are none, ValueError where they are damaged."""
+        content = self.storage.local(_pretrained(digest), digest).read_bytes()
+        if sha256(content) != digest:
+            raise ValueError(f"{self.storage.uri(_pretrained(digest))} has not the digest it was written with")
+        return content
+
 
 def needed_files(stage: Stage) -> Set[str]:
     """What a finished stage's artifact must have: what others learn from has its soft targets as well."""
@@ -158,6 +179,10 @@ def _folder(key: str) -> str:
 
 def _checkpoint(key: str) -> str:
     return f"{CHECKPOINTS}/{key}"
+
+
+def _pretrained(digest: str) -> str:
+    return f"{PRETRAINED}/{digest}.safetensors"
 
 
 def soft_targets_file(logits: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:

@@ -44,6 +44,7 @@ class StageBatch:
         measure_width: bool,
         origin: Mapping[str, Mapping[str, str]],
     ) -> None:
+        self.name = stages[0].name
         torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
         self.store, self.threads, self.measure_width, self.origin = store, threads, measure_width, origin
@@ -102,7 +103,7 @@ class StageBatch:
     def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
         upstream = [[_soft_targets(self.store, each.key) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
-        pretrained = read_weights(self.store.storage, digest) if digest else None
+        pretrained = read_weights(self.store, digest) if digest else None
         return StageTraining(stages, load_for(stages[0].dataset), upstream, self.device, pretrained)
 
     def run_epoch(self) -> None:

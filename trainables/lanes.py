@@ -56,7 +56,7 @@ class Alone(LaneModel):
     """One model as it is: the form of families that don't stack, which has one lane.
 
     For convolutions, grouped ones were measured, one a layer for all lanes: on a CPU 4 lanes of `cnn` took 1.6 times
-    as long as one after the other.
+    as long as one after the other. `torch.func` takes 2.5 to 7 times as long (`benchmarks/convolutions.py`).
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:

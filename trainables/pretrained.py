@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces import InputError
-from trainables.artifacts import PRETRAINED
+from trainables.artifacts import ArtifactStore
 from trainables.conversion import Normalization
 from trainables.models import check_model, family_of
 from trainables.sources import ImageShape
-from trainables.storage import Storage, first_line, sha256
+from trainables.storage import first_line
 
 IMAGENET = "imagenet"
 SCALE, SHIFT = "input_scale", "input_shift"  # buffers of a model whose weights expect other pixels than the dataset's
@@ -203,33 +203,10 @@ def check_takes_pretrained(model: str) -> None:
         raise InputError(f"pretrained: the family of {model} takes no pretrained weights")
 
 
-def keep_weights(storage: Storage, content: bytes) -> str:
-    """Writes canonical weights below a root, unless they are there whole; returns their digest."""
-    digest = sha256(content)
-    if not has_weights(storage, digest):
-        storage.replace(_place(digest), content)
-    return digest
-
-
-def has_weights(storage: Storage, digest: str) -> bool:
-    """Whether a root has them, whole."""
-    try:
-        return sha256(storage.read(_place(digest))) == digest
-    except FileNotFoundError:
-        return False
-
-
 @lru_cache(maxsize=2)
-def read_weights(storage: Storage, digest: str) -> Pretrained:
-    """Raises FileNotFoundError where there are none, ValueError where they are damaged."""
-    content = storage.local(_place(digest), digest).read_bytes()
-    if sha256(content) != digest:
-        raise ValueError(f"{storage.uri(_place(digest))} has not the digest it was written with")
-    return _parsed(content)
-
-
-def _place(digest: str) -> str:
-    return f"{PRETRAINED}/{digest}.safetensors"
+def read_weights(store: ArtifactStore, digest: str) -> Pretrained:
+    """Raises FileNotFoundError where a root has none, ValueError where they are damaged."""
+    return _parsed(store.pretrained(digest))
 
 
 def start_from(pretrained: Pretrained, module: nn.Module, dataset: Normalization) -> None:

@@ -98,4 +98,4 @@ class StageTrainable(tune.Trainable):
             try:
                 self._write_checkpoints()
             except OSError as error:
-                log.warning("%s: no checkpoint of its last epochs: %s", self.batch.lanes[0].stage.name, error)
+                log.warning("%s: no checkpoint of its last epochs: %s", self.batch.name, error)
