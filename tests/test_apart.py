@@ -29,31 +29,31 @@ def children(parent: psutil.Process, ready: Callable[[psutil.Process], bool]) ->
 
 
 def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(tmp_path, cache):
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"trials": 3, "coverage": 1, "confirm": {"seeds": 2}}))
-    code = "from study.cli import main\nassert main(sys.argv[1:]) == 0"
-    ran = python(code, tmp_path, "run", "tiny.yaml", "--slots", "2", "--wandb", "offline")
-    assert ran.returncode == 0, ran.stderr
-    assert "These are test numbers of the confirm phase" in ran.stdout
-
-
-def test_pretrained_weights_and_a_refused_space_without_torch_here(tmp_path, cache):
     weights = "import torch\nfrom trainables.models import build\n" + (
         "torch.save(build('plain-2', (1, 28, 28), 10).state_dict(), 'start.pth')"
     )
     subprocess.run([sys.executable, "-c", weights], cwd=tmp_path, check=True)
     teacher = {"model": "plain-2", "pretrained": str(tmp_path / "start.pth"), "recipe": {"epochs": 1, "examples": 200}}
-    space = TINY | {"teacher": teacher, "assistants": [], "arms": ["kd"], "trials": 1, "coverage": 1, "seeds": 1}
+    space = TINY | {
+        "teacher": teacher,
+        "assistants": [],
+        "trials": 2,
+        "coverage": 1,
+        "seeds": 1,
+        "confirm": {"seeds": 2},
+    }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(space))
-    code = """
+    code = """import os
 from study.cli import main
 assert main([*sys.argv[1:], "--set", "teacher.model=cnn"]) == 2
 assert not os.path.exists("runs/weights")
 assert main(sys.argv[1:]) == 0
 """
-    ran = python(f"import os{code}", tmp_path, "run", "tiny.yaml", "--slots", "1", "--wandb", "disabled")
+    ran = python(code, tmp_path, "run", "tiny.yaml", "--slots", "1", "--wandb", "offline")
     assert ran.returncode == 0, ran.stderr
     assert "takd: space tiny.yaml: pretrained" in ran.stderr
     assert "these are not the weights of cnn" in ran.stderr
+    assert "These are test numbers of the confirm phase" in ran.stdout
     [kept] = (tmp_path / "runs" / "weights").iterdir()
     assert kept.suffix == ".safetensors"
 

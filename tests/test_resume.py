@@ -34,6 +34,14 @@ LATEST = {**EVERY_EPOCH, "checkpoint_every": {"seconds": 1000}}  # only a stop w
 COLUMNS = ["trial", "path_seed", "role", "stage_key", "arm", "temperature", "status", "val_accuracy", "epochs"]
 
 
+def line_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty when it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 class Driver:
     """`takd run` of a space in a process of its own."""
 
@@ -72,7 +80,7 @@ class Driver:
 
     def children(self) -> list[psutil.Process]:
         """Its raylet, its GCS and what trains; Ray's agents take up to a minute to see that they are alone."""
-        found = [(child, child.cmdline()) for child in psutil.Process(self.process.pid).children(recursive=True)]
+        found = [(child, line_of(child)) for child in psutil.Process(self.process.pid).children(recursive=True)]
         return [
             child
             for child, line in found
