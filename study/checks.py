@@ -40,10 +40,11 @@ def keep_pretrained(space: Space, source: str, folder: StudyFolder) -> None:
         digest = space.weights.get(role, {}).get(model)
         if digest is not None and not store.has_pretrained(digest):
             content = canonical_weights(model, str(section.pretrained), dataset.image_shape, len(dataset.classes))
-            if store.keep_pretrained(content) != digest:
+            if sha256(content) != digest:
                 raise InputError(
                     f"{source}: pretrained {section.pretrained}: changed while the study started; run again"
                 )
+            store.keep_pretrained(content)
 
 
 def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
