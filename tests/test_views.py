@@ -57,7 +57,7 @@ def test_a_view_is_the_same_whoever_asks_and_another_than_the_next(augment: str)
     chosen = torch.tensor([7, 299, 3])
     torch.testing.assert_close(again.apply(images[chosen], chosen), whole[chosen], rtol=0, atol=0)
     differ = (whole != second.apply(images, slice(None))).flatten(1).any(dim=1)
-    assert differ.float().mean() > 0.8
+    assert differ.float().mean() > 0.3  # a flip alone changes half of them
     assert view(augment, 0, 300) is None
 
 
