@@ -12,31 +12,43 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 
 def apart(function: str, *arguments: Any) -> Any:
-    """What `function`, named as `module:name`, returns; its exceptions are raised here, with the traceback as a note.
+    """What `function`, named as `module:name`, returns; its exceptions are raised here, their traceback as a note."""
+    return begin(function, *arguments)()
+
+
+def begin(function: str, *arguments: Any) -> Callable[[], Any]:
+    """As `apart`, but returns at once: what is returned waits for the answer.
 
     Where torch is in memory already it is called here, as there is nothing to save.
     """
     if "torch" in sys.modules:
-        return _named(function)(*arguments)
+        return partial(_named(function), *arguments)
     # Ctrl-C is the parent's to handle: a process group of its own does not get it from the terminal.
-    with subprocess.Popen(
+    child = subprocess.Popen(
         [sys.executable, "-P", "-m", "study.apart"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         process_group=0,
-    ) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
+    )
+    assert child.stdin is not None
+    with suppress(BrokenPipeError):  # it died: that is said with the answer
+        pickle.dump((function, arguments), child.stdin)
+        child.stdin.flush()
+    return partial(_answer_of, child, function)
+
+
+def _answer_of(child: "subprocess.Popen[bytes]", function: str) -> Any:
+    assert child.stdout is not None
+    with child:
         try:
-            with suppress(BrokenPipeError):  # it died: that is said below
-                pickle.dump((function, arguments), child.stdin)
-                child.stdin.flush()
             answer = child.stdout.read()
         except BaseException:
             child.kill()

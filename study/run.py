@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import import_module
 
 import pyarrow as pa
 from rich.console import Console
 
 from analysis.tables import best_configurations
 from search_spaces import InputError, Space, Stage
-from study.apart import apart
+from study.apart import apart, begin
 from study.events import EventLog
 from study.folder import StudyFolder
 from study.graph import Description, Proposal, StageGraph
@@ -60,7 +61,9 @@ def run_study(
     Raises InputError before anything is written when the space or the folder can't be, or another process runs it.
     """
     stop, began = stop or Stop(), time.monotonic()
-    space, data, warnings = apart("study.checks:check", space, source, folder)
+    checked = begin("study.checks:check", space, source, folder)
+    import_module("study.scheduling")  # Ray takes seconds: while the other process checks
+    space, data, warnings = checked()
     if stop.requested:
         return RunResult(finished=False)
     for warning in warnings:
@@ -156,7 +159,7 @@ def _train(
     stop: Stop,
     began: float,
 ) -> RunResult:
-    # Imports Ray: seconds that a finished study need not wait.
+    # Not above: Ray takes seconds, which other commands need not wait.
     from study.scheduling import PathSearcher, lacking_gpus, run_stages, start_ray
 
     slots = start_ray(options.slots, options.address)

@@ -141,11 +141,15 @@ def build(model: str, image_shape: ImageShape, classes: int, dropout: float | No
 
 
 def check_model(model: str, image_shape: ImageShape, classes: int, dropout: float | None = None) -> nn.Module:
-    """The model on the meta device, once it has taken two images; raises InputError where it can't."""
+    """The model on the meta device, once it has taken two images; raises InputError where it can't.
+
+    Fully connected models take images of any size and are not run: that makes torch load its compiler, for a second.
+    """
     with torch.device("meta"), torch.no_grad():
         try:
             module = build(model, image_shape, classes, dropout).eval()
-            module(torch.empty(2, *image_shape))
+            if not family_of(model)[0].stacks:
+                module(torch.empty(2, *image_shape))
         except InputError:
             raise
         except (RuntimeError, ValueError, AssertionError) as error:
