@@ -18,6 +18,10 @@ from functools import partial
 from typing import Any
 
 
+class NoAnswerError(RuntimeError):
+    """The other process died."""
+
+
 def apart(function: str, *arguments: Any) -> Any:
     """What `function`, named as `module:name`, returns; its exceptions are raised here, their traceback as a note."""
     return begin(function, *arguments)()
@@ -61,7 +65,7 @@ def _answer_of(child: "subprocess.Popen[bytes]", function: str) -> Any:
     if child.returncode in (-signal.SIGINT, -signal.SIGTERM):  # of all processes of the job, before it ignored them
         raise KeyboardInterrupt
     how = "SIGKILL; out of memory?" if child.returncode == -signal.SIGKILL else f"exit code {child.returncode}"
-    raise RuntimeError(f"{function} ended without an answer ({how})")
+    raise NoAnswerError(f"the process of {function} ended without an answer ({how})")
 
 
 def log_to_stderr() -> None:

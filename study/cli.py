@@ -13,7 +13,7 @@ from rich.console import Console
 
 from analysis.tables import METRICS, read_trials
 from search_spaces import InputError, Space, load_space, presets
-from study.apart import log_to_stderr
+from study.apart import NoAnswerError, log_to_stderr
 from study.folder import ROOT, StudyFolder, absolute_root, study_folder
 from study.optimization import open_search
 from study.results import write_results
@@ -45,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"takd: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
+    except NoAnswerError as error:
+        print(f"takd: {error}; nothing is lost, run it again", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 

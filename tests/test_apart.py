@@ -114,6 +114,20 @@ for function, expected in (("os:abort", "exit code -6"), ("threading:Lock", "can
     assert ran.returncode == 0, ran.stderr
 
 
+def test_a_check_that_is_killed_is_one_line(tmp_path, cache):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    takd = Path(sys.executable).with_name("takd")
+    job = subprocess.Popen([takd, "run", "tiny.yaml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    [child] = children(psutil.Process(job.pid), lambda each: each.num_threads() > 1)
+    child.kill()
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 1
+    assert errors == (
+        "takd: the process of study.checks:check ended without an answer (SIGKILL; out of memory?); nothing is lost, "
+        "run it again\n"
+    )
+
+
 def test_it_ends_with_the_process_that_asked(tmp_path):
     asking = subprocess.Popen([sys.executable, "-c", WITHOUT_TORCH.format('apart("time:sleep", 600)')])
     [child] = children(psutil.Process(asking.pid), lambda each: each.num_threads() > 1)  # then it watches for that
