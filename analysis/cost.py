@@ -1,8 +1,8 @@
 """What a student's accuracy cost: seconds and FLOPs of its whole path, alone and shared.
 
 Seconds are of training, as measured while other stages trained beside it. FLOPs are of training alone: a step counts
-as three forward passes (one forward, two backward; Kaplan et al. 2020, section 2.1), and neither evaluation nor soft
-targets are in them.
+as three forward passes (one forward, two backward; Kaplan et al. 2020, section 2.1), as one while the head alone
+trains, and neither evaluation nor soft targets are in them. Layers frozen below `finetune_from` count as trained.
 """
 
 import numpy as np
@@ -13,8 +13,9 @@ FORWARD_PASSES_A_STEP = 3
 
 
 def training_flops(stages: pd.DataFrame) -> "pd.Series[float]":
-    """Of training each stage once."""
-    return FORWARD_PASSES_A_STEP * stages["flops_per_image"] * stages["examples"] * stages["epochs"]
+    """Of training each stage once; null where it has not ended."""
+    whole = stages["whole_epochs"] if "whole_epochs" in stages else stages["epochs"]  # a table of an older version
+    return FORWARD_PASSES_A_STEP * stages["flops_per_image"] * stages["examples"] * whole
 
 
 def student_costs(trials: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:

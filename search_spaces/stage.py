@@ -115,6 +115,15 @@ class Recipe(Value):
         missing = [name for name in defaults if given.get(name) is None and _ONLY_WITH[name].used_in(given)]
         return given | {name: defaults[name] for name in missing}
 
+    @property
+    def whole_epochs(self) -> float:
+        """How many epochs of all layers cost as much: while the head alone trains, the rest has no backward pass.
+
+        That is a third of an epoch; without views once, as what the rest gives is kept, and with views in every one.
+        """
+        head = self.head_epochs or 0
+        return self.epochs - head + (head if self.views else min(head, 1)) / 3
+
     @model_validator(mode="after")
     def _milestones_rise(self) -> Self:
         marks = self.milestones or ()

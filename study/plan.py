@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces import WIDEST, InputError, Recipe, Role, Space, Stage
+from search_spaces import WIDEST, InputError, Role, Space, Stage
 from study.checks import check_space, stages_by_model, with_weights
 from study.folder import StudyFolder
 from study.optimization import find_search
@@ -116,16 +116,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
         started = time.perf_counter()
         training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
-    return per_image * wanted * whole_epochs(stage.recipe)
-
-
-def whole_epochs(recipe: Recipe) -> float:
-    """How many epochs of all layers take as long: while the head alone trains, the rest has no backward pass.
-
-    That is a third of an epoch; without views once, as what the rest gives is kept, and with views in every one.
-    """
-    head = recipe.head_epochs or 0
-    return recipe.epochs - head + (head if recipe.views else min(head, 1)) / 3
+    return per_image * wanted * stage.recipe.whole_epochs
 
 
 def total_seconds(planned: list[PlannedStages], slots: int) -> float:

@@ -41,6 +41,10 @@ TRIALS = pa.schema(
         ("stage_key", pa.string()),
         ("status", pa.string()),  # done, failed, pruned or unfinished
         ("epochs", pa.int32()),
+        (
+            "whole_epochs",
+            pa.float64(),
+        ),  # of all layers, that would cost as much
         ("selected_epoch", pa.int32()),
         ("val_accuracy", pa.float64()),  # fraction
         ("val_loss", pa.float64()),
@@ -163,6 +167,7 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
         "lambda": stage.lambda_,
         "learning_rate": stage.recipe.learning_rate,
         "examples": stage.recipe.examples or stage.dataset.sizes["train"],
+        "whole_epochs": stage.recipe.whole_epochs,
         "seed": stage.seed,
         "stage_key": stage.key,
     }

@@ -92,6 +92,11 @@ def test_flops_are_three_forward_passes_a_step_on_all_that_was_seen():
     trials = made_up()
     costs = student_costs(trials, students(trials)).groupby("arm")["path_flops"].mean()
     assert costs["labels"] == 3 * 2 * 6_442 * 2000 * 10
+    trials["whole_epochs"] = trials["epochs"].where(trials["role"] == "student", trials["epochs"] - 2 / 3)
+    shorter = student_costs(trials, students(trials)).groupby("arm")["path_flops"].mean()
+    assert shorter["labels"] == costs["labels"]
+    teacher = trials[trials["role"] == "teacher"].iloc[0]
+    assert costs["kd"] - shorter["kd"] == pytest.approx(2 * teacher["flops_per_image"] * teacher["examples"])
 
 
 def test_all_that_was_shared_adds_up_to_what_was_trained(real):

@@ -19,7 +19,7 @@ from search_spaces import InputError, Recipe, Space, Stage, space_from
 from study.checks import check_space, keep_pretrained, with_weights
 from study.folder import study_folder
 from study.optimization import create_search, find_search
-from study.plan import print_plan, whole_epochs
+from study.plan import print_plan
 from trainables.artifacts import WEIGHTS, ArtifactStore
 from trainables.built_in import BUILT_IN, BuiltIn
 from trainables.conversion import Normalization
@@ -440,7 +440,7 @@ def test_a_plan_goes_on_without_the_file_as_a_run_does(weights_file, tmp_path):
     ],
 )
 def test_a_head_epoch_costs_a_third_where_nothing_is_kept_of_the_last(recipe, epochs):
-    assert whole_epochs(Recipe.model_validate({"epochs": 6} | recipe)) == pytest.approx(epochs)
+    assert Recipe.model_validate({"epochs": 6} | recipe).whole_epochs == pytest.approx(epochs)
 
 
 @pytest.mark.slow
