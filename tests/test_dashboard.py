@@ -22,6 +22,9 @@ pytest.importorskip("optuna_dashboard")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+TRIALS = 60  # of a study that is not at its end while the first pages are looked at
+
+
 @dataclass(frozen=True)
 class Served:
     """A dashboard of a study that ran beside it."""
@@ -37,7 +40,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("served")
-    space = write_space(root / "tiny.yaml", trials=30)
+    space = write_space(root / "tiny.yaml", trials=TRIALS)
     options = [str(space), "--root", str(root), "--wandb", "disabled", "--slots", "1"]
     study = subprocess.Popen([TAKD, "run", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     wait_for(lambda: "COMPLETE" in states(root), 120)
@@ -129,8 +132,8 @@ def test_follow_shows_a_study_of_another_process_until_it_ends(served, tmp_path)
         [TAKD, "status", "tiny", "--root", str(root), "--follow"], capture_output=True, text=True, timeout=240
     )
     assert (follow.returncode, follow.stderr) == (0, "")
-    blocks = re.findall(r"study tiny: (\d+) of 30 trials proposed", follow.stdout)
-    assert blocks[-1] == "30"
+    blocks = re.findall(rf"study tiny: (\d+) of {TRIALS} trials proposed", follow.stdout)
+    assert blocks[-1] == str(TRIALS)
     assert blocks == sorted(blocks, key=int)
     assert "\x1b" not in follow.stdout
     assert served.study.wait(60) == 0
