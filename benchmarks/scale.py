@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/scale.py [--trials 100 1000 10000] [--slots 64] [--sampler tpe]
 
 Stages are not trained: as soon as one is handed out, a small artifact with a made-up accuracy is published in its
-place, by the real store, and the searcher hears of it as from Tune. One student a trial; arms `labels`, `kd` and two
+place, by the real store, and the searcher hears of it as from a worker. One student a trial; arms `labels`, `kd` and two
 assistants; T, lambda and learning rate varied. Tune's own time a trial is in `overhead.py trial`, W&B's in
 `tracking.py`. About 8 minutes.
 """
@@ -31,6 +31,7 @@ from study.results import write_results
 from study.run import find_artifact
 from study.scheduling import PathSearcher, start_ray
 from study.stopping import Stop
+from study.workers import Need
 from trainables.artifacts import SOFT_TARGETS, WEIGHTS
 
 EPOCHS = [
@@ -84,31 +85,42 @@ def publish(folder: StudyFolder, stage: Stage, dice: random.Random) -> None:
     folder.artifacts.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, files)
 
 
+class Assigned:
+    """In the place of a worker's handle: what is assigned stands in a row and is done in order."""
+
+    def __init__(self, name: str, row: deque[tuple[str, dict[str, Any]]]) -> None:
+        self.name, self.row = name, row
+        self.assign = self  # `assign.remote`
+
+    def remote(self, given: dict[str, Any]) -> None:
+        self.row.append((self.name, given))
+
+
 def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None:
-    """The searcher to its end, as Tune drives it, with `slots` batches at a time."""
+    """The searcher to its end, as Tune drives it, with `slots` workers."""
     graph, dice = StageGraph(clock.timed("look at artifacts", find_artifact(folder.artifacts))), random.Random(0)
     search.ask = clock.timed("ask the sampler", search.ask)  # type: ignore[method-assign]
     search.tell = clock.timed("tell the storage", search.tell)  # type: ignore[method-assign]
     searcher = PathSearcher(search, graph, folder.root, Observers([]), Stop())
-    searcher.cluster = {"CPU": float(slots)}
-    running: deque[tuple[str, dict[str, Any]]] = deque()
-    number, ended, last = 0, 0, time.perf_counter()
+    searcher.workers.nodes = {"here": Need(slots, 0)}
+    searcher.looked = float("inf")  # not at Ray's own nodes
+    nothing = {"stages": [], "width": None, "idle": True}
+    row: deque[tuple[str, dict[str, Any]]] = deque()
+    names, ended, last = (str(number) for number in range(10**9)), 0, time.perf_counter()
     marks: list[float] = []
-    while True:
-        config = searcher.suggest(str(number)) if len(running) < slots else None
-        if isinstance(config, dict):
-            searcher.trial_started(str(number))
-            running.append((str(number), config))
-            number += 1
+    while not searcher.over:
+        while isinstance(searcher.suggest(name := next(names)), dict):
+            searcher.report(name, nothing | {"node": "here", "actor": Assigned(name, row)})
+        for name in [name for name, each in searcher.workers.living.items() if each.batch is None]:
+            searcher.report(name, nothing)
+        if not row:
             continue
-        if not running:
-            break
-        name, config = running.popleft()
-        stages = [Stage.model_validate(each) for each in config["stages"]]
+        name, given = row.popleft()
+        stages = [Stage.model_validate(each) for each in given["stages"]]
         for stage in stages:
             clock.timed("publish, in the worker", publish)(folder, stage, dice)
         states = [{"key": stage.key, "state": "done", "reason": None, "epochs": EPOCHS} for stage in stages]
-        searcher.on_trial_complete(trial_id=name, result={"stages": states, "width": None})
+        searcher.report(name, nothing | {"stages": states})
         ended += len(stages)
         if ended >= (len(marks) + 1) * search.space.budget / 10:
             marks.append(time.perf_counter() - last)

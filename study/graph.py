@@ -1,7 +1,7 @@
 """The study graph: which stages the proposed paths need, each once, and which may train now. No Ray, no Optuna."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
@@ -148,9 +148,9 @@ class StageGraph:
         elif all(each.state == "done" for each in upstream):
             self._set_state(node, "ready")
 
-    def next_group(self) -> "Group | None":
-        """Whose stages should train next: what others learn from first, then what was ready first."""
-        return next((group for groups in self._ready.values() for group in groups), None)
+    def groups(self) -> "Iterator[Group]":
+        """Whose stages could train, in order: what others learn from first, then what was ready first."""
+        return (group for groups in self._ready.values() for group in groups)
 
     def ready(self, group: "Group") -> int:
         """How many stages of a group could train now."""

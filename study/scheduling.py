@@ -7,9 +7,9 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -28,11 +28,13 @@ from study.graph import Group, Node, Proposal, StageGraph
 from study.observers import Observers
 from study.optimization import Search
 from study.stopping import Stop
+from study.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers
 from trainables.artifacts import ArtifactStore
 from trainables.halving import start_halving
 from trainables.stage_trainable import StageTrainable
 from trainables.storage import FULL
 
+LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 
 # Tune's own state files, loggers and table are not used: what must last is in the two durable places.
@@ -47,21 +49,18 @@ _TUNE_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours: `study.stopping`
     "TUNE_FORCE_TRIAL_CLEANUP_S": str(STOP_SECONDS),
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # how many workers start at a time is decided here
 }
 
 log = logging.getLogger("takd")
 
 
-@dataclass
-class Batch:
-    """What one trial of Tune's trains."""
-
-    group: Group
-    keys: set[str]  # of its stages that have not ended
-
-
 class PathSearcher(Searcher):
     """Turns the sampler's paths into stages that may train now; a path that waits holds no device.
+
+    A trial of Tune's is a worker. Tune asks `suggest` for new ones, and `report` gives each the stages that it trains
+    next: which worker starts, trains and goes is decided here, and not by Tune's reuse of actors, which takes away
+    every worker that is starting where another has just become free.
 
     `confirm` is called once when the search is over; what it returns is trained too.
     """
@@ -80,12 +79,14 @@ class PathSearcher(Searcher):
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.stop = stop
         self.artifacts = ArtifactStore(root)
-        self.cluster = reachable_resources()
-        self.resources = resources(search.space, self.cluster)
+        self.resources = resources(search.space, reachable_resources())
         self.guaranteed = len(search.space.guaranteed())
         self.halving = start_halving(**search.space.asha.model_dump()) if search.space.asha else None
-        self.given: dict[str, Batch] = {}  # by Tune's trial
+        self.workers, self.use = Workers(reachable_nodes()), Use()
+        self.looked = time.monotonic()  # at the cluster's nodes
+        self.failed_starts = 0  # workers in a row that died before they had started
         self.widths: dict[str, int] = {}  # lanes that go fastest, by shape, as workers measured
+        self.over = False  # nothing is left to train
         for arm, configuration, accuracies in search.finished():
             graph.note(arm, configuration, accuracies)
         for proposal in search.reclaim():
@@ -96,31 +97,38 @@ class PathSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self.stop.requested:
-            return None if self.given else str(Searcher.FINISHED)  # Tune looks at its stopper when a trial reports
-        group = self.graph.next_group()
-        while self._wants_more(group) and (proposal := self._ask()):
+        """A new worker where stages are ready for one and the cluster has room."""
+        self._look_at_the_cluster()
+        if not self.stop.requested:
+            self._fill()
+        if self.stop.requested or self.over:
+            return None if self.workers.living else str(Searcher.FINISHED)  # Tune's stopper ends those that live
+        need = self._lacking()
+        if need is None:
+            return None
+        self.workers.start(trial_id, need)
+        return {"root": self.root, "cpu": need.cpu, "gpu": need.gpu}
+
+    def _look_at_the_cluster(self) -> None:
+        if (now := time.monotonic()) - self.looked >= LOOK_SECONDS:
+            self.workers.nodes, self.looked = reachable_nodes(), now
+
+    def _fill(self) -> None:
+        """Asks the sampler until enough is ready; once the search is over, begins the confirm phase."""
+        while self._wants_more(group := next(self.graph.groups(), None)) and (proposal := self._ask()):
             self.graph.add(proposal)
             self._close_finished()
-            group = self.graph.next_group()
         if not self.graph.open and self.confirm and not self.search.remaining:
-            group = self._start_confirming(self.confirm)
-        size = self._batch_size(group) if group else 0
-        if group is None or size == 0:
-            return None if self.graph.open or self.stop.requested else str(Searcher.FINISHED)
-        nodes = self.graph.take(group, size)
-        self.given[trial_id] = Batch(group, {node.stage.key for node in nodes})
-        self.observers.graph_changed(self.graph, self.search.remaining)
-        return self._config(group, nodes)
+            self._start_confirming(self.confirm)
+        self.over = group is None and not self.graph.open and not self.confirm and not self.search.remaining
 
-    def _start_confirming(self, confirm: Callable[[], Sequence[Proposal]]) -> Group | None:
+    def _start_confirming(self, confirm: Callable[[], Sequence[Proposal]]) -> None:
         """The search is over: what it chose is trained from fresh seeds."""
         self.confirm = None
         with self._room_needed():
             for proposal in confirm():
                 self.graph.add(proposal)
         self._close_finished()
-        return self.graph.next_group()
 
     def _wants_more(self, group: Group | None) -> bool:
         """Whether to ask the sampler now: early for guaranteed trials, for free ones late, when it knows more."""
@@ -129,7 +137,7 @@ class PathSearcher(Searcher):
         free = self.search.asked >= self.guaranteed
         unknown = 1 if free else WIDEST
         width = self._width(group, unknown) if group else max(self.widths.values(), default=unknown)
-        slots = self._slots("student")
+        slots = self.workers.most(self._need("student"))
         return len(self.graph.open) < max(2 * slots, slots * width // self.search.space.seeds)
 
     def _width(self, group: Group, unknown: int = WIDEST) -> int:
@@ -137,33 +145,105 @@ class PathSearcher(Searcher):
         width = self.widths.get(group.shape, lanes if isinstance(lanes, int) else unknown)
         return min(width, group.most_lanes or width)
 
+    def _need(self, role: Role) -> Need:
+        return Need(**self.resources[role])
+
+    def _lacking(self) -> Need | None:
+        """The kind of worker to start now. What others learn from comes first: no other kind takes its room."""
+        wanted: dict[Need, int] = {}
+        kept = None
+        for group in self.graph.groups():
+            need = self._need(group.role)
+            wanted[need] = wanted.get(need, 0) + self._batches(group)
+            if wanted[need] > self.workers.waiting(need):
+                if self.workers.room(need, besides=kept):
+                    return need
+                kept = kept or self.workers.kept_for(need)
+        return None
+
+    def _batches(self, group: Group) -> int:
+        """Into how many batches the ready stages of a group are worth dividing."""
+        return -(-self.graph.ready(group) // _small(self._width(group, unknown=1)))
+
     def _batch_size(self, group: Group) -> int:
-        """A fair share of what is ready for each idle device, so that the last ones end together.
+        """A fair share of what is ready for each worker that could take some, so that the last ones end together.
 
-        Where no device is idle a batch would only wait: then none that is small while others may still join it.
+        Workers that are not there yet, or train, leave no share small: lanes are worth more than an early end.
         """
-        width, ready = self._width(group), self.graph.ready(group)
-        if idle := self._idle(group.role):
-            return min(width, -(-ready // idle))
-        small = -(-width // 4)
-        if ready < small and (self.graph.has_waiting or self.search.remaining):
-            return 0
-        return min(width, max(small, -(-ready // self._slots(group.role))))
+        need, ready = self._need(group.role), self.graph.ready(group)
+        if (idle := self.workers.idle(need)) > 1:
+            least = -(-ready // idle)
+        else:
+            least = max(_small(self._width(group, unknown=1)), -(-ready // self.workers.most(need)))
+        return min(least, self._width(group))
 
-    def _slots(self, role: Role) -> int:
-        """How many batches of a role the cluster trains at once."""
-        return self._room(role, self.cluster.get("CPU", 1), self.cluster.get("GPU", 0)) or 1
+    def report(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """A worker reports; it is given stages where it has none. Returns whether it goes."""
+        worker = self.workers.living[trial_id]
+        if "actor" in result:
+            worker.node, worker.actor, worker.idle_since = result["node"], result["actor"], time.monotonic()
+            self.failed_starts = 0
+        if worker.batch:
+            self._hear(worker.batch, result)
+        if not result["idle"]:
+            return False
+        if worker.batch:
+            worker.end(time.monotonic())
+        goes = self.stop.requested or not (self._give_stages(worker) or self._is_kept(worker))
+        if goes:
+            self.workers.go(trial_id, time.monotonic())
+        self._note_use()
+        return goes
 
-    def _idle(self, role: Role) -> int:
-        held = [self.resources[batch.group.role] for batch in self.given.values()]
-        cpus, gpus = (sum(each[kind] for each in held) for kind in ("cpu", "gpu"))
-        return self._room(role, self.cluster.get("CPU", 1) - cpus, self.cluster.get("GPU", 0) - gpus)
+    def _give_stages(self, worker: Worker) -> bool:
+        """Whether there were any. A worker on whose node one of another kind is to start, for stages that come first,
+        gets none."""
+        self._fill()
+        for group in self.graph.groups():
+            if self._need(group.role) == worker.need:
+                self._assign(worker, group)
+                return True
+            if self._gives_way(worker, group):
+                return False
+        return False
 
-    def _room(self, role: Role, cpus: float, gpus: float) -> int:
-        """How many batches of a role so many CPUs and GPUs have room for."""
-        wanted = self.resources[role]
-        by_cpu = int(cpus // wanted["cpu"])
-        return max(0, min(by_cpu, int(gpus / wanted["gpu"] + 1e-9)) if wanted["gpu"] else by_cpu)
+    def _gives_way(self, worker: Worker, group: Group) -> bool:
+        need = self._need(group.role)
+        return (
+            self._batches(group) > self.workers.waiting(need)
+            and not self.workers.room(need)
+            and self.workers.kept_for(need) == worker.node
+        )
+
+    def _is_kept(self, worker: Worker) -> bool:
+        """Whether a worker with nothing to train stays: not for long, and not where another kind needs its place."""
+        if self.over or any(self._gives_way(worker, group) for group in self.graph.groups()):
+            return False
+        return time.monotonic() - worker.idle_since < KEPT_SECONDS
+
+    def _assign(self, worker: Worker, group: Group) -> None:
+        nodes = self.graph.take(group, self._batch_size(group))
+        worker.begin(Batch(group, {node.stage.key for node in nodes}, time.monotonic()))
+        # Before the step that Tune asks for next: a worker does in order what this process asks of it.
+        worker.actor.assign.remote(self._given(group, nodes))
+        for node in nodes:
+            self.graph.start(node.stage.key)
+            self.observers.stage_started(node)
+        self.observers.graph_changed(self.graph, self.search.remaining)
+
+    def _given(self, group: Group, nodes: list[Node]) -> dict[str, Any]:
+        space, study = self.search.space, self.search.study.study_name
+        return {
+            "stages": [node.stage.model_dump(mode="json") for node in nodes],
+            "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
+            "measure_width": space.lanes == "auto" and group.shape not in self.widths,
+            "halving": self.halving if (group.role, group.phase) == ("student", "search") else None,
+            "halving_epochs": space.asha.grace_epochs if space.asha else None,
+            "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
+        }
+
+    def _note_use(self) -> None:
+        self.use.note(time.monotonic(), self.workers.busy_part, next(self.graph.groups(), None) is not None)
 
     def _ask(self) -> Proposal | None:
         with self._room_needed():
@@ -180,34 +260,7 @@ class PathSearcher(Searcher):
                 raise
             self.stop.request(f"{error.filename or self.root}: {error.strerror}")
 
-    def _config(self, group: Group, nodes: list[Node]) -> dict[str, Any]:
-        space, study = self.search.space, self.search.study.study_name
-        return {
-            "stages": [node.stage.model_dump(mode="json") for node in nodes],
-            "root": self.root,
-            "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
-            "measure_width": space.lanes == "auto" and group.shape not in self.widths,
-            "halving": self.halving if (group.role, group.phase) == ("student", "search") else None,
-            "halving_epochs": space.asha.grace_epochs if space.asha else None,
-            "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
-            **self.resources[group.role],
-        }
-
-    def trial_started(self, trial_id: str) -> None:
-        for key in self.given[trial_id].keys:
-            self.graph.start(key)
-            self.observers.stage_started(self.graph.nodes[key])
-        self.observers.graph_changed(self.graph, self.search.remaining)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._hear(self.given[trial_id], result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if result is None or error:
-            return  # `trial_failed` follows, with the reason
-        self._hear(self.given.pop(trial_id), result)
-
-    def _hear(self, batch: "Batch", result: dict[str, Any]) -> None:
+    def _hear(self, batch: Batch, result: dict[str, Any]) -> None:
         if result["width"] is not None:
             self.widths[batch.group.shape] = result["width"]
         for state in result["stages"]:
@@ -242,14 +295,27 @@ class PathSearcher(Searcher):
         self.observers.stage_ended(self.graph.nodes[key])
         self.graph.nodes[key].forget_epochs()
 
-    def trial_failed(self, trial_id: str, reason: str) -> None:
-        """Its worker died. Tune's own retries are not used: they give up a trial whose reused worker dies early."""
-        keys = sorted(self.given.pop(trial_id).keys)
+    def worker_failed(self, trial_id: str, reason: str) -> None:
+        """It died, or what it trained raised. Tune's own retries are not used: they know nothing of stages."""
+        worker = self.workers.living[trial_id]
+        keys = sorted(worker.batch.keys) if worker.batch else []
+        self.workers.go(trial_id, time.monotonic())
+        if not worker.started:
+            self.failed_starts += 1
+            if self.failed_starts > self.search.space.max_failures:
+                self.stop.request(f"no worker starts: {reason}")
         self.graph.retry(keys, reason, self.search.space.max_failures)
         for node in (self.graph.nodes[key] for key in keys):
             if node.state == "failed":
                 self.observers.stage_ended(node)
         self._close_finished()
+        self._note_use()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `report` said that the worker goes, or `worker_failed` follows."""
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: `report` has heard it."""
 
     def _close_finished(self) -> None:
         for proposal in self.graph.close_finished():
@@ -271,8 +337,8 @@ class PathSearcher(Searcher):
         raise NotImplementedError("studies go on from Optuna's storage and the artifact store: run again")
 
 
-class TrialEvents(tune.Callback):
-    """What Tune tells callbacks but not searchers: that a trial has its resources, and why one failed."""
+class _Failures(tune.Callback):
+    """What Tune tells callbacks but not searchers: why a worker failed."""
 
     def __init__(self, searcher: PathSearcher) -> None:
         self.searcher = searcher
@@ -280,13 +346,31 @@ class TrialEvents(tune.Callback):
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
-    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self.searcher.trial_started(trial.trial_id)
-
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         text = FilePath(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
         log.debug("trial %s: %s", trial.trial_id, text)
-        self.searcher.trial_failed(trial.trial_id, _reason(text))
+        self.searcher.worker_failed(trial.trial_id, _reason(text))
+
+
+class _Reports(tune.Stopper):
+    """What Tune asks about each report, before anybody else hears of it: whether the worker goes."""
+
+    def __init__(self, searcher: PathSearcher) -> None:
+        self.searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.searcher.report(trial_id, result)
+
+    def stop_all(self) -> bool:
+        return self.searcher.stop.requested or self.searcher.over
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _small(width: int) -> int:
+    """Stages that make a batch worth its worker, of a shape of which so many train fastest."""
+    return -(-width // 4)
 
 
 def _reason(error_text: str) -> str:
@@ -378,6 +462,21 @@ def reachable_resources() -> dict[str, float]:
     return now | {name: max(most, now.get(name, 0)) for name, most in grown.items()}
 
 
+def reachable_nodes() -> Nodes:
+    """What each node has, and as one more what an autoscaler could bring."""
+    there = {
+        node["NodeID"]: Need(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    reachable = reachable_resources()
+    more = Need(
+        reachable.get("CPU", 0) - sum(node.cpu for node in there.values()),
+        reachable.get("GPU", 0) - sum(node.gpu for node in there.values()),
+    )
+    return there | ({ELSEWHERE: more} if more.cpu > 0 or more.gpu > 0 else {})
+
+
 def run_stages(searcher: PathSearcher) -> None:
     """Runs until the search's budget is spent and every stage has ended, or the searcher's `stop` is requested.
 
@@ -387,12 +486,12 @@ def run_stages(searcher: PathSearcher) -> None:
     try:
         tune.Tuner(
             StageTrainable,
-            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=True),
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=False),
             run_config=tune.RunConfig(
                 name="study",
                 storage_path=str(scratch),
-                stop=_WhenAsked(searcher.stop),
-                callbacks=[TrialEvents(searcher)],
+                stop=_Reports(searcher),
+                callbacks=[_Failures(searcher)],
                 failure_config=tune.FailureConfig(max_failures=0),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
                 verbose=0,
@@ -400,19 +499,3 @@ def run_stages(searcher: PathSearcher) -> None:
         ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-class _WhenAsked(tune.Stopper):
-    """Ends all trials when a stop is requested."""
-
-    def __init__(self, stop: Stop) -> None:
-        self.stop = stop
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
-
-    def stop_all(self) -> bool:
-        return self.stop.requested
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}

@@ -39,7 +39,7 @@ class Store:
 
 def taken(graph: StageGraph) -> list[str]:
     names = []
-    while group := graph.next_group():
+    while group := next(graph.groups(), None):
         for node in graph.take(group, 100):
             graph.start(node.stage.key)
             names.append(node.stage.name.split(" T=")[0])

@@ -34,25 +34,39 @@ def stages(number: int, model: str = "mlp-8", **given: Any) -> list[Stage]:
     return [make_stage(model, dataset=dataset, seed=seed, **({"epochs": 3} | given)) for seed in range(number)]
 
 
-def trial(root: Path, of: list[Stage], **given: Any) -> StageTrainable:
-    """One Tune trial of these stages, without Tune around it."""
-    config = {
+def worker(root: Path, of: list[Stage]) -> StageTrainable:
+    """A worker that was given these stages, without Tune around it."""
+    ArtifactStore(str(root)).prepare()
+    trainable = StageTrainable({"root": str(root), "cpu": 1, "gpu": 0})
+    trainable.introduced = True  # which only Ray can do
+    given = {
         "stages": [stage.model_dump(mode="json") for stage in of],
-        "root": str(root),
-        "cpu": 1,
-        "gpu": 0,
         "origin": {stage.key: {"study": "none", "use": "0.0"} for stage in of},
         "measure_width": False,
         "halving": None,
         "halving_epochs": None,
         "checkpoint_every": {"epochs": 1},
     }
-    ArtifactStore(str(root)).prepare()
-    return StageTrainable(config | given)
+    trainable.assign(given)
+    return trainable
 
 
-def states(report: dict[str, Any]) -> dict[str, str]:
-    return {each["key"]: each["state"] for each in report["stages"]}
+def reports(trainable: StageTrainable) -> list[dict[str, Any]]:
+    """What it says until it has nothing left to train."""
+    found = [trainable.step()]
+    while not found[-1]["idle"]:
+        found.append(trainable.step())
+    return found
+
+
+def trained(root: Path, of: list[Stage]) -> list[dict[str, Any]]:
+    """How each of these stages ended in one worker, in the order in which that was told."""
+    told = [state for report in reports(worker(root, of)) for state in report["stages"]]
+    return [state for state in told if state["state"] != "running"]
+
+
+def states(told: list[dict[str, Any]]) -> dict[str, str]:
+    return {each["key"]: each["state"] for each in told}
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_ends_all_lanes_for_now(tmp_path, monkeypatch, caplog):
@@ -61,20 +75,28 @@ def test_a_disk_that_is_full_at_a_checkpoint_ends_all_lanes_for_now(tmp_path, mo
 
     monkeypatch.setattr(ArtifactStore, "save_checkpoint", full)
     of = stages(2)
-    trainable = trial(tmp_path, of)
-    report = trainable.step()
-    assert states(report) == {stage.key: "no room" for stage in of}
-    assert report["done"]
+    [report] = reports(worker(tmp_path, of))
+    assert states(report["stages"]) == {stage.key: "no room" for stage in of}
+
+
+def test_a_worker_that_ends_where_the_disk_is_full_says_what_is_lost(tmp_path, monkeypatch, caplog):
+    def full(store: ArtifactStore, key: str, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    of = stages(2, epochs=10_000)
+    trainable = worker(tmp_path, of)
+    trainable.given["checkpoint_every"] = {"seconds": 1000}
+    assert not trainable.step()["idle"]
+    monkeypatch.setattr(ArtifactStore, "save_checkpoint", full)
     trainable.cleanup()
     assert f"{of[0].name}: no checkpoint of its last epochs: " in caplog.text
 
 
 def test_every_lane_leaves_an_artifact_and_no_checkpoint(tmp_path):
     of = stages(3)
-    report = trial(tmp_path, of).step()
-    assert states(report) == {stage.key: "done" for stage in of}
-    assert report["done"]
-    assert [[each["epoch"] for each in state["epochs"]] for state in report["stages"]] == [[1, 2, 3]] * 3
+    told = trained(tmp_path, of)
+    assert states(told) == {stage.key: "done" for stage in of}
+    assert [[each["epoch"] for each in state["epochs"]] for state in told] == [[1, 2, 3]] * 3
     store = ArtifactStore(str(tmp_path))
     for stage in of:
         description = store.check(stage.key, {WEIGHTS})
@@ -86,19 +108,32 @@ def test_every_lane_leaves_an_artifact_and_no_checkpoint(tmp_path):
 
 def test_lanes_that_were_done_when_their_batch_was_killed_are_left_alone(tmp_path):
     of = stages(3)
-    trial(tmp_path, of[:1]).step()
+    trained(tmp_path, of[:1])
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("artifacts/*/*")}
-    report = trial(tmp_path, of).step()
-    assert states(report) == {stage.key: "done" for stage in of}
+    told = trained(tmp_path, of)
+    assert states(told) == {stage.key: "done" for stage in of}
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert report["stages"][0]["epochs"] == []
+    assert (told[0]["key"], told[0]["epochs"]) == (of[0].key, [])
 
 
 def test_a_batch_all_of_which_was_done_says_so(tmp_path):
     of = stages(2)
-    trial(tmp_path, of).step()
-    report = trial(tmp_path, of).step()
-    assert (states(report), report["done"]) == ({stage.key: "done" for stage in of}, True)
+    trained(tmp_path, of)
+    [report] = reports(worker(tmp_path, of))
+    assert states(report["stages"]) == {stage.key: "done" for stage in of}
+
+
+def test_a_worker_trains_one_list_after_another_and_waits_between(tmp_path):
+    first, second = stages(2), stages(1, "mlp-4")
+    trainable = worker(tmp_path, first)
+    assert states(reports(trainable)[-1]["stages"]) == {stage.key: "done" for stage in first}
+    assert trainable.batch is None  # no second model beside the next
+    started = time.monotonic()
+    waits = [trainable.step() for _ in range(5)]
+    assert waits == [{"stages": [], "width": None, "idle": True}] * 5
+    assert 0.05 < time.monotonic() - started < 5  # it asks ever more seldom
+    trainable.assign(worker(tmp_path, second).given)
+    assert states(reports(trainable)[-1]["stages"]) == {stage.key: "done" for stage in second}
 
 
 def test_lanes_with_checkpoints_of_another_epoch_are_given_back(tmp_path):
@@ -110,23 +145,24 @@ def test_lanes_with_checkpoints_of_another_epoch_are_given_back(tmp_path):
     training.run_epoch()
     for lane in training.lanes[1:]:
         store.save_checkpoint(lane.stage.key, training.checkpoint(lane))
-    report = trial(tmp_path, of).step()
-    assert states(report) == {of[0].key: "returned", of[1].key: "done", of[2].key: "done"}
-    assert report["stages"][0]["epochs"] == []
+    first, *others = reports(worker(tmp_path, of))
+    assert states(first["stages"]) == {of[0].key: "returned", of[1].key: "running", of[2].key: "running"}
+    assert [state["epochs"] for state in first["stages"] if state["key"] == of[0].key] == [[]]
+    assert states(others[-1]["stages"]) == {of[1].key: "done", of[2].key: "done"}
 
 
 def test_a_lane_that_diverges_fails_alone(tmp_path):
     of = [*stages(2), *stages(1, learning_rate=1e30)]
-    report = trial(tmp_path, of).step()
-    assert Counter(states(report).values()) == {"done": 2, "failed": 1}
-    [failed] = [state for state in report["stages"] if state["state"] == "failed"]
+    told = trained(tmp_path, of)
+    assert Counter(states(told).values()) == {"done": 2, "failed": 1}
+    [failed] = [state for state in told if state["state"] == "failed"]
     assert failed["key"] == of[2].key
     assert " loss became " in failed["reason"]
 
 
 def test_convolutions_are_trained_one_by_one(tmp_path):
     of = stages(2, "cnn")
-    assert trial(tmp_path, of).batch.ended == {of[1].key: ("returned", None)}
+    assert states(worker(tmp_path, of).step()["stages"]) == {of[0].key: "running", of[1].key: "returned"}
 
 
 class Simulated:

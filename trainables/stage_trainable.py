@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -11,27 +11,35 @@ from search_spaces import Stage
 from trainables.artifacts import ArtifactStore
 from trainables.storage import FULL
 
+if TYPE_CHECKING:
+    from trainables.batch import StageBatch
+
 # A step of Tune's goes on for about this long, so that short epochs don't each cost a message.
 REPORT_SECONDS = 1.0
 HALVING_SECONDS = 60.0
+# A worker with nothing to train asks again after so long: first at once, then each time twice as long.
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.01, 0.5
 
 log = logging.getLogger("takd")
 
 
 class StageTrainable(tune.Trainable):
-    """Teacher, assistant and student differ in data, not in code.
+    """A worker: one trial of Tune's, which trains one list of stages after another while it lives.
 
-    config: `stages` (a list of stages of one shape, as JSON), `root`, `cpu` and `gpu`, `origin` (who asked for each
-    stage, by key; kept in its description), `measure_width` (train as many at once as go fastest), `halving` (the actor
-    that ends weak students, or None) and `halving_epochs` (it is asked at multiples of these), `checkpoint_every`
-    (`epochs` or `seconds`).
+    Teacher, assistant and student differ in data, not in code.
+
+    config: `root`, `cpu` and `gpu`. The lists come one at a time by `assign`, between two steps; each has `stages` (of
+    one shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
+    many at once as go fastest), `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is
+    asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
 
-    A report has the state of every lane: `running`, or once how it ended: `done`, `failed`, `pruned`, `no room` (the
-    storage is full), `returned` (not trained here: most of the list were at another epoch, or it was too long). `width`
-    is how many lanes go fastest, where that was measured.
+    A report has the state of every stage whose end was not told before: `running`, or how it ended: `done`, `failed`,
+    `pruned`, `no room` (the storage is full), `returned` (not trained here: most of the list were at another epoch, or
+    it was too long). `width` is how many lanes go fastest, where that was measured. `idle` says that the list is done.
+    The first report has nothing but the worker's `node` and its own handle, `actor`, by which lists are assigned.
     """
 
     @classmethod
@@ -39,63 +47,96 @@ class StageTrainable(tune.Trainable):
         return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        from trainables.batch import StageBatch  # loads torch, which the study's own process does without
+        import trainables.batch  # noqa: F401 - loads torch, which the study's own process does without: before it is asked
 
-        self.given = config
-        stages = [Stage.model_validate(stage) for stage in config["stages"]]
-        self.batch = StageBatch(
-            stages, ArtifactStore(config["root"]), config["cpu"], config["measure_width"], config["origin"]
-        )
-        self.checkpointed_at = time.monotonic()
+        self.store, self.threads = ArtifactStore(config["root"]), config["cpu"]
+        self.batch: StageBatch | None = None
+        self.given: dict[str, Any] = {}
+        self.introduced, self.wait_seconds = False, 0.0
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self.setup(new_config)
-        return True
+    def assign(self, given: dict[str, Any]) -> None:
+        """The stages to train next. Nothing is begun: what a step raises reaches Tune, what this does would not."""
+        self.given, self.batch = given, None
 
     def step(self) -> dict[str, Any]:
-        batch = self.batch
+        if not self.introduced:
+            self.introduced = True
+            context = ray.get_runtime_context()
+            return {
+                "stages": [],
+                "width": None,
+                "idle": True,
+                "node": context.get_node_id(),
+                "actor": context.current_actor,
+            }
+        if not self.given:
+            return self._wait()
+        if self.batch is None:
+            self.batch = self._begin()
+            if self.batch.ended:
+                return self._report(self.batch)  # at once: other workers may train what is returned
         try:
-            self._train_for_a_while()
-            if batch.done:
-                batch.publish()
+            self._train_for_a_while(self.batch)
+            if self.batch.done:
+                self.batch.publish()
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            batch.no_room(f"{batch.store.root}: {error.strerror}")
-        return {"stages": batch.states(), "width": batch.width, "done": not batch.lanes}
+            self.batch.no_room(f"{self.store.root}: {error.strerror}")
+        return self._report(self.batch)
 
-    def _train_for_a_while(self) -> None:
+    def _report(self, batch: "StageBatch") -> dict[str, Any]:
+        report = {"stages": batch.states(), "width": batch.width, "idle": not batch.lanes}
+        if report["idle"]:
+            self.given, self.batch = {}, None
+        return report
+
+    def _wait(self) -> dict[str, Any]:
+        time.sleep(self.wait_seconds)
+        self.wait_seconds = min(max(2 * self.wait_seconds, FIRST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
+        return {"stages": [], "width": None, "idle": True}
+
+    def _begin(self) -> "StageBatch":
+        from trainables.batch import StageBatch
+
+        given, self.wait_seconds = self.given, 0.0
+        stages = [Stage.model_validate(stage) for stage in given["stages"]]
+        self.checkpointed_at = time.monotonic()
+        return StageBatch(stages, self.store, self.threads, given["measure_width"], given["origin"])
+
+    def _train_for_a_while(self, batch: "StageBatch") -> None:
         started = time.monotonic()
-        while not self.batch.done and time.monotonic() - started < REPORT_SECONDS:
-            self.batch.run_epoch()
-            self._end_the_weak()
-            if not self.batch.done and self._checkpoint_is_due():
-                self._write_checkpoints()
+        while not batch.done and time.monotonic() - started < REPORT_SECONDS:
+            batch.run_epoch()
+            self._end_the_weak(batch)
+            if not batch.done and self._checkpoint_is_due(batch):
+                self._write_checkpoints(batch)
 
-    def _end_the_weak(self) -> None:
+    def _end_the_weak(self, batch: "StageBatch") -> None:
         halving, every = self.given["halving"], self.given["halving_epochs"]
-        if halving is None or self.batch.done or self.batch.epoch % every:
+        if halving is None or batch.done or batch.epoch % every:
             return
-        asked = halving.stop.remote(self.batch.epoch, self.batch.accuracies())
+        asked = halving.stop.remote(batch.epoch, batch.accuracies())
         try:
-            self.batch.prune(set(ray.get(asked, timeout=HALVING_SECONDS)))
+            batch.prune(set(ray.get(asked, timeout=HALVING_SECONDS)))
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             log.warning("halving doesn't answer (%s); the students go on", type(error).__name__)
 
-    def _checkpoint_is_due(self) -> bool:
+    def _checkpoint_is_due(self, batch: "StageBatch") -> bool:
         epochs, seconds = (self.given["checkpoint_every"].get(unit) for unit in ("epochs", "seconds"))
         if epochs is not None:
-            return bool(self.batch.epoch - self.batch.checkpointed >= epochs)
+            return bool(batch.epoch - batch.checkpointed >= epochs)
         return bool(time.monotonic() - self.checkpointed_at >= seconds)
 
-    def _write_checkpoints(self) -> None:
-        self.batch.write_checkpoints()
+    def _write_checkpoints(self, batch: "StageBatch") -> None:
+        batch.write_checkpoints()
         self.checkpointed_at = time.monotonic()
 
     def cleanup(self) -> None:
         """Tune ends this worker: the study stops, or nothing is left to train."""
-        if not self.batch.done and self.batch.epoch > self.batch.checkpointed:
+        batch = self.batch
+        if batch and not batch.done and batch.epoch > batch.checkpointed:
             try:
-                self._write_checkpoints()
+                self._write_checkpoints(batch)
             except OSError as error:
-                log.warning("%s: no checkpoint of its last epochs: %s", self.batch.name, error)
+                log.warning("%s: no checkpoint of its last epochs: %s", batch.name, error)
