@@ -158,7 +158,7 @@ def labels(seed: int) -> Path:
 
 def students(graph: StageGraph, number: int) -> Group:
     graph.add(Proposal(0, "setting", tuple(labels(seed) for seed in range(number))))
-    group = graph.next_group()
+    group = next(graph.groups(), None)
     assert group is not None
     return group
 
@@ -169,17 +169,17 @@ def test_stages_of_one_shape_are_taken_together_and_in_order():
     assert graph.ready(group) == 5
     assert [node.stage.seed for node in graph.take(group, 3)] == [0, 1, 2]
     assert [node.stage.seed for node in graph.take(group, 3)] == [3, 4]
-    assert graph.next_group() is None
+    assert next(graph.groups(), None) is None
 
 
 def test_stages_of_another_shape_or_role_are_another_group():
     graph = StageGraph(Store().find)
     other = make_stage("mlp-5")
     graph.add(Proposal(0, "setting", (labels(0), Path(arm="labels", student=other))))
-    group = graph.next_group()
+    group = next(graph.groups(), None)
     assert group is not None
     assert [node.stage for node in graph.take(group, 9)] == [labels(0).student]
-    assert [node.stage for node in graph.take(graph.next_group() or group, 9)] == [other]
+    assert [node.stage for node in graph.take(next(graph.groups(), None) or group, 9)] == [other]
 
 
 def test_the_stage_that_kills_its_workers_is_soon_alone_and_fails_alone():
@@ -187,7 +187,7 @@ def test_the_stage_that_kills_its_workers_is_soon_alone_and_fails_alone():
     group = students(graph, 16)
     companies = []
     while graph.nodes[labels(3).student.key].state != "failed":
-        nodes = graph.take(graph.next_group() or group, 16)
+        nodes = graph.take(next(graph.groups(), None) or group, 16)
         for node in nodes:
             graph.start(node.stage.key)
         if labels(3).student in [node.stage for node in nodes]:
@@ -217,7 +217,7 @@ def test_a_student_that_others_are_to_learn_from_leaves_soft_targets(state):
     graph = StageGraph(store.find)
     graph.add(Proposal(0, "labels", (Path(arm="labels", student=LONE),)))
     if state == "taken":
-        graph.take(graph.next_group(), 9)
+        graph.take(next(graph.groups(), None), 9)
     elif state in ("running", "done", "pruned"):
         assert taken(graph) == ["student mlp-64 s0"]
     if state == "done":
@@ -244,6 +244,6 @@ def test_stages_of_the_search_and_of_the_confirm_phase_do_not_train_together():
     graph.add(
         Proposal(0, "labels", tuple(Path(arm="labels", student=make_stage(seed=seed)) for seed in (0, FRESH_SEED)))
     )
-    group = graph.next_group()
+    group = next(graph.groups(), None)
     assert group is not None
     assert (group.phase, graph.ready(group)) == ("search", 1)

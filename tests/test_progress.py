@@ -39,7 +39,7 @@ class Running:
             self.graph.add(Proposal(number, f"setting {number}", (path,)))
 
     def start(self) -> Node:
-        group = self.graph.next_group()
+        group = next(self.graph.groups(), None)
         assert group is not None
         [node] = self.graph.take(group, 1)
         self.graph.start(node.stage.key)
