@@ -1,4 +1,4 @@
-"""The notebooks of this folder: which there are, and how `takd report` executes them. Needs the extra `report`."""
+"""The notebooks of a report: which there are, and how `takd report` executes them. Needs the extra `report`."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).with_name("notebooks")
 NAMES = ("gap_effect", "temperature_lambda", "cost_and_choice", "training_curves")
 CELL_SECONDS = 300
 

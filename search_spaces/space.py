@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal, Protocol, Self
 
 import yaml
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
-
-from search_spaces.arms import Arm, parse_arm
-from search_spaces.errors import InputError
-from search_spaces.stage import (
+from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.errors import InputError
+from takd.search_spaces.stage import (
     COUPLED,
     FRESH_SEED,
     MEMBER_SEEDS,
@@ -27,7 +26,7 @@ from search_spaces.stage import (
     check_views,
     in_use,
 )
-from search_spaces.values import Flag, Integer, Number, Value, explain
+from takd.search_spaces.values import Flag, Integer, Number, Value, explain
 
 Scalar = Flag | Integer | Number | str | None
 
@@ -576,7 +575,7 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
-PRESETS = FilePath(__file__).parent
+PRESETS = FilePath(__file__).with_name("presets")
 
 
 def presets() -> list[str]:

@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-
-from analysis import figures
-from analysis.arms import arms_table, as_good_as_best, budget_note, cheapest_as_good, published_table, test_table
-from analysis.cost import pareto_front, student_costs
-from analysis.figures import BY_TRIALS, arm_colors, image
-from analysis.finding import QUESTIONS, answers, choice, finding
-from analysis.importance import importance, omega_squared
-from analysis.tables import Missing, chosen_students, note, read_trials, split_of, students
+from takd.analysis import figures
+from takd.analysis.arms import arms_table, as_good_as_best, budget_note, cheapest_as_good, published_table, test_table
+from takd.analysis.cost import pareto_front, student_costs
+from takd.analysis.figures import BY_TRIALS, arm_colors, image
+from takd.analysis.finding import QUESTIONS, answers, choice, finding
+from takd.analysis.importance import importance, omega_squared
+from takd.analysis.tables import Missing, chosen_students, note, read_trials, split_of, students
 
 test_table.__test__ = False  # a table of the test split
 

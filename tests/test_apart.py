@@ -11,7 +11,7 @@ import psutil
 import yaml
 from conftest import TINY
 
-WITHOUT_TORCH = "import sys\nfrom study.apart import apart\n{}\nassert 'torch' not in sys.modules\n"
+WITHOUT_TORCH = "import sys\nfrom takd.study.apart import apart\n{}\nassert 'torch' not in sys.modules\n"
 
 
 def python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,7 +29,7 @@ def children(parent: psutil.Process, ready: Callable[[psutil.Process], bool]) ->
 
 
 def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(tmp_path, cache):
-    weights = "import torch\nfrom trainables.models import build\n" + (
+    weights = "import torch\nfrom takd.trainables.models.families import build\n" + (
         "torch.save(build('plain-2', (1, 28, 28), 10).state_dict(), 'start.pth')"
     )
     subprocess.run([sys.executable, "-c", weights], cwd=tmp_path, check=True)
@@ -44,7 +44,7 @@ def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(tmp_p
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(space))
     code = """import os
-from study.cli import main
+from takd.study.cli import main
 assert main([*sys.argv[1:], "--set", "teacher.model=cnn"]) == 2
 assert not os.path.exists("runs/weights")
 assert main(sys.argv[1:]) == 0
@@ -81,12 +81,12 @@ def test_a_call_returns_and_raises_as_one_here(tmp_path):
         WITHOUT_TORCH.format(
             """
 import os
-from search_spaces import InputError
+from takd.search_spaces import InputError
 assert apart("os:getpid") != os.getpid()
 assert apart("builtins:print", "so far") is None
 assert apart("operator:add", b"0" * 10**6, b"1") == b"0" * 10**6 + b"1"
 try:
-    apart("study.folder:check_name", "a/b")
+    apart("takd.study.folder:check_name", "a/b")
 except InputError as error:
     assert str(error).startswith("--name a/b"), error
     assert "in check_name" in error.__notes__[0]

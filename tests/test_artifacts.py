@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from search_spaces import InputError
-from trainables.artifacts import DESCRIPTION, SOFT_TARGETS, WEIGHTS, ArtifactStore, soft_targets_file
-from trainables.storage import STALE_SECONDS, open_storage
+from takd.search_spaces import InputError
+from takd.trainables.store.artifacts import DESCRIPTION, SOFT_TARGETS, WEIGHTS, ArtifactStore, soft_targets_file
+from takd.trainables.store.storage import STALE_SECONDS, open_storage
 
 KEY, OTHER = "a" * 64, "b" * 64
 LOGITS = np.arange(60, dtype=np.float32).reshape(20, 3)

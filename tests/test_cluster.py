@@ -27,8 +27,7 @@ from conftest import TINY
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
-
-from search_spaces import load_space
+from takd.search_spaces import load_space
 
 ROOT = Path(__file__).parents[1]
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -150,7 +149,7 @@ def test_what_is_copied_to_the_nodes_is_there_and_is_all_that_pip_needs():
     copied.pop("/home/ubuntu/.ray/auth_token")
     assert [here for to, here in copied.items() if here != to or not (ROOT / here).exists()] == []
     needed = {"pyproject.toml", "constraints.txt", PROJECT["project"]["readme"]}
-    needed |= set(PROJECT["tool"]["setuptools"]["packages"])
+    needed |= set(PROJECT["tool"]["setuptools"]["package-dir"].values())
     needed |= {file.partition("/")[0] for file in PROJECT["project"]["license-files"]}
     assert set(copied) == needed
 

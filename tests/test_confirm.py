@@ -11,19 +11,18 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Study, artifacts, make_stage, run, tiny_space
-
-from analysis.tables import BINS, best_configurations
-from search_spaces import InputError
-from search_spaces import Path as StagePath
-from search_spaces.stage import FRESH_SEED
-from study.confirm import measure_logits, predict_stages
-from study.folder import study_folder
-from study.graph import Proposal, StageGraph
-from study.optimization import open_search
-from trainables.artifacts import WEIGHTS
-from trainables.datasets import load
-from trainables.models import build
-from trainables.training import Pixels, train
+from takd.analysis.tables import BINS, best_configurations
+from takd.search_spaces import InputError
+from takd.search_spaces import Path as StagePath
+from takd.search_spaces.stage import FRESH_SEED
+from takd.study.confirm import measure_logits, predict_stages
+from takd.study.folder import study_folder
+from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.optimization import open_search
+from takd.trainables.datasets.dataset import load
+from takd.trainables.models.families import build
+from takd.trainables.store.artifacts import WEIGHTS
+from takd.trainables.training.loop import Pixels, train
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,9 @@ from urllib.error import HTTPError
 
 import pytest
 from conftest import Study, make_stage
+from takd.search_spaces import Path as ModelPath
+from takd.study.search.attributes import outcome_attributes, proposal_attributes
 from test_cli import TAKD, write_space
-
-from search_spaces import Path as ModelPath
-from study.attributes import outcome_attributes, proposal_attributes
 
 pytest.importorskip("optuna_dashboard")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -109,7 +108,7 @@ def test_the_dashboard_is_on_loopback_alone(served):
 
 @pytest.mark.parametrize("port", ["-1", "70000", "http"])
 def test_a_port_that_is_none_is_bad_input(port, capsys):
-    from study.cli import main
+    from takd.study.cli import main
 
     assert main(["dashboard", "tiny", f"--port={port}"]) == 2
     assert "--port" in capsys.readouterr().err

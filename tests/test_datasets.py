@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-
-from search_spaces import InputError
-from trainables import datasets, mnist
-from trainables.built_in import BUILT_IN
-from trainables.datasets import Dataset, import_dataset, load, transfer_set
-from trainables.mnist import MNIST, SHIPPED, open_mnist
+from takd.search_spaces import InputError
+from takd.trainables.datasets import dataset as datasets
+from takd.trainables.datasets import mnist
+from takd.trainables.datasets.built_in import BUILT_IN
+from takd.trainables.datasets.dataset import Dataset, import_dataset, load, transfer_set
+from takd.trainables.datasets.mnist import MNIST, SHIPPED, open_mnist
 
 NAMES = {"train": "train", "test": "t10k"}
 
@@ -201,7 +201,8 @@ def test_two_processes_may_convert_at_once(converted, state):
     else:
         (converted / "train.arrow").unlink()
     code = (
-        "from trainables.datasets import load; print(len(load('mnist').train.labels), len(load('mnist').test().labels))"
+        "from takd.trainables.datasets.dataset import load\n"
+        "print(len(load('mnist').train.labels), len(load('mnist').test().labels))"
     )
     both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == [b"50000 10000"] * 2

@@ -22,22 +22,21 @@ import safetensors.torch
 import torch
 from conftest import Study, assert_bad_input, run, tiny_space
 from PIL import Image
+from takd.analysis.tables import confirmed as confirmed_rows
+from takd.analysis.tables import students
+from takd.search_spaces import InputError, key_of
+from takd.study.export.export import Wanted, check_same, export_best
+from takd.study.export.exported import checksums, given
+from takd.study.export.onnx_file import LOGITS, OnnxModel, onnx_file, quantized
+from takd.study.export.torch_files import load_file, pt2_file, pt2_model, traced, weights_file
+from takd.study.folder import study_folder
+from takd.study.tracking.wandb_log import read_records
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.dataset import load
+from takd.trainables.models.families import FAMILIES, build, family_of
+from takd.trainables.models.pretrained import Pretrained, restore, start_from, without_head
+from takd.trainables.store.artifacts import WEIGHTS
 from torch import Tensor, nn
-
-from analysis.tables import confirmed as confirmed_rows
-from analysis.tables import students
-from search_spaces import InputError, key_of
-from study.export import Wanted, check_same, export_best
-from study.exported import checksums, given
-from study.folder import study_folder
-from study.onnx_file import LOGITS, OnnxModel, onnx_file, quantized
-from study.torch_files import load_file, pt2_file, pt2_model, traced, weights_file
-from study.wandb_log import read_records
-from trainables.artifacts import WEIGHTS
-from trainables.conversion import Normalization
-from trainables.datasets import load
-from trainables.models import FAMILIES, build, family_of
-from trainables.pretrained import Pretrained, restore, start_from, without_head
 
 MNIST, RGB = (1, 28, 28), (3, 32, 32)
 FILES = {

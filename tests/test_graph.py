@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 from conftest import make_stage
-
-from search_spaces import Path, Stage
-from search_spaces.stage import FRESH_SEED
-from study.graph import Group, Proposal, StageGraph
+from takd.search_spaces import Path, Stage
+from takd.search_spaces.stage import FRESH_SEED
+from takd.study.search.graph import Group, Proposal, StageGraph
 
 TEACHER = make_stage("mlp-64", role="teacher")
 ASSISTANT = make_stage("mlp-16", role="assistant", upstream=(TEACHER,))

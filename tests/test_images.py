@@ -15,16 +15,15 @@ import pytest
 import torch
 from conftest import make_stage
 from PIL import Image
-
-from search_spaces import DatasetFingerprint, InputError
-from study.data import import_files
-from study.plan import estimate_seconds
-from trainables import conversion
-from trainables.built_in import BUILT_IN, OWN
-from trainables.datasets import Dataset, import_dataset, load, load_for
-from trainables.image_files import decode_image
-from trainables.sources import RawSplit, Source
-from trainables.training import train
+from takd.search_spaces import DatasetFingerprint, InputError
+from takd.study.data import import_files
+from takd.study.plan import estimate_seconds
+from takd.trainables.datasets import conversion
+from takd.trainables.datasets.built_in import BUILT_IN, OWN
+from takd.trainables.datasets.dataset import Dataset, import_dataset, load, load_for
+from takd.trainables.datasets.image_files import decode_image
+from takd.trainables.datasets.sources import RawSplit, Source
+from takd.trainables.training.loop import train
 
 CLASSES = ("ash", "birch", "cedar")
 NUMBERS = {"train": (20, 20, 10), "test": (4, 3, 2)}
@@ -90,7 +89,10 @@ def test_validation_is_a_tenth_of_each_class_or_the_number_asked_for(own_cache, 
 
 def test_another_process_finds_it_by_its_name(own_cache, made):
     dataset = convert(made, name="my-trees")
-    code = "from trainables.datasets import load; print(load('my-trees').digest, len(load('my-trees').test().labels))"
+    code = (
+        "from takd.trainables.datasets.dataset import load\n"
+        "print(load('my-trees').digest, len(load('my-trees').test().labels))"
+    )
     assert in_another_process(code) == f"{dataset.digest} 9"
 
 

@@ -14,17 +14,16 @@ import psutil
 import pytest
 import torch
 from conftest import artifacts, make_stage, run, run_watched, tiny_space
+from takd.search_spaces import WIDEST, Stage
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.search.graph import Node
+from takd.trainables.datasets.dataset import load
+from takd.trainables.halving import Halving
+from takd.trainables.stage_trainable import StageTrainable
+from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
+from takd.trainables.training.loop import StageTraining
+from takd.trainables.width import best_width, widest
 from test_studies import Watcher
-
-from search_spaces import WIDEST, Stage
-from study.folder import StudyFolder, study_folder
-from study.graph import Node
-from trainables.artifacts import WEIGHTS, ArtifactStore
-from trainables.datasets import load
-from trainables.halving import Halving
-from trainables.stage_trainable import StageTrainable
-from trainables.training import StageTraining
-from trainables.width import best_width, widest
 
 MNIST = load("mnist")
 

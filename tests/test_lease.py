@@ -9,18 +9,17 @@ import time
 
 import optuna
 import pytest
-
-from search_spaces import InputError
-from study import lease
-from study.folder import StudyFolder
-from study.lease import Lease, acquire_lease
-from study.optimization import open_optuna
+from takd.search_spaces import InputError
+from takd.study.folder import StudyFolder
+from takd.study.search import lease
+from takd.study.search.lease import Lease, acquire_lease
+from takd.study.search.optimization import open_optuna
 
 HOLD = """
 import sys, time
-from study.folder import StudyFolder
-from study.lease import acquire_lease
-from study.optimization import open_optuna
+from takd.study.folder import StudyFolder
+from takd.study.search.lease import acquire_lease
+from takd.study.search.optimization import open_optuna
 acquire_lease(open_optuna(StudyFolder(*sys.argv[1:])), "tiny", on_lost=print, on_wait=print)
 print("held", flush=True)
 time.sleep(600)

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from takd.search_spaces import Loss
+from takd.trainables.training.losses import SoftTargets, decoupled, distillation, labels_only, soften
+from takd.trainables.training.losses import kl as kl_by_example
 from torch import Tensor
-
-from search_spaces import Loss
-from trainables.losses import SoftTargets, decoupled, distillation, labels_only, soften
-from trainables.losses import kl as kl_by_example
 
 LANES, UPSTREAMS, BATCH, CLASSES = 3, 2, 5, 7
 T = torch.tensor([1.0, 4.0, 20.0])

@@ -10,10 +10,9 @@ import pytest
 import torch
 from histology import write_mhist
 from PIL import Image
-
-from search_spaces import InputError
-from trainables.datasets import Dataset, import_dataset, load
-from trainables.mhist import IMAGE_SHAPE, LABEL, NAME, PARTITION, VOTES, open_mhist
+from takd.search_spaces import InputError
+from takd.trainables.datasets.dataset import Dataset, import_dataset, load
+from takd.trainables.datasets.mhist import IMAGE_SHAPE, LABEL, NAME, PARTITION, VOTES, open_mhist
 
 ROW = {NAME: 0, LABEL: 1, VOTES: 2, PARTITION: 3}
 

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from takd.search_spaces import InputError
+from takd.trainables.models.dropout import Dropout, StochasticDepth
+from takd.trainables.models.families import FAMILIES, build, check_model, family_of, parameters_of, size_of
+from takd.trainables.models.libraries import timm_models, torchvision_models
 from torch import nn
-
-from search_spaces import InputError
-from trainables.dropout import Dropout, StochasticDepth
-from trainables.libraries import timm_models, torchvision_models
-from trainables.models import FAMILIES, build, check_model, family_of, parameters_of, size_of
 
 MNIST = (1, 28, 28)
 CIFAR = (3, 32, 32)
@@ -210,7 +209,7 @@ def test_a_librarys_model_that_can_not_be_is_one_line(model, line):
 
 def test_without_timm_its_models_say_what_to_install(monkeypatch):
     timm_models.cache_clear()
-    monkeypatch.setattr("trainables.libraries.find_spec", lambda name: None)  # as on a machine without it
+    monkeypatch.setattr("takd.trainables.models.libraries.find_spec", lambda name: None)  # as on a machine without it
     with pytest.raises(InputError, match=r"need timm; install it: pip install 'takd\[timm\]'"):
         family_of("timm/resnet18")
 

@@ -5,13 +5,12 @@ from typing import Any
 import pytest
 from conftest import tiny_space
 from optuna.trial import TrialState
-
-from analysis.tables import setting_of
-from search_spaces import DatasetFingerprint, InputError, Space
-from study import optimization
-from study.folder import StudyFolder, study_folder
-from study.graph import Proposal, StageGraph
-from study.optimization import Search, configuration_name, create_search, open_search
+from takd.analysis.tables import setting_of
+from takd.search_spaces import DatasetFingerprint, InputError, Space
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.search import optimization
+from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.optimization import Search, configuration_name, create_search, open_search
 
 MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
 

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from conftest import make_stage
 from rich.console import Console
-
-from search_spaces import Path, Stage
-from study.graph import Node, Proposal, StageGraph
-from study.progress import Progress, seconds_left
+from takd.search_spaces import Path, Stage
+from takd.study.search.graph import Node, Proposal, StageGraph
+from takd.study.tracking.progress import Progress, seconds_left
 
 TRAIN_SECONDS = 3.0
 SEEDS = SLOTS = 2
@@ -100,7 +99,7 @@ def test_a_study_that_has_not_begun_says_that_it_starts():
 
 
 def test_plain_lines_come_every_so_often(running, monkeypatch):
-    monkeypatch.setattr("study.progress.PLAIN_SECONDS", 0.05)
+    monkeypatch.setattr("takd.study.tracking.progress.PLAIN_SECONDS", 0.05)
     console = Console(width=200, file=io.StringIO())
     progress = Progress("tiny", SEEDS, SLOTS, console)
     progress.graph_changed(running.graph, 0)
@@ -213,7 +212,7 @@ def test_no_color_is_kept(running, monkeypatch):
 
 def test_a_resized_terminal_is_cleared_before_it_is_drawn_again(running, monkeypatch):
     """A terminal that got narrower has folded the lines, so that the cursor would not come up far enough."""
-    monkeypatch.setattr("study.progress.REDRAW_SECONDS", 0.02)
+    monkeypatch.setattr("takd.study.tracking.progress.REDRAW_SECONDS", 0.02)
     console = Console(force_terminal=True, width=120, file=io.StringIO())
     progress = Progress("tiny", SEEDS, SLOTS, console)
     progress.graph_changed(running.graph, 4)

@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 from browser import Seen, find_browser, look
 from conftest import Study
+from takd.analysis.execution import FOLDER, NAMES, execute, outputs
+from takd.analysis.files import open_root, read_results, soft_targets
+from takd.analysis.page import inline_svg, markdown, page
+from takd.search_spaces import InputError
+from takd.study.cli import main
+from takd.trainables.store.storage import open_storage
 from test_analysis import with_confirmation
-
-from analysis.files import open_root, read_results, soft_targets
-from analysis.notebooks import FOLDER, NAMES, execute, outputs
-from analysis.page import inline_svg, markdown, page
-from search_spaces import InputError
-from study.cli import main
-from trainables.storage import open_storage
 
 FIGURES = ("accuracy_by_assistant", "differences", "temperature_lambda_map", "slices", "pareto", "training_curves")
 WIDTHS = ((390, "light"), (390, "dark"), (1280, "light"), (1280, "dark"))
@@ -70,8 +69,8 @@ def test_a_notebook_is_thin_and_needs_no_framework(name):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     first, *others = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     assert all(re.fullmatch(r"show\(\w+\.\w+(, results\.[\w()]+)*\)", source) for source in others), others
-    imported = set(re.findall(r"^(?:from|import) (\w+)", first, re.MULTILINE))
-    assert imported == {"os", "analysis"}
+    imported = set(re.findall(r"^(?:from|import) (\w+(?:\.\w+)?)", first, re.MULTILINE))
+    assert imported == {"os", "takd.analysis"}
 
 
 @pytest.mark.parametrize("name", NAMES)

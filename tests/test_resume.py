@@ -19,12 +19,11 @@ import psutil
 import pytest
 import yaml
 from conftest import TINY, artifacts, run, run_watched, tiny_space
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.results import write_results
+from takd.study.search.graph import Node, StageGraph
+from takd.trainables.store.artifacts import CHECKPOINTS
 from test_tracking import Run, read_run
-
-from study.folder import StudyFolder, study_folder
-from study.graph import Node, StageGraph
-from study.results import write_results
-from trainables.artifacts import CHECKPOINTS
 
 SLOW_TEACHER = {"epochs": 60, "examples": 20_000}  # some seconds, so that there is time to be killed
 SLOW: dict[str, Any] = {"teacher__recipe": SLOW_TEACHER, "checkpoint_every": {"epochs": 1}}
@@ -305,7 +304,7 @@ import sys, threading, time
 from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
-from study.cli import main
+from takd.study.cli import main
 
 space, root, graceful = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})

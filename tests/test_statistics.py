@@ -10,8 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
-
-from analysis.statistics import (
+from takd.analysis.statistics import (
     ALPHA,
     cohens_d,
     compare_arms,

@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import ray
 from conftest import SLOTS, Study, artifacts, run, run_watched, tiny_space
-
-from search_spaces import InputError, Stage, key_of
-from study.folder import StudyFolder, study_folder
-from study.graph import Node, StageGraph
-from study.results import write_results
-from study.stopping import Stop
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS
+from takd.search_spaces import InputError, Stage, key_of
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.results import write_results
+from takd.study.search.graph import Node, StageGraph
+from takd.study.stopping import Stop
+from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("ray_slots")
 
@@ -215,7 +214,7 @@ def test_the_description_of_an_artifact_lets_anyone_recompute_its_key(finished):
 
 
 def test_the_results_can_be_rebuilt_from_the_two_durable_places(finished, tmp_path):
-    from study.optimization import open_search
+    from takd.study.search.optimization import open_search
 
     before = table(finished)
     root = tmp_path / "elsewhere"

@@ -18,17 +18,16 @@ import pandas as pd
 import pytest
 import wandb
 from conftest import Study, make_stage, run, run_watched, tiny_space
+from takd.analysis.arms import arms_table
+from takd.analysis.files import without_secret
+from takd.search_spaces import key_of
+from takd.search_spaces.arms import parse_arm
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.search.graph import Node, StageGraph
+from takd.study.tracking.wandb_log import Run as Sent
+from takd.study.tracking.wandb_log import write_run
+from takd.study.tracking.wandb_runs import WandbTracker, stage_artifact, wandb_mode
 from wandb.proto.wandb_internal_pb2 import Record
-
-from analysis.arms import arms_table
-from analysis.files import without_secret
-from search_spaces import key_of
-from search_spaces.arms import parse_arm
-from study.folder import StudyFolder, study_folder
-from study.graph import Node, StageGraph
-from study.tracking import WandbTracker, stage_artifact, wandb_mode
-from study.wandb_log import Run as Sent
-from study.wandb_log import write_run
 
 BLOCK, HEADER = 32768, 7  # bytes: of LevelDB's log format, in which W&B writes
 TEACHER = make_stage("mlp-64", role="teacher")
@@ -307,7 +306,7 @@ def test_what_is_asked_for_comes_before_the_environment(asked, monkeypatch):
 def test_without_a_key_runs_are_kept_offline(tmp_path):
     """In a process of its own: W&B reads its environment once."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
-    script = "from study.tracking import wandb_mode; print(wandb_mode(None))"
+    script = "from takd.study.tracking.wandb_runs import wandb_mode; print(wandb_mode(None))"
     found = subprocess.run(
         [sys.executable, "-c", script],
         env=clean | {"NETRC": str(tmp_path / "no-netrc"), "HOME": str(tmp_path)},

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stage
-from torch import Tensor
-
-from search_spaces import Loss, Stage
-from trainables.datasets import load
-from trainables.losses import soften
-from trainables.models import build
-from trainables.training import (
+from takd.search_spaces import Loss, Stage
+from takd.trainables.datasets.dataset import load
+from takd.trainables.models.families import build
+from takd.trainables.training.loop import (
     SCHEDULES,
     Checkpoint,
     Pixels,
@@ -20,6 +17,8 @@ from trainables.training import (
     TrainingError,
     train,
 )
+from takd.trainables.training.losses import soften
+from torch import Tensor
 
 MNIST = load("mnist")
 

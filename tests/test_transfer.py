@@ -13,19 +13,17 @@ import torch
 import torchvision
 from conftest import make_stage, run, tiny_space
 from rich.console import Console
-from torch import Tensor, nn
-
-from search_spaces import InputError, Recipe, Space, Stage, space_from
-from study.checks import check_space, keep_pretrained, with_weights
-from study.folder import study_folder
-from study.optimization import create_search, find_search
-from study.plan import print_plan
-from trainables.artifacts import WEIGHTS, ArtifactStore
-from trainables.built_in import BUILT_IN, BuiltIn
-from trainables.conversion import Normalization
-from trainables.datasets import Dataset, load
-from trainables.models import build
-from trainables.pretrained import (
+from takd.search_spaces import InputError, Recipe, Space, Stage, space_from
+from takd.study.checks import check_space, keep_pretrained, with_weights
+from takd.study.folder import study_folder
+from takd.study.plan import print_plan
+from takd.study.search.optimization import create_search, find_search
+from takd.trainables.datasets.built_in import BUILT_IN, BuiltIn
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.dataset import Dataset, load
+from takd.trainables.datasets.sources import RawSplit, Source
+from takd.trainables.models.families import build
+from takd.trainables.models.pretrained import (
     Pretrained,
     canonical_weights,
     head_of,
@@ -33,10 +31,11 @@ from trainables.pretrained import (
     restore,
     start_from,
 )
-from trainables.sources import RawSplit, Source
-from trainables.storage import sha256
-from trainables.training import Checkpoint, StageTraining, evaluation_batch, rate_factor, train
-from trainables.transfer import find_head, train_from
+from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
+from takd.trainables.store.storage import sha256
+from takd.trainables.training.loop import Checkpoint, StageTraining, evaluation_batch, rate_factor, train
+from takd.trainables.training.transfer import find_head, train_from
+from torch import Tensor, nn
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SHAPE = (3, 64, 64)

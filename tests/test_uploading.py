@@ -10,15 +10,14 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import Study, make_stage, run, tiny_space
+from takd.study.cli import main
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.search.graph import Node
+from takd.study.tracking.uploading import Upload, batches, unsynced, uploads
+from takd.study.tracking.wandb_log import Run, write_run, written_runs
+from takd.study.tracking.wandb_runs import RunWriter, WandbTracker, run_id
 from test_tracking import ARMS, LABELS, TEACHER, local, read_run, warnings_of
 from wandb_server import KEY, WandbServer
-
-from study.cli import main
-from study.folder import StudyFolder, study_folder
-from study.graph import Node
-from study.tracking import RunWriter, WandbTracker, run_id
-from study.uploading import Upload, batches, unsynced, uploads
-from study.wandb_log import Run, write_run, written_runs
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def test_sync_sends_nothing_twice(synced, server, capsys):
 
 
 def test_sync_goes_on_where_it_was(synced, server, monkeypatch, capsys):
-    monkeypatch.setattr("study.uploading.BATCH", 6)
+    monkeypatch.setattr("takd.study.tracking.uploading.BATCH", 6)
     whole = Upload.wait
     waits = []
 
@@ -137,7 +136,7 @@ def folder(tmp_path: Path) -> StudyFolder:
 
 
 def test_online_runs_arrive_while_the_study_runs(ray_slots, folder, server, monkeypatch, caplog):
-    monkeypatch.setattr("study.uploading.SYNC_SECONDS", 0.5)
+    monkeypatch.setattr("takd.study.tracking.uploading.SYNC_SECONDS", 0.5)
     assert run(folder, tiny_space(**LABELS), wandb="online").result.finished
     assert warnings_of(caplog) == []
     assert len(server.runs) == 3
@@ -151,8 +150,8 @@ def accuracies(folder: StudyFolder) -> list[Any]:
 @pytest.fixture(params=["errors", "wrong key", "slow", "silent", "closed"])
 def broken(request, monkeypatch) -> Iterator[str]:
     """A server that can't take runs."""
-    monkeypatch.setattr("study.uploading.SYNC_SECONDS", 0.5)
-    monkeypatch.setattr("study.uploading.PATIENCE", 3.0)
+    monkeypatch.setattr("takd.study.tracking.uploading.SYNC_SECONDS", 0.5)
+    monkeypatch.setattr("takd.study.tracking.uploading.PATIENCE", 3.0)
     if request.param == "closed":
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -189,8 +188,8 @@ def epochs(first: int, last: int) -> list[dict[str, Any]]:
 
 
 def test_a_long_stage_shows_its_epochs_while_it_trains(tmp_path, server, monkeypatch):
-    monkeypatch.setattr("study.tracking.LIVE_SECONDS", 0.0)
-    monkeypatch.setattr("study.uploading.SYNC_SECONDS", 0.2)
+    monkeypatch.setattr("takd.study.tracking.wandb_runs.LIVE_SECONDS", 0.0)
+    monkeypatch.setattr("takd.study.tracking.uploading.SYNC_SECONDS", 0.2)
     folder = study_folder(str(tmp_path), "tiny")
     id = run_id("tiny", TEACHER.key)
     with uploads(folder.local):

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stage, tiny_space
+from takd.search_spaces import InputError, Loss, Stage
+from takd.study.checks import _check_augmentation
+from takd.trainables.datasets.dataset import load
+from takd.trainables.models.families import build
+from takd.trainables.training.loop import Pixels, StageTraining, train
+from takd.trainables.training.views import AUGMENTATIONS, PADDING, View, view
 from torch import Tensor
-
-from search_spaces import InputError, Loss, Stage
-from study.checks import _check_augmentation
-from trainables.datasets import load
-from trainables.models import build
-from trainables.training import Pixels, StageTraining, train
-from trainables.views import AUGMENTATIONS, PADDING, View, view
 
 MNIST = load("mnist")
 IMAGES = torch.arange(2 * 3 * 6 * 6, dtype=torch.uint8).reshape(2, 3, 6, 6)
@@ -101,7 +100,7 @@ def test_an_epoch_trains_on_its_view_of_the_transfer_set_with_that_views_soft_ta
 
 
 def test_a_stage_with_views_goes_on_from_a_checkpoint_as_if_never_stopped(teacher):
-    from trainables.training import Checkpoint
+    from takd.trainables.training.loop import Checkpoint
 
     upstream = [[teacher.soft_targets.numpy()]]
     student = stage(upstream=(stage("mlp-16", role="teacher", epochs=3),), epochs=5)

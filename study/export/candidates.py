@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from takd.analysis.tables import METRICS, confirmed, students
+from takd.search_spaces import InputError, Path, Stage
+from takd.study.confirm import trained_module
+from takd.study.folder import StudyFolder
+from takd.study.search.graph import Description
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.store.artifacts import WEIGHTS
 from torch import nn
-
-from analysis.tables import METRICS, confirmed, students
-from search_spaces import InputError, Path, Stage
-from study.confirm import trained_module
-from study.folder import StudyFolder
-from study.graph import Description
-from trainables.artifacts import WEIGHTS
-from trainables.conversion import Normalization
-from trainables.datasets import Dataset, load_for
 
 
 @dataclass(frozen=True)

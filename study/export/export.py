@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from search_spaces import InputError, Stage
-from study.candidates import Candidate, Student, find_candidates, student_of
-from study.confirm import predict_stages
-from study.exported import (
+from takd.search_spaces import InputError, Stage
+from takd.study.confirm import predict_stages
+from takd.study.export.candidates import Candidate, Student, find_candidates, student_of
+from takd.study.export.exported import (
     BYTECODE,
     CARD,
     CARD_TEXT,
@@ -28,15 +27,15 @@ from study.exported import (
     given,
     probabilities,
 )
-from study.folder import StudyFolder
-from study.model_card import card_file, card_text, model_card
-from study.onnx_file import LOGITS, PROBABILITIES, Array, latency, needs_onnx, onnx_file, quantized
-from study.optimization import open_search
-from study.results import build_results
-from study.torch_files import WithPreprocessing, load_file, pt2_file, traced, weights_file
-from study.wandb_export import write_export_run
-from trainables.datasets import transfer_set
-from trainables.storage import sha256
+from takd.study.export.model_card import card_file, card_text, model_card
+from takd.study.export.onnx_file import LOGITS, PROBABILITIES, Array, latency, needs_onnx, onnx_file, quantized
+from takd.study.export.torch_files import WithPreprocessing, load_file, pt2_file, traced, weights_file
+from takd.study.folder import StudyFolder
+from takd.study.results import build_results
+from takd.study.search.optimization import open_search
+from takd.study.tracking.wandb_export import write_export_run
+from takd.trainables.datasets.dataset import transfer_set
+from takd.trainables.store.storage import sha256
 
 TOLERANCE = 1e-4  # of probabilities, between an exported file and the student that was measured
 EXACT = (ONNX, PT2)  # what must compute the same

@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from pandas import isna
+from takd.analysis.statistics import fraction_interval, mean_interval
+from takd.analysis.tables import BINS
+from takd.search_spaces import Stage
+from takd.study.binary import binary_metrics
+from takd.study.confirm import measure_logits, positive_scores
+from takd.study.export.candidates import Student
+from takd.study.export.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
+from takd.study.export.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
+from takd.trainables.datasets.built_in import BUILT_IN, UNKNOWN_LICENCE
+from takd.trainables.models.families import size_of
 from torch import Tensor
-
-from analysis.statistics import fraction_interval, mean_interval
-from analysis.tables import BINS
-from search_spaces import Stage
-from study.binary import binary_metrics
-from study.candidates import Student
-from study.confirm import measure_logits, positive_scores
-from study.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
-from study.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
-from trainables.built_in import BUILT_IN, UNKNOWN_LICENCE
-from trainables.models import size_of
 
 WIDTH = 110  # of Markdown
 SHOWN = 20  # names of classes
@@ -139,7 +138,7 @@ def _test(student: Student, logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def _two_classes(student: Student, logits: Tensor, labels: Tensor) -> dict[str, Any] | None:
-    """See `study.binary`; at the threshold that the confirm phase chose on validation."""
+    """See `takd.study.binary`; at the threshold that the confirm phase chose on validation."""
     threshold = student.candidate.row.get("test_threshold")
     if threshold is None or isna(threshold):
         return None

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from takd.search_spaces import InputError
 from torch.export import ExportedProgram
-
-from search_spaces import InputError
 
 INPUT = "images"
 LOGITS, PROBABILITIES = "logits", "probabilities"

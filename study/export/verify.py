@@ -5,13 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-
-from search_spaces import InputError
-from search_spaces.stage import key_of
-from study.exported import BYTECODE, CARD, CHECKSUMS, RUNS, checksums, normalization_of, probabilities, read_card
-from study.onnx_file import needs_onnx
-from trainables.datasets import load
-from trainables.storage import sha256
+from takd.search_spaces import InputError
+from takd.search_spaces.stage import key_of
+from takd.study.export.exported import (
+    BYTECODE,
+    CARD,
+    CHECKSUMS,
+    RUNS,
+    checksums,
+    normalization_of,
+    probabilities,
+    read_card,
+)
+from takd.study.export.onnx_file import needs_onnx
+from takd.trainables.datasets.dataset import load
+from takd.trainables.store.storage import sha256
 
 
 def verify_export(folder: Path, console: Console) -> list[str]:

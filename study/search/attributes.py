@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from search_spaces import Path
-from study.graph import Description
+from takd.search_spaces import Path
+from takd.study.search.graph import Description
 
 
 def proposal_attributes(paths: Iterable[Path]) -> dict[str, Any]:

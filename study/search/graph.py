@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
-from search_spaces import ROLES, Path, Role, Stage
-from search_spaces.stage import Phase
+from takd.search_spaces import ROLES, Path, Role, Stage
+from takd.search_spaces.stage import Phase
 
 State = Literal["waiting", "ready", "running", "done", "failed", "pruned"]
 STATES: tuple[State, ...] = ("waiting", "ready", "running", "done", "failed", "pruned")

@@ -14,8 +14,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-
-from search_spaces import InputError
+from takd.search_spaces import InputError
 
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0  # a holder on another machine that gave no sign for so long is dead

@@ -15,11 +15,10 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
-
-from search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
-from study.attributes import outcome_attributes, proposal_attributes
-from study.folder import StudyFolder
-from study.graph import Proposal, StageGraph
+from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from takd.study.folder import StudyFolder
+from takd.study.search.attributes import outcome_attributes, proposal_attributes
+from takd.study.search.graph import Proposal, StageGraph
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
+from types import ModuleType
 from typing import Any
 
 # Read when Ray is first imported: a Ray of our own has its node on 127.0.0.1, so that all it opens is on loopback.
@@ -20,18 +21,18 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
+from takd.search_spaces import ROLES, WIDEST, InputError, Role, Space
+from takd.study.search.graph import Group, Node, Proposal, StageGraph
+from takd.study.search.optimization import Search
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observers
+from takd.trainables.halving import start_halving
+from takd.trainables.stage_trainable import StageTrainable
+from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.storage import FULL
 
-import search_spaces
-import trainables
-from search_spaces import ROLES, WIDEST, InputError, Role, Space
-from study.graph import Group, Node, Proposal, StageGraph
-from study.observers import Observers
-from study.optimization import Search
-from study.stopping import Stop
-from trainables.artifacts import ArtifactStore
-from trainables.halving import start_halving
-from trainables.stage_trainable import StageTrainable
-from trainables.storage import FULL
+import takd
+from takd import search_spaces, trainables
 
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 
@@ -45,7 +46,7 @@ _TUNE_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours: `study.stopping`
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours: `takd.study.stopping`
     "TUNE_FORCE_TRIAL_CLEANUP_S": str(STOP_SECONDS),
 }
 
@@ -360,15 +361,33 @@ def _init(slots: int | None, address: str | None) -> None:
 
 def _join(address: str, quiet: dict[str, Any]) -> None:
     """The code travels with the job, so that every node trains with the driver's."""
-    packages = [str(FilePath(module.__file__).parent) for module in (search_spaces, trainables) if module.__file__]
     try:
-        ray.init(address=address, runtime_env={"py_modules": packages}, **quiet)
+        with _staged_code() as package:
+            ray.init(address=address, runtime_env={"py_modules": [str(package)]}, **quiet)
     except ray.exceptions.AuthenticationError:
         raise InputError(
             f"--address {address}: the cluster wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})") from None
+
+
+@contextmanager
+def _staged_code() -> Iterator[FilePath]:
+    """A folder `takd` of what a worker imports, until Ray has sent it: Ray takes folders by the names they have."""
+    with tempfile.TemporaryDirectory(prefix="takd-code-") as temporary:
+        package = FilePath(temporary) / "takd"
+        package.mkdir()
+        shutil.copy(_file(takd), package)
+        for part in (search_spaces, trainables):
+            name = part.__name__.rpartition(".")[2]
+            shutil.copytree(_file(part).parent, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield package
+
+
+def _file(module: ModuleType) -> FilePath:
+    assert module.__file__ is not None
+    return FilePath(module.__file__)
 
 
 def reachable_resources() -> dict[str, float]:

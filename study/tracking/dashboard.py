@@ -6,10 +6,9 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from rich.console import Console
-
-from search_spaces import InputError
-from study.folder import StudyFolder
-from study.optimization import open_optuna, open_search
+from takd.search_spaces import InputError
+from takd.study.folder import StudyFolder
+from takd.study.search.optimization import open_optuna, open_search
 
 HOST = "127.0.0.1"
 LEASE = " (lease)"  # how the names of lease studies end
@@ -49,7 +48,7 @@ def serve_dashboard(folder: StudyFolder, port: int, console: Console) -> None:
 
 
 def _without_leases(folder: StudyFolder) -> Any:
-    """The storage, but for the studies in which `study.lease` keeps its claims."""
+    """The storage, but for the studies in which `takd.study.search.lease` keeps its claims."""
     storage: Any = open_optuna(folder)
     everything = storage.get_all_studies
     storage.get_all_studies = lambda: [each for each in everything() if not each.study_name.endswith(LEASE)]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from study.graph import Node, StageGraph
+from takd.study.search.graph import Node, StageGraph
 
 EVENTS = "events.jsonl"
 LOOK_SECONDS = 0.2  # between two looks for stages that wait or became ready; starts and ends are told at once

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from study.graph import Node, StageGraph
+from takd.study.search.graph import Node, StageGraph
 
 log = logging.getLogger("takd")
 

@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-
-from study.folder import StudyFolder
-from study.graph import Node, StageGraph
+from takd.study.folder import StudyFolder
+from takd.study.search.graph import Node, StageGraph
 
 TABLE, FIGURE = "report/profile.csv", "report/profile.png"
 
@@ -69,8 +68,8 @@ class Profile:
 
     def write(self, folder: StudyFolder, console: Console) -> None:
         """The account as a table, printed too, and when which worker trained as a picture."""
-        from analysis.figures import image  # SciPy and matplotlib: not in memory while stages train
-        from analysis.profile import draw_profile
+        from takd.analysis.figures import image  # SciPy and matplotlib: not in memory while stages train
+        from takd.analysis.profile import draw_profile
 
         account = self.account()
         table = Table(title="where the time of the CPU slots went", title_justify="left", box=None)

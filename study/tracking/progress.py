@@ -12,9 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
-
-from search_spaces import ROLES, Role
-from study.graph import Node, StageGraph
+from takd.search_spaces import ROLES, Role
+from takd.study.search.graph import Node, StageGraph
 
 PLAIN_SECONDS = 15.0
 SNAPSHOT_SECONDS = 0.2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from study.graph import Node, StageGraph
+from takd.study.search.graph import Node, StageGraph
 
 FOLDER = "tensorboard"
 SHOW_SECONDS = 30.0  # a stage that trains longer shows its epochs this often

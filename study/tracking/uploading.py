@@ -14,7 +14,7 @@ from functools import cache
 from itertools import groupby
 from pathlib import Path
 
-from study.wandb_log import read_records
+from takd.study.tracking.wandb_log import read_records
 
 BATCH = 25  # runs a process of W&B's
 SYNC_SECONDS = 15.0  # between two looks in the background

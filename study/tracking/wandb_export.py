@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from study.candidates import Student
-from study.tracking import project, run_id, stage_artifact
-from study.wandb_log import Artifact, Entry, Run, md5, write_run
-from trainables.storage import sha256
+from takd.study.export.candidates import Student
+from takd.study.tracking.wandb_log import Artifact, Entry, Run, md5, write_run
+from takd.study.tracking.wandb_runs import project, run_id, stage_artifact
+from takd.trainables.store.storage import sha256
 
 log = logging.getLogger("takd")
 

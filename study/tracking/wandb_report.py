@@ -3,9 +3,9 @@
 import os
 from typing import Any
 
-from search_spaces import InputError
-from study.folder import StudyFolder
-from study.tracking import project
+from takd.search_spaces import InputError
+from takd.study.folder import StudyFolder
+from takd.study.tracking.wandb_runs import project
 
 
 def build_report(folder: StudyFolder, entity: str) -> Any:

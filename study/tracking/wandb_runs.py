@@ -1,7 +1,8 @@
-"""W&B: one run a stage and one for the study, written as files by a thread of the driver; see `study.wandb_log`.
+"""W&B: one run a stage and one for the study, written as files by a thread of the driver.
 
 A run is written whole when its stage has ended, from the stage's description where it has one: what a killed driver
-did not write is written by the next, and nothing twice. In online mode `study.uploading` sends the files.
+did not write is written by the next, and nothing twice. `wandb_log` writes the files; in online mode
+`uploading` sends them.
 """
 
 import hashlib
@@ -16,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from analysis.files import without_secret
-from search_spaces import Stage
-from search_spaces.arms import Arm
-from study.folder import StudyFolder
-from study.graph import Description, Node, StageGraph
-from study.wandb_log import Artifact, Entry, Run, Written, md5, write_run, written_runs
+from takd.analysis.files import without_secret
+from takd.search_spaces import Stage
+from takd.search_spaces.arms import Arm
+from takd.study.folder import StudyFolder
+from takd.study.search.graph import Description, Node, StageGraph
+from takd.study.tracking.wandb_log import Artifact, Entry, Run, Written, md5, write_run, written_runs
 
 Mode = Literal["online", "offline", "disabled"]
 PROJECT = "takd"

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.tables import best_configurations, read_trials, students
-from search_spaces import Stage
-from study.folder import StudyFolder
-from study.graph import Description, Node
-from study.optimization import Search
-from study.tracking import RunWriter, project, run_id, stage_artifact
-from study.wandb_log import Artifact, Entry, Run, Written, md5, write_run
+from takd.analysis.tables import best_configurations, read_trials, students
+from takd.search_spaces import Stage
+from takd.study.folder import StudyFolder
+from takd.study.search.graph import Description, Node
+from takd.study.search.optimization import Search
+from takd.study.tracking.wandb_log import Artifact, Entry, Run, Written, md5, write_run
+from takd.study.tracking.wandb_runs import RunWriter, project, run_id, stage_artifact
 
 KEY = "study"  # in place of a stage's key: the study's run has an id of its own
 
@@ -58,7 +58,7 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
     id = run_id(folder.name, KEY)
     if len(done) <= writer.written.get(id, Written()).last_step:
         return 0
-    from analysis.arms import arms_table  # SciPy: not in memory while stages train
+    from takd.analysis.arms import arms_table  # SciPy: not in memory while stages train
 
     table = arms_table(trials)
     columns = [name for name in table.columns if name != "paper"]

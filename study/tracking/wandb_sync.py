@@ -5,13 +5,12 @@ import subprocess
 import sys
 
 from rich.console import Console
-
-from search_spaces import InputError
-from study.folder import StudyFolder
-from study.optimization import open_search
-from study.results import write_results
-from study.uploading import Upload, batches, unsynced
-from study.wandb_study import complete_runs
+from takd.search_spaces import InputError
+from takd.study.folder import StudyFolder
+from takd.study.results import write_results
+from takd.study.search.optimization import open_search
+from takd.study.tracking.uploading import Upload, batches, unsynced
+from takd.study.tracking.wandb_study import complete_runs
 
 
 def sync_study(folder: StudyFolder, console: Console) -> str | None:

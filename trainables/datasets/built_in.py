@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainables.cifar import CIFAR10, CIFAR100
-from trainables.mhist import open_mhist
-from trainables.mnist import MNIST, open_mnist
-from trainables.sources import Source
+from takd.trainables.datasets.cifar import CIFAR10, CIFAR100
+from takd.trainables.datasets.mhist import open_mhist
+from takd.trainables.datasets.mnist import MNIST, open_mnist
+from takd.trainables.datasets.sources import Source
 
 
 @dataclass(frozen=True)

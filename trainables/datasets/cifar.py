@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from search_spaces import InputError
-from trainables.sources import Bytes, RawSplit, Source
+from takd.search_spaces import InputError
+from takd.trainables.datasets.sources import Bytes, RawSplit, Source
 
 _SHAPE = (3, 32, 32)
 

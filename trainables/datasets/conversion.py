@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from takd.search_spaces import InputError
+from takd.trainables.datasets.sources import Bytes, Images, Indices, Labels, RawSplit, Source
+from takd.trainables.datasets.splits import SplitFile
+from takd.trainables.store.storage import write_synced
 from torch import Tensor
-
-from search_spaces import InputError
-from trainables.sources import Bytes, Images, Indices, Labels, RawSplit, Source
-from trainables.splits import SplitFile
-from trainables.storage import write_synced
 
 SPLIT_SEED = 0
 _SLICE = 1 << 24  # bytes of pixels that are in memory at once

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-
-from search_spaces import InputError
-from trainables.sources import Bytes, ImageShape, Labels, RawSplit, Source
+from takd.search_spaces import InputError
+from takd.trainables.datasets.sources import Bytes, ImageShape, Labels, RawSplit, Source
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _CHANNELS = {"L": 1, "RGB": 3}  # Pillow's modes; 8 bits a channel

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-from search_spaces import InputError
-from trainables.image_files import ImageFiles, decode_image, describe, labels_of, shape_of
-from trainables.sources import RawSplit, Source
+from takd.search_spaces import InputError
+from takd.trainables.datasets.image_files import ImageFiles, decode_image, describe, labels_of, shape_of
+from takd.trainables.datasets.sources import RawSplit, Source
 
 CLASSES = ("HP", "SSA")  # SSA = 1 is the positive class
 SIZES = {"train": 2175, "test": 977}  # as published

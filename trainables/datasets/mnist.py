@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from search_spaces import InputError
-from trainables.sources import Bytes, RawSplit, Source
+from takd.search_spaces import InputError
+from takd.trainables.datasets.sources import Bytes, RawSplit, Source
 
 SHIPPED = Path(__file__).parent / "data"
 

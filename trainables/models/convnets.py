@@ -3,10 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from takd.search_spaces import InputError
+from takd.trainables.datasets.sources import ImageShape
 from torch import Tensor, nn
-
-from search_spaces import InputError
-from trainables.sources import ImageShape
 
 WIDE_CLASSES = 100  # from so many classes on, plain networks have the wide form
 

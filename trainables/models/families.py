@@ -8,14 +8,13 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from takd.search_spaces import InputError
+from takd.trainables.datasets.sources import ImageShape
+from takd.trainables.models.convnets import PLAIN, RESNET_DEPTHS, plain, resnet
+from takd.trainables.models.dropout import Dropout
+from takd.trainables.models.libraries import build_timm, build_torchvision, is_timm, is_torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from search_spaces import InputError
-from trainables.convnets import PLAIN, RESNET_DEPTHS, plain, resnet
-from trainables.dropout import Dropout
-from trainables.libraries import build_timm, build_torchvision, is_timm, is_torchvision
-from trainables.sources import ImageShape
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Family:
     own_dropout: bool = False  # each member has its own: `build` gets what the recipe says, or None
     convolutional: bool = False  # trained channels-last
     separator: str = "-"  # between the family's name and a size
-    stacks: bool = False  # `trainables.lanes` has a form for every layer, so that several train as one
+    stacks: bool = False  # `takd.trainables.training.lanes` has a form for every layer, so that several train as one
 
 
 def _mlp(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:

@@ -15,14 +15,13 @@ from urllib.parse import urlsplit
 import safetensors
 import safetensors.torch
 import torch
+from takd.search_spaces import InputError
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.sources import ImageShape
+from takd.trainables.models.families import check_model, family_of
+from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.storage import first_line
 from torch import Tensor, nn
-
-from search_spaces import InputError
-from trainables.artifacts import ArtifactStore
-from trainables.conversion import Normalization
-from trainables.models import check_model, family_of
-from trainables.sources import ImageShape
-from trainables.storage import first_line
 
 IMAGENET = "imagenet"
 SCALE, SHIFT = "input_scale", "input_shift"  # buffers of a model whose weights expect other pixels than the dataset's

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-
-from search_spaces import Stage
-from trainables.storage import Storage, open_storage, sha256
+from takd.search_spaces import Stage
+from takd.trainables.store.storage import Storage, open_storage, sha256
 
 FORMAT = 1
 ARTIFACTS = "artifacts"

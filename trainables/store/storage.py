@@ -20,8 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import platformdirs
 import pyarrow as pa
 from pyarrow import fs
-
-from search_spaces import InputError
+from takd.search_spaces import InputError
 
 READ_ATTEMPTS = 5
 STALE_SECONDS = 24 * 3600.0

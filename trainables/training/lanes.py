@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from takd.search_spaces import Recipe
+from takd.trainables.models.dropout import Dropout
 from torch import Tensor, nn
-
-from search_spaces import Recipe
-from trainables.dropout import Dropout
 
 
 class LaneModel(nn.Module):

@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from takd.search_spaces import Recipe, Stage
+from takd.trainables.datasets.dataset import Dataset, transfer_set
+from takd.trainables.models.families import build, family_of, normalises_batches
+from takd.trainables.models.pretrained import Pretrained, start_from
+from takd.trainables.training.lanes import Alone, LaneModel, LaneOptimizer, Stacked
+from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
+from takd.trainables.training.transfer import Features, cache_features, find_head, part_of, train_from
+from takd.trainables.training.views import View, view
 from torch import Tensor, nn
-
-from search_spaces import Recipe, Stage
-from trainables.datasets import Dataset, transfer_set
-from trainables.lanes import Alone, LaneModel, LaneOptimizer, Stacked
-from trainables.losses import SoftTargets, distillation, labels_only, soften
-from trainables.models import build, family_of, normalises_batches
-from trainables.pretrained import Pretrained, start_from
-from trainables.transfer import Features, cache_features, find_head, part_of, train_from
-from trainables.views import View, view
 
 EVALUATION_BATCH = 1000  # images, and fewer where they are large:
 EVALUATION_PIXELS = 2_500_000  # with 50 of 224x224 a resnet50 takes 1 GB

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from takd.search_spaces import InputError, Recipe
+from takd.trainables.models.dropout import Dropout
+from takd.trainables.models.pretrained import head_of
+from takd.trainables.training.lanes import Alone
 from torch import Tensor, nn
-
-from search_spaces import InputError, Recipe
-from trainables.dropout import Dropout
-from trainables.lanes import Alone
-from trainables.pretrained import head_of
 
 
 @dataclass(frozen=True)
