@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from takd.analysis.cost import student_costs
 from takd.analysis.statistics import compare_arms, mean_interval
 from takd.analysis.tables import (

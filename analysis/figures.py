@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
 from takd.analysis.arms import arms_table, comparisons
 from takd.analysis.cost import pareto_front
 from takd.analysis.importance import importance

@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem
+
 from takd.search_spaces import InputError
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from takd.analysis.arms import arms_table, as_good_as_best, cheapest_as_good, comparisons, with_interval
 from takd.analysis.cost import pareto_front
 from takd.analysis.importance import importance

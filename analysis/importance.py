@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
 from takd.analysis.tables import parameters_of, students
 
 BINS = 5

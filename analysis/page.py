@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+
 from takd.analysis.figures import INK
 
 STYLE = Path(__file__).with_name("page.css")

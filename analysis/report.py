@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pandas as pd
+
 from takd.analysis.arms import accuracy_table, arms_table, budget_note, comparison_table, comparisons, cost_table
 from takd.analysis.execution import NAMES, execute, outputs
 from takd.analysis.files import read_results

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+
 from takd.analysis.figures import image
 from takd.analysis.tables import Missing
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
+
 from takd.search_spaces import InputError, parse_arm
 
 # Said wherever the table of arms is shown, as long as the numbers are what they are.

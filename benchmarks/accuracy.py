@@ -9,6 +9,7 @@ once for the finished artifacts. About 15 minutes on 2 cores for 3 seeds. Nothin
 import argparse
 
 from rich.console import Console
+
 from takd.analysis.tables import read_trials
 from takd.search_spaces import load_space
 from takd.study.confirm import measure_logits, predict_stages

@@ -14,6 +14,7 @@ import random
 from statistics import fmean, stdev
 
 import optuna
+
 from takd.study.search.optimization import SAMPLERS
 
 NOISE = 0.15  # points, of a mean over 8 seeds

@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from takd.trainables.models.families import build
-from takd.trainables.training.loop import form_of
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
+
+from takd.trainables.models.families import build
+from takd.trainables.training.loop import form_of
 
 BATCH, CLASSES, STEPS = 128, 10, 3
 

@@ -25,6 +25,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import yaml
+
 from takd.analysis.tables import read_trials
 from takd.study.folder import study_folder
 

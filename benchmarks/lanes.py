@@ -18,6 +18,7 @@ from queue import Queue
 
 import numpy as np
 import torch
+
 from takd.search_spaces import WIDEST, Recipe, Stage, load_space
 from takd.trainables.datasets.dataset import load
 from takd.trainables.training.loop import StageTraining

@@ -27,6 +27,7 @@ import psutil
 import ray
 import torch
 from ray import tune
+
 from takd.search_spaces import Loss, Recipe, Space, Stage, load_space, space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder

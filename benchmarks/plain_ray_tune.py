@@ -26,12 +26,13 @@ import torchvision
 from ray import tune
 from ray.air.integrations.wandb import WandbLoggerCallback
 from ray.tune.search.optuna import OptunaSearch
-from takd.trainables.datasets.dataset import load, transfer_set
-from takd.trainables.datasets.splits import Split
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 from torchvision import transforms
+
+from takd.trainables.datasets.dataset import load, transfer_set
+from takd.trainables.datasets.splits import Split
 
 # What one trial needs to know.
 SETTING: dict[str, Any] = {

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from takd.search_spaces import Stage, space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder

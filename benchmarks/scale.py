@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+
 from takd.search_spaces import Space, Stage, space_from
 from takd.study.apart import apart
 from takd.study.folder import StudyFolder, study_folder

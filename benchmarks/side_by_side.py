@@ -37,6 +37,7 @@ import pandas as pd
 import psutil
 import safetensors.torch
 import torch
+
 from takd.analysis.tables import read_trials, students
 from takd.search_spaces import Recipe, Space, load_space, parse_arm
 from takd.trainables.datasets.dataset import load

@@ -24,6 +24,8 @@ from typing import Any
 import psutil
 import ray
 import wandb
+from wandb.proto import wandb_internal_pb2  # noqa: F401  # counted in the start
+
 from takd.search_spaces import DatasetFingerprint, Recipe, Stage, space_from
 from takd.search_spaces.arms import parse_arm
 from takd.study.checks import check_space
@@ -37,7 +39,6 @@ from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observer, Observers
 from takd.study.tracking.wandb_runs import WandbTracker
 from takd.study.tracking.wandb_study import complete_runs
-from wandb.proto import wandb_internal_pb2  # noqa: F401  # counted in the start
 
 STUDENTS, TURNS, RUNS, EPOCHS, BY_INIT = 200, 3, 1000, 10, 20
 

@@ -6,6 +6,7 @@ A study's process calls `check` and `keep_pretrained` in another (`takd.study.ap
 from collections.abc import Iterator, Sequence
 
 import torch
+
 from takd.search_spaces import (
     ROLES,
     Configuration,

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from torch import Tensor, nn
+
 from takd.analysis.tables import BINS
 from takd.search_spaces import WIDEST, Path, Stage
 from takd.study.binary import best_threshold, binary_metrics
@@ -18,7 +20,6 @@ from takd.trainables.models.pretrained import restore
 from takd.trainables.store.artifacts import WEIGHTS
 from takd.trainables.training.loop import Pixels, form_of, measure, predict
 from takd.trainables.width import widest
-from torch import Tensor, nn
 
 
 def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:

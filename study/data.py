@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
 from takd.trainables.datasets.dataset import Dataset, check_name, converted, import_dataset, load

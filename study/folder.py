@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import yaml
+
 from takd.search_spaces import InputError, Space, space_from
 from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
 from takd.trainables.store.storage import Storage, cache_folder, open_storage

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+
 from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
 from takd.study.checks import check_space, stages_by_model, with_weights
 from takd.study.folder import StudyFolder

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+
 from takd.analysis.arms import accuracy_table, published_table, studies_table, test_table
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from takd.analysis.tables import METRICS
 from takd.search_spaces import Path, Stage
 from takd.study.folder import EPOCHS as EPOCHS_FILE

@@ -9,6 +9,7 @@ from importlib import import_module
 
 import pyarrow as pa
 from rich.console import Console
+
 from takd.analysis.tables import best_configurations
 from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin

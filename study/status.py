@@ -9,6 +9,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
 from takd.analysis.tables import students
 from takd.search_spaces import ROLES
 from takd.study.folder import StudyFolder

@@ -24,6 +24,7 @@ os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("COLUMNS", None)  # pytest-xdist's
 
 from rich.console import Console
+
 from takd.search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
 from takd.study.checks import check_space
 from takd.study.cli import main

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+
 from takd.analysis import figures
 from takd.analysis.arms import arms_table, as_good_as_best, budget_note, cheapest_as_good, published_table, test_table
 from takd.analysis.cost import pareto_front, student_costs

@@ -123,8 +123,8 @@ def test_a_check_that_is_killed_is_one_line(tmp_path, cache):
     _, errors = job.communicate(timeout=60)
     assert job.returncode == 1
     assert errors == (
-        "takd: the process of study.checks:check ended without an answer (SIGKILL; out of memory?); nothing is lost, "
-        "run it again\n"
+        "takd: the process of takd.study.checks:check ended without an answer (SIGKILL; out of memory?); "
+        "nothing is lost, run it again\n"
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from takd.search_spaces import InputError
 from takd.trainables.store.artifacts import DESCRIPTION, SOFT_TARGETS, WEIGHTS, ArtifactStore, soft_targets_file
 from takd.trainables.store.storage import STALE_SECONDS, open_storage

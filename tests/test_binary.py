@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from takd.study.binary import auc_interval, best_threshold, binary_metrics, f1
 
 RANDOM = np.random.default_rng(0)

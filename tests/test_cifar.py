@@ -18,10 +18,11 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR10, CIFAR100
+
 from takd.search_spaces import InputError
 from takd.study.data import import_files
 from takd.trainables.datasets.dataset import Dataset, load
-from torchvision.datasets import CIFAR10, CIFAR100
 
 KNOWN = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 

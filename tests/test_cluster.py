@@ -27,6 +27,7 @@ from conftest import TINY
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+
 from takd.search_spaces import load_space
 
 ROOT = Path(__file__).parents[1]

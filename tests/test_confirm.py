@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Study, artifacts, make_stage, run, tiny_space
+
 from takd.analysis.tables import BINS, best_configurations
 from takd.search_spaces import InputError
 from takd.search_spaces import Path as StagePath

@@ -13,9 +13,10 @@ from urllib.error import HTTPError
 
 import pytest
 from conftest import Study, make_stage
+from test_cli import TAKD, write_space
+
 from takd.search_spaces import Path as ModelPath
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
-from test_cli import TAKD, write_space
 
 pytest.importorskip("optuna_dashboard")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

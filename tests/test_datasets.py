@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets import dataset as datasets
 from takd.trainables.datasets import mnist

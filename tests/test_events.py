@@ -8,12 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import Study, make_stage
+from test_progress import Running, takd
+from test_tracking import description
+
 from takd.study.search.graph import Node
 from takd.study.tracking.events import EventLog
 from takd.study.tracking.observers import Observers
 from takd.study.tracking.tensorboard import TensorBoardLog
-from test_progress import Running, takd
-from test_tracking import description
 
 
 def events(folder: Path) -> list[dict[str, Any]]:

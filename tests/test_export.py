@@ -22,6 +22,8 @@ import safetensors.torch
 import torch
 from conftest import Study, assert_bad_input, run, tiny_space
 from PIL import Image
+from torch import Tensor, nn
+
 from takd.analysis.tables import confirmed as confirmed_rows
 from takd.analysis.tables import students
 from takd.search_spaces import InputError, key_of
@@ -36,7 +38,6 @@ from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import FAMILIES, build, family_of
 from takd.trainables.models.pretrained import Pretrained, restore, start_from, without_head
 from takd.trainables.store.artifacts import WEIGHTS
-from torch import Tensor, nn
 
 MNIST, RGB = (1, 28, 28), (3, 32, 32)
 FILES = {

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from conftest import make_stage
+
 from takd.search_spaces import Path, Stage
 from takd.search_spaces.stage import FRESH_SEED
 from takd.study.search.graph import Group, Proposal, StageGraph

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import make_stage
 from PIL import Image
+
 from takd.search_spaces import DatasetFingerprint, InputError
 from takd.study.data import import_files
 from takd.study.plan import estimate_seconds

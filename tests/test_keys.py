@@ -4,6 +4,7 @@ import json
 
 import pytest
 from conftest import make_stage
+
 from takd.search_spaces import DatasetFingerprint, Loss, Stage, key_of, stage
 
 TEACHER = make_stage("mlp-64", role="teacher")

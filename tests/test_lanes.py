@@ -14,6 +14,8 @@ import psutil
 import pytest
 import torch
 from conftest import artifacts, make_stage, run, run_watched, tiny_space
+from test_studies import Watcher
+
 from takd.search_spaces import WIDEST, Stage
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.search.graph import Node
@@ -23,7 +25,6 @@ from takd.trainables.stage_trainable import StageTrainable
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.width import best_width, widest
-from test_studies import Watcher
 
 MNIST = load("mnist")
 

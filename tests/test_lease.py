@@ -9,6 +9,7 @@ import time
 
 import optuna
 import pytest
+
 from takd.search_spaces import InputError
 from takd.study.folder import StudyFolder
 from takd.study.search import lease

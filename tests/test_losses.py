@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from takd.search_spaces import Loss
 from takd.trainables.training.losses import SoftTargets, decoupled, distillation, labels_only, soften
 from takd.trainables.training.losses import kl as kl_by_example
-from torch import Tensor
 
 LANES, UPSTREAMS, BATCH, CLASSES = 3, 2, 5, 7
 T = torch.tensor([1.0, 4.0, 20.0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from histology import write_mhist
 from PIL import Image
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.dataset import Dataset, import_dataset, load
 from takd.trainables.datasets.mhist import IMAGE_SHAPE, LABEL, NAME, PARTITION, VOTES, open_mhist

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch import nn
+
 from takd.search_spaces import InputError
 from takd.trainables.models.dropout import Dropout, StochasticDepth
 from takd.trainables.models.families import FAMILIES, build, check_model, family_of, parameters_of, size_of
 from takd.trainables.models.libraries import timm_models, torchvision_models
-from torch import nn
 
 MNIST = (1, 28, 28)
 CIFAR = (3, 32, 32)

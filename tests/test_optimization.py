@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from conftest import tiny_space
 from optuna.trial import TrialState
+
 from takd.analysis.tables import setting_of
 from takd.search_spaces import DatasetFingerprint, InputError, Space
 from takd.study.folder import StudyFolder, study_folder

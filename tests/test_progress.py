@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import make_stage
 from rich.console import Console
+
 from takd.search_spaces import Path, Stage
 from takd.study.search.graph import Node, Proposal, StageGraph
 from takd.study.tracking.progress import Progress, seconds_left

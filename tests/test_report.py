@@ -11,13 +11,14 @@ import pandas as pd
 import pytest
 from browser import Seen, find_browser, look
 from conftest import Study
+from test_analysis import with_confirmation
+
 from takd.analysis.execution import FOLDER, NAMES, execute, outputs
 from takd.analysis.files import open_root, read_results, soft_targets
 from takd.analysis.page import inline_svg, markdown, page
 from takd.search_spaces import InputError
 from takd.study.cli import main
 from takd.trainables.store.storage import open_storage
-from test_analysis import with_confirmation
 
 FIGURES = ("accuracy_by_assistant", "differences", "temperature_lambda_map", "slices", "pareto", "training_curves")
 WIDTHS = ((390, "light"), (390, "dark"), (1280, "light"), (1280, "dark"))

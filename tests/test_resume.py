@@ -19,11 +19,12 @@ import psutil
 import pytest
 import yaml
 from conftest import TINY, artifacts, run, run_watched, tiny_space
+from test_tracking import Run, read_run
+
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.results import write_results
 from takd.study.search.graph import Node, StageGraph
 from takd.trainables.store.artifacts import CHECKPOINTS
-from test_tracking import Run, read_run
 
 SLOW_TEACHER = {"epochs": 60, "examples": 20_000}  # some seconds, so that there is time to be killed
 SLOW: dict[str, Any] = {"teacher__recipe": SLOW_TEACHER, "checkpoint_every": {"epochs": 1}}

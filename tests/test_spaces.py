@@ -5,6 +5,7 @@ from typing import Any
 import optuna
 import pytest
 from conftest import TINY, tiny_space
+
 from takd.search_spaces import DatasetFingerprint, InputError, load_space, parse_arm, presets, space_from
 
 MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import ray
 from conftest import SLOTS, Study, artifacts, run, run_watched, tiny_space
+
 from takd.search_spaces import InputError, Stage, key_of
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.results import write_results

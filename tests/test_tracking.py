@@ -18,6 +18,8 @@ import pandas as pd
 import pytest
 import wandb
 from conftest import Study, make_stage, run, run_watched, tiny_space
+from wandb.proto.wandb_internal_pb2 import Record
+
 from takd.analysis.arms import arms_table
 from takd.analysis.files import without_secret
 from takd.search_spaces import key_of
@@ -27,7 +29,6 @@ from takd.study.search.graph import Node, StageGraph
 from takd.study.tracking.wandb_log import Run as Sent
 from takd.study.tracking.wandb_log import write_run
 from takd.study.tracking.wandb_runs import WandbTracker, stage_artifact, wandb_mode
-from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, HEADER = 32768, 7  # bytes: of LevelDB's log format, in which W&B writes
 TEACHER = make_stage("mlp-64", role="teacher")

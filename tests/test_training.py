@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stage
+from torch import Tensor
+
 from takd.search_spaces import Loss, Stage
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
@@ -18,7 +20,6 @@ from takd.trainables.training.loop import (
     train,
 )
 from takd.trainables.training.losses import soften
-from torch import Tensor
 
 MNIST = load("mnist")
 

@@ -13,6 +13,8 @@ import torch
 import torchvision
 from conftest import make_stage, run, tiny_space
 from rich.console import Console
+from torch import Tensor, nn
+
 from takd.search_spaces import InputError, Recipe, Space, Stage, space_from
 from takd.study.checks import check_space, keep_pretrained, with_weights
 from takd.study.folder import study_folder
@@ -35,7 +37,6 @@ from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.loop import Checkpoint, StageTraining, evaluation_batch, rate_factor, train
 from takd.trainables.training.transfer import find_head, train_from
-from torch import Tensor, nn
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SHAPE = (3, 64, 64)

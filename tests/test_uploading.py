@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 import pytest
 from conftest import Study, make_stage, run, tiny_space
+from test_tracking import ARMS, LABELS, TEACHER, local, read_run, warnings_of
+from wandb_server import KEY, WandbServer
+
 from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.search.graph import Node
 from takd.study.tracking.uploading import Upload, batches, unsynced, uploads
 from takd.study.tracking.wandb_log import Run, write_run, written_runs
 from takd.study.tracking.wandb_runs import RunWriter, WandbTracker, run_id
-from test_tracking import ARMS, LABELS, TEACHER, local, read_run, warnings_of
-from wandb_server import KEY, WandbServer
 
 
 @pytest.fixture

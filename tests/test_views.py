@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stage, tiny_space
+from torch import Tensor
+
 from takd.search_spaces import InputError, Loss, Stage
 from takd.study.checks import _check_augmentation
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
 from takd.trainables.training.loop import Pixels, StageTraining, train
 from takd.trainables.training.views import AUGMENTATIONS, PADDING, View, view
-from torch import Tensor
 
 MNIST = load("mnist")
 IMAGES = torch.arange(2 * 3 * 6 * 6, dtype=torch.uint8).reshape(2, 3, 6, 6)

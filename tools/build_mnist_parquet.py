@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from takd.trainables.datasets.mnist import SHIPPED, read_mnist_folder
 from takd.trainables.datasets.sources import RawSplit
 

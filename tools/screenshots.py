@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
 from takd.search_spaces import space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder

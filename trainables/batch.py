@@ -14,6 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+
 from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import load_for
 from takd.trainables.models.families import library_of, size_of

@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 from ray import tune
+
 from takd.search_spaces import Stage
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.storage import FULL

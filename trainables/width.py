@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+
 from takd.search_spaces import WIDEST, Stage
 from takd.trainables.models.families import family_of
 from takd.trainables.training.loop import StageTraining

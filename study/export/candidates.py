@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from torch import nn
+
 from takd.analysis.tables import METRICS, confirmed, students
 from takd.search_spaces import InputError, Path, Stage
 from takd.study.confirm import trained_module
@@ -13,7 +15,6 @@ from takd.study.search.graph import Description
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.store.artifacts import WEIGHTS
-from torch import nn
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+
 from takd.search_spaces import InputError, Stage
 from takd.study.confirm import predict_stages
 from takd.study.export.candidates import Candidate, Student, find_candidates, student_of

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
 from takd.search_spaces import InputError
 from takd.search_spaces.values import explain
 from takd.study.export.onnx_file import Array, OnnxModel
@@ -15,7 +17,6 @@ from takd.study.export.torch_files import pt2_model
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.loop import evaluation_batch
-from torch import Tensor
 
 FORMAT = 1
 Size = Annotated[int, Field(ge=1, le=100_000)]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from pandas import isna
+from torch import Tensor
+
 from takd.analysis.statistics import fraction_interval, mean_interval
 from takd.analysis.tables import BINS
 from takd.search_spaces import Stage
@@ -22,7 +24,6 @@ from takd.study.export.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2,
 from takd.study.export.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
 from takd.trainables.datasets.built_in import BUILT_IN, UNKNOWN_LICENCE
 from takd.trainables.models.families import size_of
-from torch import Tensor
 
 WIDTH = 110  # of Markdown
 SHOWN = 20  # names of classes

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from takd.search_spaces import InputError
 from torch.export import ExportedProgram
+
+from takd.search_spaces import InputError
 
 INPUT = "images"
 LOGITS, PROBABILITIES = "logits", "probabilities"

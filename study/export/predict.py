@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+
 from takd.search_spaces import InputError
 from takd.study.export.exported import ONNX, normalization_of, probabilities, read_card
 from takd.study.export.onnx_file import Array, needs_onnx
@@ -34,6 +35,7 @@ def print_predictions(folder: Path, images: Sequence[Path], console: Console) ->
 def read_image(file: Path, shape: Sequence[int]) -> Array:
     """uint8 `[channels, height, width]`, brought to the shape that is asked for."""
     from PIL import Image, UnidentifiedImageError
+
     from takd.trainables.datasets.image_files import UNDECODABLE
 
     channels, height, width = shape

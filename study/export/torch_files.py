@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from safetensors.torch import save
-from takd.trainables.datasets.conversion import Normalization
-from takd.trainables.datasets.sources import ImageShape
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
+
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.sources import ImageShape
 
 HELD = {InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR}  # what a graph takes beside its images
 NAMES_PLACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "from_node", "torch_fn")  # of this machine

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
 from takd.search_spaces import InputError
 from takd.search_spaces.stage import key_of
 from takd.study.export.exported import (

@@ -14,6 +14,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+
 from takd.search_spaces import InputError
 
 BEAT_SECONDS = 5.0

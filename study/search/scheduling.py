@@ -21,6 +21,9 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
+
+import takd
+from takd import search_spaces, trainables
 from takd.search_spaces import ROLES, WIDEST, InputError, Role, Space
 from takd.study.search.graph import Group, Node, Proposal, StageGraph
 from takd.study.search.optimization import Search
@@ -30,9 +33,6 @@ from takd.trainables.halving import start_halving
 from takd.trainables.stage_trainable import StageTrainable
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.storage import FULL
-
-import takd
-from takd import search_spaces, trainables
 
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 

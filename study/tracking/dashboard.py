@@ -6,6 +6,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from rich.console import Console
+
 from takd.search_spaces import InputError
 from takd.study.folder import StudyFolder
 from takd.study.search.optimization import open_optuna, open_search

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Node, StageGraph
 

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
 from takd.search_spaces import ROLES, Role
 from takd.study.search.graph import Node, StageGraph
 

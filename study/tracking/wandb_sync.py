@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 from rich.console import Console
+
 from takd.search_spaces import InputError
 from takd.study.folder import StudyFolder
 from takd.study.results import write_results

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.sources import Bytes, RawSplit, Source
 

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.sources import Bytes, Images, Indices, Labels, RawSplit, Source
 from takd.trainables.datasets.splits import SplitFile
 from takd.trainables.store.storage import write_synced
-from torch import Tensor
 
 SPLIT_SEED = 0
 _SLICE = 1 << 24  # bytes of pixels that are in memory at once

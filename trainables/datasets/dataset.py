@@ -21,13 +21,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
 from takd.search_spaces import DatasetFingerprint, InputError
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
 from takd.trainables.datasets.conversion import SPLIT_SEED, Normalization, generator, write_entry
 from takd.trainables.datasets.sources import Source
 from takd.trainables.datasets.splits import DAMAGE, Split, read_split
 from takd.trainables.store.storage import cache_folder, write_synced
-from torch import Tensor
 
 _ABANDONED_SECONDS = 24 * 3600  # that no conversion takes
 _CACHE_FORMAT = 2  # bumped when the files in the cache change

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.sources import Bytes, ImageShape, Labels, RawSplit, Source
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.image_files import ImageFiles, decode_image, describe, labels_of, shape_of
 from takd.trainables.datasets.sources import RawSplit, Source

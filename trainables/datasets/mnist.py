@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.sources import Bytes, RawSplit, Source
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from takd.trainables.datasets.sources import Bytes, Indices, RawSplit
 from torch import Tensor
+
+from takd.trainables.datasets.sources import Bytes, Indices, RawSplit
 
 # What reading a damaged file raises: ValueError stands for Arrow's and JSON's errors too.
 DAMAGE = (OSError, ValueError, KeyError, TypeError)

@@ -3,9 +3,10 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from torch import Tensor, nn
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.sources import ImageShape
-from torch import Tensor, nn
 
 WIDE_CLASSES = 100  # from so many classes on, plain networks have the wide form
 

@@ -8,13 +8,14 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.convnets import PLAIN, RESNET_DEPTHS, plain, resnet
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.libraries import build_timm, build_torchvision, is_timm, is_torchvision
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.dropout import Dropout, StochasticDepth
-from torch import Tensor, nn
 
 # Models of torchvision that want more than a number of classes: auxiliary heads are left out, and a transformer is
 # told the image's size.

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor, nn
+
 from takd.search_spaces import InputError
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.families import check_model, family_of
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.storage import first_line
-from torch import Tensor, nn
 
 IMAGENET = "imagenet"
 SCALE, SHIFT = "input_scale", "input_shift"  # buffers of a model whose weights expect other pixels than the dataset's

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
 from takd.search_spaces import Stage
 from takd.trainables.store.storage import Storage, open_storage, sha256
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 import platformdirs
 import pyarrow as pa
 from pyarrow import fs
+
 from takd.search_spaces import InputError
 
 READ_ATTEMPTS = 5

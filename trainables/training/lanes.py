@@ -3,9 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor, nn
+
 from takd.search_spaces import Recipe
 from takd.trainables.models.dropout import Dropout
-from torch import Tensor, nn
 
 
 class LaneModel(nn.Module):

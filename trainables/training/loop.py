@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from torch import Tensor, nn
+
 from takd.search_spaces import Recipe, Stage
 from takd.trainables.datasets.dataset import Dataset, transfer_set
 from takd.trainables.models.families import build, family_of, normalises_batches
@@ -18,7 +20,6 @@ from takd.trainables.training.lanes import Alone, LaneModel, LaneOptimizer, Stac
 from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
 from takd.trainables.training.transfer import Features, cache_features, find_head, part_of, train_from
 from takd.trainables.training.views import View, view
-from torch import Tensor, nn
 
 EVALUATION_BATCH = 1000  # images, and fewer where they are large:
 EVALUATION_PIXELS = 2_500_000  # with 50 of 224x224 a resnet50 takes 1 GB

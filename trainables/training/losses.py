@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from takd.search_spaces import Loss
 from torch import Tensor
+
+from takd.search_spaces import Loss
 
 # (cross-entropy, T^2 * divergence, lambda) -> loss, each `[lanes]`.
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from takd.search_spaces import InputError, Recipe
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.pretrained import head_of
 from takd.trainables.training.lanes import Alone
-from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
