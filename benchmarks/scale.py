@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/scale.py [--trials 100 1000 10000] [--slots 64] [--sampler tpe]
 
 Stages are not trained: as soon as one is handed out, a small artifact with a made-up accuracy is published in its
-place, by the real store, and the searcher hears of it as from a worker. One student a trial; arms `labels`, `kd` and two
-assistants; T, lambda and learning rate varied. Tune's own time a trial is in `overhead.py trial`, W&B's in
+place, by the real store, and the searcher hears of it as from a worker. One student a trial; arms `labels`, `kd` and
+two assistants; T, lambda and learning rate varied. Tune's own time a trial is in `overhead.py trial`, W&B's in
 `tracking.py`. About 8 minutes.
 """
 
@@ -21,18 +21,18 @@ from typing import Any
 
 import ray
 
-from search_spaces import Space, Stage, space_from
-from study.apart import apart
-from study.folder import StudyFolder, study_folder
-from study.graph import StageGraph
-from study.observers import Observers
-from study.optimization import Search, create_search
-from study.results import write_results
-from study.run import find_artifact
-from study.scheduling import PathSearcher, start_ray
-from study.stopping import Stop
-from study.workers import Need
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS
+from takd.search_spaces import Space, Stage, space_from
+from takd.study.apart import apart
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.results import write_results
+from takd.study.run import find_artifact
+from takd.study.search.graph import StageGraph
+from takd.study.search.optimization import Search, create_search
+from takd.study.search.scheduling import PathSearcher, start_ray
+from takd.study.search.workers import Need
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observers
+from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
 
 EPOCHS = [
     {"epoch": n, "learning_rate": 1e-3, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "seconds": 0.01,
@@ -104,7 +104,7 @@ def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None
     searcher = PathSearcher(search, graph, folder.root, Observers([]), Stop())
     searcher.workers.nodes = {"here": Need(slots, 0)}
     searcher.looked = float("inf")  # not at Ray's own nodes
-    nothing = {"stages": [], "width": None, "idle": True}
+    nothing: dict[str, Any] = {"stages": [], "width": None, "idle": True}
     row: deque[tuple[str, dict[str, Any]]] = deque()
     names, ended, last = (str(number) for number in range(10**9)), 0, time.perf_counter()
     marks: list[float] = []
@@ -131,7 +131,7 @@ def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None
 def measure(trials: int, sampler: str, slots: int) -> None:
     with tempfile.TemporaryDirectory(prefix="takd-scale-") as root:
         folder, wanted, clock = study_folder(root, "scale"), space(trials, sampler), Clock()
-        wanted, data, _ = apart("study.checks:check", wanted, "benchmark", folder)
+        wanted, data, _ = apart("takd.study.checks:check", wanted, "benchmark", folder)
         folder.prepare()
         search = create_search(folder, wanted, data)
         started = time.perf_counter()

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from search_spaces import Stage
-from trainables.artifacts import ArtifactStore
-from trainables.storage import FULL
+from takd.search_spaces import Stage
+from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.storage import FULL
 
 if TYPE_CHECKING:
-    from trainables.batch import StageBatch
+    from takd.trainables.batch import StageBatch
 
 # A step of Tune's goes on for about this long, so that short epochs don't each cost a message.
 REPORT_SECONDS = 1.0
@@ -47,7 +47,7 @@ class StageTrainable(tune.Trainable):
         return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        import trainables.batch  # noqa: F401 - loads torch, which the study's own process does without: before it is asked
+        import takd.trainables.batch  # noqa: F401 - loads torch, which the study's own process does without: before it is asked
 
         self.store, self.threads = ArtifactStore(config["root"]), config["cpu"]
         self.batch: StageBatch | None = None
@@ -97,7 +97,7 @@ class StageTrainable(tune.Trainable):
         return {"stages": [], "width": None, "idle": True}
 
     def _begin(self) -> "StageBatch":
-        from trainables.batch import StageBatch
+        from takd.trainables.batch import StageBatch
 
         given, self.wait_seconds = self.given, 0.0
         stages = [Stage.model_validate(stage) for stage in given["stages"]]

@@ -1,0 +1,520 @@
+"""The Ray side of a study: hands Tune the stages that may train, and hears what became of them."""
+
+import logging
+import os
+import re
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path as FilePath
+from types import ModuleType
+from typing import Any
+
+# Read when Ray is first imported: a Ray of our own has its node on 127.0.0.1, so that all it opens is on loopback.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial
+from ray.tune.search import Searcher
+
+import takd
+from takd import search_spaces, trainables
+from takd.search_spaces import ROLES, WIDEST, InputError, Role, Space
+from takd.study.search.graph import Group, Node, Proposal, StageGraph
+from takd.study.search.optimization import Search
+from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observers
+from takd.trainables.halving import start_halving
+from takd.trainables.stage_trainable import StageTrainable
+from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.storage import FULL
+
+LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
+STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
+
+# Tune's own state files, loggers and table are not used: what must last is in the two durable places.
+_TUNE_ENVIRONMENT = {
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours: `takd.study.stopping`
+    "TUNE_FORCE_TRIAL_CLEANUP_S": str(STOP_SECONDS),
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # how many workers start at a time is decided here
+}
+
+log = logging.getLogger("takd")
+
+
+class PathSearcher(Searcher):
+    """Turns the sampler's paths into stages that may train now; a path that waits holds no device.
+
+    A trial of Tune's is a worker. Tune asks `suggest` for new ones, and `report` gives each the stages that it trains
+    next: which worker starts, trains and goes is decided here, and not by Tune's reuse of actors, which takes away
+    every worker that is starting where another has just become free.
+
+    `confirm` is called once when the search is over; what it returns is trained too.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        graph: StageGraph,
+        root: str,
+        observers: Observers,
+        stop: Stop,
+        confirm: Callable[[], Sequence[Proposal]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.confirm = confirm
+        self.search, self.graph, self.root, self.observers = search, graph, root, observers
+        self.stop = stop
+        self.artifacts = ArtifactStore(root)
+        self.resources = resources(search.space, reachable_resources())
+        self.guaranteed = len(search.space.guaranteed())
+        self.halving = start_halving(**search.space.asha.model_dump()) if search.space.asha else None
+        self.workers, self.use = Workers(reachable_nodes()), Use()
+        self.looked = time.monotonic()  # at the cluster's nodes
+        self.failed_starts = 0  # workers in a row that died before they had started
+        self.widths: dict[str, int] = {}  # lanes that go fastest, by shape, as workers measured
+        self.over = False  # nothing is left to train
+        for arm, configuration, accuracies in search.finished():
+            graph.note(arm, configuration, accuracies)
+        for proposal in search.reclaim():
+            graph.add(proposal)
+        self._close_finished()
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A new worker where stages are ready for one and the cluster has room."""
+        self._look_at_the_cluster()
+        if not self.stop.requested:
+            self._fill()
+        if self.stop.requested or self.over:
+            return None if self.workers.living else str(Searcher.FINISHED)  # Tune's stopper ends those that live
+        need = self._lacking()
+        if need is None:
+            return None
+        self.workers.start(trial_id, need)
+        return {"root": self.root, "cpu": need.cpu, "gpu": need.gpu}
+
+    def _look_at_the_cluster(self) -> None:
+        if (now := time.monotonic()) - self.looked >= LOOK_SECONDS:
+            self.workers.nodes, self.looked = reachable_nodes(), now
+
+    def _fill(self) -> None:
+        """Asks the sampler until enough is ready; once the search is over, begins the confirm phase."""
+        while self._wants_more(group := next(self.graph.groups(), None)) and (proposal := self._ask()):
+            self.graph.add(proposal)
+            self._close_finished()
+        if not self.graph.open and self.confirm and not self.search.remaining:
+            self._start_confirming(self.confirm)
+        self.over = group is None and not self.graph.open and not self.confirm and not self.search.remaining
+
+    def _start_confirming(self, confirm: Callable[[], Sequence[Proposal]]) -> None:
+        """The search is over: what it chose is trained from fresh seeds."""
+        self.confirm = None
+        with self._room_needed():
+            for proposal in confirm():
+                self.graph.add(proposal)
+        self._close_finished()
+
+    def _wants_more(self, group: Group | None) -> bool:
+        """Whether to ask the sampler now: early for guaranteed trials, for free ones late, when it knows more."""
+        if group and (group.role != "student" or self.graph.ready(group) >= self._width(group)):
+            return False
+        free = self.search.asked >= self.guaranteed
+        unknown = 1 if free else WIDEST
+        width = self._width(group, unknown) if group else max(self.widths.values(), default=unknown)
+        slots = self.workers.most(self._need("student"))
+        return len(self.graph.open) < max(2 * slots, slots * width // self.search.space.seeds)
+
+    def _width(self, group: Group, unknown: int = WIDEST) -> int:
+        lanes = self.search.space.lanes
+        width = self.widths.get(group.shape, lanes if isinstance(lanes, int) else unknown)
+        return min(width, group.most_lanes or width)
+
+    def _need(self, role: Role) -> Need:
+        return Need(**self.resources[role])
+
+    def _lacking(self) -> Need | None:
+        """The kind of worker to start now. What others learn from comes first: no other kind takes its room."""
+        wanted: dict[Need, int] = {}
+        kept = None
+        for group in self.graph.groups():
+            need = self._need(group.role)
+            wanted[need] = wanted.get(need, 0) + self._batches(group)
+            if wanted[need] > self.workers.waiting(need):
+                if self.workers.room(need, besides=kept):
+                    return need
+                kept = kept or self.workers.kept_for(need)
+        return None
+
+    def _batches(self, group: Group) -> int:
+        """Into how many batches the ready stages of a group are worth dividing."""
+        return -(-self.graph.ready(group) // _small(self._width(group, unknown=1)))
+
+    def _batch_size(self, group: Group) -> int:
+        """A fair share of what is ready for each worker that could take some, so that the last ones end together.
+
+        Workers that are not there yet, or train, leave no share small: lanes are worth more than an early end.
+        """
+        need, ready = self._need(group.role), self.graph.ready(group)
+        if (idle := self.workers.idle(need)) > 1:
+            least = -(-ready // idle)
+        else:
+            least = max(_small(self._width(group, unknown=1)), -(-ready // self.workers.most(need)))
+        return min(least, self._width(group))
+
+    def report(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """A worker reports; it is given stages where it has none. Returns whether it goes."""
+        worker = self.workers.living[trial_id]
+        if "actor" in result:
+            worker.node, worker.actor, worker.idle_since = result["node"], result["actor"], time.monotonic()
+            self.failed_starts = 0
+        if worker.batch:
+            self._hear(worker.batch, result)
+        if not result["idle"]:
+            return False
+        if worker.batch:
+            worker.end(time.monotonic())
+        goes = self.stop.requested or not (self._give_stages(worker) or self._is_kept(worker))
+        if goes:
+            self.workers.go(trial_id, time.monotonic())
+        self._note_use()
+        return goes
+
+    def _give_stages(self, worker: Worker) -> bool:
+        """Whether there were any. A worker on whose node one of another kind is to start, for stages that come first,
+        gets none."""
+        self._fill()
+        for group in self.graph.groups():
+            if self._need(group.role) == worker.need:
+                self._assign(worker, group)
+                return True
+            if self._gives_way(worker, group):
+                return False
+        return False
+
+    def _gives_way(self, worker: Worker, group: Group) -> bool:
+        need = self._need(group.role)
+        return (
+            self._batches(group) > self.workers.waiting(need)
+            and not self.workers.room(need)
+            and self.workers.kept_for(need) == worker.node
+        )
+
+    def _is_kept(self, worker: Worker) -> bool:
+        """Whether a worker with nothing to train stays: not for long, and not where another kind needs its place."""
+        if self.over or any(self._gives_way(worker, group) for group in self.graph.groups()):
+            return False
+        return time.monotonic() - worker.idle_since < KEPT_SECONDS
+
+    def _assign(self, worker: Worker, group: Group) -> None:
+        nodes = self.graph.take(group, self._batch_size(group))
+        worker.begin(Batch(group, {node.stage.key for node in nodes}, time.monotonic()))
+        # Before the step that Tune asks for next: a worker does in order what this process asks of it.
+        worker.actor.assign.remote(self._given(group, nodes))
+        for node in nodes:
+            self.graph.start(node.stage.key)
+            self.observers.stage_started(node)
+        self.observers.graph_changed(self.graph, self.search.remaining)
+
+    def _given(self, group: Group, nodes: list[Node]) -> dict[str, Any]:
+        space, study = self.search.space, self.search.study.study_name
+        return {
+            "stages": [node.stage.model_dump(mode="json") for node in nodes],
+            "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
+            "measure_width": space.lanes == "auto" and group.shape not in self.widths,
+            "halving": self.halving if (group.role, group.phase) == ("student", "search") else None,
+            "halving_epochs": space.asha.grace_epochs if space.asha else None,
+            "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
+        }
+
+    def _note_use(self) -> None:
+        self.use.note(time.monotonic(), self.workers.busy_part, next(self.graph.groups(), None) is not None)
+
+    def _ask(self) -> Proposal | None:
+        with self._room_needed():
+            return self.search.ask()
+        return None
+
+    @contextmanager
+    def _room_needed(self) -> Iterator[None]:
+        """A full disk stops the study, which goes on when there is room; it is no fault of a stage's."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self.stop.request(f"{error.filename or self.root}: {error.strerror}")
+
+    def _hear(self, batch: Batch, result: dict[str, Any]) -> None:
+        if result["width"] is not None:
+            self.widths[batch.group.shape] = result["width"]
+        for state in result["stages"]:
+            self._tell_epochs(state)
+            if state["state"] != "running" and state["key"] in batch.keys:
+                batch.keys.remove(state["key"])
+                self._end(state)
+        self._close_finished()
+
+    def _tell_epochs(self, state: dict[str, Any]) -> None:
+        """Those not told before: after a retry a worker repeats some."""
+        node = self.graph.nodes[state["key"]]
+        epochs = [each for each in state["epochs"] if each["epoch"] > node.epoch]
+        node.epoch = epochs[-1]["epoch"] if epochs else node.epoch
+        self.observers.stage_reported(node, epochs)
+
+    def _end(self, state: dict[str, Any]) -> None:
+        key = state["key"]
+        if state["state"] in ("returned", "no room"):
+            self.graph.give_back(key)
+            if state["state"] == "no room":
+                self.stop.request(state["reason"])
+            return
+        if state["state"] == "done":
+            self.graph.finish(key)
+        elif state["state"] == "failed":
+            self.graph.fail(key, state["reason"])
+        else:
+            self.graph.prune(key)
+        if state["state"] != "done":
+            self.artifacts.drop_checkpoint(key)
+        self.observers.stage_ended(self.graph.nodes[key])
+        self.graph.nodes[key].forget_epochs()
+
+    def worker_failed(self, trial_id: str, reason: str) -> None:
+        """It died, or what it trained raised. Tune's own retries are not used: they know nothing of stages."""
+        worker = self.workers.living[trial_id]
+        keys = sorted(worker.batch.keys) if worker.batch else []
+        self.workers.go(trial_id, time.monotonic())
+        if not worker.started:
+            self.failed_starts += 1
+            if self.failed_starts > self.search.space.max_failures:
+                self.stop.request(f"no worker starts: {reason}")
+        self.graph.retry(keys, reason, self.search.space.max_failures)
+        for node in (self.graph.nodes[key] for key in keys):
+            if node.state == "failed":
+                self.observers.stage_ended(node)
+        self._close_finished()
+        self._note_use()
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: `report` said that the worker goes, or `worker_failed` follows."""
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: `report` has heard it."""
+
+    def _close_finished(self) -> None:
+        for proposal in self.graph.close_finished():
+            with self._room_needed():
+                self.search.tell(proposal, self.graph)
+        self.observers.graph_changed(self.graph, self.search.remaining)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles a searcher beside its experiment; there is nothing in this one that a restart would need."""
+        return {}
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Nothing: Optuna's storage and the artifact store have it all."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing, as above."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("studies go on from Optuna's storage and the artifact store: run again")
+
+
+class _Failures(tune.Callback):
+    """What Tune tells callbacks but not searchers: why a worker failed."""
+
+    def __init__(self, searcher: PathSearcher) -> None:
+        self.searcher = searcher
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        text = FilePath(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
+        log.debug("trial %s: %s", trial.trial_id, text)
+        self.searcher.worker_failed(trial.trial_id, _reason(text))
+
+
+class _Reports(tune.Stopper):
+    """What Tune asks about each report, before anybody else hears of it: whether the worker goes."""
+
+    def __init__(self, searcher: PathSearcher) -> None:
+        self.searcher = searcher
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.searcher.report(trial_id, result)
+
+    def stop_all(self) -> bool:
+        return self.searcher.stop.requested or self.searcher.over
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+def _small(width: int) -> int:
+    """Stages that make a batch worth its worker, of a shape of which so many train fastest."""
+    return -(-width // 4)
+
+
+def _reason(error_text: str) -> str:
+    """The line that says what happened: the last of a traceback, the first of Ray's own explanation of a dead actor."""
+    lines = [line.strip() for line in error_text.splitlines() if line.strip() and not line.startswith("Failure #")]
+    if not lines:
+        return "ended without an error message"
+    raised = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b", line)]
+    return (raised or lines)[-1 if raised else 0][:500]
+
+
+def resources(space: Space, cluster: Mapping[str, float]) -> dict[Role, dict[str, float]]:
+    """CPUs and GPUs of a stage by role: what the space says, no more CPUs than the cluster has.
+
+    Where the space says nothing of GPUs and there are any, others' models get a whole one and four students share one.
+    """
+    found: dict[Role, dict[str, float]] = {}
+    for role in ROLES:
+        wanted = space.resources_of(role)
+        shared = 0.25 if role == "student" else 1.0
+        gpu = wanted.gpu if wanted.gpu is not None else shared if cluster.get("GPU") else 0.0
+        found[role] = {"cpu": min(wanted.cpu, max(1, int(cluster.get("CPU", 1)))), "gpu": gpu}
+    return found
+
+
+def lacking_gpus(space: Space) -> str | None:
+    """What a stage of the space would wait for in vain, as far as the cluster tells."""
+    there = reachable_resources().get("GPU", 0)
+    for role in ROLES:
+        if (wanted := space.resources_of(role).gpu or 0) > there:
+            return f"resources.{role}.gpu is {wanted:g}; Ray has {there:g} GPUs"
+    return None
+
+
+def start_ray(slots: int | None, address: str | None = None) -> int:
+    """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots."""
+    os.environ.update(_TUNE_ENVIRONMENT)
+    for name in ("ray", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # It says of a trial whose worker died that it did not complete; its stages do, in another.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    if not ray.is_initialized():
+        with _signals_kept():
+            _init(slots, address)
+    return int(reachable_resources().get("CPU", 1))
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray puts a handler of its own on SIGTERM, which exits; what comes meanwhile is an interruption."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _init(slots: int | None, address: str | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+    else:
+        _join(address, quiet)
+
+
+def _join(address: str, quiet: dict[str, Any]) -> None:
+    """The code travels with the job, so that every node trains with the driver's."""
+    try:
+        with _staged_code() as package:
+            ray.init(address=address, runtime_env={"py_modules": [str(package)]}, **quiet)
+    except ray.exceptions.AuthenticationError:
+        raise InputError(
+            f"--address {address}: the cluster wants its token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"--address {address}: no Ray cluster answers ({str(error).splitlines()[0]})") from None
+
+
+@contextmanager
+def _staged_code() -> Iterator[FilePath]:
+    """A folder `takd` of what a worker imports, until Ray has sent it: Ray takes folders by the names they have."""
+    with tempfile.TemporaryDirectory(prefix="takd-code-") as temporary:
+        package = FilePath(temporary) / "takd"
+        package.mkdir()
+        shutil.copy(_file(takd), package)
+        for part in (search_spaces, trainables):
+            name = part.__name__.rpartition(".")[2]
+            shutil.copytree(_file(part).parent, package / name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield package
+
+
+def _file(module: ModuleType) -> FilePath:
+    assert module.__file__ is not None
+    return FilePath(module.__file__)
+
+
+def reachable_resources() -> dict[str, float]:
+    """What the cluster has, or can grow to where it has an autoscaler."""
+    now = ray.cluster_resources()
+    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    return now | {name: max(most, now.get(name, 0)) for name, most in grown.items()}
+
+
+def reachable_nodes() -> Nodes:
+    """What each node has, and as one more what an autoscaler could bring."""
+    there = {
+        node["NodeID"]: Need(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    reachable = reachable_resources()
+    more = Need(
+        reachable.get("CPU", 0) - sum(node.cpu for node in there.values()),
+        reachable.get("GPU", 0) - sum(node.gpu for node in there.values()),
+    )
+    return there | ({ELSEWHERE: more} if more.cpu > 0 or more.gpu > 0 else {})
+
+
+def run_stages(searcher: PathSearcher) -> None:
+    """Runs until the search's budget is spent and every stage has ended, or the searcher's `stop` is requested.
+
+    Then stages in training write a checkpoint, and those that take longer than STOP_SECONDS are cut off.
+    """
+    scratch = FilePath(tempfile.mkdtemp(prefix="takd-tune-"))
+    try:
+        tune.Tuner(
+            StageTrainable,
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=-1, reuse_actors=False),
+            run_config=tune.RunConfig(
+                name="study",
+                storage_path=str(scratch),
+                stop=_Reports(searcher),
+                callbacks=[_Failures(searcher)],
+                failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+                verbose=0,
+            ),
+        ).fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

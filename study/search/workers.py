@@ -1,0 +1,164 @@
+"""The workers of a run: which there are, what each does, where another has room, and how busy they were. No Ray."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from takd.study.search.graph import Group
+
+# A worker that has nothing to train is kept for as long as a new one takes to start, then it goes.
+KEPT_SECONDS = 5.0
+ELSEWHERE = "a node that an autoscaler can bring"
+
+
+class Need(NamedTuple):
+    """What a worker holds while it lives."""
+
+    cpu: float
+    gpu: float
+
+    def fits(self, free: "Need") -> int:
+        """How many times it fits into what is free."""
+        by_cpu = int(free.cpu / self.cpu + 1e-9)
+        return max(0, min(by_cpu, int(free.gpu / self.gpu + 1e-9)) if self.gpu else by_cpu)
+
+    def minus(self, other: "Need") -> "Need":
+        return Need(self.cpu - other.cpu, self.gpu - other.gpu)
+
+
+Nodes = Mapping[str, Need]  # what each node of the cluster has, by its id
+
+
+@dataclass
+class Batch:
+    """The stages that a worker trains side by side."""
+
+    group: Group
+    keys: set[str]  # of its stages that have not ended
+    began: float
+
+
+@dataclass
+class Worker:
+    """A process that trains one batch after another. It has no node until it has started."""
+
+    need: Need
+    node: str | None = None
+    actor: Any = None  # Ray's handle of it
+    batch: Batch | None = None
+    idle_since: float = 0.0
+    stages: int = 0  # that it trained to an end
+    busy_seconds: float = 0.0
+
+    @property
+    def started(self) -> bool:
+        return self.node is not None
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take a batch, now or when it has started."""
+        return self.batch is None
+
+    def begin(self, batch: Batch) -> None:
+        self.batch = batch
+        self.stages += len(batch.keys)
+
+    def end(self, now: float) -> None:
+        if self.batch:
+            self.stages -= len(self.batch.keys)  # that did not come to an end
+            self.busy_seconds += now - self.batch.began
+        self.batch, self.idle_since = None, now
+
+
+@dataclass
+class Workers:
+    """All workers of a run by the name of their trial of Tune."""
+
+    nodes: Nodes
+    living: dict[str, Worker] = field(default_factory=dict)
+    gone: list[Worker] = field(default_factory=list)  # those that trained something
+
+    def start(self, name: str, need: Need) -> None:
+        self.living[name] = Worker(need)
+
+    def go(self, name: str, now: float) -> Worker | None:
+        """The worker ends, or has died."""
+        worker = self.living.pop(name, None)
+        if worker:
+            worker.end(now)
+            if worker.stages:
+                self.gone.append(worker)
+        return worker
+
+    def _free(self) -> dict[str, Need]:
+        """What of each node no worker holds. Those that are about to start are taken to start where there is room."""
+        free = dict(self.nodes)
+        for worker in self.living.values():
+            if worker.node in free:
+                free[worker.node] = free[worker.node].minus(worker.need)
+        for worker in self.living.values():
+            if not worker.started:
+                node = next((name for name, there in free.items() if worker.need.fits(there)), None)
+                if node is not None:
+                    free[node] = free[node].minus(worker.need)
+        return free
+
+    def room(self, need: Need, besides: str | None = None) -> int:
+        """How many more such workers could start, on any node but the one that is kept for another kind."""
+        return sum(need.fits(there) for node, there in self._free().items() if node != besides)
+
+    def most(self, need: Need) -> int:
+        """How many such workers the whole cluster has room for; at least 1."""
+        return sum(need.fits(there) for there in self.nodes.values()) or 1
+
+    def waiting(self, need: Need) -> int:
+        """Workers of a kind that have nothing to train, those that are about to start among them."""
+        return sum(worker.free for worker in self.living.values() if worker.need == need)
+
+    def idle(self, need: Need) -> int:
+        """Workers of a kind that have nothing to train and could begin at once."""
+        return sum(worker.free and worker.started for worker in self.living.values() if worker.need == need)
+
+    def kept_for(self, need: Need) -> str | None:
+        """The node whose workers go, one after the other, until one of another kind has room: the one nearest to it."""
+        free = self._free()
+        hosts = [node for node, whole in self.nodes.items() if need.fits(whole) and node != ELSEWHERE]
+        return max(
+            hosts, key=lambda node: (free[node].gpu, free[node].cpu) if need.gpu else free[node].cpu, default=None
+        )
+
+    @property
+    def busy_part(self) -> float:
+        """Which part of the cluster trains now: each worker counts as one of those that there is room for."""
+        here = Workers({name: there for name, there in self.nodes.items() if name != ELSEWHERE})
+        return min(1.0, sum(1 / here.most(each.need) for each in self.living.values() if each.batch))
+
+    @property
+    def trained(self) -> list[Worker]:
+        """All that trained something, the busiest first."""
+        return sorted(
+            [*self.gone, *(each for each in self.living.values() if each.stages)], key=lambda each: -each.busy_seconds
+        )
+
+
+@dataclass
+class Use:
+    """How much of the cluster trained, from the first stage on, in seconds of the whole cluster."""
+
+    seconds: float = 0.0
+    busy: float = 0.0
+    unused: float = 0.0  # while stages were ready
+    _last: float | None = None
+    _part: float = 0.0
+    _ready: bool = False
+
+    def note(self, now: float, part: float, ready: bool) -> None:
+        """From now on this part of the cluster trains, and stages are ready or not."""
+        if self._last is not None:
+            passed = now - self._last
+            self.seconds += passed
+            self.busy += self._part * passed
+            self.unused += (1 - self._part) * passed * self._ready
+        if self._last is not None or part:
+            self._last = now
+        self._part, self._ready = part, ready
