@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -55,6 +56,10 @@ TRIALS = pa.schema(
         ("test_reliability", pa.list_(RELIABILITY)),  # by bin of confidence
         ("train_seconds", pa.float64()),
         ("total_path_seconds", pa.float64()),  # training seconds of all stages of the path
+        ("host", pa.string()),  # of the worker that trained it
+        ("process", pa.int64()),  # likewise, its id there
+        ("lanes", pa.int32()),  # stages that it trained side by side
+        ("finished_at", pa.timestamp("s", tz="UTC")),
         ("cached", pa.bool_()),  # this path use found the artifact there
         ("error", pa.string()),
     ]
@@ -182,6 +187,10 @@ def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
         "val_accuracy": outcome["metrics"]["validation"]["accuracy"],
         "val_loss": outcome["metrics"]["validation"]["loss"],
         "train_seconds": outcome["train_seconds"],
+        "host": outcome.get("host"),
+        "process": outcome.get("process"),
+        "lanes": outcome.get("lanes"),
+        "finished_at": datetime.fromisoformat(outcome["finished_at"]) if "finished_at" in outcome else None,
     }
 
 

@@ -21,7 +21,7 @@ from takd.study.search.optimization import Search, create_search, open_optuna, r
 from takd.study.stopping import Stop
 from takd.study.tracking.events import EventLog
 from takd.study.tracking.observers import Observer, Observers
-from takd.study.tracking.profile import Profile
+from takd.study.tracking.profile import Profile, print_use
 from takd.study.tracking.progress import Progress
 from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
@@ -173,9 +173,13 @@ def _train(
     watching = Observers([progress, *observers, *([profile] if profile else [])])
     try:
         confirm = (lambda: to_confirm(search, write_results(folder, search))) if search.space.confirm else None
-        run_stages(PathSearcher(search, graph, folder.root, watching, stop, confirm))
+        searcher = PathSearcher(search, graph, folder.root, watching, stop, confirm)
+        run_stages(searcher)
     finally:
         watching.close()
+    print_use(searcher.workers, searcher.use, console)
+    if profile:
+        profile.workers, profile.use = searcher.workers, searcher.use
     trained = sum(counts["done"] for counts in graph.counts.values())
     return RunResult(finished=not search.is_open, trained=trained, profile=profile)
 

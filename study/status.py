@@ -82,7 +82,32 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
             f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
             for _, row in highest.iterrows()
         ]
-    return Group(*map(Text, lines), _counts(trials), *map(Text, best))
+    return Group(*map(Text, lines), _counts(trials), *map(Text, [*_workers(trials), *best]))
+
+
+def _workers(trials: pd.DataFrame) -> list[str]:
+    """How many workers trained this study's own stages, and which part of its time each did."""
+    own = trials[(trials["status"] == "done") & ~trials["cached"].astype(bool)]
+    stages = own.drop_duplicates("stage_key").dropna(subset=["process", "finished_at"])
+    if stages.empty:
+        return []
+    batches = stages.groupby(["host", "process", "finished_at"])["train_seconds"].sum().reset_index()
+    batches["began"] = batches["finished_at"] - pd.to_timedelta(batches["train_seconds"], unit="s")
+    workers = batches.groupby(["host", "process"]).agg(
+        busy=("train_seconds", "sum"), began=("began", "min"), ended=("finished_at", "max")
+    )
+    spans = (workers["ended"] - workers["began"]).dt.total_seconds()
+    parts = (100 * workers["busy"] / spans.clip(lower=1e-9)).clip(upper=100)
+    counts = stages.groupby(["host", "process"]).size()
+    return [
+        f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'} trained {_range(counts)} stages each, "
+        f"{_range(parts.round().astype(int))} % of the time from its first to its last"
+    ]
+
+
+def _range(numbers: "pd.Series[int]") -> str:
+    low, high = numbers.min(), numbers.max()
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _counts(trials: pd.DataFrame) -> Table:

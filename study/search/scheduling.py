@@ -182,7 +182,7 @@ class PathSearcher(Searcher):
         """A worker reports; it is given stages where it has none. Returns whether it goes."""
         worker = self.workers.living[trial_id]
         if "actor" in result:
-            worker.node, worker.actor, worker.idle_since = result["node"], result["actor"], time.monotonic()
+            worker.introduce(result["node"], result["actor"], time.monotonic())
             self.failed_starts = 0
         if worker.batch:
             self._hear(worker.batch, result)

@@ -46,13 +46,19 @@ class Worker:
     node: str | None = None
     actor: Any = None  # Ray's handle of it
     batch: Batch | None = None
+    began: float = 0.0  # when it had started
     idle_since: float = 0.0
     stages: int = 0  # that it trained to an end
     busy_seconds: float = 0.0
+    lived_seconds: float = 0.0  # until it last ended something, from its start
 
     @property
     def started(self) -> bool:
         return self.node is not None
+
+    def introduce(self, node: str, actor: Any, now: float) -> None:
+        """It has started."""
+        self.node, self.actor, self.began, self.idle_since = node, actor, now, now
 
     @property
     def free(self) -> bool:
@@ -67,6 +73,7 @@ class Worker:
         if self.batch:
             self.stages -= len(self.batch.keys)  # that did not come to an end
             self.busy_seconds += now - self.batch.began
+            self.lived_seconds = now - self.began
         self.batch, self.idle_since = None, now
 
 
@@ -135,10 +142,9 @@ class Workers:
 
     @property
     def trained(self) -> list[Worker]:
-        """All that trained something, the busiest first."""
-        return sorted(
-            [*self.gone, *(each for each in self.living.values() if each.stages)], key=lambda each: -each.busy_seconds
-        )
+        """All that trained something, those with most stages first."""
+        living = [each for each in self.living.values() if each.stages]
+        return sorted([*self.gone, *living], key=lambda each: -each.stages)
 
 
 @dataclass

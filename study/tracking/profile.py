@@ -10,7 +10,11 @@ from rich.table import Table
 
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Node, StageGraph
+from takd.study.search.workers import Use, Worker, Workers
 
+TOO_MUCH = 1 / 3  # of the slots' time unused while stages were ready: said from here on,
+WORTH_SAYING = 10.0  # and where it is so many seconds of the whole cluster
+FEW = 4  # workers that the line at the end names one by one
 TABLE, FIGURE = "report/profile.csv", "report/profile.png"
 
 
@@ -19,6 +23,7 @@ class Profile:
 
     def __init__(self, slots: int, began: float) -> None:
         self.slots, self.began = slots, began
+        self.workers, self.use = Workers({}), Use()  # of the run, once it is over
         self.starts: dict[str, float] = {}
         self.stages: list[dict[str, Any]] = []
 
@@ -64,7 +69,9 @@ class Profile:
             "start of Ray and workers": self.slots * float(stages["start"].min()),
             "end of the run": self.slots * (whole - float(stages["end"].max())),
         }
-        account["nothing to train"] = whole * self.slots - sum(account.values())
+        rest = whole * self.slots - sum(account.values())
+        account["stages ready, no worker yet"] = min(rest, self.slots * self.use.unused)
+        account["nothing to train"] = rest - account["stages ready, no worker yet"]
         return pd.Series(account)
 
     def write(self, folder: StudyFolder, console: Console) -> None:
@@ -79,6 +86,44 @@ class Profile:
         for what, seconds in account.items():
             table.add_row(str(what), f"{seconds:.1f}", f"{100 * seconds / account.sum():.1f}")
         console.print(table)
+        console.print(self._table_of_workers())
         folder.write(TABLE, account.rename("slot_seconds").to_csv(index_label="what").encode())
         folder.write(FIGURE, image(draw_profile(pd.DataFrame(self.stages), account), "png"))
         console.print(f"profile  {folder.place(FIGURE)}")
+
+    def _table_of_workers(self) -> Table:
+        table = Table(title="what each worker did", title_justify="left", box=None)
+        for column in ("worker", "stages", "busy seconds", "% of its time"):
+            table.add_column(column, justify="right")
+        for number, worker in enumerate(self.workers.trained, start=1):
+            table.add_row(str(number), str(worker.stages), f"{worker.busy_seconds:.1f}", f"{_busy(worker):.0f}")
+        return table
+
+
+def print_use(workers: Workers, use: Use, console: Console) -> None:
+    """How many workers trained and how busy they and the slots were; a line more where slots were left unused."""
+    if not (trained := workers.trained) or not use.seconds:
+        return
+    stages, busy = [each.stages for each in trained], [round(_busy(each)) for each in trained]
+    many = "1 worker" if len(trained) == 1 else f"{len(trained)} workers"
+    line = f"{many} trained {_listed(stages)} stages, busy {_listed(busy)} % of the time"
+    console.print(f"{line}; the slots trained {100 * use.busy / use.seconds:.0f} % of the time from the first stage on")
+    if use.unused > max(TOO_MUCH * use.seconds, WORTH_SAYING):
+        console.print(
+            f"warning: {100 * use.unused / use.seconds:.0f} % of the slots' time was unused while stages were ready; "
+            "`takd run --profile` says what each worker did",
+            style="yellow",
+        )
+
+
+def _busy(worker: Worker) -> float:
+    """Percent of its time."""
+    return 100 * worker.busy_seconds / max(worker.lived_seconds, 1e-9)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """A few numbers one by one, many as a range."""
+    if len(numbers) > FEW:
+        return f"{min(numbers)} to {max(numbers)}"
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last

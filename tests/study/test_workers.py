@@ -1,0 +1,188 @@
+"""Workers: as many as there are slots from the moment there is work, on one machine or several; and how busy they were."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from takd.study.folder import study_folder
+from takd.study.search.graph import Group
+from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers
+
+STUDENT, TEACHER, QUARTER = Need(1, 0), Need(2, 0), Need(1, 0.25)
+
+# Students of some tenths of a second each, well below a worker's start of some seconds; each trains alone.
+SHORT: dict[str, Any] = {
+    "dataset": "mnist",
+    "teacher": {"model": "mlp-16", "recipe": {"epochs": 1, "examples": 200}},
+    "assistants": [],
+    "student": {
+        "model": "mlp-64",
+        "temperature": {"choices": [1, 4]},
+        "lambda": {"choices": [0.3, 0.7]},
+        "recipe": {"epochs": 10, "examples": 2000},
+    },
+    "arms": ["kd"],
+    "sampler": "grid",
+    "seeds": 30,
+    "lanes": 1,
+    "confirm": None,
+    "resources": {"teacher": {"cpu": 1}, "student": {"cpu": 1}},
+}
+
+
+def workers(nodes: dict[str, Need], *living: tuple[Need, str | None, bool]) -> Workers:
+    """Those on a node have started; the last says whether one trains."""
+    made = Workers(nodes)
+    for number, (need, node, trains) in enumerate(living):
+        made.start(str(number), need)
+        if node:
+            made.living[str(number)].introduce(node, None, now=0.0)
+        if trains:
+            made.living[str(number)].begin(Batch(Group("student", "search", "shape", None), {"key"}, began=0.0))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "need", "room"),
+    [
+        (workers({"a": Need(4, 0)}), STUDENT, 4),
+        (workers({"a": Need(4, 0)}), TEACHER, 2),
+        (workers({"a": Need(1, 0), "b": Need(1, 0)}), TEACHER, 0),  # no node has two
+        (workers({"a": Need(4, 0)}, (STUDENT, "a", True), (STUDENT, None, False)), STUDENT, 2),
+        (workers({"a": Need(2, 0), "b": Need(2, 0)}, (STUDENT, "a", True), (STUDENT, "b", True)), TEACHER, 0),
+        (workers({"a": Need(8, 1)}, (QUARTER, "a", True), (QUARTER, None, False)), QUARTER, 2),
+        (workers({"a": Need(2, 0), ELSEWHERE: Need(6, 0)}), TEACHER, 4),
+        (workers({"b": Need(2, 0)}, (STUDENT, "a", True)), STUDENT, 2),  # the worker's node is gone
+    ],
+)
+def test_a_worker_starts_where_a_node_has_room_for_it(made, need, room):
+    assert made.room(need) == room
+
+
+def test_no_other_kind_takes_the_room_that_is_kept_for_what_comes_first():
+    made = workers({"a": Need(2, 0), "b": Need(2, 0)}, (STUDENT, "a", True), (STUDENT, "a", True), (STUDENT, "b", True))
+    assert made.room(STUDENT) == 1
+    assert made.kept_for(TEACHER) == "b"  # the one nearest to having room
+    assert made.room(STUDENT, besides="b") == 0
+
+
+def test_what_no_node_could_hold_has_no_node_kept_for_it():
+    assert workers({"a": Need(1, 0), ELSEWHERE: Need(8, 0)}).kept_for(TEACHER) is None
+
+
+def test_use_is_counted_from_the_first_stage_on():
+    use = Use()
+    use.note(0.0, part=0.0, ready=True)  # workers start
+    use.note(10.0, part=0.5, ready=True)
+    use.note(20.0, part=1.0, ready=False)
+    use.note(30.0, part=0.5, ready=False)
+    use.note(40.0, part=0.0, ready=False)
+    assert (use.seconds, use.busy, use.unused) == (30.0, 5.0 + 10.0 + 5.0, 5.0)
+
+
+def shares(rows: pd.DataFrame) -> list[float]:
+    """Of the students, by worker, largest first."""
+    students = rows[rows["role"] == "student"].drop_duplicates("stage_key")
+    return sorted((students.groupby(["host", "process"]).size() / len(students)).tolist(), reverse=True)
+
+
+def run_alone(folder: Path, space: dict[str, Any], *options: str) -> tuple[pd.DataFrame, str]:
+    """`takd run` in a process of its own, with a Ray of its own; the table of trials, and what was printed."""
+    file = folder / "short.yaml"
+    file.write_text(yaml.safe_dump(space))
+    command = [sys.executable, "-m", "takd", "run", str(file), "--root", str(folder / "runs"), "--wandb", "disabled"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return pd.read_parquet(study_folder(str(folder / "runs"), "short").trials), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [2, 4])
+def test_every_slot_has_a_worker_and_its_share_of_short_stages(tmp_path, slots):
+    rows, printed = run_alone(tmp_path, SHORT, "--slots", str(slots))
+    assert set(rows["status"]) == {"done"}
+    found = shares(rows)
+    assert len(found) == slots
+    assert found[-1] > 0.4 / slots  # all begin some seconds apart
+    assert re.search(
+        rf"^{slots} workers trained [\d, and]+ stages, busy [\d, and]+ % of the time; the slots", printed, re.M
+    )
+
+
+JOINED = """
+import sys, threading, time
+from pathlib import Path
+from ray.cluster_utils import Cluster
+from takd.study.cli import main
+
+space, root = sys.argv[1:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+
+def join():
+    while len(list(Path(root).glob("artifacts/[0-9a-f]*/stage.json"))) < 5:
+        time.sleep(0.05)
+    cluster.add_node(num_cpus=1)
+    print("a node has joined", flush=True)
+
+threading.Thread(target=join, daemon=True).start()
+sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--address", cluster.address]))
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_joins_in_mid_study_gets_a_worker(tmp_path):
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump(SHORT | {"seeds": 40}))
+    command = [sys.executable, "-c", JOINED, str(file), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a node has joined" in done.stdout
+    found = shares(pd.read_parquet(study_folder(str(tmp_path / "runs"), "short").trials))
+    assert len(found) == 2
+    assert found[-1] > 0.1
+
+
+KILLED = """
+import sys, threading, time
+from pathlib import Path
+import psutil
+from takd.study.cli import main
+
+space, root = sys.argv[1:]
+
+def kill():
+    while len(list(Path(root).glob("artifacts/[0-9a-f]*/stage.json"))) < 10:
+        time.sleep(0.05)
+    for process in psutil.Process().children(recursive=True):
+        if process.name().startswith("ray::StageTrain"):
+            process.kill()
+            print("killed", process.pid, flush=True)
+            break
+
+threading.Thread(target=kill, daemon=True).start()
+sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--slots", "2"]))
+"""
+
+
+@pytest.mark.slow
+def test_the_slot_of_a_worker_that_is_killed_works_again(tmp_path):
+    file = tmp_path / "short.yaml"
+    file.write_text(yaml.safe_dump(SHORT | {"seeds": 40}))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(file), str(tmp_path / "runs")], capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [killed] = map(int, re.findall(r"^killed (\d+)$", done.stdout, re.M))
+    rows = pd.read_parquet(study_folder(str(tmp_path / "runs"), "short").trials)
+    assert set(rows["status"]) == {"done"}
+    last = rows[rows["role"] == "student"].drop_duplicates("stage_key").sort_values("finished_at").tail(10)
+    assert len(set(last["process"])) == 2
+    assert killed not in set(last["process"])
