@@ -92,7 +92,7 @@ def measure(slots: int, seconds: float, lanes: int, nodes: int) -> None:
         "benchmark",
     )
     cluster = start(slots, nodes)
-    scheduling.StageTrainable = sleeping(seconds)  # type: ignore[misc]
+    scheduling.StageTrainable = sleeping(seconds)  # type: ignore[attr-defined]
     try:
         with tempfile.TemporaryDirectory(prefix="takd-slots-") as root:
             folder, ends = study_folder(root, "slots"), Ends()

@@ -1,4 +1,4 @@
-"""Workers: as many as there are slots from the moment there is work, on one machine or several; and how busy they were."""
+"""Workers: as many as there are slots once there is work, on one machine or several; and how busy they were."""
 
 import re
 import subprocess
