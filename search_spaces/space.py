@@ -322,7 +322,9 @@ class Space(Value):
     resources: dict[Role, Resources] = Field(default_factory=dict)
     checkpoint_every: CheckpointEvery = CheckpointEvery(seconds=10.0)
     max_failures: Integer = Field(3, ge=0, description="a stage whose worker dies more often has failed")
-    lanes: Integer | Literal["auto"] = Field("auto", description="stages of one shape trained at once; auto: measured")
+    lanes: Integer | Literal["auto"] = Field(
+        "auto", description="stages of the same model and recipe trained side by side; auto: measured"
+    )
     allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
     published: Published | None = Field(None, description="shown beside the table of arms")
     weights: dict[Role, dict[str, str]] = Field(

@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--metric", choices=METRICS, default="accuracy", help="what is best (default: accuracy)")
     export.add_argument("--max-params", type=_positive, metavar="N", help="of at most so many parameters")
     export.add_argument("--max-latency", type=_milliseconds, metavar="MS", help="of one image here, by one thread")
-    export.add_argument("--top", type=_positive, default=1, metavar="K", help="the best K settings, in DIR/1 to DIR/K")
+    export.add_argument(
+        "--top", type=_positive, default=1, metavar="K", help="the best K configurations, in DIR/1 to DIR/K"
+    )
     export.add_argument("--int8", action="store_true", help="an int8 ONNX file as well")
     export.add_argument("--with-preprocessing", action="store_true", help="files take raw pixels, give probabilities")
     export.add_argument("--force", action="store_true", help="replace an export that is there")
@@ -145,7 +147,11 @@ def _command(
         command.add_argument(
             "--trials", type=_positive, metavar="N", help="configurations to try, in place of the space's"
         )
-        command.add_argument("--lanes", metavar="L", help="auto, or how many stages of one shape train at once")
+        command.add_argument(
+            "--lanes",
+            metavar="L",
+            help="how many stages of the same model and recipe a worker trains side by side: auto (measured), or a number",
+        )
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as student.temperature=4"
         )

@@ -10,12 +10,12 @@ from analysis.arms import accuracy_table, published_table, studies_table, test_t
 from analysis.figures import accuracy_by_assistant, image
 from analysis.files import read_results
 from analysis.finding import finding
-from analysis.tables import SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
+from analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
 from search_spaces import InputError
 from study.folder import FIGURE, StudyFolder, check_name
 from trainables.storage import open_storage
 
-TEXT_COLUMNS = ("arm", "paper", "best setting")
+TEXT_COLUMNS = ("arm", "paper", "best configuration")
 
 
 def write_figure(folder: StudyFolder) -> None:
@@ -34,7 +34,7 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
         console.print(f"study {folder.name}: no student has ended yet")
         return
     console.print(_rich(accuracy_table(trials), f"study {folder.name}"))
-    console.print("In brackets: 95 % intervals over seeds; over kd is paired by seed, in percentage points.")
+    console.print(ARMS_NOTE)
     console.print(note(trials))
     for sentence in finding(trials):
         console.print(sentence)

@@ -27,7 +27,7 @@ TRIALS = pa.schema(
         ("configuration", pa.string()),  # arm and varied hyperparameters; several trials may repeat one
         ("arm", pa.string()),
         ("path", pa.string()),
-        ("path_seed", pa.int32()),  # the student's: with `trial` it names the path use
+        ("path_seed", pa.int32()),  # the student's: with `trial` it names the path
         ("role", pa.string()),
         ("model", pa.string()),
         ("parameters", pa.int64()),
@@ -55,7 +55,7 @@ TRIALS = pa.schema(
         ("test_reliability", pa.list_(RELIABILITY)),  # by bin of confidence
         ("train_seconds", pa.float64()),
         ("total_path_seconds", pa.float64()),  # training seconds of all stages of the path
-        ("cached", pa.bool_()),  # this path use found the artifact there
+        ("cached", pa.bool_()),  # this path found the artifact there
         ("error", pa.string()),
     ]
 )
