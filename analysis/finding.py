@@ -60,9 +60,10 @@ def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     row, plain = cheapest_as_good(trials, assisted), kd.iloc[0]
     return (
         f"Of the arms with an assistant that these seeds can't tell from the best of them, {row['arm']} is the "
-        f"cheapest: a student's whole path takes {row['path_seconds']:.1f} s of training against {plain['path_seconds']:.1f} s "
-        f"with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}), or {row['shared_seconds']:.2f} s against "
-        f"{plain['shared_seconds']:.2f} s when the students share what is trained once."
+        f"cheapest: a student's whole path takes {row['path_seconds']:.1f} s of training against "
+        f"{plain['path_seconds']:.1f} s with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}), or "
+        f"{row['shared_seconds']:.2f} s against {plain['shared_seconds']:.2f} s when the students share what is trained "
+        "once."
     )
 
 

@@ -150,7 +150,7 @@ def _command(
         command.add_argument(
             "--lanes",
             metavar="L",
-            help="how many stages of the same model and recipe a worker trains side by side: auto (measured), or a number",
+            help="how many stages of one model and recipe a worker trains side by side: auto (measured), or a number",
         )
         command.add_argument(
             "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as student.temperature=4"

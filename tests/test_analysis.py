@@ -307,8 +307,8 @@ def test_arms_that_chose_different_teachers_are_named():
     kd_of_the_small = (trials["arm"] == "kd") & (trials["configuration"].str.endswith("=mlp-200"))
     trials.loc[kd_of_the_small & (trials["role"] == "student"), "val_accuracy"] += 0.05
     assert note(trials).endswith(
-        "Each arm chose a teacher too, and not the same one (kd from mlp-200, takd:mlp-64 from mlp-1200, takd:mlp-16 from "
-        "mlp-1200): differences between these arms are partly those of their teachers."
+        "Each arm chose a teacher too, and not the same one (kd from mlp-200, takd:mlp-64 from mlp-1200, takd:mlp-16 "
+        "from mlp-1200): differences between these arms are partly those of their teachers."
     )
     assert "teacher" not in note(made_up())
 
