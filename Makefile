@@ -1,6 +1,8 @@
 # `make study` and `make test` need python3 (3.11 or newer) and make; the rest is installed into .venv.
 PYTHON ?= python3
 STAMP := .venv/.installed
+# The packages as they are imported, for mypy, which knows no mapping of folders: links, outside of version control.
+TYPED := .venv/mypy/takd
 PRESET ?= mnist-gap
 
 # What the tests and the study print should not depend on the machine's mood.
@@ -21,6 +23,9 @@ test: $(STAMP)  ## all tests
 check: $(STAMP)  ## formatting, lint and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	@mkdir -p $(TYPED)
+	@ln -sfn $(addprefix $(CURDIR)/,$(wildcard takd/*.py) search_spaces trainables study analysis) $(TYPED)
+	.venv/bin/mypy -p takd
 	.venv/bin/mypy
 
 # Installed anew when what is to be installed changed.

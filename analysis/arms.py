@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.cost import student_costs
-from analysis.statistics import compare_arms, mean_interval
-from analysis.tables import (
+from takd.analysis.cost import student_costs
+from takd.analysis.statistics import compare_arms, mean_interval
+from takd.analysis.tables import (
     METRICS,
     Missing,
     accuracy_by_seed,
@@ -37,7 +37,7 @@ def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in the paper's order: its chosen configuration with mean and 95 % interval over seeds.
 
     `over_kd` and `over_labels` are mean differences paired by seed, with `_low`, `_high` and `_p` (Holm's). Costs are
-    means over the chosen students, see `analysis.cost`; metrics of the test split are fractions.
+    means over the chosen students, see `takd.analysis.cost`; metrics of the test split are fractions.
     """
     chosen = student_costs(trials, chosen_students(trials))
     tried, compared = budgets(trials).set_index("arm"), comparisons(trials)

@@ -13,11 +13,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from analysis.arms import arms_table, comparisons
-from analysis.cost import pareto_front
-from analysis.importance import importance
-from analysis.statistics import ALPHA, REFERENCES, mean_interval
-from analysis.tables import (
+from takd.analysis.arms import arms_table, comparisons
+from takd.analysis.cost import pareto_front
+from takd.analysis.importance import importance
+from takd.analysis.statistics import ALPHA, REFERENCES, mean_interval
+from takd.analysis.tables import (
     BINS,
     Missing,
     arm_order,

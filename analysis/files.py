@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from search_spaces import InputError
+from takd.search_spaces import InputError
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 

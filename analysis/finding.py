@@ -6,11 +6,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.arms import arms_table, as_good_as_best, cheapest_as_good, comparisons, with_interval
-from analysis.cost import pareto_front
-from analysis.importance import importance
-from analysis.statistics import ALPHA, mean_interval
-from analysis.tables import Missing, assistants_of, best_configurations, chosen_students, confirmed, split_of, students
+from takd.analysis.arms import arms_table, as_good_as_best, cheapest_as_good, comparisons, with_interval
+from takd.analysis.cost import pareto_front
+from takd.analysis.importance import importance
+from takd.analysis.statistics import ALPHA, mean_interval
+from takd.analysis.tables import (
+    Missing,
+    assistants_of,
+    best_configurations,
+    chosen_students,
+    confirmed,
+    split_of,
+    students,
+)
 
 NOTHING_YET = "No student has ended yet, so there is no finding."
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.tables import parameters_of, students
+from takd.analysis.tables import parameters_of, students
 
 BINS = 5
 SHUFFLES = 200

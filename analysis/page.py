@@ -7,7 +7,7 @@ from pathlib import Path
 
 from markdown_it import MarkdownIt
 
-from analysis.figures import INK
+from takd.analysis.figures import INK
 
 STYLE = Path(__file__).with_name("page.css")
 # Nothing on the page may be fetched or run, also where a study's own words would ask for it.

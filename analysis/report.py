@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import pandas as pd
 
-from analysis.arms import accuracy_table, arms_table, budget_note, comparison_table, comparisons, cost_table
-from analysis.files import read_results
-from analysis.finding import answers, choice, finding
-from analysis.notebooks import NAMES, execute, outputs
-from analysis.page import page
-from analysis.show import markdown_table
-from analysis.statistics import POWER, SMALLEST_EFFECT
-from analysis.tables import ARMS_NOTE, chosen_students, note
+from takd.analysis.arms import accuracy_table, arms_table, budget_note, comparison_table, comparisons, cost_table
+from takd.analysis.execution import NAMES, execute, outputs
+from takd.analysis.files import read_results
+from takd.analysis.finding import answers, choice, finding
+from takd.analysis.page import page
+from takd.analysis.show import markdown_table
+from takd.analysis.statistics import POWER, SMALLEST_EFFECT
+from takd.analysis.tables import ARMS_NOTE, chosen_students, note
 
 AT_ONCE = 2  # notebooks: each takes a core and 250 MB
 

@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import image
-from analysis.tables import Missing
+from takd.analysis.figures import image
+from takd.analysis.tables import Missing
 
 Bundle = tuple[dict[str, str], dict[str, Any]]
 

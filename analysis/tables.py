@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from search_spaces import InputError, parse_arm
+from takd.search_spaces import InputError, parse_arm
 
 # Said wherever the table of arms is shown: what its columns are, and what its numbers are.
 ARMS_NOTE = (

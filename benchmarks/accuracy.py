@@ -10,13 +10,13 @@ import argparse
 
 from rich.console import Console
 
-from analysis.tables import read_trials
-from search_spaces import load_space
-from study.confirm import measure_logits, predict_stages
-from study.folder import study_folder
-from study.optimization import open_search
-from study.run import RunOptions, run_study
-from trainables.datasets import load
+from takd.analysis.tables import read_trials
+from takd.search_spaces import load_space
+from takd.study.confirm import measure_logits, predict_stages
+from takd.study.folder import study_folder
+from takd.study.run import RunOptions, run_study
+from takd.study.search.optimization import open_search
+from takd.trainables.datasets.dataset import load
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 
 import optuna
 
-from study.optimization import SAMPLERS
+from takd.study.search.optimization import SAMPLERS
 
 NOISE = 0.15  # points, of a mean over 8 seeds
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from trainables.models import build
-from trainables.training import form_of
+from takd.trainables.models.families import build
+from takd.trainables.training.loop import form_of
 
 BATCH, CLASSES, STEPS = 128, 10, 3
 

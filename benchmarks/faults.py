@@ -26,8 +26,8 @@ import pandas as pd
 import psutil
 import yaml
 
-from analysis.tables import read_trials
-from study.folder import study_folder
+from takd.analysis.tables import read_trials
+from takd.study.folder import study_folder
 
 NODES = 3
 PACE = (3.0, 12.0)  # seconds between two faults

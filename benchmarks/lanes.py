@@ -19,10 +19,10 @@ from queue import Queue
 import numpy as np
 import torch
 
-from search_spaces import WIDEST, Recipe, Stage, load_space
-from trainables.datasets import load
-from trainables.training import StageTraining
-from trainables.width import best_width
+from takd.search_spaces import WIDEST, Recipe, Stage, load_space
+from takd.trainables.datasets.dataset import load
+from takd.trainables.training.loop import StageTraining
+from takd.trainables.width import best_width
 
 UNLANED = 3  # students a worker trains without lanes
 

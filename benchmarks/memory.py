@@ -18,10 +18,10 @@ from pathlib import Path
 
 TESTS = Path(__file__).parents[1] / "tests"
 WANTED = 1200  # MB a node
-CONVERT = "import sys; from study.cli import main; sys.exit(main(sys.argv[1:]))"
+CONVERT = "import sys; from takd.study.cli import main; sys.exit(main(sys.argv[1:]))"
 IMPORT = "import torch, trainables.datasets; print('ready', flush=True); input()"
 TOUCH = """
-from trainables.datasets import load
+from takd.trainables.datasets.dataset import load
 mhist = load("mhist")
 for split in (mhist.train, mhist.validation, mhist.test()):
     split.images.sum(), split.labels.sum()

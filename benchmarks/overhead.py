@@ -28,24 +28,24 @@ import ray
 import torch
 from ray import tune
 
-from search_spaces import Loss, Recipe, Space, Stage, load_space, space_from
-from study.checks import check_space
-from study.folder import study_folder
-from study.graph import Node, StageGraph
-from study.observers import Observer, Observers
-from study.optimization import create_search
-from study.run import find_artifact
-from study.scheduling import PathSearcher, run_stages, start_ray
-from study.stopping import Stop
-from study.tracking import WandbTracker
-from trainables.conversion import Normalization
-from trainables.datasets import Dataset, load
-from trainables.dropout import Dropout
-from trainables.losses import soften
-from trainables.models import build
-from trainables.pretrained import Pretrained, without_head
-from trainables.splits import Split
-from trainables.training import StageTraining
+from takd.search_spaces import Loss, Recipe, Space, Stage, load_space, space_from
+from takd.study.checks import check_space
+from takd.study.folder import study_folder
+from takd.study.run import find_artifact
+from takd.study.search.graph import Node, StageGraph
+from takd.study.search.optimization import create_search
+from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observer, Observers
+from takd.study.tracking.wandb_runs import WandbTracker
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.dataset import Dataset, load
+from takd.trainables.datasets.splits import Split
+from takd.trainables.models.dropout import Dropout
+from takd.trainables.models.families import build
+from takd.trainables.models.pretrained import Pretrained, without_head
+from takd.trainables.training.loop import StageTraining
+from takd.trainables.training.losses import soften
 
 PARTS = ("trial", "memory", "slots", "epoch", "teacher", "step", "head")
 TRIALS, PLAIN_TRIALS = 100, 6

@@ -31,8 +31,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from trainables.datasets import load, transfer_set
-from trainables.splits import Split
+from takd.trainables.datasets.dataset import load, transfer_set
+from takd.trainables.datasets.splits import Split
 
 # What one trial needs to know.
 SETTING: dict[str, Any] = {

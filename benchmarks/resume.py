@@ -16,12 +16,12 @@ from typing import Any
 
 import yaml
 
-from search_spaces import Stage, space_from
-from study.checks import check_space
-from study.folder import study_folder
-from study.graph import StageGraph
-from study.optimization import create_search
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS
+from takd.search_spaces import Stage, space_from
+from takd.study.checks import check_space
+from takd.study.folder import study_folder
+from takd.study.search.graph import StageGraph
+from takd.study.search.optimization import create_search
+from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
 
 SPACE: dict[str, Any] = {
     "dataset": "mnist",

@@ -21,17 +21,17 @@ from typing import Any
 
 import ray
 
-from search_spaces import Space, Stage, space_from
-from study.apart import apart
-from study.folder import StudyFolder, study_folder
-from study.graph import StageGraph
-from study.observers import Observers
-from study.optimization import Search, create_search
-from study.results import write_results
-from study.run import find_artifact
-from study.scheduling import PathSearcher, start_ray
-from study.stopping import Stop
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS
+from takd.search_spaces import Space, Stage, space_from
+from takd.study.apart import apart
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.results import write_results
+from takd.study.run import find_artifact
+from takd.study.search.graph import StageGraph
+from takd.study.search.optimization import Search, create_search
+from takd.study.search.scheduling import PathSearcher, start_ray
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observers
+from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
 
 EPOCHS = [
     {"epoch": n, "learning_rate": 1e-3, "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "seconds": 0.01,
@@ -119,7 +119,7 @@ def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None
 def measure(trials: int, sampler: str, slots: int) -> None:
     with tempfile.TemporaryDirectory(prefix="takd-scale-") as root:
         folder, wanted, clock = study_folder(root, "scale"), space(trials, sampler), Clock()
-        wanted, data, _ = apart("study.checks:check", wanted, "benchmark", folder)
+        wanted, data, _ = apart("takd.study.checks:check", wanted, "benchmark", folder)
         folder.prepare()
         search = create_search(folder, wanted, data)
         started = time.perf_counter()

@@ -38,9 +38,9 @@ import psutil
 import safetensors.torch
 import torch
 
-from analysis.tables import read_trials, students
-from search_spaces import Recipe, Space, load_space, parse_arm
-from trainables.datasets import load
+from takd.analysis.tables import read_trials, students
+from takd.search_spaces import Recipe, Space, load_space, parse_arm
+from takd.trainables.datasets.dataset import load
 
 TAKD = str(Path(sys.executable).with_name("takd"))
 PLAIN = str(Path(__file__).with_name("plain_ray_tune.py"))

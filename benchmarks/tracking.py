@@ -26,19 +26,19 @@ import ray
 import wandb
 from wandb.proto import wandb_internal_pb2  # noqa: F401  # counted in the start
 
-from search_spaces import DatasetFingerprint, Recipe, Stage, space_from
-from search_spaces.arms import parse_arm
-from study.checks import check_space
-from study.folder import study_folder
-from study.graph import Node, StageGraph
-from study.observers import Observer, Observers
-from study.optimization import create_search
-from study.results import write_results
-from study.run import find_artifact
-from study.scheduling import PathSearcher, run_stages, start_ray
-from study.stopping import Stop
-from study.tracking import WandbTracker
-from study.wandb_study import complete_runs
+from takd.search_spaces import DatasetFingerprint, Recipe, Stage, space_from
+from takd.search_spaces.arms import parse_arm
+from takd.study.checks import check_space
+from takd.study.folder import study_folder
+from takd.study.results import write_results
+from takd.study.run import find_artifact
+from takd.study.search.graph import Node, StageGraph
+from takd.study.search.optimization import create_search
+from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observer, Observers
+from takd.study.tracking.wandb_runs import WandbTracker
+from takd.study.tracking.wandb_study import complete_runs
 
 STUDENTS, TURNS, RUNS, EPOCHS, BY_INIT = 200, 3, 1000, 10, 20
 
@@ -123,7 +123,10 @@ def measure_memory() -> None:
 def measure_start() -> None:
     def seconds(more: str) -> tuple[float, float]:
         """Wall and CPU."""
-        script = f"import study.run, study.scheduling, tempfile\nfrom study.folder import study_folder\n{more}"
+        script = (
+            "import takd.study.run, takd.study.search.scheduling, tempfile\n"
+            f"from takd.study.folder import study_folder\n{more}"
+        )
         walls, before = [], resource.getrusage(resource.RUSAGE_CHILDREN)
         for _ in range(TURNS):
             started = time.perf_counter()
@@ -133,7 +136,7 @@ def measure_start() -> None:
         return median(walls), (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / TURNS
 
     tracking = (
-        "from study.tracking import WandbTracker, wandb_mode\nwandb_mode(None)\n"
+        "from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode\nwandb_mode(None)\n"
         "from wandb.proto import wandb_internal_pb2\n"
         "WandbTracker(study_folder(tempfile.mkdtemp(), 'start'), [], 'offline').close()"
     )

@@ -1,9 +1,11 @@
 """What may be varied: spaces, arms, stages, paths and their keys. Pure Python: no torch, no Ray."""
 
-from search_spaces.arms import Arm, parse_arm
-from search_spaces.errors import InputError
-from search_spaces.space import Configuration, Space, Training, examples_of, load_space, presets, space_from
-from search_spaces.stage import (
+from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.errors import InputError
+from takd.search_spaces.loading import load_space, presets, space_from
+from takd.search_spaces.sections import Training
+from takd.search_spaces.space import Configuration, Space
+from takd.search_spaces.stage import (
     ROLES,
     TRAINING_REVISION,
     WIDEST,
@@ -15,6 +17,7 @@ from search_spaces.stage import (
     Stage,
     key_of,
 )
+from takd.search_spaces.varied import examples_of
 
 __all__ = [
     "ROLES",

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from search_spaces.errors import InputError
+from takd.search_spaces.errors import InputError
 
 
 @dataclass(frozen=True)

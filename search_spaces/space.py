@@ -1,20 +1,28 @@
 """A space says what may be varied; it turns a sampler's suggestions into paths."""
 
 import itertools
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, Protocol, Self
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from search_spaces.arms import Arm, parse_arm
-from search_spaces.errors import InputError
-from search_spaces.stage import (
-    COUPLED,
+from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.errors import InputError
+from takd.search_spaces.sections import (
+    Asha,
+    Assistants,
+    CheckpointEvery,
+    Confirm,
+    Distillation,
+    Published,
+    Resources,
+    Student,
+    Teacher,
+    Training,
+)
+from takd.search_spaces.stage import (
     FRESH_SEED,
     MEMBER_SEEDS,
     DatasetFingerprint,
@@ -27,255 +35,8 @@ from search_spaces.stage import (
     check_views,
     in_use,
 )
-from search_spaces.values import Flag, Integer, Number, Value, explain
-
-Scalar = Flag | Integer | Number | str | None
-
-
-class Trial(Protocol):
-    """The part of an Optuna trial that a space uses (define-by-run)."""
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
-    def suggest_float(
-        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float: ...
-
-
-class Choices(Value):
-    """`{choices: [1, 2, 4]}`"""
-
-    choices: tuple[Scalar, ...] = Field(min_length=1)
-
-    def suggest(self, trial: Trial, name: str) -> Scalar:
-        return trial.suggest_categorical(name, self.choices)
-
-    def examples(self) -> Iterator[tuple[str, Scalar]]:
-        """Where a value stands and the value, for every one that needs checking."""
-        return ((f".choices.{index}", choice) for index, choice in enumerate(self.choices))
-
-    def grid(self) -> tuple[Scalar, ...]:
-        return self.choices
-
-
-class Range(Value):
-    """`{low: 1, high: 20, log: true}`, optionally with a step."""
-
-    low: Integer | Number
-    high: Integer | Number
-    log: Flag = False
-    step: Integer | Number | None = Field(None, gt=0)
-
-    @model_validator(mode="after")
-    def _low_is_below_high(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low is {self.low}, high is {self.high}; low is below high")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low is {self.low}; with log: true low is > 0")
-        if self.log and self.step:
-            raise ValueError("log and step exclude each other")
-        return self
-
-    def suggest(self, trial: Trial, name: str) -> Scalar:
-        if name.split(".")[-1] in _INTEGER_FIELDS:
-            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
-
-    def examples(self) -> Iterator[tuple[str, Scalar]]:
-        yield ".low", self.low
-        yield ".high", self.high
-
-    def grid(self) -> tuple[Scalar, ...]:
-        if self.step is None:
-            raise InputError("has no step; with sampler: grid a range needs one, or use choices")
-        count = int((self.high - self.low) / self.step + 1e-9) + 1
-        return tuple(round(self.low + index * self.step, 12) for index in range(count))
-
-
-_INTEGER_FIELDS = {
-    name for name, field in Recipe.model_fields.items() if field.annotation in (int, Integer, Integer | None)
-}
-
-
-def _kind(given: Any) -> str:
-    if isinstance(given, Choices) or (isinstance(given, dict) and "choices" in given):
-        return "choices-of"
-    if isinstance(given, list | tuple):
-        return "list-of"
-    return "range-of" if isinstance(given, dict | Range) else "fixed"
-
-
-# A value that may be varied: fixed (`4`, or a list of numbers), `{choices: [...]}` or `{low:, high:}`.
-Varied = Annotated[
-    Annotated[Scalar, Tag("fixed")]
-    | Annotated[tuple[Number, ...], Tag("list-of")]
-    | Annotated[Choices, Tag("choices-of")]
-    | Annotated[Range, Tag("range-of")],
-    Discriminator(_kind),
-]
-
-
-def examples_of(value: Any) -> Iterable[tuple[str, Any]]:
-    """Where a value that may be varied stands and the value, for every one that needs checking: `.low`, 1."""
-    return value.examples() if isinstance(value, Choices | Range) else [("", value)]
-
-
-def _combinations(recipe: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every choice of some fields with the first of all others, and where in the recipe its choices stand."""
-    first = {name: next(iter(examples_of(value)))[1] for name, value in recipe.items()}
-    there = [name for name in names if name in recipe]
-    for chosen in itertools.product(*(examples_of(recipe[name]) for name in there)):
-        places = [f"{name}{place}" for name, (place, _) in zip(there, chosen, strict=True) if place]
-        yield ", ".join(places), first | {name: value for name, (_, value) in zip(there, chosen, strict=True)}
-
-
-def _check_recipe(fields: Mapping[str, Any], places: str) -> None:
-    try:
-        Recipe.model_validate(fields)
-    except ValidationError as error:
-        raise ValueError(str(explain(error, places or "recipe")).removeprefix("recipe: ")) from None
-
-
-class Training(Value):
-    """What every role's section holds: the recipe, any field of which may be varied."""
-
-    pretrained: str | None = Field(None, description="imagenet, or a path to weights; null: from random ones")
-    recipe: dict[str, Varied] = Field(default_factory=dict)
-
-    @field_validator("recipe")
-    @classmethod
-    def _every_recipe_in_it_is_valid(cls, recipe: dict[str, Any]) -> dict[str, Any]:
-        single = [(name,) for name in recipe if not any(name in names for names in COUPLED)]
-        for names in (*COUPLED, *single):
-            combinations = [*_combinations(recipe, names)]
-            used = {name for _, fields in combinations for name in in_use(fields)}
-            for places, fields in combinations:
-                idle = {name: fields[name] for name in names if name in fields and name not in used}
-                _check_recipe(in_use(fields) | idle, places)  # what no choice uses is refused
-        for name, value in recipe.items():
-            if name in _INTEGER_FIELDS and isinstance(value, Range) and isinstance(value.step, float):
-                raise ValueError(f"{name}.step is {value.step}; expected a whole number")
-        return recipe
-
-    def view_recipes(self) -> list[Recipe]:
-        """Of every choice of augmentation and views, that part of the recipe."""
-        return [Recipe.model_validate(in_use(fields)) for _, fields in _combinations(self.recipe, ("augment", "views"))]
-
-    @model_validator(mode="after")
-    def _a_new_head_needs_an_old_rest(self) -> Self:
-        if self.pretrained is None and any(each is not None for _, each in examples_of(self.recipe.get("head_epochs"))):
-            raise ValueError("recipe.head_epochs is only for a role with pretrained, whose head alone is new")
-        return self
-
-
-class Distillation(Training):
-    """A role that may learn from soft targets: temperature and lambda, each fixed or varied."""
-
-    temperature: Varied = Range(low=1.0, high=20.0, log=True)
-    lambda_: Varied = Field(Range(low=0.1, high=0.95), alias="lambda")
-
-    @model_validator(mode="after")
-    def _temperatures_are_positive(self) -> Self:
-        for name, value in (("temperature", self.temperature), ("lambda", self.lambda_)):
-            for place, example in examples_of(value):
-                if isinstance(example, bool) or not isinstance(example, int | float):
-                    raise ValueError(f"{name}{place} is {example!r}; a {name} is a number")
-        for place, example in examples_of(self.temperature):
-            if example <= 0:
-                raise ValueError(f"temperature{place} is {example}; a temperature is > 0")
-        return self
-
-
-class Teacher(Training):
-    """The model may be varied: what does a larger teacher change? Arms with an ensemble learn from its members."""
-
-    model: str | Choices = Field(description="fixed or {choices: [...]}")
-    members: Integer | tuple[str, ...] | None = Field(None, description="of an ensemble: how many, or their models")
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _models_are_named(cls, model: Any) -> Any:
-        for place, example in examples_of(Choices.model_validate(model) if isinstance(model, dict) else model):
-            if not isinstance(example, str):
-                raise ValueError(f"model{place} is {example!r}; expected a model spec such as mlp-1200")
-        return model
-
-    @field_validator("members", mode="before")
-    @classmethod
-    def _an_ensemble_has_several(cls, members: Any) -> Any:
-        count = len(members) if isinstance(members, list | tuple) else members
-        if count is not None and (type(count) is not int or count < 2):
-            raise ValueError(
-                f"{members!r} is no ensemble; expected a number of at least 2, or a list of two models or more"
-            )
-        return members
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        """All that a stage may train."""
-        named = self.members if isinstance(self.members, tuple) else ()
-        return tuple(dict.fromkeys([*(str(example) for _, example in examples_of(self.model)), *named]))
-
-
-class Assistants(Distillation):
-    models: tuple[str, ...] = ()
-    temperature: Varied = 4.0
-    lambda_: Varied = Field(0.7, alias="lambda")
-
-
-class Student(Distillation):
-    model: str
-    label_smoothing: Varied = Field(0.1, description="of the arm label_smoothing")
-
-    @field_validator("label_smoothing")
-    @classmethod
-    def _smoothing_leaves_something(cls, value: Any) -> Any:
-        for place, example in examples_of(value):
-            if isinstance(example, bool) or not isinstance(example, int | float) or not 0 < example < 1:
-                raise ValueError(f"label_smoothing{place} is {example!r}; it is between 0 and 1")
-        return value
-
-
-class Resources(Value):
-    """What one stage of a role holds while it trains. gpu null: chosen by what the cluster has."""
-
-    cpu: Integer = Field(1, ge=1)
-    gpu: Number | None = Field(None, ge=0)
-
-
-class CheckpointEvery(Value):
-    """How much training a killed machine may cost: `{seconds: 10}` or `{epochs: 1}`, and never less than an epoch."""
-
-    epochs: Integer | None = Field(None, ge=1)
-    seconds: Number | None = Field(None, ge=0)
-
-    @model_validator(mode="after")
-    def _one_is_given(self) -> Self:
-        if (self.epochs is None) == (self.seconds is None):
-            raise ValueError("expected epochs or seconds, such as {seconds: 10}")
-        return self
-
-
-class Asha(Value):
-    """Asynchronous successive halving on students (Li et al. 2020)."""
-
-    grace_epochs: Integer = Field(1, ge=1)
-    reduction_factor: Integer = Field(3, ge=2)
-
-
-class Confirm(Value):
-    """After the search each arm's best configuration is trained from fresh seeds; then the test split is read."""
-
-    seeds: Integer = Field(5, ge=1)
-    reseed_path: Flag = Field(False, description="teacher and assistants too are trained again, a path a seed")
-
-
-class Published(Value):
-    """What a paper reports for the arms of a space, to stand beside what was measured."""
-
-    source: str = Field(min_length=1)
-    accuracy: dict[str, Number] = Field(description="percent, by arm")
-
+from takd.search_spaces.values import Flag, Integer, Value
+from takd.search_spaces.varied import Choices, Range, Scalar, Trial, examples_of
 
 # A stage's `pretrained` until its study starts; nothing can be trained with it.
 UNRESOLVED = "unresolved"
@@ -557,84 +318,3 @@ class Space(Value):
             upstream=upstream,
             **fields,
         )
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-3` is a number, which is text in YAML 1.1, and a key that is there twice an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], yaml.Node] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                earlier = first.setdefault((key.tag, key.value), key)
-                if earlier is not key:
-                    there = f"{key.value} is there twice; first in line {earlier.start_mark.line + 1}"
-                    raise yaml.composer.ComposerError(None, None, there, key.start_mark)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-PRESETS = FilePath(__file__).parent
-
-
-def presets() -> list[str]:
-    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
-
-
-def load_space(space: str, overrides: Sequence[str] = ()) -> Space:
-    """A preset's name or a path to a YAML file, with `KEY=VALUE` overrides (dotted keys, YAML values)."""
-    file = PRESETS / f"{space}.yaml" if space in presets() else FilePath(space)
-    source = f"space {space}"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise InputError(f"{source}: {reason}; presets: {', '.join(presets())}") from None
-    given = _parse_yaml(text, source)
-    for override in overrides:
-        _override(given, override)
-    return space_from(given, source)
-
-
-def space_from(given: Any, source: str) -> Space:
-    """A space from plain data; `source` names it in errors."""
-    try:
-        return Space.model_validate(given)
-    except ValidationError as error:
-        raise explain(error, source) from None
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return _unshared(yaml.load(text, _Loader))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{source}:{line} not YAML: {getattr(error, 'problem', error)}") from None
-    except (ValueError, RecursionError) as error:  # a date that is none, an anchor in itself
-        raise InputError(f"{source}: not YAML of plain values: {str(error) or type(error).__name__}") from None
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which what YAML's anchors share is apart, so that an override changes one place."""
-    if isinstance(value, dict):
-        return {key: _unshared(each) for key, each in value.items()}
-    return [_unshared(each) for each in value] if isinstance(value, list) else value
-
-
-def _override(given: Any, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: expected KEY=VALUE, such as student.temperature=4")
-    *parents, last = key.split(".")
-    for parent in parents:
-        if isinstance(given, dict) and isinstance(given.get(parent), str):
-            given[parent] = {"model": given[parent]}  # the short form of a role
-        given = given.setdefault(parent, {}) if isinstance(given, dict) else None
-    if not isinstance(given, dict):
-        raise InputError(f"--set {override}: {'.'.join(parents)} is a value, not a section")
-    given[last] = _parse_yaml(text, f"--set {key}")

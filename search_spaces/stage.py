@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from search_spaces.values import Flag, Integer, Number, Value
+from takd.search_spaces.values import Flag, Integer, Number, Value
 
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
 TRAINING_REVISION = 2
@@ -139,7 +139,7 @@ class Recipe(Value):
 
 
 class Loss(Value):
-    """The loss of a stage that learns from soft targets; see `trainables.losses` for the formulas."""
+    """The loss of a stage that learns from soft targets; see `takd.trainables.training.losses` for the formulas."""
 
     form: Literal["convex", "additive"] = "convex"
     kl_reduction: Literal["batchmean", "mean"] = "batchmean"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
 
-from search_spaces.errors import InputError
+from takd.search_spaces.errors import InputError
 
 # Scalars that are what they say: no "10" for 10, no true for 1.0 (an int is a fine float).
 Integer = Annotated[int, Strict()]

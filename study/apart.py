@@ -36,7 +36,7 @@ def begin(function: str, *arguments: Any) -> Callable[[], Any]:
         return partial(_named(function), *arguments)
     # Ctrl-C is the parent's to handle: a process group of its own does not get it from the terminal.
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "study.apart"],
+        [sys.executable, "-P", "-m", "takd.study.apart"],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

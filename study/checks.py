@@ -1,13 +1,13 @@
 """Whether a space can run: the checks that need its models, its data and its pretrained weights. Trains nothing.
 
-A study's process calls `check` and `keep_pretrained` in another (`study.apart`): they load torch.
+A study's process calls `check` and `keep_pretrained` in another (`takd.study.apart`): they load torch.
 """
 
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from search_spaces import (
+from takd.search_spaces import (
     ROLES,
     Configuration,
     DatasetFingerprint,
@@ -18,13 +18,13 @@ from search_spaces import (
     Training,
     examples_of,
 )
-from study.folder import StudyFolder
-from study.optimization import find_search
-from trainables.datasets import Dataset, load, transfer_set
-from trainables.models import check_model, normalises_batches, parameters_of
-from trainables.pretrained import MissingWeightsError, canonical_weights, check_takes_pretrained
-from trainables.storage import sha256
-from trainables.transfer import check_layer
+from takd.study.folder import StudyFolder
+from takd.study.search.optimization import find_search
+from takd.trainables.datasets.dataset import Dataset, load, transfer_set
+from takd.trainables.models.families import check_model, normalises_batches, parameters_of
+from takd.trainables.models.pretrained import MissingWeightsError, canonical_weights, check_takes_pretrained
+from takd.trainables.store.storage import sha256
+from takd.trainables.training.transfer import check_layer
 
 
 def check(space: Space, source: str, folder: StudyFolder) -> tuple[Space, DatasetFingerprint, list[str]]:

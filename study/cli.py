@@ -11,16 +11,16 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from analysis.tables import METRICS, read_trials
-from search_spaces import InputError, Space, load_space, presets
-from study.apart import NoAnswerError, log_to_stderr
-from study.folder import ROOT, StudyFolder, absolute_root, study_folder
-from study.optimization import open_search
-from study.results import write_results
-from study.run import RunOptions, run_study
-from study.status import follow_status, print_status
-from study.stopping import INTERRUPTED, Stop, stopped_by_signals
-from trainables.built_in import BUILT_IN, OWN
+from takd.analysis.tables import METRICS, read_trials
+from takd.search_spaces import InputError, Space, load_space, presets
+from takd.study.apart import NoAnswerError, log_to_stderr
+from takd.study.folder import ROOT, StudyFolder, absolute_root, study_folder
+from takd.study.results import write_results
+from takd.study.run import RunOptions, run_study
+from takd.study.search.optimization import open_search
+from takd.study.status import follow_status, print_status
+from takd.study.stopping import INTERRUPTED, Stop, stopped_by_signals
+from takd.trainables.datasets.built_in import BUILT_IN, OWN
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 WANDB_HELP = (
@@ -210,7 +210,7 @@ def _run(options: argparse.Namespace) -> int:
     if stop.requested:
         print(f"takd: stopped: {stop.reason}; go on with: {shlex.join(['takd', *options.arguments])}", file=sys.stderr)
         return INTERRUPTED if stop.interrupted else FAILED
-    from study.report import print_arms, print_failures  # imports SciPy: other commands need not wait for it
+    from takd.study.report import print_arms, print_failures  # imports SciPy: other commands need not wait for it
 
     print_arms(folder, console)
     console.print(f"{result.trained} stages trained in this run; the study is complete")
@@ -219,7 +219,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace) -> int:
     space, folder = _space_and_folder(options)
-    from study.plan import print_plan
+    from takd.study.plan import print_plan
 
     print_plan(space, f"space {options.space}", folder, _console())
     return OK
@@ -235,7 +235,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    from study.dashboard import serve_dashboard
+    from takd.study.tracking.dashboard import serve_dashboard
 
     with suppress(KeyboardInterrupt):
         serve_dashboard(study_folder(options.root, options.name, options.storage), options.port, _console())
@@ -243,7 +243,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 
 def _sync(options: argparse.Namespace) -> int:
-    from study.wandb_sync import sync_study
+    from takd.study.tracking.wandb_sync import sync_study
 
     folder, console = study_folder(options.root, options.name, options.storage), _console()
     failure = sync_study(folder, console)
@@ -251,20 +251,20 @@ def _sync(options: argparse.Namespace) -> int:
         print(f"takd: W&B: {failure}; run it again to go on", file=sys.stderr)
         return FAILED
     if options.report:
-        from study.wandb_report import save_report
+        from takd.study.tracking.wandb_report import save_report
 
         console.print(f"report   {save_report(folder)}")
     return OK
 
 
 def _watch(options: argparse.Namespace) -> int:
-    from study.wandb_sync import watch_study
+    from takd.study.tracking.wandb_sync import watch_study
 
     return watch_study(study_folder(options.root, options.name, options.storage))
 
 
 def _results(options: argparse.Namespace) -> int:
-    from study.report import print_arms, write_figure
+    from takd.study.report import print_arms, write_figure
 
     folder = study_folder(options.root, options.name, options.storage)
     write_results(folder, open_search(folder))
@@ -274,21 +274,21 @@ def _results(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from study.report import write_report
+    from takd.study.report import write_report
 
     write_report(absolute_root(options.root), options.name, _console())
     return OK
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from study.report import print_comparison
+    from takd.study.report import print_comparison
 
     print_comparison(absolute_root(options.root), options.names, _console())
     return OK
 
 
 def _export(options: argparse.Namespace) -> int:
-    from study.export import Wanted, export_best  # imports torch
+    from takd.study.export.export import Wanted, export_best  # imports torch
 
     folder, console = study_folder(options.root, options.name, options.storage), _console()
     wanted = Wanted(**{name: getattr(options, name) for name in Wanted.__dataclass_fields__})
@@ -304,7 +304,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from study.verify import verify_export
+    from takd.study.export.verify import verify_export
 
     wrong = verify_export(options.folder, _console())
     for each in wrong:
@@ -313,14 +313,14 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from study.predict import print_predictions
+    from takd.study.export.predict import print_predictions
 
     print_predictions(options.folder, options.images, _console())
     return OK
 
 
 def _data(options: argparse.Namespace) -> int:
-    from study.data import import_files, print_dataset, print_datasets  # imports torch
+    from takd.study.data import import_files, print_dataset, print_datasets  # imports torch
 
     console = _console()
     if options.dataset is None:

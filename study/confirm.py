@@ -9,17 +9,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from analysis.tables import BINS
-from search_spaces import WIDEST, Path, Stage
-from study.binary import best_threshold, binary_metrics
-from study.folder import StudyFolder
-from study.results import TEST, read_test
-from trainables.artifacts import WEIGHTS
-from trainables.datasets import Dataset, load_for
-from trainables.models import build
-from trainables.pretrained import restore
-from trainables.training import Pixels, form_of, measure, predict
-from trainables.width import widest
+from takd.analysis.tables import BINS
+from takd.search_spaces import WIDEST, Path, Stage
+from takd.study.binary import best_threshold, binary_metrics
+from takd.study.folder import StudyFolder
+from takd.study.results import TEST, read_test
+from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.models.families import build
+from takd.trainables.models.pretrained import restore
+from takd.trainables.store.artifacts import WEIGHTS
+from takd.trainables.training.loop import Pixels, form_of, measure, predict
+from takd.trainables.width import widest
 
 
 def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:

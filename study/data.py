@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from search_spaces import InputError
-from trainables.built_in import BUILT_IN, OWN
-from trainables.datasets import Dataset, check_name, converted, import_dataset, load
-from trainables.image_files import open_images
+from takd.search_spaces import InputError
+from takd.trainables.datasets.built_in import BUILT_IN, OWN
+from takd.trainables.datasets.dataset import Dataset, check_name, converted, import_dataset, load
+from takd.trainables.datasets.image_files import open_images
 
 SPLITS = ("train", "validation", "test")
 SHOWN_CLASSES = 20

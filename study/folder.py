@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from search_spaces import InputError, Space, space_from
-from trainables.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
-from trainables.storage import Storage, cache_folder, open_storage
+from takd.search_spaces import InputError, Space, space_from
+from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
+from takd.trainables.store.storage import Storage, cache_folder, open_storage
 
 ROOT = "runs"
 _TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED)

@@ -11,14 +11,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from search_spaces import WIDEST, InputError, Role, Space, Stage
-from study.checks import check_space, stages_by_model, with_weights
-from study.folder import StudyFolder
-from study.optimization import find_search
-from trainables.artifacts import ArtifactStore, needed_files
-from trainables.datasets import Dataset, most_balanced
-from trainables.training import StageTraining
-from trainables.width import best_width, widest
+from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
+from takd.study.checks import check_space, stages_by_model, with_weights
+from takd.study.folder import StudyFolder
+from takd.study.search.optimization import find_search
+from takd.trainables.datasets.dataset import Dataset, most_balanced
+from takd.trainables.store.artifacts import ArtifactStore, needed_files
+from takd.trainables.training.loop import StageTraining
+from takd.trainables.width import best_width, widest
 
 PROBE_STEPS = 5
 

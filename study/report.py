@@ -6,14 +6,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from analysis.arms import accuracy_table, published_table, studies_table, test_table
-from analysis.figures import accuracy_by_assistant, image
-from analysis.files import read_results
-from analysis.finding import finding
-from analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
-from search_spaces import InputError
-from study.folder import FIGURE, StudyFolder, check_name
-from trainables.storage import open_storage
+from takd.analysis.arms import accuracy_table, published_table, studies_table, test_table
+from takd.analysis.figures import accuracy_by_assistant, image
+from takd.analysis.files import read_results
+from takd.analysis.finding import finding
+from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
+from takd.search_spaces import InputError
+from takd.study.folder import FIGURE, StudyFolder, check_name
+from takd.trainables.store.storage import open_storage
 
 TEXT_COLUMNS = ("arm", "paper", "best configuration")
 
@@ -62,7 +62,7 @@ def write_report(root: str, name: str, console: Console) -> None:
     """Writes a study's `report/` and prints the finding; raises InputError where there is nothing to report."""
     check_name(name)
     try:
-        from analysis.report import report_files
+        from takd.analysis.report import report_files
     except ModuleNotFoundError as error:
         raise InputError(f"report needs {error.name}; install it with: pip install 'takd[report]'") from None
     files, storage = report_files(root, name), open_storage(root)

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.tables import METRICS
-from search_spaces import Path, Stage
-from study.folder import EPOCHS as EPOCHS_FILE
-from study.folder import TRIALS as TRIALS_FILE
-from study.folder import StudyFolder
-from study.graph import Description, Proposal
-from study.optimization import Search, configuration_of
+from takd.analysis.tables import METRICS
+from takd.search_spaces import Path, Stage
+from takd.study.folder import EPOCHS as EPOCHS_FILE
+from takd.study.folder import TRIALS as TRIALS_FILE
+from takd.study.folder import StudyFolder
+from takd.study.search.graph import Description, Proposal
+from takd.study.search.optimization import Search, configuration_of
 
 TEST = "results/test.json"  # what confirmed students do on the test split, by stage key
 RELIABILITY = pa.struct([("confidence", pa.float64()), ("accuracy", pa.float64()), ("count", pa.int64())])

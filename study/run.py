@@ -10,25 +10,25 @@ from importlib import import_module
 import pyarrow as pa
 from rich.console import Console
 
-from analysis.tables import best_configurations
-from search_spaces import InputError, Space, Stage
-from study.apart import apart, begin
-from study.events import EventLog
-from study.folder import StudyFolder
-from study.graph import Description, Proposal, StageGraph
-from study.lease import acquire_lease
-from study.observers import Observer, Observers
-from study.optimization import Search, create_search, open_optuna, refuse_another_space
-from study.profile import Profile
-from study.progress import Progress
-from study.results import build_results, read_test, write_results
-from study.stopping import Stop
-from study.tensorboard import TensorBoardLog
-from study.tracking import Mode, WandbTracker, wandb_mode
-from study.uploading import uploads
-from study.wandb_study import complete_runs
-from trainables.artifacts import ArtifactStore, needed_files
-from trainables.storage import FULL
+from takd.analysis.tables import best_configurations
+from takd.search_spaces import InputError, Space, Stage
+from takd.study.apart import apart, begin
+from takd.study.folder import StudyFolder
+from takd.study.results import build_results, read_test, write_results
+from takd.study.search.graph import Description, Proposal, StageGraph
+from takd.study.search.lease import acquire_lease
+from takd.study.search.optimization import Search, create_search, open_optuna, refuse_another_space
+from takd.study.stopping import Stop
+from takd.study.tracking.events import EventLog
+from takd.study.tracking.observers import Observer, Observers
+from takd.study.tracking.profile import Profile
+from takd.study.tracking.progress import Progress
+from takd.study.tracking.tensorboard import TensorBoardLog
+from takd.study.tracking.uploading import uploads
+from takd.study.tracking.wandb_runs import Mode, WandbTracker, wandb_mode
+from takd.study.tracking.wandb_study import complete_runs
+from takd.trainables.store.artifacts import ArtifactStore, needed_files
+from takd.trainables.store.storage import FULL
 
 log = logging.getLogger("takd")
 
@@ -61,8 +61,8 @@ def run_study(
     Raises InputError before anything is written when the space or the folder can't be, or another process runs it.
     """
     stop, began = stop or Stop(), time.monotonic()
-    checked = begin("study.checks:check", space, source, folder)
-    import_module("study.scheduling")  # Ray takes seconds: while the other process checks
+    checked = begin("takd.study.checks:check", space, source, folder)
+    import_module("takd.study.search.scheduling")  # Ray takes seconds: while the other process checks
     space, data, warnings = checked()
     if stop.requested:
         return RunResult(finished=False)
@@ -73,7 +73,7 @@ def run_study(
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
         if not all(folder.artifacts.has_pretrained(digest) for digest in space.digests):
-            apart("study.checks:keep_pretrained", space, source, folder)
+            apart("takd.study.checks:keep_pretrained", space, source, folder)
         search = create_search(folder, space, data)
         folder.write_space(space)
         result = RunResult(finished=True)
@@ -113,10 +113,10 @@ def _conclude(folder: StudyFolder, search: Search) -> None:
     """The tables and the figure, and once the search is over what the confirmed students do on the test split."""
     try:
         if not search.is_open and (students := _unmeasured(folder, search)):
-            apart("study.confirm:measure_on_test", folder, students)
+            apart("takd.study.confirm:measure_on_test", folder, students)
     finally:  # also where the test split can't be read
         write_results(folder, search)
-    from study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
+    from takd.study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
 
     write_figure(folder)
 
@@ -160,7 +160,7 @@ def _train(
     began: float,
 ) -> RunResult:
     # Not above: Ray takes seconds, which other commands need not wait.
-    from study.scheduling import PathSearcher, lacking_gpus, run_stages, start_ray
+    from takd.study.search.scheduling import PathSearcher, lacking_gpus, run_stages, start_ray
 
     slots = start_ray(options.slots, options.address)
     if lacking := lacking_gpus(search.space):

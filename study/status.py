@@ -10,14 +10,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from analysis.tables import students
-from search_spaces import ROLES
-from study.folder import StudyFolder
-from study.graph import Description
-from study.optimization import Search, open_search
-from study.progress import clock, on_screen
-from study.report import print_failures
-from study.results import build_results
+from takd.analysis.tables import students
+from takd.search_spaces import ROLES
+from takd.study.folder import StudyFolder
+from takd.study.report import print_failures
+from takd.study.results import build_results
+from takd.study.search.graph import Description
+from takd.study.search.optimization import Search, open_search
+from takd.study.tracking.progress import clock, on_screen
 
 FOLLOW_SECONDS = 2.0  # between two looks, at least
 LOOKING_SHARE = 0.05  # of one core, at most, that looks may take from the study

@@ -25,16 +25,16 @@ os.environ.pop("COLUMNS", None)  # pytest-xdist's
 
 from rich.console import Console
 
-from search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
-from study.checks import check_space
-from study.cli import main
-from study.folder import StudyFolder, study_folder
-from study.graph import StageGraph
-from study.observers import Observer, Observers
-from study.optimization import Search, create_search
-from study.run import RunOptions, RunResult, find_artifact, run_study
-from study.scheduling import PathSearcher, run_stages, start_ray
-from study.stopping import Stop
+from takd.search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
+from takd.study.checks import check_space
+from takd.study.cli import main
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.run import RunOptions, RunResult, find_artifact, run_study
+from takd.study.search.graph import StageGraph
+from takd.study.search.optimization import Search, create_search
+from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observer, Observers
 
 SLOTS = 2
 
@@ -99,7 +99,7 @@ def cache() -> Iterator[Path]:
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A cache of the test's own, empty."""
-    from trainables.datasets import load
+    from takd.trainables.datasets.dataset import load
 
     monkeypatch.setenv("TAKD_CACHE", str(tmp_path / "cache"))
     load.cache_clear()

@@ -17,9 +17,9 @@ import yaml
 from conftest import TINY, Called, assert_bad_input
 from test_images import write_images
 
-from analysis.tables import best_configurations, students
-from search_spaces import InputError
-from study.cli import main
+from takd.analysis.tables import best_configurations, students
+from takd.search_spaces import InputError
+from takd.study.cli import main
 
 TAKD = Path(sys.executable).with_name("takd")
 

@@ -21,9 +21,9 @@ OURS_ALLOWED = {
     "analysis": {"search_spaces"},
 }
 ONLY_IN = {
-    "ray": {"trainables/halving.py", "trainables/stage_trainable.py", "study/scheduling.py"},
-    "optuna": {"study/optimization.py", "study/lease.py"},
-    "wandb": {"study/tracking.py", "study/wandb_log.py"},
+    "ray": {"trainables/halving.py", "trainables/stage_trainable.py", "study/search/scheduling.py"},
+    "optuna": {"study/search/optimization.py", "study/search/lease.py"},
+    "wandb": {"study/tracking/wandb_runs.py", "study/tracking/wandb_log.py"},
 }
 FOREIGN_TO = {
     "search_spaces": {"torch", "torchvision", "ray", "optuna", "wandb"},
@@ -106,9 +106,9 @@ def test_no_file_names_a_package_registry():
 def test_the_command_line_needs_neither_torch_nor_ray_to_explain_itself():
     script = """
 import sys
-import study.cli
+import takd.study.cli
 try:
-    study.cli.main(["--help"])
+    takd.study.cli.main(["--help"])
 finally:
     assert not {"torch", "ray"} & set(sys.modules), "imported"
 """
@@ -119,12 +119,12 @@ finally:
 
 def test_what_a_space_may_ask_for_is_what_there_is():
     """Literals of `search_spaces`, which imports no torch and no Optuna, and the tables they name."""
-    from search_spaces import Loss, Recipe, Space
-    from study.optimization import SAMPLERS
-    from trainables.lanes import OPTIMIZERS
-    from trainables.losses import DIVERGENCES, FORMS
-    from trainables.training import SCHEDULES
-    from trainables.views import AUGMENTATIONS
+    from takd.search_spaces import Loss, Recipe, Space
+    from takd.study.search.optimization import SAMPLERS
+    from takd.trainables.training.lanes import OPTIMIZERS
+    from takd.trainables.training.loop import SCHEDULES
+    from takd.trainables.training.losses import DIVERGENCES, FORMS
+    from takd.trainables.training.views import AUGMENTATIONS
 
     tables = [
         (Recipe, "optimizer", OPTIMIZERS),

@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainables.mnist import SHIPPED, read_mnist_folder
-from trainables.sources import RawSplit
+from takd.trainables.datasets.mnist import SHIPPED, read_mnist_folder
+from takd.trainables.datasets.sources import RawSplit
 
 
 def table_of(split: RawSplit) -> pa.Table:

@@ -16,16 +16,16 @@ from typing import Any
 
 from rich.console import Console
 
-from search_spaces import space_from
-from study.checks import check_space
-from study.folder import study_folder
-from study.graph import Node, StageGraph
-from study.observers import Observers
-from study.optimization import create_search
-from study.progress import Progress
-from study.run import find_artifact
-from study.scheduling import PathSearcher, run_stages, start_ray
-from study.stopping import Stop
+from takd.search_spaces import space_from
+from takd.study.checks import check_space
+from takd.study.folder import study_folder
+from takd.study.run import find_artifact
+from takd.study.search.graph import Node, StageGraph
+from takd.study.search.optimization import create_search
+from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observers
+from takd.study.tracking.progress import Progress
 
 TAKD = Path(sys.executable).with_name("takd")
 WIDTH, SLOTS = 100, 2  # columns; of CPUs

@@ -15,13 +15,13 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from search_spaces import Stage
-from trainables.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
-from trainables.datasets import load_for
-from trainables.models import library_of, size_of
-from trainables.pretrained import read_weights
-from trainables.training import ByView, Checkpoint, Lane, StageTraining, Trained
-from trainables.width import best_width, widest
+from takd.search_spaces import Stage
+from takd.trainables.datasets.dataset import load_for
+from takd.trainables.models.families import library_of, size_of
+from takd.trainables.models.pretrained import read_weights
+from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
+from takd.trainables.training.loop import ByView, Checkpoint, Lane, StageTraining, Trained
+from takd.trainables.width import best_width, widest
 
 # Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.
 WRITERS = 8

@@ -7,9 +7,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from search_spaces import Stage
-from trainables.artifacts import ArtifactStore
-from trainables.storage import FULL
+from takd.search_spaces import Stage
+from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.storage import FULL
 
 # A step of Tune's goes on for about this long, so that short epochs don't each cost a message.
 REPORT_SECONDS = 1.0
@@ -39,7 +39,7 @@ class StageTrainable(tune.Trainable):
         return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        from trainables.batch import StageBatch  # loads torch, which the study's own process does without
+        from takd.trainables.batch import StageBatch  # loads torch, which the study's own process does without
 
         self.given = config
         stages = [Stage.model_validate(stage) for stage in config["stages"]]

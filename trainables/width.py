@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from search_spaces import WIDEST, Stage
-from trainables.models import family_of
-from trainables.training import StageTraining
+from takd.search_spaces import WIDEST, Stage
+from takd.trainables.models.families import family_of
+from takd.trainables.training.loop import StageTraining
 
 WIDTHS = (1, 4, 16, WIDEST)
 WORTH = 1.1  # wider only where it trains this many times as many lanes a second: below it is noise

@@ -1,0 +1,94 @@
+"""From a preset's name, a YAML file or plain data to a space, with the overrides of the command line."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from takd.search_spaces.errors import InputError
+from takd.search_spaces.space import Space
+from takd.search_spaces.values import explain
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people mean it: `1e-3` is a number, which is text in YAML 1.1, and a key that is there twice an error."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                earlier = first.setdefault((key.tag, key.value), key)
+                if earlier is not key:
+                    there = f"{key.value} is there twice; first in line {earlier.start_mark.line + 1}"
+                    raise yaml.composer.ComposerError(None, None, there, key.start_mark)
+        return node
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+PRESETS = Path(__file__).with_name("presets")
+
+
+def presets() -> list[str]:
+    return sorted(file.stem for file in PRESETS.glob("*.yaml"))
+
+
+def load_space(space: str, overrides: Sequence[str] = ()) -> Space:
+    """A preset's name or a path to a YAML file, with `KEY=VALUE` overrides (dotted keys, YAML values)."""
+    file = PRESETS / f"{space}.yaml" if space in presets() else Path(space)
+    source = f"space {space}"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise InputError(f"{source}: {reason}; presets: {', '.join(presets())}") from None
+    given = _parse_yaml(text, source)
+    for override in overrides:
+        _override(given, override)
+    return space_from(given, source)
+
+
+def space_from(given: Any, source: str) -> Space:
+    """A space from plain data; `source` names it in errors."""
+    try:
+        return Space.model_validate(given)
+    except ValidationError as error:
+        raise explain(error, source) from None
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return _unshared(yaml.load(text, _Loader))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{source}:{line} not YAML: {getattr(error, 'problem', error)}") from None
+    except (ValueError, RecursionError) as error:  # a date that is none, an anchor in itself
+        raise InputError(f"{source}: not YAML of plain values: {str(error) or type(error).__name__}") from None
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what YAML's anchors share is apart, so that an override changes one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(each) for key, each in value.items()}
+    return [_unshared(each) for each in value] if isinstance(value, list) else value
+
+
+def _override(given: Any, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {override}: expected KEY=VALUE, such as student.temperature=4")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if isinstance(given, dict) and isinstance(given.get(parent), str):
+            given[parent] = {"model": given[parent]}  # the short form of a role
+        given = given.setdefault(parent, {}) if isinstance(given, dict) else None
+    if not isinstance(given, dict):
+        raise InputError(f"--set {override}: {'.'.join(parents)} is a value, not a section")
+    given[last] = _parse_yaml(text, f"--set {key}")

@@ -1,0 +1,100 @@
+"""A value that may be varied: fixed, one of some choices, or from a range; a sampler suggests it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Any, Protocol, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from takd.search_spaces.errors import InputError
+from takd.search_spaces.stage import Recipe
+from takd.search_spaces.values import Flag, Integer, Number, Value
+
+Scalar = Flag | Integer | Number | str | None
+
+
+class Trial(Protocol):
+    """The part of an Optuna trial that a space uses (define-by-run)."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float: ...
+
+
+class Choices(Value):
+    """`{choices: [1, 2, 4]}`"""
+
+    choices: tuple[Scalar, ...] = Field(min_length=1)
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        return trial.suggest_categorical(name, self.choices)
+
+    def examples(self) -> Iterator[tuple[str, Scalar]]:
+        """Where a value stands and the value, for every one that needs checking."""
+        return ((f".choices.{index}", choice) for index, choice in enumerate(self.choices))
+
+    def grid(self) -> tuple[Scalar, ...]:
+        return self.choices
+
+
+class Range(Value):
+    """`{low: 1, high: 20, log: true}`, optionally with a step."""
+
+    low: Integer | Number
+    high: Integer | Number
+    log: Flag = False
+    step: Integer | Number | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low}, high is {self.high}; low is below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low}; with log: true low is > 0")
+        if self.log and self.step:
+            raise ValueError("log and step exclude each other")
+        return self
+
+    def suggest(self, trial: Trial, name: str) -> Scalar:
+        if name.split(".")[-1] in INTEGER_FIELDS:
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
+
+    def examples(self) -> Iterator[tuple[str, Scalar]]:
+        yield ".low", self.low
+        yield ".high", self.high
+
+    def grid(self) -> tuple[Scalar, ...]:
+        if self.step is None:
+            raise InputError("has no step; with sampler: grid a range needs one, or use choices")
+        count = int((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(round(self.low + index * self.step, 12) for index in range(count))
+
+
+INTEGER_FIELDS = {
+    name for name, field in Recipe.model_fields.items() if field.annotation in (int, Integer, Integer | None)
+}
+
+
+def _kind(given: Any) -> str:
+    if isinstance(given, Choices) or (isinstance(given, dict) and "choices" in given):
+        return "choices-of"
+    if isinstance(given, list | tuple):
+        return "list-of"
+    return "range-of" if isinstance(given, dict | Range) else "fixed"
+
+
+# A value that may be varied: fixed (`4`, or a list of numbers), `{choices: [...]}` or `{low:, high:}`.
+Varied = Annotated[
+    Annotated[Scalar, Tag("fixed")]
+    | Annotated[tuple[Number, ...], Tag("list-of")]
+    | Annotated[Choices, Tag("choices-of")]
+    | Annotated[Range, Tag("range-of")],
+    Discriminator(_kind),
+]
+
+
+def examples_of(value: Any) -> Iterable[tuple[str, Any]]:
+    """Where a value that may be varied stands and the value, for every one that needs checking: `.low`, 1."""
+    return value.examples() if isinstance(value, Choices | Range) else [("", value)]

@@ -1,0 +1,1 @@
+"""The student that ships: chosen, written as files, described, verified and used."""

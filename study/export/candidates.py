@@ -1,0 +1,100 @@
+"""Which student ships: a study's configurations in order, and the student of one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from takd.analysis.tables import METRICS, confirmed, students
+from takd.search_spaces import InputError, Path, Stage
+from takd.study.confirm import trained_module
+from takd.study.folder import StudyFolder
+from takd.study.search.graph import Description
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.store.artifacts import WEIGHTS
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration's best student, beside the metric of all its students."""
+
+    row: Mapping[Any, Any]  # of results/trials.parquet
+    metric: str
+    split: str
+    by_seed: Sequence[float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.by_seed) / len(self.by_seed)
+
+    def __str__(self) -> str:
+        return f"{self.row['path']} (seed {self.row['seed']}, {self.row['configuration']})"
+
+
+def find_candidates(trials: pd.DataFrame, study: str, metric: str, arm: str | None) -> list[Candidate]:
+    """Best first: configurations by their mean over seeds, each with its student of the highest validation accuracy.
+
+    Of the confirm results where there are any, else of the search's. No seed is chosen by the test split.
+    """
+    rows, kind = confirmed(trials), METRICS[metric]
+    split = "test" if len(rows) else "validation"
+    rows = rows if len(rows) else students(trials)
+    if not len(rows):
+        raise InputError(f"study {study}: no student has ended yet")
+    known = ", ".join(rows["arm"].unique())
+    rows = rows[rows["arm"] == arm] if arm is not None else rows
+    if not len(rows):
+        raise InputError(f"--arm {arm}: no finished student; arms with one: {known}")
+    columns = {name: each.confirmed if split == "test" else each.searched for name, each in METRICS.items()}
+    valid = [name for name, column in columns.items() if column in rows and rows[column].notna().any()]
+    if metric not in valid:
+        whose = f"study {study}" if arm is None else f"arm {arm} of study {study}"
+        kind_of = "confirmed student" if split == "test" else "student (none is confirmed)"
+        raise InputError(f"--metric {metric}: no {kind_of} of {whose} has it; valid: {', '.join(valid)}")
+    column = columns[metric]
+    rows = rows[rows[column].notna()]
+    found = []
+    for _, group in rows.groupby("configuration"):
+        best = group.sort_values(["val_accuracy", "seed"], ascending=[False, True]).iloc[0]
+        found.append(Candidate(best.to_dict(), metric, split, group[column].tolist()))
+    return sorted(found, key=lambda each: -each.mean if kind.higher else each.mean)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A candidate's stage and what it left."""
+
+    candidate: Candidate
+    folder: StudyFolder
+    path: Path
+    descriptions: Mapping[str, Description]  # of the path's stages by key, as far as they are there
+    dataset: Dataset
+
+    @property
+    def stage(self) -> Stage:
+        return self.path.student
+
+    @property
+    def normalization(self) -> Normalization:
+        """What the student's images are normalised by: the one place that says it of an export."""
+        return self.dataset.normalization
+
+    def weights(self) -> bytes:
+        return self.folder.artifacts.read(self.stage.key, WEIGHTS)
+
+    def module(self) -> nn.Module:
+        return trained_module(self.folder, self.stage, self.dataset).eval()
+
+
+def student_of(candidate: Candidate, folder: StudyFolder, stages: Mapping[str, Stage]) -> Student:
+    """Raises InputError where its artifact is not whole."""
+    key = candidate.row["stage_key"]
+    if folder.artifacts.check(key) is None:
+        raise InputError(f"artifact {key[:12]} is missing or damaged; `takd run` trains it again")
+    path = Path(arm=candidate.row["arm"], student=stages[key])
+    found = {stage.key: folder.artifacts.describe(stage.key) for stage in path.stages}
+    known = {key: description for key, description in found.items() if description}
+    return Student(candidate, folder, path, known, load_for(path.student.dataset))

@@ -1,0 +1,230 @@
+"""Export: the best student as a folder that can be deployed, with the proof that it computes what was measured."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from takd.search_spaces import InputError, Stage
+from takd.study.confirm import predict_stages
+from takd.study.export.candidates import Candidate, Student, find_candidates, student_of
+from takd.study.export.exported import (
+    BYTECODE,
+    CARD,
+    CARD_TEXT,
+    CHECKSUMS,
+    INT8,
+    ONNX,
+    PT2,
+    RUNS,
+    SOURCE,
+    WEIGHTS,
+    checksums,
+    given,
+    probabilities,
+)
+from takd.study.export.model_card import card_file, card_text, model_card
+from takd.study.export.onnx_file import LOGITS, PROBABILITIES, Array, latency, needs_onnx, onnx_file, quantized
+from takd.study.export.torch_files import WithPreprocessing, load_file, pt2_file, traced, weights_file
+from takd.study.folder import StudyFolder
+from takd.study.results import build_results
+from takd.study.search.optimization import open_search
+from takd.study.tracking.wandb_export import write_export_run
+from takd.trainables.datasets.dataset import transfer_set
+from takd.trainables.store.storage import sha256
+
+TOLERANCE = 1e-4  # of probabilities, between an exported file and the student that was measured
+EXACT = (ONNX, PT2)  # what must compute the same
+CALIBRATION = 1000  # training images
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of an export."""
+
+    arm: str | None = None
+    metric: str = "accuracy"
+    max_params: int | None = None
+    max_latency: float | None = None  # milliseconds of one image
+    top: int = 1
+    int8: bool = False
+    with_preprocessing: bool = False
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Exported:
+    folder: Path
+    candidate: Candidate
+    card: Mapping[str, Any]
+
+
+def export_best(folder: StudyFolder, out: Path, wanted: Wanted) -> list[Exported]:
+    """Writes the best student to `out`, or with `top` the best of several configurations to `out/1`, `out/2`, ...
+
+    All of it or nothing. Raises InputError where nobody meets the constraints or a file doesn't compute what was
+    measured.
+    """
+    needs_onnx("takd export")
+    _check_place(out, wanted.force)
+    search = open_search(folder)
+    candidates = find_candidates(build_results(folder, search)[0].to_pandas(), folder.name, wanted.metric, wanted.arm)
+    chosen = _meeting(folder, search.stages(), candidates, wanted)
+    names = ["."] if wanted.top == 1 else [str(number + 1) for number in range(len(chosen))]
+    made = [_make(student, wanted) for student in chosen]
+    _write_folder(out, {name: files for name, (_, files) in zip(names, made, strict=True)})
+    for name, student, (card, files) in zip(names, chosen, made, strict=True):
+        write_export_run(student, out / name, files, card)
+    return [
+        Exported(out / name, student.candidate, card)
+        for name, student, (card, _) in zip(names, chosen, made, strict=True)
+    ]
+
+
+def _meeting(
+    folder: StudyFolder, stages: Mapping[str, Stage], candidates: Sequence[Candidate], wanted: Wanted
+) -> list[Student]:
+    """The best that meet the constraints, `top` at most; raises InputError with the nearest where none does."""
+    met: list[Student] = []
+    missed: list[tuple[float, str]] = []  # by how many times, and the candidate with its number
+    seconds: dict[str, float] = {}
+    for candidate in candidates:
+        if len(met) == wanted.top:
+            break
+        parameters, model = int(candidate.row["parameters"]), str(candidate.row["model"])
+        if wanted.max_params is not None and parameters > wanted.max_params:
+            missed.append((parameters / wanted.max_params, f"{candidate} with {parameters:,} parameters"))
+            continue
+        student = student_of(candidate, folder, stages)
+        if wanted.max_latency is not None:
+            if model not in seconds:
+                seconds[model] = _milliseconds(student)  # whatever the weights are
+            if seconds[model] > wanted.max_latency:
+                text = f"{candidate} with {seconds[model]:.3g} ms for one image"
+                missed.append((seconds[model] / wanted.max_latency, text))
+                continue
+        met.append(student)
+    if not met:
+        limits = {"--max-params": wanted.max_params, "--max-latency": wanted.max_latency}
+        asked = " ".join(f"{name} {value:g}" for name, value in limits.items() if value is not None)
+        raise InputError(f"{asked}: no student meets it; the nearest is {min(missed)[1]}")
+    return met
+
+
+def _milliseconds(student: Student) -> float:
+    model = onnx_file(traced(student.module(), student.dataset.image_shape), LOGITS)
+    return latency(model, np.zeros(student.dataset.image_shape, np.float32))[0]["median_ms"]
+
+
+def _make(student: Student, wanted: Wanted) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The card, and all files by name."""
+    dataset, raw, module = student.dataset, wanted.with_preprocessing, student.module()
+    normalization = None if raw else student.normalization
+    plain = deployed = traced(module, dataset.image_shape)
+    if raw:
+        deployed = traced(WithPreprocessing(module, student.normalization), dataset.image_shape, torch.uint8)
+    source = load_file(plain, student.stage.name, dataset.image_shape, dataset.classes, student.normalization)
+    files = {
+        WEIGHTS: weights_file(plain, student.weights()),
+        SOURCE: source.encode(),
+        ONNX: onnx_file(deployed, PROBABILITIES if raw else LOGITS),
+        PT2: pt2_file(deployed),
+    }
+    if wanted.int8:
+        train = dataset.train
+        files[INT8] = quantized(files[ONNX], given(train.images[_calibration(train.labels)], normalization))
+    test = dataset.test()
+    logits = predict_stages(student.folder, [student.stage], dataset, test.images)[student.stage.key]
+    expected = logits.softmax(dim=0).t().numpy()
+    about: dict[str, dict[str, Any]] = {}
+    for name, content in files.items():
+        about[name] = {"sha256": sha256(content), "bytes": len(content)}
+        if name in RUNS:
+            about[name] |= _compared(
+                probabilities(name, content, test.images, normalization), expected, test.labels.numpy()
+            )
+        if name in EXACT:
+            check_same(name, about[name], len(test.labels))
+        if name in (ONNX, INT8):
+            about[name]["latency"] = latency(content, given(test.images[:1], normalization)[0])
+    card = model_card(student, logits, test.labels, about, raw)
+    files |= {CARD: card_file(card), CARD_TEXT: card_text(card).encode()}
+    return card, files | {CHECKSUMS: checksums(files).encode()}
+
+
+def _calibration(labels: torch.Tensor) -> torch.Tensor:
+    """Of the training images, as many of each class, the same ones every time."""
+    least = int(labels.bincount().min()) * int(labels.max() + 1)
+    return transfer_set(labels, min(CALIBRATION, least), seed=0)
+
+
+def _compared(found: Array, expected: Array, labels: Array) -> dict[str, Any]:
+    chosen = found.argmax(axis=1)
+    return {
+        "test_correct": int((chosen == labels).sum()),
+        "test_accuracy": float((chosen == labels).mean()),
+        "same_class": int((chosen == expected.argmax(axis=1)).sum()),
+        "largest_difference": float(np.abs(found - expected).max()),
+    }
+
+
+def check_same(name: str, found: Mapping[str, Any], images: int) -> None:
+    """Raises InputError where a file doesn't name the class of every test image that the measured student names."""
+    if found["same_class"] < images or found["largest_difference"] > TOLERANCE:
+        raise InputError(
+            f"{name} does not compute what was measured: the same class on {found['same_class']} of {images} test "
+            f"images, probabilities within {found['largest_difference']:.2g}; expected all, and {TOLERANCE}"
+        )
+
+
+def _check_place(out: Path, force: bool) -> None:
+    if not out.exists():
+        return
+    if not force:
+        raise InputError(f"--out {out}: exists; name a folder that doesn't, or give --force")
+    if not _is_export(out):
+        raise InputError(f"--out {out}: is no export, so --force does not replace it")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether nothing is in it but what an export makes, its checksums or those of the first of `--top` among it."""
+    if not folder.is_dir() or folder.is_symlink() or not all(_is_made(each) for each in folder.iterdir()):
+        return False
+    return (folder / CHECKSUMS).is_file() or (folder / "1" / CHECKSUMS).is_file()
+
+
+def _is_made(place: Path) -> bool:
+    """Whether an export has such a file, or with `--top` such a folder."""
+    if place.is_dir() and place.name != BYTECODE:
+        return place.name.isdigit() and _is_export(place)
+    return place.name in {WEIGHTS, SOURCE, ONNX, PT2, INT8, CARD, CARD_TEXT, CHECKSUMS, BYTECODE}
+
+
+def _write_folder(out: Path, folders: Mapping[str, Mapping[str, bytes]]) -> None:
+    """Under a temporary name beside `out`, then renamed; what was there goes when the new is whole."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}-"))
+    except OSError as error:
+        raise InputError(f"--out {out}: can't be written ({error.strerror})") from None
+    try:
+        for name, files in folders.items():
+            (temporary / name).mkdir(exist_ok=True)
+            for file, content in files.items():
+                (temporary / name / file).write_bytes(content)
+        temporary.chmod(0o755)
+        if out.exists():
+            out.rename(old := temporary.with_name(f"{temporary.name}-old"))
+            temporary.rename(out)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.rename(out)
+    except OSError as error:
+        raise InputError(f"--out {out}: can't be written ({error.strerror})") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

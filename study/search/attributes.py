@@ -1,0 +1,27 @@
+"""What an Optuna trial says of its configuration and paths in the field's words, for Optuna's dashboard."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from takd.search_spaces import Path
+from takd.study.search.graph import Description
+
+
+def proposal_attributes(paths: Iterable[Path]) -> dict[str, Any]:
+    """What a trial's user attributes say of its paths when it is proposed, beside arm, path and seeds."""
+    stages = {stage.key: f"{stage.role} {stage.model} {stage.key[:12]}" for path in paths for stage in path.stages}
+    return {"stages": list(stages.values())}
+
+
+def outcome_attributes(paths: Iterable[Path], found: Mapping[str, Description | None]) -> dict[str, Any]:
+    """What they say when it has ended; `found` has descriptions by stage key."""
+    outcomes = {key: description["outcome"] for key, description in found.items() if description}
+    stages = {stage.key: stage for path in paths for stage in path.stages}
+    students = {
+        str(path.student.seed): round(100 * outcomes[path.student.key]["metrics"]["validation"]["accuracy"], 2)
+        for path in paths
+        if path.student.key in outcomes
+    }
+    seconds = sum(outcomes[key]["train_seconds"] for key in stages if key in outcomes)
+    return {"students": json.dumps(students), "path_seconds": round(seconds, 2)}

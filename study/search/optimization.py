@@ -1,0 +1,400 @@
+"""The Optuna side of a study: which configurations to try, what became of each, kept in a durable storage."""
+
+import json
+import os
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from heapq import nlargest
+from statistics import fmean
+from typing import Any
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+
+from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from takd.study.folder import StudyFolder
+from takd.study.search.attributes import outcome_attributes, proposal_attributes
+from takd.study.search.graph import Proposal, StageGraph
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+SYNC_SECONDS = 1.0
+FIRST_KEPT_REVISION = 2  # of studies that say none
+
+
+class Search:
+    """An Optuna study of a space: `ask` proposes, `tell` records."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self.study = study
+        self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
+        self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
+        # Counted once, then kept up to date: one process at a time proposes.
+        self._proposed = Counter(_canonical(trial.params) for trial in self.proposed())
+        self.asked = self._proposed.total()
+
+    def enqueue_guaranteed(self) -> None:
+        """Queues the trials that run whatever the sampler thinks, those not queued already."""
+        have = Counter(_canonical(trial.system_attrs.get("fixed_params", {})) for trial in self._trials())
+        for parameters in self.space.guaranteed():
+            have[_canonical(parameters)] -= 1
+            if have[_canonical(parameters)] < 0:
+                self.study.enqueue_trial(parameters)
+
+    def ask(self) -> Proposal | None:
+        """The next configuration, with seeds no earlier trial of the same configuration had; None: budget spent."""
+        if self.asked >= self.space.budget:
+            return None
+        trials = self._trials()
+        waiting = (trial.number for trial in trials if trial.state == TrialState.WAITING)
+        self._set_sampler(next(waiting, len(trials)), trials)
+        return self._propose(self.study.ask())
+
+    def _propose(self, trial: optuna.Trial) -> Proposal:
+        choice = self.space.suggest(trial)
+        parameters = trial.params
+        configuration = _canonical(parameters)
+        same = self._proposed[configuration]
+        seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        paths = self.space.paths(choice, self.dataset, seeds)
+        trial.set_user_attr("arm", choice.arm.name)
+        trial.set_user_attr("path", str(paths[0]))
+        for name, value in proposal_attributes(paths).items():
+            trial.set_user_attr(name, value)
+        trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
+        self._proposed[configuration] += 1
+        self.asked += 1
+        return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths)
+
+    def _set_sampler(self, number: int, trials: Sequence[FrozenTrial]) -> None:
+        """What is drawn for a trial follows from its number, not from what this process drew before."""
+        self.study.sampler = _sampler(self.space, number, trials)
+
+    def tell(self, proposal: Proposal, graph: StageGraph) -> None:
+        """The mean validation accuracy of the students; failed or pruned where one of them was.
+
+        Of what is confirmed only failures are kept, those of the last run.
+        """
+        keys = {stage.key for path in proposal.paths for stage in path.stages}
+        failures = {key: graph.nodes[key].reason for key in keys if graph.nodes[key].state == "failed"}
+        if proposal.phase == "confirm":
+            self.study.set_user_attr("confirm_failures", self.confirm_failures | failures)
+            return
+        accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
+        trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
+        for name, value in outcome_attributes(proposal.paths, {k: graph.nodes[k].description for k in keys}).items():
+            trial.set_user_attr(name, value)
+        if failures:
+            trial.set_user_attr("failures", failures)
+            self.study.tell(proposal.number, state=TrialState.FAIL)
+        elif len(accuracies) < len(proposal.paths):
+            self.study.tell(proposal.number, state=TrialState.PRUNED)
+        else:
+            self.study.tell(proposal.number, fmean(accuracies))
+
+    def reclaim(self) -> list[Proposal]:
+        """Trials that were running when an earlier process ended; what it had not proposed whole is proposed now."""
+        return [self._proposal(trial) for trial in self._trials() if trial.state == TrialState.RUNNING]
+
+    def _proposal(self, trial: FrozenTrial) -> Proposal:
+        if "seeds" in trial.user_attrs:
+            return Proposal(trial.number, configuration_of(trial), self.paths_of(trial))
+        self._set_sampler(trial.number, self._trials())
+        return self._propose(optuna.Trial(self.study, trial._trial_id))
+
+    def finished(self) -> list[tuple[str, str, list[float]]]:
+        """Arm, configuration and its students' mean accuracy, once a seed, of the trials that ended well."""
+        return [
+            (trial.user_attrs["arm"], configuration_of(trial), [trial.value] * len(trial.user_attrs["seeds"]))
+            for trial in self.proposed()
+            if trial.state == TrialState.COMPLETE and trial.value is not None
+        ]
+
+    def choose(self, best: Mapping[str, str]) -> None:
+        """Records the configuration of each arm that is to be confirmed, by its name."""
+        first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
+        chosen = [first[name] for name in best.values()]
+        if self.study.user_attrs.get("confirmed") != chosen:
+            self.study.set_user_attr("confirmed", chosen)
+
+    @property
+    def confirm_failures(self) -> dict[str, str]:
+        return self.study.user_attrs.get("confirm_failures", {})
+
+    def confirming(self) -> list[Proposal]:
+        """What the confirm phase trains: each chosen configuration from fresh seeds."""
+        trials = self._trials()
+        chosen = [trials[number] for number in self.study.user_attrs.get("confirmed", [])]
+        paths = [self.space.confirming_paths(self.space.suggest(trial), self.dataset) for trial in chosen]
+        return [
+            Proposal(-1 - trial.number, configuration_of(trial), each, "confirm")
+            for trial, each in zip(chosen, paths, strict=True)
+            if each
+        ]
+
+    def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
+        """The paths of a stored trial: the same values again."""
+        return self.space.paths(self.space.suggest(trial), self.dataset, trial.user_attrs["seeds"])
+
+    def stages(self) -> dict[str, Stage]:
+        """All stages of the study by key, of the search and of what is confirmed."""
+        return {stage.key: stage for path in self.paths() for stage in path.stages}
+
+    def paths(self) -> Iterator[Path]:
+        """All paths of the study, of the search and of what is confirmed."""
+        for trial in self.proposed():
+            yield from self.paths_of(trial)
+        for proposal in self.confirming():
+            yield from proposal.paths
+
+    def proposed(self) -> list[FrozenTrial]:
+        """All trials that were proposed, in order."""
+        return [trial for trial in self._trials() if "seeds" in trial.user_attrs]
+
+    @property
+    def remaining(self) -> int:
+        return max(0, self.space.budget - self.asked)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something left to try, or to end."""
+        return self.remaining > 0 or any(trial.state == TrialState.RUNNING for trial in self._trials())
+
+    def set_budget(self, space: Space) -> None:
+        """Budget, resources and words of a space may change between runs."""
+        self.study.set_user_attr("space", space.model_dump(mode="json"))
+        self.space = space
+
+    def _trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+
+def configuration_of(trial: FrozenTrial) -> str:
+    return configuration_name(trial.user_attrs["arm"], trial.params)
+
+
+def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
+    """`kd temperature=4 lambda=0.7`"""
+    chosen = [
+        f"{name}={_exact(value)}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in parameters.items()
+        if name != "arm"
+    ]
+    return " ".join([arm, *chosen])
+
+
+def _exact(value: float) -> str:
+    """Four digits where they are all there is: two settings never have one name."""
+    short = f"{value:.4g}"
+    return short if float(short) == value else repr(value)
+
+
+def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
+    """A new study, or the one of that name; raises InputError when that has another space or dataset."""
+    study = _load(folder) or optuna.create_study(
+        study_name=folder.name, storage=open_optuna(folder), direction="maximize", load_if_exists=True
+    )
+    if "dataset" not in study.user_attrs:
+        study.set_user_attr("training_revision", TRAINING_REVISION)
+        study.set_user_attr("space", space.model_dump(mode="json"))
+        study.set_metric_names(["mean validation accuracy"])
+        study.set_user_attr("dataset", dataset.model_dump(mode="json"))  # last: a study with it was created whole
+    search = Search(study)
+    _refuse_another_space(search, space, dataset)
+    search.set_budget(space)
+    search.enqueue_guaranteed()
+    return search
+
+
+def open_search(folder: StudyFolder) -> Search:
+    """The study of a folder, for looking; raises InputError where there is none."""
+    search = find_search(folder)
+    if search is None:
+        raise InputError(f"study {folder.name}: none in {folder.optuna}; `takd run` starts one")
+    _refuse_another_revision(search)
+    return search
+
+
+def find_search(folder: StudyFolder) -> Search | None:
+    """The study of a folder, for looking; None where there is none. Writes nothing but the tables of a new database."""
+    study = _load(folder)
+    return Search(study) if study and "dataset" in study.user_attrs else None
+
+
+def _load(folder: StudyFolder) -> optuna.Study | None:
+    if folder.journal and not os.path.exists(folder.journal):
+        return None
+    try:
+        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))
+    except KeyError:
+        return None
+
+
+def open_optuna(folder: StudyFolder) -> BaseStorage:
+    """The journal in the study's folder, or the database of its URL; raises InputError on one that can't be opened."""
+    if folder.journal:
+        return JournalStorage(Journal(str(folder.journal)))
+    try:
+        return RDBStorage(folder.database, engine_kwargs={"pool_pre_ping": True})
+    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
+
+
+class Journal(JournalFileBackend):
+    """A journal file that survives a writer that was cut off in the middle of a line.
+
+    It is synced to disk once a second, where Optuna's own is with every line, a dozen a trial. What a machine that
+    loses its power forgets is asked and told again: the artifacts are there.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._file, self._lock, self._synced = file, JournalFileSymlinkLock(file), 0.0
+        self._drop_half_line()
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in logs)
+        self._lock.acquire()
+        try:
+            self._append(lines.encode())
+        except OSError:
+            self._truncate_half_line()
+            raise
+        finally:
+            self._lock.release()
+
+    def _append(self, lines: bytes) -> None:
+        with open(self._file, "ab") as file:
+            file.write(lines)
+            file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+
+    def _drop_half_line(self) -> None:
+        """What was not written to its line's end never happened; Optuna can't read past it."""
+        if _ends_whole(self._file):
+            return
+        self._lock.acquire()  # whoever is still writing ends first
+        try:
+            self._truncate_half_line()
+        finally:
+            self._lock.release()
+
+    def _truncate_half_line(self) -> None:
+        with open(self._file, "r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _ends_whole(file: str) -> bool:
+    with open(file, "rb") as journal:
+        size = journal.seek(0, os.SEEK_END)
+        if size == 0:
+            return True
+        journal.seek(-1, os.SEEK_END)
+        return journal.read(1) == b"\n"
+
+
+# From a seed.
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # draws nothing: a grid is enqueued whole
+}
+
+HISTORY = 1000  # trials a sampler sees: its time grows with their number, 34 ms at 2,000
+BEST = 250  # of these, the best of those it would not see; TPE models the best 25 and all others
+
+
+def _sampler(space: Space, trial: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
+    sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * trial) % 2**32)
+    return RecentHistory(sampler, trials) if len(trials) > HISTORY else sampler
+
+
+class RecentHistory(optuna.samplers.BaseSampler):
+    """A sampler that sees the newest trials, and the best of the older ones."""
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, trials: Sequence[FrozenTrial]) -> None:
+        self.sampler = sampler
+        older, newest = trials[: BEST - HISTORY], trials[BEST - HISTORY :]
+        done = [trial for trial in older if trial.state == TrialState.COMPLETE]
+        best = nlargest(BEST, done, key=lambda trial: trial.value or 0.0)
+        running = [trial for trial in older if trial.state == TrialState.RUNNING]
+        self.seen = sorted([*best, *running, *newest], key=lambda trial: trial.number)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return self.sampler.sample_relative(_Seen(study, self.seen), trial, search_space)  # type: ignore[arg-type]
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        seen = _Seen(study, self.seen)
+        return self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+
+
+class _Seen:
+    """An Optuna study with some of its trials."""
+
+    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
+        self._study, self._trials = study, trials
+
+    def _get_trials(
+        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self._trials if states is None or trial.state in states]
+
+    get_trials = _get_trials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+
+def refuse_another_space(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> None:
+    """Raises InputError with the differences where the folder has a study of another space. Writes nothing."""
+    if search := find_search(folder):
+        _refuse_another_space(search, space, dataset)
+
+
+def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerprint) -> None:
+    _refuse_another_revision(search)
+    old: dict[str, Any] = {"dataset": search.dataset.model_dump(mode="json"), "space": search.space.identity()}
+    new: dict[str, Any] = {"dataset": dataset.model_dump(mode="json"), "space": space.identity()}
+    differences = list(_differences(old["space"], new["space"])) + list(_differences(old["dataset"], new["dataset"]))
+    if differences:
+        raise InputError(
+            f"study {search.study.study_name} exists with another space: {'; '.join(differences)}; "
+            "use another --name, or the space it was run with"
+        )
+
+
+def _refuse_another_revision(search: Search) -> None:
+    """Its stages have keys that this version doesn't find: it would look as if nothing had been trained."""
+    revision = search.study.user_attrs.get("training_revision", FIRST_KEPT_REVISION)
+    if revision != TRAINING_REVISION:
+        raise InputError(
+            f"study {search.study.study_name} was trained at training revision {revision}; this version of takd is at "
+            f"{TRAINING_REVISION}, which trains otherwise; use another --name, or the version it was run with"
+        )
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        found: list[str] = []
+        for name in {**old, **new}:
+            found += _differences(old.get(name), new.get(name), f"{place}.{name}".lstrip("."))
+        return found
+    return [] if old == new else [f"{place} was {json.dumps(old)}, is {json.dumps(new)}"]
+
+
+def _canonical(parameters: Mapping[str, Any]) -> str:
+    return json.dumps(parameters, sort_keys=True)

@@ -1,0 +1,334 @@
+"""What the analysis says of a study: costs, choices, importance, words; and that every figure is made or missing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from takd.analysis import figures
+from takd.analysis.arms import arms_table, as_good_as_best, budget_note, cheapest_as_good, published_table, test_table
+from takd.analysis.cost import pareto_front, student_costs
+from takd.analysis.figures import BY_TRIALS, arm_colors, image
+from takd.analysis.finding import QUESTIONS, answers, choice, finding
+from takd.analysis.importance import importance, omega_squared
+from takd.analysis.tables import Missing, chosen_students, note, read_trials, split_of, students
+
+test_table.__test__ = False  # a table of the test split
+
+SEEDS = range(5)
+ACCURACY = {"labels": 84.0, "label_smoothing": 84.4, "kd": 86.0, "takd:mlp-64": 85.99, "takd:mlp-16": 86.5}
+SIZES = {"mlp-1200": 2_395_210, "mlp-64": 55_050, "mlp-16": 13_002, "mlp-8": 6_442}
+SECONDS = {"mlp-1200": 60.0, "mlp-64": 6.0, "mlp-16": 3.0, "mlp-8": 1.0}
+
+
+def made_up(phase: str = "search", teacher: str = "mlp-1200", study: str = "made-up") -> pd.DataFrame:
+    """Every arm with one setting and five seeds, with known accuracies (ACCURACY, and noise of each arm alone)."""
+    random = np.random.default_rng(3)
+    rows = []
+    for trial, (arm, mean) in enumerate(ACCURACY.items()):
+        chain = [] if arm.startswith("label") else [teacher, *([arm.partition(":")[2]] if ":" in arm else [])]
+        configuration = arm if not chain else f"{arm} temperature=4 lambda=0.7"
+        for seed in SEEDS:
+            accuracy = (mean + 0.3 * seed + random.normal(0, 0.03)) / 100
+            rows += [
+                _row(study, phase, trial, configuration, arm, seed, chain[:k], model, accuracy)
+                for k, model in enumerate([*chain, "mlp-8"])
+            ]
+    return pd.DataFrame(rows)
+
+
+def _row(
+    study: str,
+    phase: str,
+    trial: int,
+    configuration: str,
+    arm: str,
+    seed: int,
+    chain: list[str],
+    model: str,
+    accuracy: float,
+) -> dict[str, Any]:
+    student = model == "mlp-8"
+    row: dict[str, Any] = {
+        "study": study, "phase": phase, "trial": trial, "configuration": configuration, "arm": arm, "path_seed": seed,
+        "path": arm, "role": "student" if student else "assistant" if chain else "teacher", "model": model,
+        "parameters": SIZES.get(model, 1_000_000), "flops_per_image": 2 * SIZES.get(model, 1_000_000),
+        "temperature": 4.0 if chain else None, "lambda": 0.7 if chain else None, "examples": 2000, "epochs": 10,
+        "stage_key": f"{study}-{phase}-{trial}-{seed}" if student else f"{study}-{model}", "status": "done",
+        "val_accuracy": accuracy if student else 0.97, "test_accuracy": None, "train_seconds": SECONDS.get(model, 30.0),
+        "total_path_seconds": 1.0,
+    }  # fmt: skip
+    if phase == "confirm" and student:
+        bins = [{"confidence": 0.6, "accuracy": 0.5, "count": 400}, {"confidence": 0.95, "accuracy": 0.9, "count": 600}]
+        row |= {"test_accuracy": accuracy - 0.01, "test_ece": 0.06, "test_agreement": 0.9 if chain else None}
+        row |= {"test_reliability": bins, "test_auc": None, "test_f1": None}
+    return row
+
+
+def with_confirmation() -> pd.DataFrame:
+    return pd.concat([made_up(), made_up("confirm")], ignore_index=True)
+
+
+@pytest.fixture
+def real(finished) -> pd.DataFrame:
+    return read_trials(finished.folder.trials)
+
+
+# Cost
+
+
+def test_a_student_alone_pays_for_its_whole_path_and_shared_for_its_part():
+    trials = made_up()
+    costs = student_costs(trials, students(trials)).groupby("arm")[["path_seconds", "shared_seconds"]].mean()
+    assert costs.loc["labels"].tolist() == [1, 1]
+    assert costs.loc["kd"].tolist() == pytest.approx([61, 1 + 60 / 15])  # 3 arms of 5 seeds learn from the teacher
+    assert costs.loc["takd:mlp-16"].tolist() == pytest.approx([64, 1 + 60 / 15 + 3 / 5])
+
+
+def test_flops_are_three_forward_passes_a_step_on_all_that_was_seen():
+    trials = made_up()
+    costs = student_costs(trials, students(trials)).groupby("arm")["path_flops"].mean()
+    assert costs["labels"] == 3 * 2 * 6_442 * 2000 * 10
+    trials["whole_epochs"] = trials["epochs"].where(trials["role"] == "student", trials["epochs"] - 2 / 3)
+    shorter = student_costs(trials, students(trials)).groupby("arm")["path_flops"].mean()
+    assert shorter["labels"] == costs["labels"]
+    teacher = trials[trials["role"] == "teacher"].iloc[0]
+    assert costs["kd"] - shorter["kd"] == pytest.approx(2 * teacher["flops_per_image"] * teacher["examples"])
+
+
+def test_all_that_was_shared_adds_up_to_what_was_trained(real):
+    costs = student_costs(real, students(real))
+    assert costs["shared_seconds"].sum() == pytest.approx(real.drop_duplicates("stage_key")["train_seconds"].sum())
+    assert costs["path_seconds"].to_numpy() == pytest.approx(costs["total_path_seconds"].to_numpy())
+
+
+def test_a_path_with_a_stage_that_has_not_ended_has_no_cost():
+    trials = made_up()
+    trials.loc[trials["model"] == "mlp-16", "train_seconds"] = np.nan
+    costs = student_costs(trials, students(trials)).groupby("arm")["path_seconds"].mean()
+    assert np.isnan(costs["takd:mlp-16"])
+    assert costs["takd:mlp-64"] == 67
+
+
+def test_the_pareto_front_has_what_nothing_cheaper_beats():
+    table = pd.DataFrame({"arm": list("abcd"), "path_seconds": [4.0, 1, 2, 3], "accuracy": [90.0, 80, 85, 84]})
+    assert pareto_front(table) == ["b", "c", "a"]
+
+
+def test_an_arm_is_as_good_as_the_best_where_paired_seeds_cannot_tell_them_apart():
+    trials = made_up()
+    assert as_good_as_best(trials, list(ACCURACY)) == ["takd:mlp-16"]
+    assert as_good_as_best(trials, ["kd", "takd:mlp-64"]) == ["takd:mlp-64", "kd"]
+    assert as_good_as_best(trials.query("path_seed == 0"), list(ACCURACY)) == ["takd:mlp-16"]  # one seed tells nothing
+
+
+def test_the_cheapest_of_those_as_good_as_the_best_is_found():
+    table = arms_table(made_up())
+    assert cheapest_as_good(made_up(), table)["arm"] == "takd:mlp-16"
+    assert cheapest_as_good(made_up(), table.query("arm in ['kd', 'takd:mlp-64']"))["arm"] == "kd"
+
+
+# The phase that numbers are of
+
+
+def test_search_numbers_are_called_so_and_never_test_numbers():
+    trials = made_up()
+    assert split_of(trials) == "validation"
+    assert "validation numbers of the search" in note(trials)
+    assert "validation (not test)" in finding(trials)[0]
+    assert "test" not in arms_table(trials)["split"].to_list()
+
+
+def test_confirmed_students_take_the_place_of_the_searchs():
+    trials = with_confirmation()
+    assert split_of(trials) == "test"
+    table = arms_table(trials).set_index("arm")
+    assert table.loc["kd", "accuracy"] == pytest.approx(
+        arms_table(made_up()).set_index("arm").loc["kd", "accuracy"] - 1
+    )
+    assert "test accuracy" in finding(trials)[0]
+    assert len(chosen_students(trials)) == 5 * len(ACCURACY)
+    assert len(students(trials)) == 5 * len(ACCURACY)  # the confirm phase's are none of the search's
+    assert test_table(trials).columns.tolist() == [
+        "arm",
+        "expected calibration error (points)",
+        "agreement with its teacher (%)",
+    ]
+
+
+def test_an_arm_that_was_not_confirmed_is_named():
+    trials = with_confirmation().query("phase == 'search' or arm != 'kd'")
+    assert "kd" not in arms_table(trials)["arm"].to_list()
+    assert note(trials).endswith("Not confirmed yet, and so left out: kd.")
+
+
+def test_unequal_budgets_are_reported_as_such(real):
+    assert budget_note(made_up()) == "Equal search budget: 5 students for every arm."
+    fewer = made_up().query("arm != 'kd' or path_seed > 1")
+    assert budget_note(fewer).startswith("Unequal search budgets, in students: labels 5, label_smoothing 5, kd 3,")
+
+
+# Words
+
+
+def test_the_finding_is_three_sentences_from_the_statistics():
+    best, assistant, price = finding(made_up())
+    assert "takd:mlp-16: 87.1" in best
+    assert assistant.startswith(
+        "Of the arms with an assistant, takd:mlp-16 has the highest mean: takd:mlp-16 beats kd by 0.5"
+    )
+    assert (
+        "takd:mlp-16 is the cheapest: a student's whole path takes 64.0 s of training against 61.0 s with kd" in price
+    )
+
+
+def test_what_does_not_help_is_said_as_it_is():
+    worse = made_up()
+    worse.loc[worse["arm"].str.startswith("takd") & (worse["role"] == "student"), "val_accuracy"] -= 0.02
+    assert "loses to kd" in finding(worse)[1]
+
+
+def test_every_question_is_answered_or_called_open(real):
+    for trials in (made_up(), with_confirmation(), real):
+        told = dict(answers(trials))
+        assert set(told) == set(QUESTIONS)
+        assert all(told.values())
+    assert "So it is more than a regulariser here." in dict(answers(made_up()))["Is distillation a regulariser here?"]
+    assert "this study has no arm label_smoothing" in dict(answers(real))["Is distillation a regulariser here?"]
+    assert "T was not varied" in dict(answers(made_up()))["What does temperature do?"]
+
+
+def test_the_student_to_ship_is_the_cheapest_of_the_best():
+    assert choice(made_up()).startswith("**takd:mlp-16**, 87.1")
+    alike = made_up().query("arm != 'takd:mlp-16'")
+    assert choice(alike).startswith("**kd**")
+    assert "can't tell from takd:mlp-64" in choice(alike)
+
+
+# Importance
+
+
+def test_a_parameter_that_decides_explains_all_and_one_that_does_not_explains_nothing():
+    random = np.random.default_rng(0)
+    cells = np.arange(200) % 4
+    assert omega_squared(cells + random.normal(0, 0.01, 200), cells) > 0.99
+    nothing = [omega_squared(random.normal(0, 1, 200), cells) for _ in range(200)]
+    assert abs(np.mean(nothing)) < 0.01
+
+
+def test_importance_is_told_beside_what_chance_explains():
+    rows = [
+        _row("s", "search", trial, f"kd temperature={t} lambda={lam}", "kd", 0, ["mlp-1200"], "mlp-8", 0.8 + 0.01 * t)
+        for trial, (t, lam) in enumerate((t, lam) for t in (1, 2, 4) for lam in (0.1, 0.5, 0.7, 0.9))
+    ]  # fmt: skip
+    table = importance(pd.DataFrame(rows)).set_index("parameter")
+    assert table.index[0] == "temperature"
+    assert table.loc["temperature", "explained"] > table.loc["temperature", "chance"]
+    assert table.loc["lambda", "explained"] < table.loc["lambda", "chance"]
+
+
+# Figures
+
+
+def empty() -> pd.DataFrame:
+    return made_up().assign(status="unfinished", val_accuracy=np.nan, train_seconds=np.nan)
+
+
+@pytest.mark.parametrize("make", BY_TRIALS.values(), ids=BY_TRIALS)
+@pytest.mark.parametrize("trials", [made_up, with_confirmation], ids=["search", "confirmed"])
+def test_a_figure_is_made_or_says_what_is_missing(make: Callable[..., Figure], trials: Callable[[], pd.DataFrame]):
+    try:
+        figure = make(trials())
+    except Missing:
+        return  # `test_of_nothing_there_is_no_figure` and the notebooks' tests look at the words
+    assert b"<svg" in image(figure, "svg")
+    for axes in figure.axes:
+        assert axes.get_xlabel() or figure.get_supxlabel() or axes.get_ylabel() or not axes.has_data()
+
+
+def test_of_nothing_there_is_no_figure():
+    for make in BY_TRIALS.values():
+        with pytest.raises(Missing, match=r"\.$"):
+            make(empty())
+
+
+def test_studies_with_several_teachers_make_the_papers_gap_figure():
+    several = pd.concat([made_up(), made_up(teacher="mlp-400", study="other")], ignore_index=True)
+    axes = figures.accuracy_by_teacher(several).axes[0]
+    assert axes.get_title(loc="left") == "Student mlp-8: accuracy by teacher size"
+    with pytest.raises(Missing, match="one student size"):
+        figures.accuracy_by_student(several)
+
+
+def test_an_arm_has_one_colour_whatever_else_is_there():
+    colors = arm_colors(made_up())
+    assert len(set(colors.values())) == len(colors)
+    fewer = arm_colors(made_up().query("arm in ['kd', 'takd:mlp-64']"))
+    assert (fewer["kd"], fewer["takd:mlp-64"]) == (colors["kd"], colors["takd:mlp-64"])
+
+
+def test_the_same_study_makes_the_same_figure(real):
+    first, second = (image(figures.accuracy_by_assistant(real), "svg") for _ in range(2))
+    assert first == second
+
+
+def test_entropy_rises_with_temperature_to_that_of_a_guess():
+    logits = np.random.default_rng(0).normal(0, 8, (500, 10)).astype(np.float32)
+    line = figures.entropy_by_temperature({"mlp-1200": logits, "gone": None}).axes[0].lines[0]
+    bits = np.asarray(line.get_ydata())
+    assert (np.diff(bits) > 0).all()
+    assert bits[-1] == pytest.approx(np.log2(10), abs=0.05)
+
+
+def with_searched_teacher() -> pd.DataFrame:
+    """One study whose teacher was searched: a configuration a teacher, and a confirm phase of one of them."""
+    parts = [made_up(), made_up(teacher="mlp-200")]
+    for part, model in zip(parts, ("mlp-1200", "mlp-200"), strict=True):
+        part.loc[part["arm"].isin(["kd", "takd:mlp-64", "takd:mlp-16"]), "configuration"] += f" teacher.model={model}"
+    parts[1]["stage_key"] += "-small"
+    parts[1].loc[parts[1]["role"] == "student", "val_accuracy"] -= 0.01
+    return pd.concat([*parts, made_up("confirm")], ignore_index=True)
+
+
+def test_a_study_that_searched_its_teacher_is_a_gap_figure_by_itself():
+    axes = figures.accuracy_by_teacher(with_searched_teacher()).axes[0]
+    assert "validation" in axes.get_ylabel()
+    assert {tuple(line.get_xdata()) for line in axes.lines} == {(1_000_000, 2_395_210)}
+    slopes = sorted(round(float(line.get_ydata()[1] - line.get_ydata()[0]), 2) for line in axes.lines)
+    assert slopes.count(1.0) == 3  # kd and two assistants gain a point; labels and label_smoothing have no teacher
+
+
+def test_arms_that_chose_different_teachers_are_named():
+    trials = with_searched_teacher().query("phase == 'search'")
+    assert "teacher" not in note(trials)  # every arm's best is of mlp-1200
+    kd_of_the_small = (trials["arm"] == "kd") & (trials["configuration"].str.endswith("=mlp-200"))
+    trials.loc[kd_of_the_small & (trials["role"] == "student"), "val_accuracy"] += 0.05
+    assert note(trials).endswith(
+        "Each arm chose a teacher too, and not the same one (kd from mlp-200, takd:mlp-64 from mlp-1200, takd:mlp-16 "
+        "from mlp-1200): differences between these arms are partly those of their teachers."
+    )
+    assert "teacher" not in note(made_up())
+
+
+def test_published_numbers_stand_beside_what_was_measured():
+    table = published_table(with_confirmation(), {"labels": 70.0, "takd:mlp-16": 90.0, "takd:mlp-7": 1.0})
+    assert table["arm"].tolist() == ["labels", "takd:mlp-16"]
+    assert table["paper"].tolist() == ["NOKD", "TAKD"]
+    assert table.columns[3] == "measured, test %"
+    measured = chosen_students(with_confirmation()).groupby("arm")["accuracy"].mean()
+    assert table["difference"].tolist() == [
+        f"{measured[arm] - value:+.2f}" for arm, value in (("labels", 70), ("takd:mlp-16", 90))
+    ]
+
+
+def test_two_classes_show_the_auc_with_its_interval_over_images():
+    trials = with_confirmation()
+    rows = (trials["phase"] == "confirm") & (trials["role"] == "student")
+    trials = trials.assign(test_auc_low=np.nan, test_auc_high=np.nan)
+    trials.loc[rows, ["test_auc", "test_auc_low", "test_auc_high", "test_f1"]] = 0.9, 0.85, 0.95, 0.7
+    table = test_table(trials)
+    assert set(table["AUC (%), its interval over images"]) == {"90.00 (85.00 to 95.00)"}
+    assert "F1 (%)" in table.columns

@@ -1,0 +1,149 @@
+"""The confirm phase: what the search chose, from fresh seeds, and the one look at the test split."""
+
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+import torch
+from conftest import Study, artifacts, make_stage, run, tiny_space
+
+from takd.analysis.tables import BINS, best_configurations
+from takd.search_spaces import InputError
+from takd.search_spaces import Path as StagePath
+from takd.search_spaces.stage import FRESH_SEED
+from takd.study.confirm import measure_logits, predict_stages
+from takd.study.folder import study_folder
+from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.optimization import open_search
+from takd.trainables.datasets.dataset import load
+from takd.trainables.models.families import build
+from takd.trainables.store.artifacts import WEIGHTS
+from takd.trainables.training.loop import Pixels, train
+
+
+@pytest.fixture(scope="module")
+def confirmed(ray_slots: int, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return run(study_folder(str(tmp_path_factory.mktemp("runs")), "tiny"), tiny_space(confirm={"seeds": 3}))
+
+
+def rows(study: Study, phase: str = "confirm") -> pd.DataFrame:
+    return pd.read_parquet(study.folder.trials).query(f"phase == '{phase}'")
+
+
+def test_each_arms_best_configuration_is_trained_from_fresh_seeds_the_same_for_every_arm(confirmed):
+    students = rows(confirmed).query("role == 'student'")
+    best = best_configurations(rows(confirmed, "search"))
+    assert dict(students.groupby("arm")["configuration"].first()) == best
+    seeds = {tuple(sorted(group["seed"])) for _, group in students.groupby("arm")}
+    assert seeds == {tuple(range(FRESH_SEED, FRESH_SEED + 3))}
+    assert set(students["status"]) == {"done"}
+    assert set(rows(confirmed, "search")["seed"]) & set(students["seed"]) == set()
+
+
+def test_only_confirmed_students_have_test_numbers(confirmed):
+    everything = pd.read_parquet(confirmed.folder.trials)
+    tested = everything[everything["test_accuracy"].notna()]
+    assert (tested["phase"] == "confirm").all()
+    assert (tested["role"] == "student").all()
+    assert len(tested) == 9
+    assert tested["test_agreement"].isna().equals(tested["arm"] == "labels")
+
+
+def test_the_test_accuracy_is_the_one_anyone_computes_from_the_artifact(confirmed):
+    mnist, row = load("mnist"), rows(confirmed).query("arm == 'kd' and role == 'student'").iloc[0]
+    model = build("mlp-4", mnist.image_shape, 10).eval()
+    model.load_state_dict(safetensors.torch.load(confirmed.folder.artifacts.read(row["stage_key"], WEIGHTS)))
+    mean, std = mnist.normalization
+    test = mnist.test()
+    with torch.no_grad():
+        logits = model((test.images.float() / 255 - mean[0]) / std[0])
+    assert (logits.argmax(dim=1) == test.labels).float().mean().item() == pytest.approx(row["test_accuracy"], abs=1e-4)
+    loss = torch.nn.functional.cross_entropy(logits, test.labels).item()
+    assert loss == pytest.approx(row["test_loss"], rel=1e-4)
+    assert sum(bin["count"] for bin in row["test_reliability"]) == 10_000
+
+
+def test_a_confirmed_study_run_again_trains_nothing_and_what_is_missing_is_trained(confirmed, tmp_path):
+    assert run(confirmed.folder, confirmed.space).result.trained == 0
+    key = rows(confirmed).query("role == 'student'")["stage_key"].iloc[0]
+    shutil.move(artifacts(confirmed.folder) / key, tmp_path / key)
+    assert run(confirmed.folder, confirmed.space).result.trained == 1
+    assert (artifacts(confirmed.folder) / key).is_dir()
+
+
+def test_reseed_path_trains_teacher_and_assistants_again(confirmed, tmp_path):
+    space = tiny_space(confirm={"seeds": 2, "reseed_path": True}, arms=["takd:mlp-16"], trials=2)
+    found = rows(run(study_folder(str(tmp_path), "tiny"), space))
+    assert (found["seed"] == found["path_seed"]).all()
+    assert found.query("role == 'teacher'")["stage_key"].nunique() == 2
+
+
+def test_without_the_test_split_the_search_and_its_tables_are_there_all_the_same(ray_slots, tmp_path):
+    hidden = load("mnist").folder / "test.arrow"
+    hidden.rename(hidden.with_suffix(".hidden"))
+    folder, space = study_folder(str(tmp_path), "tiny"), tiny_space(confirm={"seeds": 1}, arms=["labels"], trials=2)
+    try:
+        with pytest.raises(InputError, match="the test split can't be read"):
+            run(folder, space)
+    finally:
+        hidden.with_suffix(".hidden").rename(hidden)
+    assert set(pd.read_parquet(folder.trials)["status"]) == {"done"}
+    assert run(folder, space).result.trained == 0
+    assert pd.read_parquet(folder.trials)["test_accuracy"].notna().sum() == 1
+
+
+def test_a_failure_while_confirming_is_kept_with_its_reason(confirmed):
+    search = open_search(confirmed.folder)
+    student = make_stage(seed=FRESH_SEED)
+    graph = StageGraph(lambda stage: None)
+    proposal = Proposal(-1, "labels", (StagePath(arm="labels", student=student),), "confirm")
+    graph.add(proposal)
+    graph.fail(student.key, "its worker died")
+    search.tell(proposal, graph)
+    assert open_search(confirmed.folder).confirm_failures == {student.key: "its worker died"}
+
+
+def by_hand(confidence: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]") -> float:
+    """Guo et al. 2017, equation 3."""
+    error, edges = 0.0, np.linspace(0, 1, BINS + 1)
+    for low, high in pairwise(edges):
+        inside = (confidence >= low) & ((confidence < high) | (high == 1))
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return error
+
+
+def test_the_calibration_error_is_the_published_one():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = 3 * torch.randn(500, 7, generator=generator), torch.randint(7, (500,), generator=generator)
+    confidence, chosen = logits.double().softmax(dim=1).max(dim=1)
+    expected = by_hand(confidence.numpy(), (chosen == labels).numpy())
+    assert measure_logits(logits.t(), labels)["test_ece"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_space_that_wants_no_confirmation_reads_no_test_split(finished: Study):
+    """The fixture's test split was away while it ran."""
+    assert finished.result.finished
+    assert not (Path(finished.folder.root) / "tiny" / "results" / "test.json").exists()
+
+
+def test_students_that_differ_in_dropout_are_measured_each_as_it_is(tmp_path):
+    """Their layers differ, so they can't be one stacked model."""
+    mnist, folder = load("mnist"), study_folder(str(tmp_path), "tiny")
+    stages = [make_stage("mlp-8", dataset=mnist.fingerprint, dropout=dropout) for dropout in (None, 0.2, 0.4)]
+    trained = [train([stage], mnist, [[]])[0] for stage in stages]
+    for stage, each in zip(stages, trained, strict=True):
+        folder.artifacts.publish(stage.key, {}, {WEIGHTS: safetensors.torch.save(each.weights)})
+    images = mnist.validation.images[:50]
+    found = predict_stages(folder, stages, mnist, images)
+    for stage, each in zip(stages, trained, strict=True):
+        model = build("mlp-8", mnist.image_shape, 10, stage.recipe.dropout).eval()
+        model.load_state_dict(each.weights)
+        pixels = Pixels(images, mnist, torch.device("cpu"), torch.contiguous_format)
+        with torch.no_grad():
+            torch.testing.assert_close(found[stage.key].t(), model(pixels[slice(None)]), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,249 @@
+"""The study graph: stages once each, in the order that what they learn from allows."""
+
+from typing import Any
+
+import pytest
+from conftest import make_stage
+
+from takd.search_spaces import Path, Stage
+from takd.search_spaces.stage import FRESH_SEED
+from takd.study.search.graph import Group, Proposal, StageGraph
+
+TEACHER = make_stage("mlp-64", role="teacher")
+ASSISTANT = make_stage("mlp-16", role="assistant", upstream=(TEACHER,))
+
+
+def takd(seed: int = 0, temperature: float = 4.0) -> Path:
+    student = make_stage(upstream=(ASSISTANT,), seed=seed, temperature=temperature)
+    return Path(arm="takd:mlp-16", student=student)
+
+
+def kd(seed: int = 0) -> Path:
+    return Path(arm="kd", student=make_stage(upstream=(TEACHER,), seed=seed))
+
+
+class Store:
+    """A fake artifact store: descriptions with an accuracy."""
+
+    def __init__(self, *there: Stage) -> None:
+        self.there = {stage.key: 0.5 for stage in there}
+
+    def find(self, stage: Stage) -> dict[str, Any] | None:
+        accuracy = self.there.get(stage.key)
+        return None if accuracy is None else {"outcome": {"metrics": {"validation": {"accuracy": accuracy}}}}
+
+    def train(self, graph: StageGraph, stage: Stage, accuracy: float = 0.5) -> None:
+        self.there[stage.key] = accuracy
+        graph.finish(stage.key)
+
+
+def taken(graph: StageGraph) -> list[str]:
+    names = []
+    while group := graph.next_group():
+        for node in graph.take(group, 100):
+            graph.start(node.stage.key)
+            names.append(node.stage.name.split(" T=")[0])
+    return names
+
+
+def test_stages_come_out_when_what_they_learn_from_exists():
+    store = Store()
+    graph = StageGraph(store.find)
+    graph.add(Proposal(0, "setting", (takd(),)))
+    assert taken(graph) == ["teacher mlp-64 s0"]
+    store.train(graph, TEACHER)
+    assert taken(graph) == ["assistant mlp-16 <- mlp-64"]
+    store.train(graph, ASSISTANT)
+    assert taken(graph) == ["student mlp-4 <- mlp-16 <- mlp-64"]
+
+
+def test_a_stage_comes_out_once_however_many_paths_share_it():
+    store = Store()
+    graph = StageGraph(store.find)
+    for number in range(5):
+        graph.add(Proposal(number, "setting", (takd(seed=number), kd(seed=number))))
+    assert taken(graph) == ["teacher mlp-64 s0"]
+    store.train(graph, TEACHER)
+    assert sorted(taken(graph)) == ["assistant mlp-16 <- mlp-64", *["student mlp-4 <- mlp-64"] * 5]
+
+
+def test_what_others_learn_from_comes_out_first():
+    graph = StageGraph(Store(TEACHER).find)
+    graph.add(Proposal(0, "setting", (kd(),)))
+    graph.add(Proposal(1, "setting", (takd(),)))
+    assert taken(graph) == ["assistant mlp-16 <- mlp-64", "student mlp-4 <- mlp-64"]
+
+
+def test_what_exists_is_cached_and_not_trained():
+    graph = StageGraph(Store(TEACHER, ASSISTANT, takd().student).find)
+    graph.add(Proposal(0, "setting", (takd(),)))
+    assert taken(graph) == []
+    assert [proposal.number for proposal in graph.close_finished()] == [0]
+    assert all(node.cached for node in graph.nodes.values())
+    assert graph.counts["teacher"]["cached"] == 1
+
+
+def test_a_failed_stage_fails_its_paths_with_the_reason_and_no_other():
+    store = Store()
+    graph = StageGraph(store.find)
+    graph.add(Proposal(0, "setting", (takd(),)))
+    graph.add(Proposal(1, "setting", (kd(),)))
+    taken(graph)
+    store.train(graph, TEACHER)
+    taken(graph)
+    graph.fail(ASSISTANT.key, "out of memory")
+    [closed] = graph.close_finished()
+    assert closed.number == 0
+    assert graph.nodes[takd().student.key].reason == "assistant mlp-16 failed: out of memory"
+    assert graph.nodes[kd().student.key].state == "running"
+
+
+def test_a_path_that_is_proposed_after_its_teacher_failed_fails_at_once():
+    graph = StageGraph(Store().find)
+    graph.add(Proposal(0, "setting", (kd(),)))
+    taken(graph)
+    graph.fail(TEACHER.key, "a bad disk")
+    graph.add(Proposal(1, "setting", (takd(),)))
+    assert graph.nodes[takd().student.key].reason == "assistant mlp-16 failed: teacher mlp-64 failed: a bad disk"
+    assert len(graph.close_finished()) == 2
+
+
+def test_a_proposal_closes_when_all_its_students_have_ended():
+    store = Store(TEACHER)
+    graph = StageGraph(store.find)
+    graph.add(Proposal(0, "setting", (kd(0), kd(1), kd(2))))
+    taken(graph)
+    store.train(graph, kd(0).student, 0.8)
+    graph.prune(kd(1).student.key)
+    assert graph.close_finished() == []
+    store.train(graph, kd(2).student, 0.9)
+    assert len(graph.close_finished()) == 1
+    assert graph.best_by_arm == {"kd": pytest.approx(0.85)}  # of those that ended
+
+
+def test_the_best_of_an_arm_is_the_best_mean_over_all_seeds_of_a_configuration():
+    store = Store(TEACHER)
+    graph = StageGraph(store.find)
+    graph.add(Proposal(0, "setting", (kd(0), kd(1))))
+    taken(graph)
+    for seed, accuracy in ((0, 0.8), (1, 0.9)):
+        store.train(graph, kd(seed).student, accuracy)
+    graph.close_finished()
+    assert graph.best_by_arm == {"kd": pytest.approx(0.85)}
+
+
+def test_a_stage_without_its_artifact_has_failed_whatever_it_said():
+    graph = StageGraph(Store().find)
+    graph.add(Proposal(0, "setting", (kd(),)))
+    taken(graph)
+    graph.finish(TEACHER.key)
+    assert graph.nodes[TEACHER.key].reason == "its artifact is not in the store"
+
+
+def test_counts_are_the_states_of_the_nodes():
+    store = Store(TEACHER)
+    graph = StageGraph(store.find)
+    graph.add(Proposal(0, "setting", (takd(), takd(seed=1), kd())))
+    taken(graph)
+    store.train(graph, kd().student)
+    for role, states in graph.counts.items():
+        for state, number in states.items():
+            nodes = [node for node in graph.nodes.values() if node.stage.role == role]
+            assert number == sum(("cached" if node.cached else node.state) == state for node in nodes)
+
+
+def labels(seed: int) -> Path:
+    return Path(arm="labels", student=make_stage(seed=seed))
+
+
+def students(graph: StageGraph, number: int) -> Group:
+    graph.add(Proposal(0, "setting", tuple(labels(seed) for seed in range(number))))
+    group = graph.next_group()
+    assert group is not None
+    return group
+
+
+def test_stages_of_one_shape_are_taken_together_and_in_order():
+    graph = StageGraph(Store().find)
+    group = students(graph, 5)
+    assert graph.ready(group) == 5
+    assert [node.stage.seed for node in graph.take(group, 3)] == [0, 1, 2]
+    assert [node.stage.seed for node in graph.take(group, 3)] == [3, 4]
+    assert graph.next_group() is None
+
+
+def test_stages_of_another_shape_or_role_are_another_group():
+    graph = StageGraph(Store().find)
+    other = make_stage("mlp-5")
+    graph.add(Proposal(0, "setting", (labels(0), Path(arm="labels", student=other))))
+    group = graph.next_group()
+    assert group is not None
+    assert [node.stage for node in graph.take(group, 9)] == [labels(0).student]
+    assert [node.stage for node in graph.take(graph.next_group() or group, 9)] == [other]
+
+
+def test_the_stage_that_kills_its_workers_is_soon_alone_and_fails_alone():
+    graph = StageGraph(Store().find)
+    group = students(graph, 16)
+    companies = []
+    while graph.nodes[labels(3).student.key].state != "failed":
+        nodes = graph.take(graph.next_group() or group, 16)
+        for node in nodes:
+            graph.start(node.stage.key)
+        if labels(3).student in [node.stage for node in nodes]:
+            companies.append(len(nodes))
+            graph.retry([node.stage.key for node in nodes], "its worker died", max_failures=1)
+    assert companies == [16, 4, 1, 1]
+    assert graph.counts["student"]["failed"] == 1
+
+
+class StoreWithSoftTargets(Store):
+    """Knows, as the real one, whether a stage was trained as one that others learn from."""
+
+    def find(self, stage: Stage) -> dict[str, Any] | None:
+        taught = self.there.get(stage.key) == 0.9
+        return super().find(stage) if taught or stage.role == "student" else None
+
+
+# The same stage as a student on labels alone, and as the teacher of another: one key.
+LONE = make_stage("mlp-64")
+TAUGHT = kd()
+
+
+@pytest.mark.parametrize("state", ["ready", "taken", "running", "done", "cached", "pruned"])
+def test_a_student_that_others_are_to_learn_from_leaves_soft_targets(state):
+    assert LONE.key == TEACHER.key
+    store = StoreWithSoftTargets(*([LONE] if state == "cached" else []))
+    graph = StageGraph(store.find)
+    graph.add(Proposal(0, "labels", (Path(arm="labels", student=LONE),)))
+    if state == "taken":
+        graph.take(graph.next_group(), 9)
+    elif state in ("running", "done", "pruned"):
+        assert taken(graph) == ["student mlp-64 s0"]
+    if state == "done":
+        store.train(graph, LONE)
+    elif state == "pruned":
+        graph.prune(LONE.key)
+    graph.add(Proposal(1, "kd", (TAUGHT,)))
+    if state == "taken":
+        graph.start(LONE.key)
+    if state in ("taken", "running"):  # its worker knew nothing of it
+        store.train(graph, LONE)
+    assert taken(graph) == ["teacher mlp-64 s0"]
+    store.train(graph, TEACHER, accuracy=0.9)
+    assert taken(graph) == ["student mlp-4 <- mlp-64"]
+    store.train(graph, TAUGHT.student)
+    assert len(graph.close_finished()) in (1, 2)
+    assert not graph.open
+    assert all(number >= 0 for states in graph.counts.values() for number in states.values())
+    assert sum(sum(states.values()) for states in graph.counts.values()) == 2
+
+
+def test_stages_of_the_search_and_of_the_confirm_phase_do_not_train_together():
+    graph = StageGraph(Store().find)
+    graph.add(
+        Proposal(0, "labels", tuple(Path(arm="labels", student=make_stage(seed=seed)) for seed in (0, FRESH_SEED)))
+    )
+    group = graph.next_group()
+    assert group is not None
+    assert (group.phase, graph.ready(group)) == ("search", 1)

@@ -1,0 +1,228 @@
+"""What Optuna is asked and told: one suite for a journal file and for a real PostgreSQL."""
+
+from typing import Any
+
+import pytest
+from conftest import tiny_space
+from optuna.trial import TrialState
+
+from takd.analysis.tables import setting_of
+from takd.search_spaces import DatasetFingerprint, InputError, Space
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.search import optimization
+from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.optimization import Search, configuration_name, create_search, open_search
+
+MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
+
+
+@pytest.fixture
+def folder(stored) -> StudyFolder:
+    return stored
+
+
+def start(folder: StudyFolder, space: Space | None = None) -> Search:
+    return create_search(folder, space or tiny_space(), MNIST)
+
+
+def contents(folder: StudyFolder) -> Any:
+    """All that is stored of the study."""
+    search = open_search(folder)
+    return search.study.user_attrs, search.study.get_trials()
+
+
+def complete(search: Search, proposal: Proposal, accuracy: float = 0.5) -> None:
+    graph = StageGraph(
+        lambda stage: {"outcome": {"metrics": {"validation": {"accuracy": accuracy}}, "train_seconds": 1.0}}
+    )
+    graph.add(proposal)
+    graph.close_finished()
+    search.tell(proposal, graph)
+
+
+def proposals(search: Search) -> list[Proposal]:
+    found = []
+    while proposal := search.ask():
+        complete(search, proposal)
+        found.append(proposal)
+    return found
+
+
+def test_every_arm_gets_its_coverage_before_the_sampler_is_free(folder):
+    arms = [proposal.paths[0].arm for proposal in proposals(start(folder, tiny_space(trials=12, coverage=3)))]
+    assert sorted(arms[:9]) == ["kd"] * 3 + ["labels"] * 3 + ["takd:mlp-16"] * 3
+    assert len(arms) == 12
+
+
+def test_a_configuration_proposed_again_gets_fresh_seeds(folder):
+    labels = [
+        each for each in proposals(start(folder, tiny_space(trials=9, coverage=3))) if each.paths[0].arm == "labels"
+    ]
+    seeds = [path.student.seed for each in labels for path in each.paths]
+    assert seeds == list(range(len(seeds)))
+    assert len(seeds) >= 6
+
+
+def test_the_grid_is_proposed_point_by_point(folder):
+    space = tiny_space(sampler="grid", trials=None, student__lambda={"choices": [0.2, 0.8]})
+    search = start(folder, space)
+    points = {tuple(sorted(trial.params.items())) for _ in proposals(search) for trial in search.proposed()}
+    assert len(points) == 1 + 2 * 2 * 2
+    assert search.remaining == 0
+
+
+def test_a_trial_is_told_the_mean_over_its_seeds(folder):
+    search = start(folder)
+    proposal = search.ask()
+    assert proposal is not None
+    complete(search, proposal, accuracy=0.75)
+    [trial] = search.proposed()
+    assert trial.value == 0.75
+    assert trial.user_attrs["arm"] == "takd:mlp-16"
+
+
+def test_a_failed_trial_keeps_the_reason_of_every_stage_that_failed(folder):
+    search = start(folder)
+    proposal = search.ask()
+    assert proposal is not None
+    graph = StageGraph(lambda stage: None)
+    graph.add(proposal)
+    teacher = proposal.paths[0].stages[0]
+    graph.fail(teacher.key, "no memory")
+    search.tell(proposal, graph)
+    [trial] = open_search(folder).proposed()
+    assert trial.state == TrialState.FAIL
+    assert trial.user_attrs["failures"][teacher.key] == "no memory"
+    assert len(trial.user_attrs["failures"]) == 4  # teacher, assistant and two students
+
+
+def test_trials_that_ran_when_a_process_died_are_proposed_again(folder):
+    first = start(folder)
+    running = [first.ask(), first.ask()]
+    again = start(folder)
+    assert again.reclaim() == running
+    assert again.remaining == 4
+
+
+def test_a_trial_that_was_asked_but_not_proposed_whole_is_proposed_as_it_would_have_been(folder, tmp_path):
+    undisturbed = study_folder(str(tmp_path / "undisturbed"), "tiny")
+    undisturbed.prepare()
+    expected = proposals(start(undisturbed))
+    first = start(folder)
+    first.study.ask()  # the process dies before the paths are made
+    again = start(folder)
+    assert again.reclaim() == expected[:1]
+    assert proposals(again) == expected[1:]
+
+
+def test_what_is_drawn_does_not_depend_on_how_often_a_study_went_on(folder, tmp_path):
+    space = tiny_space(sampler="random", trials=9, student__temperature={"low": 1.0, "high": 9.0})
+    undisturbed = study_folder(str(tmp_path / "undisturbed"), "tiny")
+    undisturbed.prepare()
+    expected = proposals(start(undisturbed, space))
+    assert [start(folder, space).ask() for _ in expected] == expected
+
+
+def test_more_trials_extend_a_finished_study(folder):
+    assert len(proposals(start(folder))) == 6
+    assert not start(folder).is_open
+    assert len(proposals(start(folder, tiny_space(trials=8)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"student__lambda": 0.5}, "student.lambda was 0.7, is 0.5"),
+        ({"teacher__model": "mlp-65"}, 'teacher.model was "mlp-64", is "mlp-65"'),
+        ({"seeds": 3}, "seeds was 2, is 3"),
+    ],
+)
+def test_a_name_with_another_space_is_refused_with_the_difference(folder, changes: Any, difference):
+    proposals(start(folder))
+    before = contents(folder)
+    with pytest.raises(InputError, match="study tiny exists with another space: ") as caught:
+        start(folder, tiny_space(**changes))
+    assert difference in str(caught.value)
+    assert contents(folder) == before
+
+
+def test_resources_and_words_may_change(folder):
+    start(folder)
+    start(folder, tiny_space(description="other words", resources={"teacher": {"cpu": 2}}))
+
+
+def test_another_datasets_content_is_another_study(folder):
+    start(folder)
+    other = MNIST.model_copy(update={"digest": "e"})
+    with pytest.raises(InputError, match='digest was "d", is "e"'):
+        create_search(folder, tiny_space(), other)
+
+
+def test_a_study_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"study nothing: none in .*; `takd run` starts one"):
+        open_search(study_folder(str(tmp_path), "nothing"))
+
+
+def test_a_database_that_does_not_answer_is_one_line_without_its_password(tmp_path):
+    folder = study_folder(str(tmp_path), "tiny", "postgresql://someone:hush@127.0.0.1:1/takd")
+    with pytest.raises(InputError, match=r"--storage postgresql://someone:\*\*\*@127.0.0.1:1/takd: can't be") as caught:
+        open_search(folder)
+    assert "hush" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_of_an_unknown_kind_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="--storage nonsense: can't be opened"):
+        open_search(study_folder(str(tmp_path), "tiny", "nonsense"))
+
+
+def test_a_journal_whose_last_line_was_cut_off_goes_on(tmp_path):
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    search = start(folder)
+    complete(search, search.ask())
+    whole = folder.journal.read_bytes()
+    with folder.journal.open("ab") as journal:
+        journal.write(b'{"op_code":5,"worker_id"')
+    again = start(folder)
+    assert len(again.proposed()) == 1
+    assert folder.journal.read_bytes().startswith(whole)
+    assert len(proposals(again)) == 5
+    assert len(open_search(folder).proposed()) == 6
+
+
+def test_a_bucket_needs_a_database(bucket):
+    with pytest.raises(InputError, match="a bucket can't hold Optuna's journal; give --storage or TAKD_STORAGE"):
+        study_folder(bucket, "tiny")
+
+
+def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(folder, monkeypatch):
+    monkeypatch.setattr(optimization, "HISTORY", 12)
+    monkeypatch.setattr(optimization, "BEST", 4)
+    search = start(folder, tiny_space(trials=24, coverage=1))
+    for number in range(23):
+        proposal = search.ask()
+        assert proposal is not None
+        complete(search, proposal, accuracy=1 / (1 + abs(number - 5)))  # the sixth is the best
+    search.ask()
+    sampler = search.study.sampler
+    assert isinstance(sampler, optimization.RecentHistory)
+    assert [trial.number for trial in sampler.seen] == [3, 4, 5, 6, *range(15, 23)]
+
+
+def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folder):
+    search = start(folder)
+    proposals(search)
+    search.study.set_user_attr("training_revision", 1)
+    before = search.study.user_attrs, search.study.get_trials()
+    for look in (lambda: start(folder), lambda: open_search(folder)):
+        with pytest.raises(InputError, match=r"trained at training revision 1; this version of takd is at \d+"):
+            look()
+    assert (search.study.user_attrs, search.study.get_trials()) == before
+
+
+def test_two_settings_never_have_one_name():
+    names = {configuration_name("kd", {"arm": "kd", "lambda": value}) for value in (0.702111, 0.702139, 0.7021)}
+    assert len(names) == 3
+    assert configuration_name("kd", {"arm": "kd", "temperature": 4.0, "lambda": 0.7}) == "kd temperature=4 lambda=0.7"
+    assert {setting_of(name) for name in names} == {"lambda=0.7021"}

@@ -1,0 +1,364 @@
+"""Run again = resume: whatever died, the same command goes on, and finished work is never repeated.
+
+Drivers run in processes of their own here, as `takd run` does, and are really killed.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from conftest import TINY, artifacts, run, run_watched, tiny_space
+from test_tracking import Run, read_run
+
+from takd.study.folder import StudyFolder, study_folder
+from takd.study.results import write_results
+from takd.study.search.graph import Node, StageGraph
+from takd.trainables.store.artifacts import CHECKPOINTS
+
+SLOW_TEACHER = {"epochs": 60, "examples": 20_000}  # some seconds, so that there is time to be killed
+SLOW: dict[str, Any] = {"teacher__recipe": SLOW_TEACHER, "checkpoint_every": {"epochs": 1}}
+EVERY_EPOCH = {**TINY, "teacher": {"model": "mlp-64", "recipe": SLOW_TEACHER}, "checkpoint_every": {"epochs": 1}}
+LATEST = {**EVERY_EPOCH, "checkpoint_every": {"seconds": 1000}}  # only a stop writes one
+
+COLUMNS = ["trial", "path_seed", "role", "stage_key", "arm", "temperature", "status", "val_accuracy", "epochs"]
+
+
+def line_of(process: psutil.Process) -> list[str]:
+    """Its command line; empty when it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+class Driver:
+    """`takd run` of a space in a process of its own."""
+
+    def __init__(self, tmp_path: Path, space: dict[str, Any], *options: str) -> None:
+        file = tmp_path / "tiny.yaml"
+        file.write_text(yaml.safe_dump(space))
+        self.root = tmp_path / "runs"
+        command = [str(Path(sys.executable).parent / "takd"), "run", str(file), "--root", str(self.root)]
+        self.process = subprocess.Popen(
+            [*command, "--wandb", "disabled", "--slots", "2", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.folder = StudyFolder(str(self.root), "tiny")
+
+    def until(self, happened: Callable[[], bool], seconds: float = 90) -> None:
+        until = time.monotonic() + seconds
+        while not happened():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < until, "it never happened"
+            time.sleep(0.02)
+
+    def end(self, seconds: float = 120) -> tuple[int, str, str]:
+        """Its exit code, output and errors, once it and all its workers are gone."""
+        output, errors = self.process.communicate(timeout=seconds)
+        return self.process.returncode, output, errors
+
+    def kill(self) -> None:
+        children = self.children()
+        self.process.kill()
+        self.end()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert alive == [], "workers outlive their driver"
+
+    def children(self) -> list[psutil.Process]:
+        """Its raylet, its GCS and what trains; Ray's agents take up to a minute to see that they are alone."""
+        found = [(child, line_of(child)) for child in psutil.Process(self.process.pid).children(recursive=True)]
+        return [
+            child
+            for child, line in found
+            if line and (line[0].startswith(("ray::StageTrainable", "ray::IDLE")) or "/ray/core/src/ray/" in line[0])
+        ]
+
+    def trains(self) -> bool:
+        return any("StageTrainable" in child.name() for child in psutil.Process(self.process.pid).children(True))
+
+    def stages(self) -> list[Path]:
+        return list(artifacts(self.folder).glob("[0-9a-f]*/stage.json"))
+
+    def checkpoints(self) -> list[Path]:
+        return list((self.root / CHECKPOINTS).glob("[0-9a-f]*"))
+
+    def has_proposed(self) -> bool:
+        journal = self.folder.journal
+        return journal is not None and journal.exists() and b'"seeds"' in journal.read_bytes()
+
+
+def epochs_in(checkpoint: bytes) -> list[dict[str, Any]]:
+    return json.loads(checkpoint[64:].partition(b"\n")[0])["epochs"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ray_slots, tmp_path_factory) -> pd.DataFrame:
+    study = run(study_folder(str(tmp_path_factory.mktemp("undisturbed")), "tiny"), tiny_space(**SLOW))
+    return pd.read_parquet(study.folder.trials)[COLUMNS]
+
+
+@pytest.mark.slow
+def test_resume_after_the_driver_is_killed_at_three_phases(undisturbed, tmp_path):
+    """Before anything has trained, while the teacher trains, and while students do: one study, killed three times."""
+    before_anything = Driver(tmp_path, EVERY_EPOCH)
+    before_anything.until(before_anything.has_proposed)
+    before_anything.kill()
+
+    in_the_teacher = Driver(tmp_path, EVERY_EPOCH)
+    in_the_teacher.until(lambda: len(in_the_teacher.checkpoints()) == 1)
+    time.sleep(0.5)
+    in_the_teacher.kill()
+    [checkpoint] = [file for file in in_the_teacher.checkpoints() if len(epochs_in(file.read_bytes())) > 1]
+    seen, teacher = epochs_in(checkpoint.read_bytes()), checkpoint.name
+
+    in_the_students = Driver(tmp_path, EVERY_EPOCH)
+    in_the_students.until(lambda: len(in_the_students.stages()) >= 5)
+    in_the_students.kill()
+    finished = {file: file.stat().st_mtime_ns for file in in_the_students.stages()}
+
+    code, output, errors = Driver(tmp_path, EVERY_EPOCH).end()
+    assert (code, errors) == (0, "")
+    assert f"{14 - len(finished)} stages trained in this run" in output
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished  # nothing finished was trained again
+    description = json.loads((artifacts(in_the_students.folder) / teacher / "stage.json").read_text())
+    assert description["outcome"]["epochs"][: len(seen)] == seen  # to the microsecond: these were not trained again
+    assert in_the_students.checkpoints() == []
+    rows = pd.read_parquet(in_the_students.folder.trials)[COLUMNS]
+    pd.testing.assert_frame_equal(rows, undisturbed)
+
+
+@pytest.mark.slow
+def test_signals_stop_cleanly_and_the_same_command_goes_on(undisturbed, tmp_path):
+    first = Driver(tmp_path, LATEST)
+    first.until(lambda: len(first.stages()) >= 1)  # a student on labels alone: the teacher trains beside it
+    first.process.send_signal(signal.SIGINT)
+    code, _, errors = first.end(30)
+    assert code == 130
+    [asked, how_to_go_on] = errors.strip().splitlines()
+    assert asked.startswith("takd: stopping: ")
+    assert re.fullmatch(
+        r"takd: stopped: SIGINT received; go on with: takd run \S+tiny.yaml --root \S+ .*", how_to_go_on
+    )
+    [checkpoint] = first.checkpoints()
+    epochs = len(epochs_in(checkpoint.read_bytes()))
+    assert epochs > 0
+
+    second = Driver(tmp_path, LATEST)
+    second.until(second.trains)
+    time.sleep(1)
+    second.process.send_signal(signal.SIGTERM)
+    code, _, errors = second.end(30)
+    assert (code, "SIGTERM received" in errors) == (130, True)
+
+    third = Driver(tmp_path, LATEST)
+    third.until(lambda: third.children() != [])
+    children = third.children()
+    third.process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    time.sleep(0.2)
+    third.process.send_signal(signal.SIGINT)  # once more: at once
+    code, _, errors = third.end(30)
+    assert code == 130
+    assert time.monotonic() - started < 5
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
+    code, _, _ = Driver(tmp_path, LATEST).end()
+    assert code == 0
+    pd.testing.assert_frame_equal(pd.read_parquet(first.folder.trials)[COLUMNS], undisturbed)
+
+
+@pytest.mark.slow
+def test_a_study_that_runs_is_not_run_twice(tmp_path):
+    first = Driver(tmp_path, EVERY_EPOCH)
+    first.until(first.has_proposed)
+    code, output, errors = Driver(tmp_path, EVERY_EPOCH).end()
+    first.kill()
+    assert (code, output) == (2, "")
+    assert re.fullmatch(rf"takd: study tiny: process {first.process.pid} on \S+ runs it; .*\n", errors)
+
+
+class Watcher:
+    """An observer of the test's own."""
+
+    def __init__(self, reported: Callable[[Node], None]) -> None:
+        self.reported = reported
+        self.epochs: dict[str, list[float]] = {}
+
+    def stage_started(self, node: Node) -> None: ...
+    def stage_ended(self, node: Node) -> None: ...
+    def graph_changed(self, graph: StageGraph, trials_left: int) -> None: ...
+    def close(self) -> None: ...
+
+    def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
+        self.epochs.setdefault(node.stage.role, []).extend(each["epoch"] for each in epochs)
+        self.reported(node)
+
+
+def workers() -> Iterator[psutil.Process]:
+    """Processes of this test session's Ray that train."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "StageTrainable" in " ".join(process.cmdline()):
+                yield process
+        except psutil.NoSuchProcess:
+            continue
+
+
+@pytest.fixture
+def folder(ray_slots, tmp_path) -> StudyFolder:
+    return study_folder(str(tmp_path), "tiny")
+
+
+@pytest.mark.slow
+def test_a_stage_whose_worker_is_killed_goes_on_in_another_from_its_checkpoint(folder):
+    killed: list[int] = []
+
+    def kill_once(node: Node) -> None:
+        if node.stage.role == "teacher" and node.epoch > 2 and not killed:
+            for worker in workers():
+                killed.append(worker.pid)
+                worker.kill()
+
+    watcher = Watcher(kill_once)
+    search, graph = run_watched(folder, tiny_space(arms=["kd"], trials=1, coverage=0, **SLOW), watcher)
+    assert killed
+    assert not search.is_open
+    assert [node.state for node in graph.nodes.values()] == ["done"] * 3
+    assert watcher.epochs["teacher"] == sorted(set(watcher.epochs["teacher"]))  # no epoch is told twice
+    [teacher] = [node for node in graph.nodes.values() if node.stage.role == "teacher"]
+    description = folder.artifacts.describe(teacher.stage.key)
+    assert description is not None
+    outcome = description["outcome"]
+    assert outcome["process"] not in killed
+    assert [each["epoch"] for each in outcome["epochs"]] == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_a_stage_whose_worker_dies_again_and_again_fails_with_its_reason_and_only_its_paths(folder):
+    def kill_always(node: Node) -> None:
+        if node.stage.role == "teacher":
+            for worker in workers():
+                worker.kill()
+
+    space = tiny_space(
+        arms=["labels", "kd"], trials=2, coverage=1, seeds=1, teacher__recipe={"epochs": 4000}, max_failures=1
+    )
+    search, _ = run_watched(folder, space, Watcher(kill_always))
+    write_results(folder, search)
+    rows = pd.read_parquet(folder.trials).set_index(["arm", "role"])
+    assert rows.loc[("labels", "student"), "status"] == "done"
+    assert rows.loc[("kd", "teacher"), "status"] == "failed"
+    assert "died" in rows.loc[("kd", "teacher"), "error"]
+    assert rows.loc[("kd", "student"), "error"].startswith("teacher mlp-64 failed: ")
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_fit_in_memory_does_not_end_the_study(folder):
+    space = tiny_space(
+        arms=["labels", "kd"], trials=2, coverage=1, seeds=1, teacher__model="mlp-900000", max_failures=0
+    )
+    study = run(folder, space)
+    rows = pd.read_parquet(study.folder.trials).set_index(["arm", "role"]).sort_index()
+    assert rows.loc[("labels", "student"), "status"] == "done"
+    assert "memory" in rows.loc[("kd", "teacher"), "error"]
+    assert study.result.finished
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which takes root")
+def test_a_full_disk_stops_the_study_with_one_line_and_it_goes_on_when_there_is_room(tmp_path):
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]).returncode:
+        pytest.skip("this machine mounts no tmpfs")
+    try:
+        code, _, errors = Driver(tmp_path, TINY).end()  # soft targets of 50,000 images take 2 MB a stage
+        assert code == 1
+        assert re.fullmatch(r"takd: stopped: \S+: No space left on device; go on with: takd run \S+ .*\n", errors)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        driver = Driver(tmp_path, TINY)
+        code, _, errors = driver.end()
+        assert (code, errors) == (0, "")
+        assert set(pd.read_parquet(driver.folder.trials)["status"]) == {"done"}
+        assert len(driver.stages()) == 14
+    finally:
+        subprocess.run(["umount", "-l", str(disk)])
+
+
+ON_A_CLUSTER = """
+import sys, threading, time
+from pathlib import Path
+import psutil
+from ray.cluster_utils import Cluster
+from takd.study.cli import main
+
+space, root, graceful = sys.argv[1:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
+cluster.wait_for_nodes()
+
+def trains(node):
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    return any("StageTrainable" in " ".join(child.cmdline()) for child in raylet.children())
+
+def lose_a_node():
+    while not list(Path(root).glob("checkpoints/[0-9a-f]*")):
+        time.sleep(0.02)
+    [busy, *_] = [node for node in nodes if trains(node)]
+    cluster.remove_node(busy, allow_graceful=graceful == "True")
+    print("a node is gone", flush=True)
+
+threading.Thread(target=lose_a_node, daemon=True).start()
+sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--address", cluster.address]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("graceful", [False, True], ids=["gone at once", "reclaimed: SIGTERM, then gone"])
+def test_the_stages_of_a_node_that_is_gone_go_on_on_another(undisturbed, tmp_path, graceful):
+    """Two nodes with a made-up GPU each; the one that trains the teacher is taken away."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(EVERY_EPOCH))
+    command = [sys.executable, "-c", ON_A_CLUSTER, str(file), str(tmp_path / "runs"), str(graceful)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a node is gone" in done.stdout
+    folder = study_folder(str(tmp_path / "runs"), "tiny")
+    pd.testing.assert_frame_equal(pd.read_parquet(folder.trials)[COLUMNS], undisturbed)
+    threads = {json.loads(file.read_text())["outcome"]["threads"] for file in artifacts(folder).glob("*/stage.json")}
+    assert threads == {1}
+
+
+@pytest.mark.slow
+def test_wandb_runs_go_on_without_duplicates_after_the_driver_is_killed(tmp_path):
+    first = Driver(tmp_path, EVERY_EPOCH, "--wandb", "offline")
+    first.until(lambda: len(first.stages()) >= 3)
+    first.kill()
+    code, _, errors = Driver(tmp_path, EVERY_EPOCH, "--wandb", "offline").end()
+    assert code == 0, errors
+    runs: dict[str, list[Run]] = {}
+    for file in sorted((first.root / "tiny").rglob("*.wandb")):
+        read = read_run(file)
+        runs.setdefault(read.record.run_id, []).append(read)
+    trials = pd.read_parquet(first.folder.trials).drop_duplicates("stage_key").set_index("stage_key")
+    of_stages = {parts[0].config["stage_key"]: parts for parts in runs.values() if "stage_key" in parts[0].config}
+    assert set(of_stages) == set(trials.index)
+    for key, parts in of_stages.items():
+        steps = [row["_step"] for part in parts for row in part.history]
+        assert steps == list(range(1, trials.loc[key, "epochs"] + 1))
+        assert [part.exit_code for part in parts] == [0]

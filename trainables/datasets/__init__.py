@@ -1,0 +1,1 @@
+"""The datasets that a space may name: read, converted once, and mapped into memory."""

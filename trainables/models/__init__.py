@@ -1,0 +1,1 @@
+"""The models that a space may name, and pretrained weights for them."""

@@ -1,0 +1,196 @@
+"""The artifact store: what finished stages leave, checkpoints of those that train, and pretrained weights. No torch."""
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from takd.search_spaces import Stage
+from takd.trainables.store.storage import Storage, open_storage, sha256
+
+FORMAT = 1
+ARTIFACTS = "artifacts"
+CHECKPOINTS = "checkpoints"
+PRETRAINED = "weights"
+DESCRIPTION = "stage.json"
+WEIGHTS = "model.safetensors"
+SOFT_TARGETS = "soft_targets.arrow"
+_DIGEST_LENGTH = 64  # of SHA-256, as hex digits
+
+log = logging.getLogger("takd")
+
+
+@dataclass(frozen=True)
+class ArtifactStore:
+    """`artifacts/<key>/` below a root, shared by all studies there."""
+
+    root: str
+
+    @property
+    def storage(self) -> Storage:
+        return open_storage(self.root)
+
+    def prepare(self) -> None:
+        """Raises InputError where the root can't be written."""
+        self.storage.prepare()
+        for folder in (ARTIFACTS, CHECKPOINTS, PRETRAINED):
+            self.storage.sweep(folder)
+
+    def publish(self, key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """Readers see all of it or none. Of two writers of one key the first wins.
+
+        Where what is there lacks a file that this one brings (a student became an assistant), it is replaced.
+        """
+        digests = {name: sha256(content) for name, content in files.items()}
+        whole = {"format": FORMAT, "key": key, **description, "files": digests}
+        text = json.dumps(whole, indent=1, allow_nan=False).encode()
+        self.storage.publish(_folder(key), {**files, DESCRIPTION: text}, last=DESCRIPTION)
+
+    def describe(self, key: str) -> dict[str, Any] | None:
+        """stage.json of a key, or None where there is no artifact or a damaged one; files' digests are not checked."""
+        try:
+            return self._description(key)
+        except ValueError:
+            return None
+
+    def _description(self, key: str) -> dict[str, Any] | None:
+        """As `describe`; raises ValueError on one that can't be this key's."""
+        try:
+            description = json.loads(self.storage.read(f"{_folder(key)}/{DESCRIPTION}"))
+        except FileNotFoundError:
+            return None
+        if not isinstance(description, dict) or (description.get("key"), description.get("format")) != (key, FORMAT):
+            raise ValueError(f"{DESCRIPTION} is another's, or of another version")
+        return description
+
+    def has(self, key: str, needed: Set[str]) -> bool:
+        """Whether there is a whole artifact with the needed files; touches nothing."""
+        description = self.describe(key)
+        return bool(description and needed <= set(description["files"]) and not self._damaged(key, description))
+
+    def check(self, key: str, needed: Set[str] = frozenset({WEIGHTS})) -> dict[str, Any] | None:
+        """stage.json of a whole artifact with the needed files; a damaged one is set aside with a warning."""
+        try:
+            while description := self._description(key):
+                damaged = self._damaged(key, description)
+                if damaged is None:
+                    return description if needed <= set(description["files"]) else None
+                if self.describe(key) == description:  # else another writer replaced it meanwhile
+                    self.set_aside(key, f"{damaged} has not the digest it was written with")
+        except ValueError:
+            self.set_aside(key, f"{DESCRIPTION} can't be read")
+        return None
+
+    def _damaged(self, key: str, description: dict[str, Any]) -> str | None:
+        """The first file that is not what the description says; None where all are."""
+        for name, digest in description["files"].items():
+            try:
+                content = self.storage.read(self.storage.place(_folder(key), name, digest))
+            except FileNotFoundError:
+                return name
+            if sha256(content) != digest:
+                return name
+        return None
+
+    def set_aside(self, key: str, reason: str) -> None:
+        """Out of the way, but not deleted: someone may want to look."""
+        aside = f".set-aside-{key}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
+        log.warning("artifact %s: %s; set aside as %s, the stage is trained again", key[:12], reason, aside)
+        self.storage.withdraw(_folder(key), f"{ARTIFACTS}/{aside}", last=DESCRIPTION)
+
+    def read(self, key: str, name: str) -> bytes:
+        """A file of an artifact; raises FileNotFoundError where there is none, ValueError where it is damaged."""
+        return self._local(key, name).read_bytes()
+
+    def soft_targets(self, key: str) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """By view the logits `[train examples, classes]`, memory-mapped; raises as `read` does."""
+        with pa.memory_map(str(self._local(key, SOFT_TARGETS))) as source:
+            [batch] = pa.ipc.open_file(source).read_all().to_batches()
+        return [column.values.to_numpy(zero_copy_only=True).reshape(len(batch), -1) for column in batch.columns]
+
+    def _local(self, key: str, name: str) -> Path:
+        description = self.describe(key)
+        if description is None or name not in description["files"]:
+            raise FileNotFoundError(f"{name} of stage {key[:12]} is not in {self.root}/{ARTIFACTS}")
+        digest = description["files"][name]
+        file = self.storage.local(self.storage.place(_folder(key), name, digest), digest)
+        if sha256(file.read_bytes()) != digest:
+            raise ValueError(f"{name} of stage {key[:12]} has not the digest it was written with")
+        return file
+
+    def save_checkpoint(self, key: str, content: bytes) -> None:
+        """Replaces the checkpoint of a stage that is not finished."""
+        self.storage.replace(_checkpoint(key), sha256(content).encode() + content)
+
+    def load_checkpoint(self, key: str) -> bytes | None:
+        """The last checkpoint of a stage; None where there is none, or a damaged one, which is deleted."""
+        try:
+            stored = self.storage.read(_checkpoint(key))
+        except FileNotFoundError:
+            return None
+        digest, content = stored[:_DIGEST_LENGTH], stored[_DIGEST_LENGTH:]
+        if digest.decode(errors="replace") == sha256(content):
+            return content
+        log.warning("checkpoint of stage %s is damaged; the stage is trained from its start", key[:12])
+        self.drop_checkpoint(key)
+        return None
+
+    def drop_checkpoint(self, key: str) -> None:
+        """The stage is finished, or nothing can come of it."""
+        self.storage.delete(_checkpoint(key))
+
+    def keep_pretrained(self, content: bytes) -> str:
+        """Writes canonical weights, unless they are there whole; returns their digest."""
+        digest = sha256(content)
+        if not self.has_pretrained(digest):
+            self.storage.replace(_pretrained(digest), content)
+        return digest
+
+    def has_pretrained(self, digest: str) -> bool:
+        """Whether they are there, whole."""
+        try:
+            return sha256(self.storage.read(_pretrained(digest))) == digest
+        except FileNotFoundError:
+            return False
+
+    def pretrained(self, digest: str) -> bytes:
+        """Raises FileNotFoundError where there are none, ValueError where they are damaged."""
+        content = self.storage.local(_pretrained(digest), digest).read_bytes()
+        if sha256(content) != digest:
+            raise ValueError(f"{self.storage.uri(_pretrained(digest))} has not the digest it was written with")
+        return content
+
+
+def needed_files(stage: Stage) -> Set[str]:
+    """What a finished stage's artifact must have: what others learn from has its soft targets as well."""
+    return {WEIGHTS} if stage.role == "student" else {WEIGHTS, SOFT_TARGETS}
+
+
+def _folder(key: str) -> str:
+    return f"{ARTIFACTS}/{key}"
+
+
+def _checkpoint(key: str) -> str:
+    return f"{CHECKPOINTS}/{key}"
+
+
+def _pretrained(digest: str) -> str:
+    return f"{PRETRAINED}/{digest}.safetensors"
+
+
+def soft_targets_file(logits: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    """Arrow IPC of logits `[views, examples, classes]`: one row an example, one fixed-size list of logits a view."""
+    _, examples, classes = logits.shape
+    columns = [pa.FixedSizeListArray.from_arrays(pa.array(view.reshape(-1)), classes) for view in logits]
+    table = pa.table(columns, names=[f"view_{number}" for number in range(len(columns))])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=examples)
+    return sink.getvalue().to_pybytes()

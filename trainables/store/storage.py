@@ -1,0 +1,294 @@
+"""Where what must last is kept: a folder of this machine or a shared mount, or a bucket that pyarrow.fs can open.
+
+What is here is whole or absent: a reader sees a file's old content or its new one, and all of a published group of
+files or none, also while two write the same. Nothing here knows what the files mean. No torch.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import platformdirs
+import pyarrow as pa
+from pyarrow import fs
+
+from takd.search_spaces import InputError
+
+READ_ATTEMPTS = 5
+STALE_SECONDS = 24 * 3600.0
+_TEMPORARY = ".tmp-"
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what an OSError says when there is no room
+
+
+class Storage(ABC):
+    """Files by paths relative to a root, with `/` between the parts."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Makes sure that the root can be written; raises InputError."""
+
+    @abstractmethod
+    def uri(self, path: str) -> str:
+        """What pandas, pyarrow and a person call the file."""
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """Raises FileNotFoundError where there is none."""
+
+    @abstractmethod
+    def replace(self, path: str, content: bytes) -> None:
+        """Readers see the old content or the new, never half of it."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """A file that isn't there is fine."""
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """What is directly in a folder, sorted; nothing where there is no folder."""
+
+    @abstractmethod
+    def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
+        """Writes a group of files of which `last` describes the others. Who finds `last` finds all of the group.
+
+        A group that is there and has every file stays: of two writers the first wins.
+        """
+
+    @abstractmethod
+    def place(self, folder: str, name: str, digest: str) -> str:
+        """Where a published file with this SHA-256 is."""
+
+    @abstractmethod
+    def withdraw(self, folder: str, aside: str, last: str) -> None:
+        """Moves a published group out of readers' sight, to the folder `aside`."""
+
+    @abstractmethod
+    def sweep(self, folder: str) -> None:
+        """Deletes what killed writers left there, when it is a day old."""
+
+    @abstractmethod
+    def local(self, path: str, digest: str) -> Path:
+        """A file of this machine with that content, for mapping; a bucket's comes into the node's cache once."""
+
+
+class Folder(Storage):
+    """A folder of this machine or a shared mount: temporary names, synced, then renamed."""
+
+    def _path(self, path: str) -> Path:
+        return Path(self.root) / path
+
+    def prepare(self) -> None:
+        try:
+            self._path("").mkdir(parents=True, exist_ok=True)
+            probe = self._path(_temporary())
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"root {self.root}: can't be written ({error.strerror}); use --root") from None
+
+    def uri(self, path: str) -> str:
+        return str(self._path(path))
+
+    def read(self, path: str) -> bytes:
+        try:
+            return self._path(path).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(*error.args) from None
+
+    def replace(self, path: str, content: bytes) -> None:
+        target = self._path(path)
+        temporary = target.with_name(_temporary())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_synced(temporary, content)
+            temporary.replace(target)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+    def delete(self, path: str) -> None:
+        self._path(path).unlink(missing_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return sorted(os.listdir(self._path(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
+        target = self._path(folder)
+        temporary = target.with_name(_temporary())
+        try:
+            temporary.mkdir(parents=True)
+            for name, content in contents.items():
+                write_synced(temporary / name, content)
+            if target.exists() and not all((target / name).exists() for name in contents):
+                old = temporary.with_name(_temporary())
+                with suppress(FileNotFoundError):  # another writer took it away first
+                    target.rename(old)
+                shutil.rmtree(old, ignore_errors=True)
+            try:
+                temporary.rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _sync_folder(target.parent)
+
+    def place(self, folder: str, name: str, digest: str) -> str:
+        return f"{folder}/{name}"
+
+    def withdraw(self, folder: str, aside: str, last: str) -> None:
+        with suppress(FileNotFoundError):  # another process was first
+            self._path(folder).rename(self._path(aside))
+
+    def sweep(self, folder: str) -> None:
+        for name in self.names(folder):
+            path = self._path(f"{folder}/{name}")
+            with suppress(FileNotFoundError):
+                if name.startswith(_TEMPORARY) and time.time() - path.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def local(self, path: str, digest: str) -> Path:
+        return self._path(path)
+
+
+class Bucket(Storage):
+    """An object store. Objects appear whole; a group's have their digest in their names, and `last` comes last."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._parts = urlsplit(root)
+        if "@" in self._parts.netloc:
+            shown = self._parts._replace(netloc=self._parts.netloc.rpartition("@")[2])
+            raise InputError(f"root {urlunsplit(shown)}: has a secret in it; give secrets by the environment alone")
+        try:
+            self._files, base = fs.FileSystem.from_uri(root)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(f"root {root}: {first_line(error)}; expected a folder, s3://... or gs://...") from None
+        self._base = base.rstrip("/")
+
+    def _path(self, path: str) -> str:
+        return f"{self._base}/{path}".rstrip("/")
+
+    def prepare(self) -> None:
+        probe = _temporary()
+        try:
+            self.replace(probe, b"")
+            self.delete(probe)
+        except OSError as error:
+            raise InputError(f"root {self.root}: can't be written ({first_line(error)}); use --root") from None
+
+    def uri(self, path: str) -> str:
+        return urlunsplit(self._parts._replace(path=f"{self._parts.path.rstrip('/')}/{path}"))
+
+    def read(self, path: str) -> bytes:
+        # An object may be replaced between the look at its size and the reading of so many bytes.
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                with self._files.open_input_file(self._path(path)) as file:
+                    content: bytes = file.readall()
+                if self._files.get_file_info(self._path(path)).size == len(content):
+                    return content
+            except FileNotFoundError:
+                raise
+            except OSError:
+                if attempt == READ_ATTEMPTS - 1:
+                    raise
+        raise OSError(f"{self.uri(path)} changes while it is read")
+
+    def replace(self, path: str, content: bytes) -> None:
+        with self._files.open_output_stream(self._path(path)) as file:
+            file.write(content)
+
+    def delete(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self._files.delete_file(self._path(path))
+
+    def names(self, folder: str) -> list[str]:
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
+        return sorted(entry.base_name for entry in self._files.get_file_info(selector))
+
+    def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
+        others = {name: content for name, content in contents.items() if name != last}
+        there = self.names(folder)
+        if last in there and all(any(each.endswith(f".{name}") for each in there) for name in others):
+            return
+        for name, content in others.items():
+            self.replace(self.place(folder, name, sha256(content)), content)
+        self.replace(f"{folder}/{last}", contents[last])
+
+    def place(self, folder: str, name: str, digest: str) -> str:
+        return f"{folder}/{digest[:16]}.{name}"
+
+    def withdraw(self, folder: str, aside: str, last: str) -> None:
+        for name in sorted(self.names(folder), key=lambda name: name != last):
+            with suppress(FileNotFoundError):  # another process was first
+                self._files.move(self._path(f"{folder}/{name}"), self._path(f"{aside}/{name}"))
+
+    def sweep(self, folder: str) -> None:
+        """Object stores have no temporary names."""
+
+    def local(self, path: str, digest: str) -> Path:
+        target = cache_folder() / "artifacts" / digest
+        if not target.exists():
+            content = self.read(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(_temporary())
+            write_synced(temporary, content)
+            temporary.replace(target)
+        return target
+
+
+@lru_cache(maxsize=16)
+def open_storage(root: str) -> Storage:
+    """A folder's absolute path, or a URI; raises InputError on one that pyarrow can't open."""
+    return Bucket(root) if "://" in root else Folder(root)
+
+
+def cache_folder() -> Path:
+    """TAKD_CACHE, or the user's cache directory: what all processes of a node share and anyone may delete."""
+    return Path(os.environ.get("TAKD_CACHE") or platformdirs.user_cache_path("takd"))
+
+
+def sha256(content: bytes | pa.Buffer) -> str:
+    """As hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_synced(path: Path, content: bytes | pa.Buffer) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary() -> str:
+    return f"{_TEMPORARY}{uuid.uuid4().hex}"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

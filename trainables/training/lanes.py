@@ -1,0 +1,201 @@
+"""The models of stages that train together as one module, and its optimizer: every lane as if it were alone."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from takd.search_spaces import Recipe
+from takd.trainables.models.dropout import Dropout
+
+
+class LaneModel(nn.Module):
+    """Maps images `[batch, channels, height, width]` to float32 logits `[lanes, classes, batch]`.
+
+    Weights and buffers have the names they have in a lane's own model; `part` and `join` say how lanes lie in them.
+    """
+
+    lanes: int
+    layers: nn.Module
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.lanes = len(models)
+
+    def part(self, tensor: Tensor, lane: int) -> Tensor:
+        raise NotImplementedError
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def seed_dropout(self, seeds: Sequence[int]) -> None:
+        """What each lane drops from here on follows from its seed."""
+        for number, layer in enumerate(each for each in self.modules() if isinstance(each, Dropout)):
+            layer.seed([(seed, number) for seed in seeds])
+
+    def weights(self, lane: int) -> dict[str, Tensor]:
+        """Views of a lane's weights and buffers."""
+        return {name: self.part(tensor, lane) for name, tensor in self.layers.state_dict().items()}
+
+    def load(self, weights: Sequence[dict[str, Tensor]]) -> None:
+        """Replaces all lanes' weights and buffers; raises RuntimeError where they are another model's."""
+        for lane, given in enumerate(weights):
+            expected = {name: tensor.shape for name, tensor in self.weights(lane).items()}
+            if {name: tensor.shape for name, tensor in given.items()} != expected:
+                raise RuntimeError(f"expected {', '.join(expected)} of the shapes that the model has")
+        self.layers.load_state_dict({name: self.join([given[name] for given in weights]) for name in weights[0]})
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Goes on with some of the lanes."""
+        for tensor in (*self.layers.parameters(), *self.layers.buffers()):
+            tensor.data = self.join([self.part(tensor.data, lane) for lane in lanes])
+        self.lanes = len(lanes)
+
+
+class Alone(LaneModel):
+    """One model as it is: the form of families that don't stack, which has one lane.
+
+    For convolutions, grouped ones were measured, one a layer for all lanes: on a CPU 4 lanes of `cnn` took 1.6 times
+    as long as one after the other. `torch.func` takes 2.5 to 7 times as long (`benchmarks/convolutions.py`).
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__(models)
+        if len(models) != 1:
+            raise ValueError(f"{len(models)} models of a family that does not stack; they train one at a time")
+        self.layers = models[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).float().t().unsqueeze(0)
+
+    def part(self, tensor: Tensor, lane: int) -> Tensor:
+        return tensor
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return parts[0]
+
+
+class Stacked(LaneModel):
+    """Fully connected models side by side: tensors have lanes first.
+
+    Between layers are features `[lanes, features, batch]`; with the batch last no product needs a copy.
+    """
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        super().__init__(models)
+        layers = zip(*(model.children() for model in models), strict=True)
+        self.layers = nn.Sequential(*map(_stacked, layers))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(images).float()
+
+    def part(self, tensor: Tensor, lane: int) -> Tensor:
+        return tensor[lane]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(parts))
+
+
+class Linears(nn.Module):
+    """One matrix product over inputs `[batch, in]` that the lanes share, or a batched one: `[lanes, out, batch]`."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.dim() == 3:
+            return torch.baddbmm(self.bias.unsqueeze(2), self.weight, features)
+        product = torch.addmm(self.bias.view(-1, 1), self.weight.flatten(0, 1), features.t())
+        return product.unflatten(0, self.weight.shape[:2])
+
+
+def _stacked(layers: Sequence[nn.Module]) -> nn.Module:
+    match layers[0]:
+        case nn.Linear():
+            return Linears(layers)  # type: ignore[arg-type]
+        case nn.Flatten() | nn.ReLU() | Dropout():
+            return layers[0]
+    raise TypeError(f"{type(layers[0]).__name__} has no form for lanes")
+
+
+# Fused: one kernel a step over all parameters, on CPU and CUDA.
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, Recipe], torch.optim.Optimizer]] = {
+    "adam": lambda weights, rate, recipe: torch.optim.Adam(weights, rate, weight_decay=recipe.weight_decay, fused=True),
+    "adamw": lambda weights, rate, recipe: torch.optim.AdamW(
+        weights, rate, weight_decay=recipe.weight_decay, fused=True
+    ),
+    "sgd": lambda weights, rate, recipe: torch.optim.SGD(
+        weights, rate, momentum=recipe.momentum or 0.0, weight_decay=recipe.weight_decay, fused=True
+    ),
+}
+
+
+class LaneOptimizer:
+    """torch's optimizer of a recipe over the weights of all lanes, each at its own learning rate.
+
+    Where rates differ, the optimizer runs at rate 1 on zeros in the weights' place: what it writes there is each lane's
+    step, which is then scaled.
+    """
+
+    def __init__(self, model: LaneModel, recipe: Recipe, rates: Sequence[float]) -> None:
+        self.model, self.recipe = model, recipe
+        self.weights = dict(model.layers.named_parameters())
+        self.rates, rate = list(rates), rates[0]
+        self.stepped = self.weights
+        if len(set(rates)) > 1:
+            self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
+            recipe, rate = recipe.model_copy(update={"weight_decay": 0.0}), 1.0
+        self.optimizer = OPTIMIZERS[recipe.optimizer](list(self.stepped.values()), rate, recipe)
+
+    def zero_grad(self) -> None:
+        for weight in self.weights.values():
+            weight.grad = None
+
+    def step(self, factor: float) -> None:
+        """One step at `factor` times each lane's learning rate."""
+        if self.stepped is self.weights:
+            self.optimizer.param_groups[0]["lr"] = self.rates[0] * factor
+            self.optimizer.step()
+        else:
+            self._step_by_lane(factor)
+
+    @torch.no_grad()
+    def _step_by_lane(self, factor: float) -> None:
+        decay = self.recipe.weight_decay
+        for name, weight in self.weights.items():
+            if decay and self.recipe.optimizer != "adamw" and weight.grad is not None:
+                weight.grad.add_(weight, alpha=decay)
+            self.stepped[name].grad = weight.grad
+        self.optimizer.step()
+        by_lane = torch.tensor(self.rates, device=next(iter(self.weights.values())).device).mul_(factor)
+        for name, weight in self.weights.items():
+            rates = by_lane.view(-1, *[1] * (weight.dim() - 1))
+            if decay and self.recipe.optimizer == "adamw":
+                weight.mul_(1 - rates * decay)
+            weight.addcmul_(self.stepped[name], rates)
+            self.stepped[name].zero_()
+
+    def state(self, lane: int) -> dict[str, dict[str, Tensor]]:
+        """By weight, what the optimizer remembers of a lane."""
+        return {
+            name: {what: self._part(each, lane) for what, each in self.optimizer.state[weight].items()}
+            for name, weight in self.stepped.items()
+        }
+
+    def load(self, states: Sequence[dict[str, dict[str, Tensor]]]) -> None:
+        """All lanes' states, all after the same number of steps."""
+        for name, weight in self.stepped.items():
+            self.optimizer.state[weight] = {
+                what: self._join(weight, [state[name][what] for state in states]) for what in states[0][name]
+            }
+
+    def _part(self, tensor: Tensor, lane: int) -> Tensor:
+        return self.model.part(tensor, lane) if tensor.dim() else tensor
+
+    def _join(self, weight: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """On the weight's device and laid out as it is: fused optimizers pair the two by their place in memory."""
+        if not parts[0].dim():
+            return parts[0].to(weight.device)
+        return torch.empty_like(weight, requires_grad=False).copy_(self.model.join(parts))
