@@ -70,8 +70,8 @@ def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
         f"Of the arms with an assistant that these seeds can't tell from the best of them, {row['arm']} is the "
         f"cheapest: a student's whole path takes {row['path_seconds']:.1f} s of training against "
         f"{plain['path_seconds']:.1f} s with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}), or "
-        f"{row['shared_seconds']:.2f} s against {plain['shared_seconds']:.2f} s when the students share what is trained "
-        "once."
+        f"{row['shared_seconds']:.2f} s against {plain['shared_seconds']:.2f} s when the students share what is "
+        "trained once."
     )
 
 
