@@ -19,7 +19,7 @@ from pathlib import Path
 TESTS = Path(__file__).parents[1] / "tests"
 WANTED = 1200  # MB a node
 CONVERT = "import sys; from takd.study.cli import main; sys.exit(main(sys.argv[1:]))"
-IMPORT = "import torch, trainables.datasets; print('ready', flush=True); input()"
+IMPORT = "import torch, takd.trainables.datasets.dataset; print('ready', flush=True); input()"
 TOUCH = """
 from takd.trainables.datasets.dataset import load
 mhist = load("mhist")

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from takd.study.checks import check_space
 from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.run import RunOptions, RunResult, find_artifact, run_study
-from takd.study.search.graph import StageGraph
+from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import Search, create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
 from takd.study.stopping import Stop
@@ -209,6 +209,34 @@ def run(folder: StudyFolder, space: Space, wandb: Any = "disabled") -> Study:
     console = Console(width=200, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
     result = run_study(folder, space, "space tiny", RunOptions(wandb=wandb, slots=SLOTS), console)
     return Study(folder, space, result, console.export_text())
+
+
+class Watcher:
+    """An observer that notes what starts and calls a test's own functions."""
+
+    def __init__(
+        self, started: Callable[[Node], None] = lambda node: None, reported: Callable[[Node], None] = lambda node: None
+    ):
+        self.started, self.reported = started, reported
+        self.starts: list[Stage] = []
+        self.errors: list[BaseException] = []
+
+    def stage_started(self, node: Node) -> None:
+        self.starts.append(node.stage)
+        self._note(self.started, node)
+
+    def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
+        self._note(self.reported, node)
+
+    def stage_ended(self, node: Node) -> None: ...
+    def graph_changed(self, graph: StageGraph, trials_left: int) -> None: ...
+    def close(self) -> None: ...
+
+    def _note(self, check: Callable[[Node], None], node: Node) -> None:
+        try:
+            check(node)
+        except AssertionError as error:
+            self.errors.append(error)
 
 
 def run_watched(

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import TINY, Called, assert_bad_input
-from test_images import write_images
+from image_folders import write_images
 
 from takd.analysis.tables import best_configurations, students
 from takd.search_spaces import InputError

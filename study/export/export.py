@@ -79,7 +79,7 @@ def export_best(folder: StudyFolder, out: Path, wanted: Wanted) -> list[Exported
     made = [_make(student, wanted) for student in chosen]
     _write_folder(out, {name: files for name, (_, files) in zip(names, made, strict=True)})
     for name, student, (card, files) in zip(names, chosen, made, strict=True):
-        write_export_run(student, out / name, files, card)
+        write_export_run(student.folder, student.path, student.descriptions, out / name, files, card)
     return [
         Exported(out / name, student.candidate, card)
         for name, student, (card, _) in zip(names, chosen, made, strict=True)

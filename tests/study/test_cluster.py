@@ -30,7 +30,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from takd.search_spaces import load_space
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 HEAD = CLUSTER["available_node_types"][CLUSTER["head_node_type"]]
 WORKERS = {name: kind for name, kind in CLUSTER["available_node_types"].items() if name != CLUSTER["head_node_type"]}

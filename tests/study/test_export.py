@@ -234,7 +234,7 @@ def test_the_same_student_is_the_same_files_and_no_file_says_where_it_was_made(c
     key = card_of(out)["stage_key"]
     assert (out / "student.safetensors").read_bytes() == confirmed.folder.artifacts.read(key, WEIGHTS)
     for file in out.iterdir():
-        for place in (str(Path(__file__).parents[1]), "site-packages", confirmed.folder.root):
+        for place in (str(Path(__file__).parents[2]), "site-packages", confirmed.folder.root):
             assert place.encode() not in file.read_bytes(), file
 
 

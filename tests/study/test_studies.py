@@ -4,50 +4,20 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pandas as pd
 import pytest
 import ray
-from conftest import SLOTS, Study, artifacts, run, run_watched, tiny_space
+from conftest import SLOTS, Study, Watcher, artifacts, run, run_watched, tiny_space
 
-from takd.search_spaces import InputError, Stage, key_of
+from takd.search_spaces import InputError, key_of
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.results import write_results
-from takd.study.search.graph import Node, StageGraph
+from takd.study.search.graph import Node
 from takd.study.stopping import Stop
 from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("ray_slots")
-
-
-class Watcher:
-    """An observer that notes what starts and calls a test's own functions."""
-
-    def __init__(
-        self, started: Callable[[Node], None] = lambda node: None, reported: Callable[[Node], None] = lambda node: None
-    ):
-        self.started, self.reported = started, reported
-        self.starts: list[Stage] = []
-        self.errors: list[BaseException] = []
-
-    def stage_started(self, node: Node) -> None:
-        self.starts.append(node.stage)
-        self._note(self.started, node)
-
-    def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
-        self._note(self.reported, node)
-
-    def stage_ended(self, node: Node) -> None: ...
-    def graph_changed(self, graph: StageGraph, trials_left: int) -> None: ...
-    def close(self) -> None: ...
-
-    def _note(self, check: Callable[[Node], None], node: Node) -> None:
-        try:
-            check(node)
-        except AssertionError as error:
-            self.errors.append(error)
 
 
 @pytest.fixture

@@ -252,5 +252,5 @@ def test_a_secret_in_a_root_is_refused_and_not_repeated():
 
 
 def test_the_store_needs_no_torch():
-    code = "import sys, trainables.artifacts; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent).returncode == 0
+    code = "import sys, takd.trainables.store.artifacts; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stage
+from image_folders import CLASSES, write_images
 from PIL import Image
 
 from takd.search_spaces import DatasetFingerprint, InputError
@@ -25,22 +26,6 @@ from takd.trainables.datasets.dataset import Dataset, import_dataset, load, load
 from takd.trainables.datasets.image_files import decode_image
 from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.training.loop import train
-
-CLASSES = ("ash", "birch", "cedar")
-NUMBERS = {"train": (20, 20, 10), "test": (4, 3, 2)}
-
-
-def write_images(folder: Path, mode: str = "RGB", suffix: str = ".png", seed: int = 0) -> Path:
-    """Classes by brightness, so that they can be learned."""
-    rng = np.random.default_rng(seed)
-    for split, numbers in NUMBERS.items():
-        for label, (name, number) in enumerate(zip(CLASSES, numbers, strict=True)):
-            (folder / split / name).mkdir(parents=True)
-            for each in range(number):
-                shape = (6, 8) if mode == "L" else (6, 8, 3)
-                pixels = rng.normal(50 + 80 * label, 20, shape).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / split / name / f"{each:02d}{suffix}")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import artifacts, make_stage, run, run_watched, tiny_space
-from test_studies import Watcher
+from conftest import Watcher, artifacts, make_stage, run, run_watched, tiny_space
 
 from takd.search_spaces import WIDEST, Stage
 from takd.study.folder import StudyFolder, study_folder
