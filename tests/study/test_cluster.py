@@ -28,7 +28,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from takd.search_spaces import load_space
+from takd.search_spaces import load_space, presets
+from takd.study.search.scheduling import _staged_code
 
 ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -212,6 +213,26 @@ def test_the_jobs_secrets_come_from_kubernetes_and_its_ports_stay_inside():
 def test_the_files_and_the_pinned_versions_name_one_ray():
     (pinned,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     assert str(JOB["spec"]["rayClusterSpec"]["rayVersion"]) == pinned
+
+
+def test_what_is_sent_to_workers_is_all_that_they_need_and_is_not_left_behind():
+    """Without `site` a Python knows no installed project: it has what was sent, and the libraries."""
+    script = (
+        "import takd.trainables.batch, takd.trainables.stage_trainable as it\n"
+        "from takd.search_spaces import presets\n"
+        "from takd.trainables.datasets.mnist import read_shipped_mnist\n"
+        "print(it.__file__, len(presets()), len(read_shipped_mnist()['test'].labels))"
+    )
+    with _staged_code() as package:
+        assert [each for each in package.rglob("*") if each.name == "__pycache__"] == []
+        assert {each.name for each in package.iterdir()} == {"__init__.py", "search_spaces", "trainables"}
+        libraries = [place for place in sys.path if place.endswith("-packages")]
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(package.parent), *libraries])}
+        command = [sys.executable, "-S", "-P", "-c", script]
+        sent, *counts = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout.split()
+    assert Path(sent).is_relative_to(package)
+    assert counts == [str(len(presets())), "10000"]
+    assert not package.parent.exists()
 
 
 # --- A local cluster, started by the commands of `cluster.yaml`, with Ray's fake nodes in the place of AWS's. ---
