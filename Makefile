@@ -29,7 +29,7 @@ check: $(STAMP)  ## formatting, lint and types
 	.venv/bin/mypy
 
 docs: $(STAMP)  ## the documentation as a site that works without a network, in .venv/site
-	.venv/bin/mkdocs build --quiet
+	.venv/bin/mkdocs build
 
 # Installed anew when what is to be installed changed.
 $(STAMP): pyproject.toml constraints.txt

@@ -1,6 +1,7 @@
 """What README and docs/ promise: they are short, link to what is there, and use the words that they explain."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,14 +49,33 @@ def test_a_space_in_the_readme_is_one(tmp_path):
     assert load_space(str(tmp_path / "mine.yaml"), ["student.recipe.epochs=5"]).trials == 20
 
 
+def build(project: Path, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """As `make docs` does. Not with `--quiet`: then MkDocs counts no warning, and `strict` finds nothing."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=120)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """The documentation as `make docs` builds it, where a dead link or a page without a place is an error."""
+    """The documentation, in which a dead link or a page without a place in the menu is an error."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    built = build(ROOT, folder)
     assert built.returncode == 0, built.stderr
     return folder
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [("data.md", "[gone](nowhere.md)"), ("data.md", "[gone](spaces.md#nowhere)"), ("lonely.md", "In no menu.")],
+)
+def test_what_is_dead_or_lonely_is_an_error(tmp_path, page, text):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    with (tmp_path / "docs" / page).open("a") as file:
+        file.write(f"\n{text}\n")
+    built = build(tmp_path, tmp_path / "site")
+    assert built.returncode != 0
+    assert page in built.stderr
 
 
 def test_the_site_has_every_page(site):
