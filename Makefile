@@ -9,7 +9,7 @@ PRESET ?= mnist-gap
 export RAY_DEDUP_LOGS := 0
 export PYTHONHASHSEED := 0
 
-.PHONY: study test check clean help
+.PHONY: study test check docs clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -27,6 +27,9 @@ check: $(STAMP)  ## formatting, lint and types
 	@ln -sfn $(addprefix $(CURDIR)/,$(wildcard takd/*.py) search_spaces trainables study analysis) $(TYPED)
 	.venv/bin/mypy -p takd
 	.venv/bin/mypy
+
+docs: $(STAMP)  ## the documentation as a site that works without a network, in .venv/site
+	.venv/bin/mkdocs build
 
 # Installed anew when what is to be installed changed.
 $(STAMP): pyproject.toml constraints.txt

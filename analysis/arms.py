@@ -85,7 +85,7 @@ def _over(compared: pd.DataFrame, arm: str, reference: str) -> dict[str, float]:
 
 
 def budgets(trials: pd.DataFrame) -> pd.DataFrame:
-    """What the search gave each arm: settings tried, students trained to the end, and their seconds of training."""
+    """What the search gave each arm: configurations tried, students trained to the end, and their training seconds."""
     done = students(trials)
     by_arm = done.groupby("arm", sort=False).agg(
         settings=("configuration", "nunique"), students=("stage_key", "size"), student_seconds=("train_seconds", "sum")
@@ -127,7 +127,7 @@ def cheapest_as_good(trials: pd.DataFrame, table: pd.DataFrame) -> "pd.Series[An
 
 def budget_table(trials: pd.DataFrame) -> pd.DataFrame:
     """What the search spent on each arm."""
-    names = {"student_seconds": "training of its students, s"}
+    names = {"settings": "configurations", "student_seconds": "seconds of training of its students"}
     return budgets(trials).round(1).rename(columns=names)
 
 
@@ -176,7 +176,7 @@ def published_table(trials: pd.DataFrame, published: Mapping[str, float]) -> pd.
 
 
 def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """What temperature and lambda did per arm: its settings from the best down, the first three and the last."""
+    """What temperature and lambda did per arm: its configurations, the best three and the last."""
     done = students(trials)
     if not len(done):
         raise Missing("No student of the search has ended yet.")
@@ -189,7 +189,7 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
             mean, low, high = map(float, (estimate.mean, estimate.low, estimate.high))
             setting = setting_of(str(ranked[place]))
             rows.append((arm, f"{place + 1} of {len(ranked)}", setting, with_interval(mean, low, high)))
-    return pd.DataFrame(rows, columns=["arm", "place", "setting", "val. accuracy %"])
+    return pd.DataFrame(rows, columns=["arm", "rank", "configuration", "val. accuracy %"])
 
 
 def studies_table(studies: Mapping[str, pd.DataFrame], value: str = "accuracy") -> pd.DataFrame:
@@ -219,10 +219,10 @@ def cost_table(trials: pd.DataFrame) -> pd.DataFrame:
         {
             "arm": [row["arm"] for row in rows],
             f"{split_of(trials)} accuracy %": [with_interval(row["accuracy"], row["low"], row["high"]) for row in rows],
-            "alone, s": [_number(row["path_seconds"], ".1f") for row in rows],
-            "shared, s": [_number(row["shared_seconds"], ".2f") for row in rows],
-            "alone, FLOPs": [_number(row["path_flops"], ".3g") for row in rows],
-            "shared, FLOPs": [_number(row["shared_flops"], ".3g") for row in rows],
+            "seconds alone": [_number(row["path_seconds"], ".1f") for row in rows],
+            "seconds shared": [_number(row["shared_seconds"], ".2f") for row in rows],
+            "FLOPs alone": [_number(row["path_flops"], ".3g") for row in rows],
+            "FLOPs shared": [_number(row["shared_flops"], ".3g") for row in rows],
         }
     )
 
@@ -269,13 +269,13 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
     header = [
         "arm",
         "paper",
-        "settings",
+        "configurations",
         "students",
-        "best setting",
+        "best configuration",
         "seeds",
         f"{short} accuracy %",
         "over kd",
-        "path s",
+        "path seconds",
     ]
     rows = [
         [

@@ -402,10 +402,10 @@ def _entropy(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @styled
 def parameter_importance(trials: pd.DataFrame) -> Figure:
-    """How much of the variance between settings each parameter explains, beside what chance explains."""
+    """How much of the variance between configurations each parameter explains, beside what chance explains."""
     table = importance(trials)
     if not len(table):
-        raise Missing("Too few settings were tried to tell which parameter mattered.")
+        raise Missing("Too few configurations were tried to tell which parameter mattered.")
     figure, axes = _figure(1.2 + 0.5 * len(table))
     places = range(len(table))[::-1]
     axes.barh(places, 100 * table["chance"], height=0.7, color=OTHERS, alpha=0.35)
@@ -418,7 +418,7 @@ def parameter_importance(trials: pd.DataFrame) -> Figure:
     axes.set_yticks(places, table["parameter"])
     axes.set_xlim(0, max(105.0, 100 * table["chance"].max() + 12))
     axes.set_xlabel(
-        "explained variance of the settings' mean validation accuracy (%)\n"
+        "explained variance of the configurations' mean validation accuracy (%)\n"
         "grey: what chance explains in 19 of 20 studies"
     )
     axes.grid(axis="y", visible=False)

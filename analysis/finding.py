@@ -1,4 +1,4 @@
-"""The finding in words, and the brief's questions answered by a study's own numbers."""
+"""The finding in words, and five questions answered by a study's own numbers: see QUESTIONS."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -67,11 +67,11 @@ def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
         return f"By the seconds of training of the whole path, {front} gave the most accuracy for the cost."
     row, plain = cheapest_as_good(trials, assisted), kd.iloc[0]
     return (
-        f"The cheapest assistant that is as good as the best, as far as the seeds can tell, is that of "
-        f"{row['arm']}: a student's whole path takes "
-        f"{row['path_seconds']:.1f} s of training against {plain['path_seconds']:.1f} s with kd "
-        f"({_percent(row['path_seconds'] / plain['path_seconds'])}), or {row['shared_seconds']:.2f} s against "
-        f"{plain['shared_seconds']:.2f} s when the students share what is trained once."
+        f"Of the arms with an assistant that these seeds can't tell from the best of them, {row['arm']} is the "
+        f"cheapest: a student's whole path takes {row['path_seconds']:.1f} s of training against "
+        f"{plain['path_seconds']:.1f} s with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}), or "
+        f"{row['shared_seconds']:.2f} s against {plain['shared_seconds']:.2f} s when the students share what is "
+        "trained once."
     )
 
 
@@ -89,10 +89,12 @@ def choice(trials: pd.DataFrame) -> str:
     good = as_good_as_best(trials, table["arm"].tolist())
     best, row = good[0], cheapest_as_good(trials, table)
     ship, others = str(row["arm"]), [arm for arm in good[1:] if arm != row["arm"]]
-    why = "it has the highest mean, and no cheaper arm is as good as far as the seeds can tell"
+    why = "it has the highest mean, and no cheaper arm was found to be as good"
     if ship != best:
         why = f"it is the cheapest of those that the seeds can't tell from {best}, which has the highest mean"
-    also = f" As good at a higher cost: {', '.join(others)}." if others else ""
+    also = (
+        f" The seeds can't tell these from the best either, but they cost more: {', '.join(others)}." if others else ""
+    )
     return (
         f"**{ship}**, {with_interval(row['accuracy'], row['low'], row['high'])} % on the {split_of(trials)} split at "
         f"{row['path_seconds']:.1f} s: {why}.{also} All students of this study have the same size, so they run at "
@@ -100,7 +102,7 @@ def choice(trials: pd.DataFrame) -> str:
     )
 
 
-# The questions of the brief
+# The questions
 
 
 def answers(trials: pd.DataFrame) -> list[tuple[str, str]]:
@@ -120,16 +122,19 @@ def _parameter(trials: pd.DataFrame, name: str, symbol: str) -> str:
     """The best and worst of a parameter in the search, and what it explains beside chance."""
     done = students(trials).dropna(subset=[name])
     if done[name].nunique() < 2:
-        return f"Not asked: {symbol} was not varied in this study."
+        return f"This study can't answer it: {symbol} was not varied."
     cells = done[name] if done[name].nunique() <= 8 else pd.qcut(done[name], 4, duplicates="drop")
     means = done.groupby(cells, observed=True)["accuracy"].mean()
     said = [f"{symbol} = {_cell(place)}: {_mean(done[cells == place])}" for place in (means.idxmax(), means.idxmin())]
-    text = f"On the search's validation images, best at {said[0]} %, worst at {said[1]} %, over all other choices."
+    text = (
+        f"On the search's validation images the best is {said[0]} %, and the worst {said[1]} %, as means over all else "
+        "that was varied."
+    )
     row = importance(trials).set_index("parameter").reindex([name]).iloc[0]
     if not np.isnan(row["explained"]):
         sure = "more than chance" if row["explained"] > row["chance"] else "no more than chance"
         text += (
-            f" {symbol} explains {100 * row['explained']:.0f} % of the variance between settings, {sure} "
+            f" {symbol} explains {100 * row['explained']:.0f} % of the variance between configurations, {sure} "
             f"(which explains up to {100 * row['chance']:.0f} %)."
         )
     best = best_configurations(trials)
@@ -139,7 +144,7 @@ def _parameter(trials: pd.DataFrame, name: str, symbol: str) -> str:
         if (done["configuration"] == configuration).any()
     }
     listed = ", ".join(f"{value} ({arm})" for arm, value in sorted(chosen.items()))
-    return f"{text} The best setting of each arm has {symbol} = {listed}."
+    return f"{text} The best configuration of each arm has {symbol} = {listed}."
 
 
 def _cell(place: Any) -> str:
@@ -147,10 +152,10 @@ def _cell(place: Any) -> str:
 
 
 def _mean(rows: pd.DataFrame) -> str:
-    """Over settings, not students: those of one setting share what was chosen."""
+    """Over configurations, not students: those of one configuration share what was chosen."""
     estimate = mean_interval(rows.groupby("configuration")["accuracy"].mean())
     text = with_interval(float(estimate.mean), float(estimate.low), float(estimate.high))
-    return text.replace("(one seed)", "(one setting)")
+    return text.replace("(one seed)", "(one configuration)")
 
 
 def _regulariser(trials: pd.DataFrame) -> str:
@@ -161,7 +166,7 @@ def _regulariser(trials: pd.DataFrame) -> str:
     over_labels = compared[(compared["arm"] == "kd") & (compared["reference"] == "labels")]
     text = f"Against the labels alone: {over_labels['verdict'].iloc[0]}." if len(over_labels) else ""
     if "label_smoothing" not in arms or "kd" not in arms:
-        missing = "Whether it is more than a regulariser isn't told: this study has no arm label_smoothing beside kd."
+        missing = "It can't be told from a regulariser here: this study has no arm label_smoothing beside kd."
         return f"{text} {missing}".strip()
     row = compared[(compared["arm"] == "label_smoothing") & (compared["reference"] == "kd")].iloc[0]
     more = row["p_holm"] < ALPHA and row["difference"] < 0
@@ -175,13 +180,13 @@ def _assistants(trials: pd.DataFrame) -> str:
     compared = comparisons(trials)
     rows = compared[(compared["reference"] == "kd") & compared["arm"].map(lambda arm: bool(assistants_of(arm)))]
     if not len(rows):
-        return "Not asked: this study has no arm with an assistant beside kd."
+        return "This study can't answer it: it has no arm with an assistant beside kd."
     text = _listed(rows["verdict"])
     final = confirmed(trials)
     if "test_agreement" in final and final["test_agreement"].notna().any():
         means = final.groupby("arm")["test_agreement"].mean().dropna()
         listed = ", ".join(f"{arm} {100 * value:.1f} %" for arm, value in means.items())
-        text += f"\n\nStudent and its teacher choose the same class on so many test images: {listed}."
+        text += f"\n\nA student and its teacher choose the same class on this share of the test images: {listed}."
     return text
 
 
@@ -193,7 +198,7 @@ def _cost(trials: pd.DataFrame) -> str:
     table = arms_table(trials).dropna(subset=["path_seconds"])
     kd = table[table["arm"] == "kd"]
     if not len(kd):
-        return "Not told: no path of kd has ended."
+        return "This study can't answer it yet: no path of kd has ended."
     plain = kd.iloc[0]
     rows = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
     listed = _listed(
@@ -213,7 +218,7 @@ def _cost(trials: pd.DataFrame) -> str:
 
 QUESTIONS: Mapping[str, Callable[[pd.DataFrame], str]] = {
     "What does temperature do?": _temperature,
-    "How does lambda balance?": _lambda,
+    "How does lambda balance labels and soft targets?": _lambda,
     "Is distillation a regulariser here?": _regulariser,
     "What does a teacher assistant change?": _assistants,
     "What does it cost?": _cost,

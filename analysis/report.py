@@ -14,7 +14,7 @@ from takd.analysis.finding import answers, choice, finding
 from takd.analysis.page import page
 from takd.analysis.show import markdown_table
 from takd.analysis.statistics import POWER, SMALLEST_EFFECT
-from takd.analysis.tables import chosen_students, note
+from takd.analysis.tables import ARMS_NOTE, chosen_students, note
 
 AT_ONCE = 2  # notebooks: each takes a core and 250 MB
 
@@ -22,7 +22,8 @@ METHOD = f"""\
 Means are over student seeds, with 95 % intervals of Student's t. Differences are paired by seed; p is of the paired
 t-test, corrected for all comparisons of the study by Holm's method; effect sizes are Hedges' g of the paired
 differences. Seeds needed are for {SMALLEST_EFFECT} points at a power of {POWER}, at the level that is left when 0.05 is
-shared by all comparisons. FLOPs are of training: three forward passes a step."""
+shared by all comparisons. An arm is called as good as the best where the 95 % interval of its difference to the
+best arm, paired by seed, includes zero. FLOPs are of training: three forward passes a step."""
 
 
 def report_files(root: str, study: str) -> dict[str, bytes]:
@@ -48,14 +49,13 @@ def _figure_files(name: str, forms: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def front_matter(trials: pd.DataFrame) -> str:
-    """Arms, comparisons, budgets and the brief's questions, as Markdown."""
+    """Arms, comparisons, budgets and the answers to the five questions, as Markdown."""
     if not len(chosen_students(trials)):
         return ""
     parts = [
         "# The arms",
         markdown_table(accuracy_table(trials)),
-        "In brackets: 95 % intervals over seeds. Over kd is paired by seed, in percentage points. Path s: seconds of "
-        "training of a student's whole path.",
+        ARMS_NOTE,
         budget_note(trials),
         "# Is the difference real?",
         "\n".join(f"- {verdict}" for verdict in comparisons(trials)["verdict"])

@@ -168,15 +168,15 @@ def verdict(row: Mapping[Any, Any], comparisons: int) -> str:
         place = "ahead of" if better else "behind"
         return (
             f"{arm} is {size} {place} {reference}, {interval}, but that may be luck: "
-            f"{comparisons} comparisons were made (p = {p:.2f} after Holm)"
+            f"{comparisons} comparisons were made (p = {p:.2f} after Holm's correction)"
         )
     needed = seeds_needed(row["deviation"], comparisons)
-    enough = f"{needed} would be needed" if needed else f"more than {MOST_SEEDS:,} would be needed"
+    enough = f"{needed} seeds would be needed" if needed else f"more than {MOST_SEEDS:,} seeds would be needed"
     if needed and needed <= seeds:
-        enough = f"{needed} are enough"
+        enough = f"{needed} seeds are enough"
     return (
         f"no difference found between {arm} and {reference} at {seeds} seeds "
-        f"({row['difference']:+.2f}, {interval}); {enough} to see {SMALLEST_EFFECT} points"
+        f"({row['difference']:+.2f}, {interval}); {enough} to see a difference of {SMALLEST_EFFECT} points"
     )
 
 

@@ -8,15 +8,21 @@ from pyarrow.fs import FileSystem
 
 from takd.search_spaces import InputError, parse_arm
 
-# Said wherever the table of arms is shown, as long as the numbers are what they are.
+# Said wherever the table of arms is shown: what its columns are, and what its numbers are.
+ARMS_NOTE = (
+    "In brackets are 95 % intervals over seeds. `over kd` is the difference to kd in percentage points, paired by "
+    "seed. `path seconds` is the training time of teacher, assistants and student together."
+)
 SEARCH_NOTE = (
-    "These are validation numbers of the search: the split that chose the best setting of each arm also measured it, "
-    "so they flatter every arm, most the one with the most settings tried. They rank; they don't prove."
+    "These are validation numbers of the search: the split that chose the best configuration of each arm also measured "
+    "it, so they flatter every arm, and most the arm with the most configurations tried. They can rank the arms, but "
+    "they cannot prove that a difference is real."
 )
 CONFIRM_NOTE = (
-    "These are test numbers of the confirm phase: each arm's best setting, retrained from seeds that the search never "
-    "used, and the test split read once. Intervals hold for the setting that was chosen: a sampler that learns from "
-    "what has ended (TPE) may choose another one the next time; a grid may not, but for ties."
+    "These are test numbers of the confirm phase: each arm's best configuration was trained again from seeds that the "
+    "search never used, and then the test split was read once. Intervals hold for the configuration that was chosen. A "
+    "sampler that learns from what has ended (TPE) may choose another one the next time; a grid chooses another one "
+    "only where two are equally good."
 )
 
 
@@ -89,8 +95,8 @@ def note(trials: pd.DataFrame) -> str:
     if len(set(teachers.values())) > 1:
         listed = ", ".join(f"{arm} from {teacher}" for arm, teacher in teachers.items())
         sentences.append(
-            f"Each arm chose a teacher too, and not the same ({listed}): differences between these arms are partly the "
-            "teachers'."
+            f"Each arm chose a teacher too, and not the same one ({listed}): differences between these arms are partly "
+            "those of their teachers."
         )
     return " ".join(sentences)
 

@@ -1,9 +1,9 @@
-"""What the course's Task 1 reaches here: test accuracy of the `cnn` teacher and of `mlp-784` at T=4, lambda 0.5.
+"""Test accuracy of the `cnn` teacher, and of `mlp-784` that it teaches at T=4, lambda 0.5.
 
     .venv/bin/python benchmarks/accuracy.py [--root runs] [--seeds 3]
 
-Runs a cut of the preset `mnist-temperature` (teacher, labels alone, and one setting of kd), then reads the test split
-once for the finished artifacts. About 15 minutes on 2 cores for 3 seeds. Nothing is chosen by these numbers.
+Runs a cut of the preset `mnist-temperature` (teacher, labels alone, and one configuration of kd), then reads the test
+split once for the finished artifacts. About 15 minutes on 2 cores for 3 seeds. Nothing is chosen by these numbers.
 """
 
 import argparse

@@ -30,8 +30,10 @@ def _check_recipe(fields: Mapping[str, Any], places: str) -> None:
 class Training(Value):
     """What every role's section holds: the recipe, any field of which may be varied."""
 
-    pretrained: str | None = Field(None, description="imagenet, or a path to weights; null: from random ones")
-    recipe: dict[str, Varied] = Field(default_factory=dict)
+    pretrained: str | None = Field(None, examples=["imagenet"])
+    """`imagenet`, or a path to weights (.safetensors or .pth); the last layer is new. Null: random weights."""
+    recipe: dict[str, Varied] = Field(default_factory=dict, examples=[{"epochs": 20, "learning_rate": 1e-3}])
+    """How it is trained: see recipe below. Each of its keys may be a plain value, a choice or a range."""
 
     @field_validator("recipe")
     @classmethod
@@ -62,8 +64,10 @@ class Training(Value):
 class Distillation(Training):
     """A role that may learn from soft targets: temperature and lambda, each fixed or varied."""
 
-    temperature: Varied = Range(low=1.0, high=20.0, log=True)
-    lambda_: Varied = Field(Range(low=0.1, high=0.95), alias="lambda")
+    temperature: Varied = Field(Range(low=1.0, high=20.0, log=True), examples=[{"choices": [1, 4, 16]}])
+    """What the logits of student and guide are divided by before their softmax; above 0."""
+    lambda_: Varied = Field(Range(low=0.1, high=0.95), alias="lambda", examples=[0.7])
+    """The weight of the soft targets; between 0 and 1 where `loss.form` is `convex`."""
 
     @model_validator(mode="after")
     def _temperatures_are_positive(self) -> Self:
@@ -78,10 +82,12 @@ class Distillation(Training):
 
 
 class Teacher(Training):
-    """The model may be varied: what does a larger teacher change? Arms with an ensemble learn from its members."""
+    """Who is learned from. It learns from the labels alone, with seed 0."""
 
-    model: str | Choices = Field(description="fixed or {choices: [...]}")
-    members: Integer | tuple[str, ...] | None = Field(None, description="of an ensemble: how many, or their models")
+    model: str | Choices = Field(examples=["mlp-1200"])
+    """Its model. `{choices: [...]}` searches it, to see what a larger teacher changes."""
+    members: Integer | tuple[str, ...] | None = Field(None, examples=[3])
+    """For the arms `ensemble`: how many teachers of that model there are, at least 2, or a list of their models."""
 
     @field_validator("model", mode="before")
     @classmethod
@@ -109,14 +115,23 @@ class Teacher(Training):
 
 
 class Assistants(Distillation):
-    models: tuple[str, ...] = ()
-    temperature: Varied = 4.0
-    lambda_: Varied = Field(0.7, alias="lambda")
+    """Models of a size between teacher and student; all of them share this section, and have seed 0."""
+
+    models: tuple[str, ...] = Field((), examples=[("mlp-200", "mlp-32")])
+    """Their models. Without `arms`, each of them gives an arm `takd:MODEL`."""
+    temperature: Varied = Field(4.0, examples=[{"choices": [2, 8]}])
+    """As for the student, when an assistant learns from the teacher or from a larger assistant."""
+    lambda_: Varied = Field(0.7, alias="lambda", examples=[0.5])
+    """As for the student."""
 
 
 class Student(Distillation):
-    model: str
-    label_smoothing: Varied = Field(0.1, description="of the arm label_smoothing")
+    """Who is taught and measured, with a seed for each of the space's `seeds`."""
+
+    model: str = Field(examples=["mlp-8"])
+    """Its model."""
+    label_smoothing: Varied = Field(0.1, examples=[{"choices": [0.05, 0.1, 0.2]}])
+    """Of the arm `label_smoothing` alone: the part of a label's probability that is spread over all classes."""
 
     @field_validator("label_smoothing")
     @classmethod
@@ -128,17 +143,21 @@ class Student(Distillation):
 
 
 class Resources(Value):
-    """What one stage of a role holds while it trains. gpu null: chosen by what the cluster has."""
+    """What one worker of a role (`teacher`, `assistant` or `student`) holds while it trains."""
 
-    cpu: Integer = Field(1, ge=1)
-    gpu: Number | None = Field(None, ge=0)
+    cpu: Integer = Field(1, ge=1, examples=[2])
+    """CPU cores."""
+    gpu: Number | None = Field(None, ge=0, examples=[0.25])
+    """GPUs, or a part of one. Null: where there are GPUs, one for a teacher or assistant, a quarter for a student."""
 
 
 class CheckpointEvery(Value):
-    """How much training a killed machine may cost: `{seconds: 10}` or `{epochs: 1}`, and never less than an epoch."""
+    """How much training a killed machine may cost: one of the two keys, and never less than an epoch."""
 
-    epochs: Integer | None = Field(None, ge=1)
-    seconds: Number | None = Field(None, ge=0)
+    epochs: Integer | None = Field(None, ge=1, examples=[1])
+    """Write a checkpoint after so many epochs."""
+    seconds: Number | None = Field(None, ge=0, examples=[10])
+    """Write a checkpoint after the first epoch that ends so many seconds after the last one."""
 
     @model_validator(mode="after")
     def _one_is_given(self) -> Self:
@@ -148,21 +167,27 @@ class CheckpointEvery(Value):
 
 
 class Asha(Value):
-    """Asynchronous successive halving on students (Li et al. 2020)."""
+    """Asynchronous successive halving (Li et al. 2020): ends students of the search early that are behind others."""
 
-    grace_epochs: Integer = Field(1, ge=1)
-    reduction_factor: Integer = Field(3, ge=2)
+    grace_epochs: Integer = Field(1, ge=1, examples=[5])
+    """Epochs that every student is trained before it may be ended."""
+    reduction_factor: Integer = Field(3, ge=2, examples=[4])
+    """At each look one in so many students goes on."""
 
 
 class Confirm(Value):
     """After the search each arm's best configuration is trained from fresh seeds; then the test split is read."""
 
-    seeds: Integer = Field(5, ge=1)
-    reseed_path: Flag = Field(False, description="teacher and assistants too are trained again, a path a seed")
+    seeds: Integer = Field(5, ge=1, examples=[20])
+    """Fresh seeds of each arm, the same ones for every arm."""
+    reseed_path: Flag = Field(False, examples=[True])
+    """Train teacher and assistants again for each seed too, so that intervals also cover their chance."""
 
 
 class Published(Value):
     """What a paper reports for the arms of a space, to stand beside what was measured."""
 
-    source: str = Field(min_length=1)
-    accuracy: dict[str, Number] = Field(description="percent, by arm")
+    source: str = Field(min_length=1, examples=["Mirzadeh et al. 2020, table 1"])
+    """Where the numbers are from."""
+    accuracy: dict[str, Number] = Field(examples=[{"labels": 70.16, "kd": 72.57}])
+    """Test accuracy in percent, by arm."""

@@ -66,29 +66,48 @@ class Configuration:
 class Space(Value):
     """What may be varied, with the budget of the search."""
 
-    description: str = ""
-    dataset: str
-    teacher: Teacher
-    assistants: Assistants = Assistants()
-    student: Student
-    arms: tuple[str, ...] = Field((), description="default: labels, kd and takd:A for each assistant A")
-    loss: Loss = Loss()
-    trials: Integer | None = Field(None, ge=1, description="configurations tried; grid: default all")
-    seeds: Integer = Field(1, ge=1, description="student seeds a configuration; its score is their mean")
-    coverage: Integer = Field(1, ge=0, description="trials every arm gets before the sampler is free")
-    sampler: Literal["tpe", "random", "grid"] = "tpe"
-    sampler_seed: Integer = 0
-    asha: Asha | None = None
-    confirm: Confirm | None = Field(Confirm(), description="null: no confirm phase, the test split is never read")
-    resources: dict[Role, Resources] = Field(default_factory=dict)
-    checkpoint_every: CheckpointEvery = CheckpointEvery(seconds=10.0)
-    max_failures: Integer = Field(3, ge=0, description="a stage whose worker dies more often has failed")
-    lanes: Integer | Literal["auto"] = Field("auto", description="stages of one shape trained at once; auto: measured")
-    allow_any_size: Flag = Field(False, description="no warning about an assistant's size")
-    published: Published | None = Field(None, description="shown beside the table of arms")
-    weights: dict[Role, dict[str, str]] = Field(
-        default_factory=dict, description="SHA-256 of the pretrained weights by model; filled in when a study starts"
-    )
+    description: str = Field("", examples=["Which assistant closes the gap on MNIST?"])
+    """What the space is for, for people."""
+    dataset: str = Field(examples=["mnist"])
+    """The name of a dataset that `takd data` lists; `mnist` ships."""
+    teacher: Teacher = Field(examples=["mlp-1200"])
+    """See teacher below; a model's name alone is its `model`."""
+    assistants: Assistants = Field(Assistants(), examples=[("mlp-200", "mlp-32")])
+    """See assistants below; a list of models alone is its `models`."""
+    student: Student = Field(examples=["mlp-8"])
+    """See student below; a model's name alone is its `model`."""
+    arms: tuple[str, ...] = Field((), examples=[("labels", "kd", "takd:mlp-200>mlp-32")])
+    """The ways to teach the student that are compared; empty: `labels`, `kd`, and `takd:A` for each assistant A."""
+    loss: Loss = Field(Loss(), examples=[{"kl_reduction": "mean"}])
+    """The loss of all that learns from soft targets, see loss below."""
+    trials: Integer | None = Field(None, ge=1, examples=[20])
+    """Configurations to try, of all arms together. Required but for `sampler: grid`, where null is the whole grid."""
+    seeds: Integer = Field(1, ge=1, examples=[8])
+    """Students of each trial, from seeds of their own; a trial is judged by their mean validation accuracy."""
+    coverage: Integer = Field(1, ge=0, examples=[5])
+    """Trials that every arm gets before the sampler is free to choose arms."""
+    sampler: Literal["tpe", "random", "grid"] = Field("tpe", examples=["grid"])
+    """Who chooses configurations: Optuna's TPE, chance, or all combinations in turn."""
+    sampler_seed: Integer = Field(0, examples=[1])
+    """The seed of the sampler."""
+    asha: Asha | None = Field(None, examples=[{"grace_epochs": 5}])
+    """Ends weak students early, see asha below; null trains all of them to their last epoch."""
+    confirm: Confirm | None = Field(Confirm(), examples=[{"seeds": 20}])
+    """The confirm phase, see confirm below; null has none, and never reads the test split."""
+    resources: dict[Role, Resources] = Field(default_factory=dict, examples=[{"teacher": {"cpu": 2}}])
+    """What a worker holds while it trains, by role, see resources below."""
+    checkpoint_every: CheckpointEvery = Field(CheckpointEvery(seconds=10.0), examples=[{"epochs": 1}])
+    """How often a stage writes a checkpoint, see checkpoint_every below."""
+    max_failures: Integer = Field(3, ge=0, examples=[0])
+    """How often a stage that trains alone may lose its worker; the next time it has failed."""
+    lanes: Integer | Literal["auto"] = Field("auto", examples=[16])
+    """How many stages of one model and recipe a worker trains side by side, 1 or more; `auto` measures it."""
+    allow_any_size: Flag = Field(False, examples=[True])
+    """No warning where an assistant is not between teacher and student in size."""
+    published: Published | None = Field(None, examples=[{"source": "a paper", "accuracy": {"kd": 72.57}}])
+    """What a paper reports, to be printed beside the table of arms, see published below."""
+    weights: dict[Role, dict[str, str]] = Field(default_factory=dict, examples=[{}])
+    """Not to be written by hand: the SHA-256 of pretrained weights by role and model, filled in when a study starts."""
 
     @model_validator(mode="before")
     @classmethod

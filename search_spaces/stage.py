@@ -72,35 +72,54 @@ def in_use(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Recipe(Value):
-    """How one model is trained. Everything here is in the key."""
+    """How one model is trained. All of it is in the stage's key."""
 
-    epochs: Integer = Field(10, ge=1)
-    batch_size: Integer = Field(256, ge=1)
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: Number = Field(1e-3, gt=0)
-    momentum: Number | None = Field(None, ge=0, lt=1, description="sgd only; 0.9 unless told")
-    weight_decay: Number = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine", "one-cycle", "step"] = "cosine"
-    milestones: tuple[Number, ...] | None = Field(None, description="step only; fractions of the run")
-    step_factor: Number | None = Field(None, gt=0, lt=1, description="step only; 0.1 unless told")
-    label_smoothing: Number | None = Field(None, ge=0, lt=1, description="of the labels it learns from; null: none")
-    dropout: Number | None = Field(None, ge=0, lt=1, description="null: as the model family has it")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of training steps; evaluation is float32")
-    examples: Integer | None = Field(None, ge=1, description="size of the transfer set; null: all")
-    examples_seed: Integer = Field(0, ge=0)
-    order_seed: Integer = Field(0, ge=0)
-    augment: Literal["crop-flip", "flip-rotate"] | None = Field(None, description="of training images, in views")
-    views: Integer | None = Field(None, ge=2, description="augment only; seeded copies of the images, 8 unless told")
-    class_weights: Literal["balanced"] | None = Field(None, description="of the loss on labels; null: all the same")
-    evaluate_every: Integer = Field(
-        1, ge=1, description="epochs between looks at the validation split; the last always"
-    )
-    select: Literal["best", "last"] = Field("last", description="the epoch kept: best by validation accuracy, or last")
-    head_epochs: Integer | None = Field(
-        None, ge=1, description="the first of the epochs, which train the new head alone"
-    )
-    finetune_from: str | None = Field(None, description="the first layer trained after head_epochs; null: all are")
-    finetune_factor: Number | None = Field(None, gt=0, description="of the rate after head_epochs; 0.1 unless told")
+    epochs: Integer = Field(10, ge=1, examples=[60])
+    """Passes over the training examples."""
+    batch_size: Integer = Field(256, ge=1, examples=[128])
+    """Examples of one training step."""
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", examples=["sgd"])
+    """What turns gradients into steps, as PyTorch has it."""
+    learning_rate: Number = Field(1e-3, gt=0, examples=[3e-3])
+    """The rate that the schedule's factor is applied to; `one-cycle` reaches it after 30 % of the run."""
+    momentum: Number | None = Field(None, ge=0, lt=1, examples=[0.9])
+    """Of `optimizer: sgd`, and only with it; null is 0.9."""
+    weight_decay: Number = Field(0.0, ge=0, examples=[5e-4])
+    """Added to the gradient (L2); decoupled from it with `optimizer: adamw`."""
+    schedule: Literal["constant", "cosine", "one-cycle", "step"] = Field("cosine", examples=["step"])
+    """How the learning rate changes during the run."""
+    milestones: tuple[Number, ...] | None = Field(None, examples=[(0.5, 0.75)])
+    """With `schedule: step` only: the fractions of the run at which the rate falls; null is 0.5 and 0.75."""
+    step_factor: Number | None = Field(None, gt=0, lt=1, examples=[0.2])
+    """With `schedule: step` only: what the rate is multiplied by at each milestone; null is 0.1."""
+    label_smoothing: Number | None = Field(None, ge=0, lt=1, examples=[0.1])
+    """The part of a label's probability that is spread over all classes; null is none."""
+    dropout: Number | None = Field(None, ge=0, lt=1, examples=[0.5])
+    """The chance that a unit is dropped, where the model has dropout; null is what its family has."""
+    precision: Literal["float32", "bfloat16"] = Field("float32", examples=["bfloat16"])
+    """Of training steps; evaluation is always float32."""
+    examples: Integer | None = Field(None, ge=1, examples=[2000])
+    """Size of the transfer set, a class-balanced part of the training images; null is all of them."""
+    examples_seed: Integer = Field(0, ge=0, examples=[1])
+    """Chooses which images are in the transfer set, where `examples` is given."""
+    order_seed: Integer = Field(0, ge=0, examples=[1])
+    """Chooses the order of the examples in every epoch."""
+    augment: Literal["crop-flip", "flip-rotate"] | None = Field(None, examples=["crop-flip"])
+    """How views change the training images: moved by up to 4 pixels and mirrored, or mirrored and turned."""
+    views: Integer | None = Field(None, ge=2, examples=[4])
+    """With `augment` only: how many seeded copies of the images there are, used in turn by epoch; null is 8."""
+    class_weights: Literal["balanced"] | None = Field(None, examples=["balanced"])
+    """`balanced` weighs the loss on labels so that all classes count the same; null weighs all examples alike."""
+    evaluate_every: Integer = Field(1, ge=1, examples=[5])
+    """Epochs between two looks at the validation images; the last epoch is always looked at."""
+    select: Literal["best", "last"] = Field("last", examples=["best"])
+    """The epoch whose weights are kept: the first with the highest validation accuracy, or the last."""
+    head_epochs: Integer | None = Field(None, ge=1, examples=[5])
+    """With `pretrained` only: how many of the epochs train the new last layer alone, before the others train too."""
+    finetune_from: str | None = Field(None, examples=["layer3"])
+    """With `head_epochs` only: the first layer that trains after them, by its name in the model; null is all layers."""
+    finetune_factor: Number | None = Field(None, gt=0, examples=[0.05])
+    """With `head_epochs` only: what the learning rate is multiplied by after them; null is 0.1."""
 
     @model_validator(mode="before")
     @classmethod
@@ -139,16 +158,24 @@ class Recipe(Value):
 
 
 class Loss(Value):
-    """The loss of a stage that learns from soft targets; see `takd.trainables.training.losses` for the formulas."""
+    """The loss of a stage that learns from soft targets; `takd.trainables.training.losses` has the formulas."""
 
-    form: Literal["convex", "additive"] = "convex"
-    kl_reduction: Literal["batchmean", "mean"] = "batchmean"
-    guidance: Literal["separate", "ensemble"] = Field("separate", description="how several upstreams are combined")
-    drop_guides: Number | None = Field(None, gt=0, lt=1, description="the chance that a batch lacks an upstream")
-    divergence: Literal["decoupled"] | None = Field(None, description="null: KL")
-    alpha: Number | None = Field(None, ge=0, description="decoupled only; 1 unless told")
-    beta: Number | None = Field(None, ge=0, description="decoupled only; 8 unless told")
-    standardize: Flag | None = Field(None, description="of logits over classes, before T; two classes keep their sign")
+    form: Literal["convex", "additive"] = Field("convex", examples=["additive"])
+    """`convex`: (1 - lambda) CE + lambda T^2 KL. `additive`: CE + lambda T^2 KL, in which lambda may exceed 1."""
+    kl_reduction: Literal["batchmean", "mean"] = Field("batchmean", examples=["mean"])
+    """`batchmean` sums the KL over classes; `mean` divides it by the number of classes as well."""
+    guidance: Literal["separate", "ensemble"] = Field("separate", examples=["ensemble"])
+    """Of several guides: the mean of the KL to each of them, or the KL to their mean."""
+    drop_guides: Number | None = Field(None, gt=0, lt=1, examples=[0.3])
+    """With `guidance: separate` only: the chance that a batch lacks a guide (Son et al. 2021); null drops none."""
+    divergence: Literal["decoupled"] | None = Field(None, examples=["decoupled"])
+    """What stands in the place of KL: `decoupled` is that of Zhao et al. 2022; null is KL."""
+    alpha: Number | None = Field(None, ge=0, examples=[1.0])
+    """With `divergence: decoupled` only: the weight of the label's class against all others; null is 1."""
+    beta: Number | None = Field(None, ge=0, examples=[8.0])
+    """With `divergence: decoupled` only: the weight of the divergence among the other classes; null is 8."""
+    standardize: Flag | None = Field(None, examples=[True])
+    """Bring logits to mean 0 and deviation 1 over classes before T (Sun et al. 2024); null and false leave them."""
 
     @model_validator(mode="before")
     @classmethod

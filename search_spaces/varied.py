@@ -23,9 +23,10 @@ class Trial(Protocol):
 
 
 class Choices(Value):
-    """`{choices: [1, 2, 4]}`"""
+    """A list of values, of which a trial has one."""
 
-    choices: tuple[Scalar, ...] = Field(min_length=1)
+    choices: tuple[Scalar, ...] = Field(min_length=1, examples=[(1, 4, 16)])
+    """The values."""
 
     def suggest(self, trial: Trial, name: str) -> Scalar:
         return trial.suggest_categorical(name, self.choices)
@@ -39,12 +40,16 @@ class Choices(Value):
 
 
 class Range(Value):
-    """`{low: 1, high: 20, log: true}`, optionally with a step."""
+    """A range of numbers, of which a trial has one."""
 
-    low: Integer | Number
-    high: Integer | Number
-    log: Flag = False
-    step: Integer | Number | None = Field(None, gt=0)
+    low: Integer | Number = Field(examples=[1])
+    """The lowest value."""
+    high: Integer | Number = Field(examples=[20])
+    """The highest value."""
+    log: Flag = Field(False, examples=[True])
+    """Draw the value evenly on a logarithmic scale; not together with `step`."""
+    step: Integer | Number | None = Field(None, gt=0, examples=[0.1])
+    """The distance between two values; `sampler: grid` needs it. Null: any value between, or any whole number."""
 
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:

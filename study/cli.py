@@ -24,8 +24,8 @@ from takd.trainables.datasets.built_in import BUILT_IN, OWN
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 WANDB_HELP = (
-    "default: online where a key is found; the project is WANDB_PROJECT, else takd, the entity WANDB_ENTITY, else "
-    "the key's"
+    "where W&B runs go (default: online where a key is found, else offline); the project is WANDB_PROJECT, else takd, "
+    "and the entity is WANDB_ENTITY, else the key's"
 )
 DATA_HELP = "check a dataset's files and convert them to Arrow; list the datasets that are converted"
 DATASETS = (*BUILT_IN, OWN)
@@ -69,40 +69,59 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--wandb", choices=("online", "offline", "disabled"), help=WANDB_HELP)
     run.add_argument("--profile", action="store_true", help="say where the time went, as a table and a picture")
     where = run.add_mutually_exclusive_group()
-    where.add_argument("--slots", type=_positive, metavar="N", help="CPU slots to use here (default: every core)")
+    where.add_argument("--slots", type=_positive, metavar="N", help="CPU cores to use here (default: all)")
     where.add_argument("--address", metavar="A", help="a running Ray cluster: auto, or HOST:PORT (default: a Ray here)")
-    _command(commands, "plan", _plan, "what would run and what it would cost; trains nothing", space=True)
-    run.add_argument("--tensorboard", action="store_true", help="TensorBoard event files in the study's folder as well")
-    status = _command(commands, "status", _status, "counts by role and state, best by arm, failures", study=True)
-    status.add_argument("--follow", action="store_true", help="until the study ends, whoever runs it (Ctrl-C leaves)")
-    dashboard = _command(commands, "dashboard", _dashboard, "Optuna's dashboard of a study, live", study=True)
-    dashboard.add_argument("--port", type=_port, default=8080, metavar="P", help="on 127.0.0.1 (default: 8080)")
-    sync = _command(commands, "sync", _sync, "upload a study's W&B runs, those that are not there yet", study=True)
+    _command(commands, "plan", _plan, "say what would run and what it would cost; trains nothing", space=True)
+    run.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files into the study's folder")
+    status = _command(
+        commands,
+        "status",
+        _status,
+        "say how far a study is: counts by role and state, best by arm, failures",
+        study=True,
+    )
+    status.add_argument(
+        "--follow",
+        action="store_true",
+        help="keep the table up to date until the study ends, whoever runs it (Ctrl-C leaves)",
+    )
+    dashboard = _command(commands, "dashboard", _dashboard, "serve Optuna's dashboard of a study, live", study=True)
+    dashboard.add_argument("--port", type=_port, default=8080, metavar="P", help="port on 127.0.0.1 (default: 8080)")
+    sync = _command(commands, "sync", _sync, "upload the W&B runs of a study that W&B does not have yet", study=True)
     sync.add_argument("--report", action="store_true", help="create a W&B report of the study (needs WANDB_ENTITY)")
-    _command(commands, "watch", _watch, "a study's W&B runs in W&B's own terminal view", study=True)
+    _command(commands, "watch", _watch, "show a study's W&B runs in W&B's own terminal view", study=True)
     _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
     _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables", study=True)
-    compare = _command(commands, "compare", _compare, "studies side by side")
-    compare.add_argument("names", nargs="+", metavar="NAME", help="of the studies, two or more")
+    compare = _command(commands, "compare", _compare, "show studies side by side")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="names of two or more studies")
     export = _command(
-        commands, "export", _export, "the best student as files that need no takd, with a model card", study=True
+        commands, "export", _export, "write the best student as files that need no takd, with a model card", study=True
     )
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
-    export.add_argument("--arm", metavar="A", help="of this arm (default: of all)")
+    export.add_argument("--arm", metavar="A", help="only students of this arm (default: of all arms)")
     export.add_argument("--metric", choices=METRICS, default="accuracy", help="what is best (default: accuracy)")
-    export.add_argument("--max-params", type=_positive, metavar="N", help="of at most so many parameters")
-    export.add_argument("--max-latency", type=_milliseconds, metavar="MS", help="of one image here, by one thread")
-    export.add_argument("--top", type=_positive, default=1, metavar="K", help="the best K settings, in DIR/1 to DIR/K")
-    export.add_argument("--int8", action="store_true", help="an int8 ONNX file as well")
-    export.add_argument("--with-preprocessing", action="store_true", help="files take raw pixels, give probabilities")
+    export.add_argument("--max-params", type=_positive, metavar="N", help="only students of at most N parameters")
+    export.add_argument(
+        "--max-latency",
+        type=_milliseconds,
+        metavar="MS",
+        help="only students that take at most MS milliseconds an image here, in one thread",
+    )
+    export.add_argument(
+        "--top", type=_positive, default=1, metavar="K", help="the best K configurations, in DIR/1 to DIR/K"
+    )
+    export.add_argument("--int8", action="store_true", help="write an int8 ONNX file too")
+    export.add_argument(
+        "--with-preprocessing", action="store_true", help="make files that take raw pixels and give probabilities"
+    )
     export.add_argument("--force", action="store_true", help="replace an export that is there")
     verify = _command(
         commands, "verify", _verify, "check an export's digests, and measure it on test again", root=False
     )
-    verify.add_argument("folder", type=Path, metavar="DIR", help="that takd export wrote")
-    predict = _command(commands, "predict", _predict, "the classes of images, by an export", root=False)
-    predict.add_argument("folder", type=Path, metavar="DIR", help="that takd export wrote")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a file that Pillow reads")
+    verify.add_argument("folder", type=Path, metavar="DIR", help="folder that takd export wrote")
+    predict = _command(commands, "predict", _predict, "name the classes of images, by an export", root=False)
+    predict.add_argument("folder", type=Path, metavar="DIR", help="folder that takd export wrote")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image file that Pillow reads")
     data = commands.add_parser("data", help=DATA_HELP, description=DATA_HELP, allow_abbrev=False)
     data.add_argument(
         "dataset",
@@ -120,7 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--name", metavar="NAME", help="images only: what spaces call them (default: the folder's name)")
     data.add_argument(
-        "--validation", type=_positive, metavar="N", help="images only: held out of train (default: a tenth)"
+        "--validation",
+        type=_positive,
+        metavar="N",
+        help="images only: how many are held out of train (default: a tenth)",
     )
     data.add_argument("--download", action="store_true", help="cifar10, cifar100: fetch the archive into DIR first")
     data.add_argument("--debug", action="store_true", help=DEBUG_HELP)
@@ -141,17 +163,25 @@ def _command(
     command.set_defaults(command=function)
     if space:
         command.add_argument("space", metavar="SPACE", help=f"a preset ({', '.join(presets())}) or a YAML file")
-        command.add_argument("--name", metavar="N", help="of the study (default: the space's)")
+        command.add_argument("--name", metavar="N", help="name of the study (default: the space's)")
         command.add_argument(
             "--trials", type=_positive, metavar="N", help="configurations to try, in place of the space's"
         )
-        command.add_argument("--lanes", metavar="L", help="auto, or how many stages of one shape train at once")
         command.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE", help="override, such as student.temperature=4"
+            "--lanes",
+            metavar="L",
+            help="how many stages of one model and recipe a worker trains side by side: auto (measured), or a number",
+        )
+        command.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
+            help="replace one key of the space, such as student.temperature=4",
         )
     command.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     if study:
-        command.add_argument("name", metavar="NAME", help="of the study")
+        command.add_argument("name", metavar="NAME", help="name of the study")
     if not root:
         return command
     command.add_argument(

@@ -50,7 +50,7 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     console.print(f"arms: {arms}")
     console.print(
         f"{space.budget} trials x {space.seeds} seeds by {space.sampler}, {len(space.guaranteed())} of them guaranteed"
-        + (f"; {asked} already proposed" if asked else "")
+        + (f"; {asked} already started" if asked else "")
         + (f"; then every arm from {space.confirm.seeds} fresh seeds" if space.confirm else ""),
     )
     table = Table(box=None, padding=(0, 2, 0, 0))

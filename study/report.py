@@ -10,12 +10,12 @@ from takd.analysis.arms import accuracy_table, published_table, studies_table, t
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
-from takd.analysis.tables import SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
+from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
 from takd.search_spaces import InputError
 from takd.study.folder import FIGURE, StudyFolder, check_name
 from takd.trainables.store.storage import open_storage
 
-TEXT_COLUMNS = ("arm", "paper", "best setting")
+TEXT_COLUMNS = ("arm", "paper", "best configuration")
 
 
 def write_figure(folder: StudyFolder) -> None:
@@ -34,7 +34,7 @@ def print_arms(folder: StudyFolder, console: Console) -> None:
         console.print(f"study {folder.name}: no student has ended yet")
         return
     console.print(_rich(accuracy_table(trials), f"study {folder.name}"))
-    console.print("In brackets: 95 % intervals over seeds; over kd is paired by seed, in percentage points.")
+    console.print(ARMS_NOTE)
     console.print(note(trials))
     for sentence in finding(trials):
         console.print(sentence)

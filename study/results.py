@@ -28,7 +28,7 @@ TRIALS = pa.schema(
         ("configuration", pa.string()),  # arm and varied hyperparameters; several trials may repeat one
         ("arm", pa.string()),
         ("path", pa.string()),
-        ("path_seed", pa.int32()),  # the student's: with `trial` it names the path use
+        ("path_seed", pa.int32()),  # the student's: with `trial` it names the path
         ("role", pa.string()),
         ("model", pa.string()),
         ("parameters", pa.int64()),
@@ -60,7 +60,7 @@ TRIALS = pa.schema(
         ("process", pa.int64()),  # likewise, its id there
         ("lanes", pa.int32()),  # stages that it trained side by side
         ("finished_at", pa.timestamp("s", tz="UTC")),
-        ("cached", pa.bool_()),  # this path use found the artifact there
+        ("cached", pa.bool_()),  # this path found the artifact there
         ("error", pa.string()),
     ]
 )

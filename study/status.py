@@ -70,7 +70,7 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
     states = Counter(trial.state.name.lower() for trial in search.proposed())
     proposed = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
     lines = [
-        f"study {search.study.study_name}: {search.asked} of {search.space.budget} trials proposed ({proposed})"
+        f"study {search.study.study_name}: {search.asked} of {search.space.budget} trials started ({proposed})"
         + (f", about {clock(left)} left" if left else "")
     ]
     done = students(trials)

@@ -311,7 +311,7 @@ def test_plan_says_what_is_cached_and_leaves_the_study_as_it_was(takd, root, spa
     assert row(called.out, "teacher", "mlp-64")[2:4] == ["1", "1"]
     assert row(called.out, "assistant", "mlp-16")[2:4] == ["1", "1"]
     assert row(called.out, "student", "mlp-4")[2:4] == ["4", "0"]
-    assert "6 already proposed" in called.out
+    assert "6 already started" in called.out
     assert tree(root) == before
 
 
@@ -347,7 +347,7 @@ def test_allow_any_size_silences_the_warnings(takd, space_file):
 def test_status_counts_stages_by_role_and_state(takd, root):
     called = takd("status", "tiny", "--root", root)
     assert (called.code, called.err) == (0, "")
-    assert "6 of 6 trials proposed (6 complete)" in called.out
+    assert "6 of 6 trials started (6 complete)" in called.out
     assert row(called.out, "role")[1] == "done"
     assert [int(row(called.out, role)[1]) for role in ("teacher", "assistant", "student")] == [1, 1, 12]
 
@@ -388,7 +388,7 @@ def test_lines_for_programs_are_not_folded(takd, root):
     """No terminal and no COLUMNS: a note or a path of any length stays on its line."""
     out = takd("results", "tiny", "--root", root).out
     [note] = [line for line in out.splitlines() if line.startswith("These are validation numbers")]
-    assert note.rstrip().endswith("They rank; they don't prove.")
+    assert note.rstrip().endswith("they cannot prove that a difference is real.")
 
 
 @pytest.mark.parametrize("name", ["runs [old]", "[bold]runs"])

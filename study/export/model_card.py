@@ -345,7 +345,7 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
     yield _item(f"On average it is {abs(off):.1f} points too {'sure' if off > 0 else 'unsure'} of what it says.")
     if card["chosen_by"]["split"] == "test":
         yield _item(
-            "Its configuration was chosen by test results of all, which flatter the one that is chosen a little."
+            "Its configuration was chosen by the test results of all configurations, so its own are a little too good."
         )
     else:
         yield _item("Its configuration was chosen by the search's validation results: the study has no confirm phase.")

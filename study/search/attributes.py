@@ -1,4 +1,4 @@
-"""What an Optuna trial says of its proposal in the field's words, for Optuna's dashboard."""
+"""What an Optuna trial says of its configuration and paths in the field's words, for Optuna's dashboard."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -13,7 +13,7 @@ from takd.study.search.optimization import open_optuna, open_search
 
 HOST = "127.0.0.1"
 LEASE = " (lease)"  # how the names of lease studies end
-NOTE = """An Optuna trial is a *proposal*: one configuration of an arm, with a path for each of its student seeds.
+NOTE = """A trial is one configuration: an arm with its hyperparameters chosen. It has a path for each student seed.
 
 | attribute | meaning |
 |---|---|
@@ -23,8 +23,8 @@ NOTE = """An Optuna trial is a *proposal*: one configuration of an arm, with a p
 | `stages` | role, model and the start of the key of every stage; artifacts are named by the whole key |
 | `students`, `path_seconds` | validation accuracy in percent by seed; training seconds of all stages of the paths |
 
-The objective is the **mean validation accuracy** of the students. These are numbers of the search: they rank, they
-don't prove.
+The objective is the **mean validation accuracy** of the students. These are numbers of the search: they can rank
+configurations, but they cannot prove that a difference is real.
 """
 
 

@@ -46,7 +46,7 @@ def build_report(folder: StudyFolder, entity: str) -> Any:
         project=project(),
         entity=entity,
         title=f"takd study {folder.name}",
-        description="Validation numbers of the search: they rank, they don't prove.",
+        description="Validation numbers of the search: they can rank the arms, but prove no difference.",
         blocks=[wr.H1("Students"), wr.PanelGrid(runsets=[students], panels=panels)],
     )
 

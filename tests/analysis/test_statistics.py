@@ -129,8 +129,8 @@ def test_seeds_pair_and_those_of_one_arm_alone_are_left_out():
         ([0.2, 0.22, 0.19, 0.21, 0.23], "takd:a beats kd by 0.21 points, 95 % CI 0.19 to 0.23"),
         ([-0.2, -0.22, -0.19, -0.21, -0.23], "takd:a loses to kd by 0.21 points, 95 % CI 0.19 to 0.23"),
         ([0.1, -0.1, 0.05, -0.02, 0.01], "no difference found between takd:a and kd at 5 seeds (+0.01, 95 % CI -0"),
-        ([0.1, -0.1, 0.05, -0.02, 0.01], "; 7 would be needed to see 0.1 points"),
-        ([90.0, -90.0, 0.0], "more than 1,000 would be needed"),
+        ([0.1, -0.1, 0.05, -0.02, 0.01], "; 7 seeds would be needed to see a difference of 0.1 points"),
+        ([90.0, -90.0, 0.0], "more than 1,000 seeds would be needed"),
         ([0.4], "takd:a against kd: +0.40 points at one seed: nothing can be said"),
         ([0.4, 0.4], "at 2 seeds whose differences are all the same: nothing can be said"),
         ([], "takd:a and kd have no seed in common: nothing can be said"),
@@ -146,7 +146,7 @@ def test_a_difference_that_the_correction_takes_away_is_called_luck():
     row = {"arm": "takd:a", "reference": "kd", "seeds": 5, "difference": 0.2, "low": 0.01, "high": 0.39, "p_holm": 0.09}
     assert verdict(row, 7) == (
         "takd:a is 0.20 points ahead of kd, 95 % CI 0.01 to 0.39, but that may be luck: "
-        "7 comparisons were made (p = 0.09 after Holm)"
+        "7 comparisons were made (p = 0.09 after Holm's correction)"
     )
 
 

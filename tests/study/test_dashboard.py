@@ -132,7 +132,7 @@ def test_follow_shows_a_study_of_another_process_until_it_ends(served, tmp_path)
         [TAKD, "status", "tiny", "--root", str(root), "--follow"], capture_output=True, text=True, timeout=240
     )
     assert (follow.returncode, follow.stderr) == (0, "")
-    blocks = re.findall(rf"study tiny: (\d+) of {TRIALS} trials proposed", follow.stdout)
+    blocks = re.findall(rf"study tiny: (\d+) of {TRIALS} trials started", follow.stdout)
     assert blocks[-1] == str(TRIALS)
     assert blocks == sorted(blocks, key=int)
     assert "\x1b" not in follow.stdout

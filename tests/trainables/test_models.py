@@ -26,7 +26,7 @@ def test_an_mlp_has_two_hidden_layers_of_its_size():
     assert [(layer.in_features, layer.out_features) for layer in layers] == [(784, 30), (30, 30), (30, 10)]
 
 
-def test_the_cnn_is_the_courses_teacher():
+def test_the_cnn_has_two_convolutions_and_pools_of_stride_1_and_2():
     names = [type(module).__name__ for module in build("cnn", MNIST, 10)]
     assert " ".join(names) == "Conv2d ReLU MaxPool2d Conv2d ReLU MaxPool2d Dropout Flatten Linear ReLU Dropout Linear"
     pools = [module for module in build("cnn", MNIST, 10) if isinstance(module, nn.MaxPool2d)]

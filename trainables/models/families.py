@@ -51,7 +51,7 @@ def _mlp(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn
 
 
 def _cnn(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:
-    """The course's teacher: 3x3 convolutions without padding, the first max-pool with stride 1."""
+    """A teacher for MNIST: 3x3 convolutions without padding, the first max-pool with stride 1."""
     channels, height, width = image_shape
     flat = 64 * ((height - 5) // 2) * ((width - 5) // 2)
     return nn.Sequential(
