@@ -9,10 +9,17 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from conftest import tiny_space
 
+from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.search.graph import Group
+from takd.study.run import find_artifact
+from takd.study.search.graph import Group, StageGraph
+from takd.study.search.optimization import create_search
+from takd.study.search.scheduling import PathSearcher
 from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers
+from takd.study.stopping import Stop
+from takd.study.tracking.observers import Observers
 
 STUDENT, TEACHER, QUARTER = Need(1, 0), Need(2, 0), Need(1, 0.25)
 
@@ -84,6 +91,94 @@ def test_use_is_counted_from_the_first_stage_on():
     use.note(30.0, part=0.5, ready=False)
     use.note(40.0, part=0.0, ready=False)
     assert (use.seconds, use.busy, use.unused) == (30.0, 5.0 + 10.0 + 5.0, 5.0)
+
+
+class Actor:
+    """In the place of Ray's handle of a worker: remembers what it was assigned."""
+
+    def __init__(self) -> None:
+        self.given: list[dict[str, Any]] = []
+        self.assign = self  # `assign.remote`
+
+    def remote(self, given: dict[str, Any]) -> None:
+        self.given.append(given)
+
+
+NOTHING: dict[str, Any] = {"stages": [], "width": None, "idle": True}
+
+
+@pytest.fixture
+def searcher(ray_slots: int, tmp_path: Path) -> PathSearcher:
+    """Of a study whose teacher needs two CPUs, on whatever nodes a test says."""
+    folder = study_folder(str(tmp_path), "tiny")
+    space = tiny_space(lanes=1, resources={"teacher": {"cpu": 2}}, sampler="random")
+    dataset, _ = check_space(space, "space tiny")
+    folder.prepare()
+    graph = StageGraph(find_artifact(folder.artifacts))
+    made = PathSearcher(create_search(folder, space, dataset.fingerprint), graph, folder.root, Observers([]), Stop())
+    made.looked = float("inf")  # not at Ray's own nodes
+    while proposal := made.search.ask():  # all arms at once
+        graph.add(proposal)
+    return made
+
+
+def started(searcher: PathSearcher, name: str, node: str) -> Actor:
+    """A worker that Tune was asked to start and that has reported."""
+    assert isinstance(searcher.suggest(name), dict)
+    actor = Actor()
+    assert not searcher.report(name, NOTHING | {"node": node, "actor": actor})
+    return actor
+
+
+def ends(searcher: PathSearcher, name: str) -> bool:
+    """What a worker trains fails; whether the worker goes."""
+    batch = searcher.workers.living[name].batch
+    assert batch
+    states = [{"key": key, "state": "failed", "reason": "told to", "epochs": []} for key in batch.keys]
+    return searcher.report(name, NOTHING | {"stages": states})
+
+
+def roles(actor: Actor) -> list[str]:
+    return [stage["role"] for given in actor.given for stage in given["stages"]]
+
+
+def test_workers_make_room_on_one_node_for_what_comes_first(searcher):
+    """No node has the two CPUs of the teacher. When one gets them, its worker goes, and the other's goes on."""
+    searcher.workers.nodes = {"a": Need(1, 0), "b": Need(1, 0)}
+    on_a, on_b = started(searcher, "1", "a"), started(searcher, "2", "b")
+    assert searcher.suggest("3") is None
+    assert roles(on_a) == roles(on_b) == ["student"]
+    searcher.workers.nodes = {"a": Need(2, 0), "b": Need(1, 0)}
+    assert searcher.suggest("3") is None  # no second student on what is kept for the teacher
+    assert not ends(searcher, "2")
+    assert roles(on_b) == ["student"] * 2
+    assert ends(searcher, "1")
+    teacher = started(searcher, "3", "a")
+    assert roles(teacher) == ["teacher"]
+
+
+def test_a_worker_with_nothing_to_train_is_kept_for_a_while(searcher, monkeypatch):
+    searcher.workers.nodes = {"a": Need(2, 0)}
+    assert roles(started(searcher, "1", "a")) == ["teacher"]
+    searcher.workers.nodes = {"a": Need(3, 0)}
+    students = started(searcher, "2", "a")
+    while searcher.workers.living["2"].batch:  # those on labels alone, then others wait for the teacher
+        assert not ends(searcher, "2")
+    assert set(roles(students)) == {"student"}
+    assert not searcher.report("2", NOTHING)
+    monkeypatch.setattr("takd.study.search.scheduling.KEPT_SECONDS", 0.0)
+    assert searcher.report("2", NOTHING)
+    assert list(searcher.workers.living) == ["1"]
+
+
+def test_a_study_no_worker_of_which_starts_stops_and_says_why(searcher):
+    searcher.workers.nodes = {"a": Need(2, 0)}
+    for number in range(searcher.search.space.max_failures + 1):
+        assert not searcher.stop.requested
+        assert isinstance(searcher.suggest(str(number)), dict)
+        searcher.worker_failed(str(number), "ImportError: no torch here")
+    assert searcher.stop.reason == "no worker starts: ImportError: no torch here"
+    assert searcher.graph.counts["teacher"]["failed"] == 0  # it is none of its fault
 
 
 def shares(rows: pd.DataFrame) -> list[float]:
