@@ -18,7 +18,8 @@ from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.families import build
 from takd.trainables.models.pretrained import restore
 from takd.trainables.store.artifacts import WEIGHTS
-from takd.trainables.training.loop import Pixels, form_of, measure, predict
+from takd.trainables.training.loop import Pixels, form_of, predict
+from takd.trainables.training.losses import measure
 from takd.trainables.width import widest
 
 

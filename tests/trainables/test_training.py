@@ -12,7 +12,6 @@ from takd.search_spaces import Loss, Stage
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
 from takd.trainables.training.loop import (
-    SCHEDULES,
     Checkpoint,
     Pixels,
     StageTraining,
@@ -20,6 +19,7 @@ from takd.trainables.training.loop import (
     train,
 )
 from takd.trainables.training.losses import soften
+from takd.trainables.training.schedules import SCHEDULES
 
 MNIST = load("mnist")
 

@@ -35,7 +35,8 @@ from takd.trainables.models.pretrained import (
 )
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.store.storage import sha256
-from takd.trainables.training.loop import Checkpoint, StageTraining, evaluation_batch, rate_factor, train
+from takd.trainables.training.loop import Checkpoint, StageTraining, evaluation_batch, train
+from takd.trainables.training.schedules import rate_factor
 from takd.trainables.training.transfer import find_head, train_from
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

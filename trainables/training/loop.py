@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,13 +12,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import Recipe, Stage
+from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import Dataset, transfer_set
 from takd.trainables.models.families import build, family_of, normalises_batches
 from takd.trainables.models.pretrained import Pretrained, start_from
 from takd.trainables.training.lanes import Alone, LaneModel, LaneOptimizer, Stacked
-from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
-from takd.trainables.training.transfer import Features, cache_features, find_head, part_of, train_from
+from takd.trainables.training.losses import SoftTargets, distillation, labels_only, measure, soften
+from takd.trainables.training.schedules import rate_factor
+from takd.trainables.training.transfer import Features, cache_features, find_head, train_from
 from takd.trainables.training.views import View, view
 
 EVALUATION_BATCH = 1000  # images, and fewer where they are large:
@@ -27,25 +28,6 @@ CHECKPOINT_FORMAT = 1
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 ByView = Sequence[Logits]
-
-# What the learning rate is multiplied by, by the fraction of the run that is done (0 at the first step).
-SCHEDULES: dict[str, Callable[[float, Recipe], float]] = {
-    "constant": lambda done, recipe: 1.0,
-    "cosine": lambda done, recipe: (1 + math.cos(math.pi * done)) / 2,
-    # Smith 2018 as torch's OneCycleLR draws it: up from 1/25 over 30 % of the run, then down to nothing.
-    "one-cycle": lambda done, recipe: (
-        1 - (24 / 25) * (1 + math.cos(math.pi * done / 0.3)) / 2
-        if done < 0.3
-        else (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
-    ),
-    "step": lambda done, recipe: (recipe.step_factor or 1) ** sum(done >= mark for mark in recipe.milestones or ()),
-}
-
-
-def rate_factor(recipe: Recipe, at: float) -> float:
-    """What the learning rate is multiplied by, `at` so many epochs from the start."""
-    part = part_of(recipe, math.floor(at))
-    return part.factor * SCHEDULES[recipe.schedule]((at - part.start) / part.epochs, recipe)
 
 
 @dataclass(frozen=True)
@@ -134,13 +116,6 @@ def predict(model: LaneModel, pixels: Pixels | Tensor) -> Tensor:
     model.eval()
     size = evaluation_batch(pixels[slice(0, 1)].shape[1:])
     return torch.cat([model(pixels[slice(start, start + size)]) for start in range(0, len(pixels), size)], dim=2)
-
-
-def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:
-    """Cross-entropy, and accuracy as a fraction, of logits `[lanes, classes, n]`, one pair a lane."""
-    losses = labels_only(logits, labels)
-    right = (logits.max(dim=1).indices == labels).sum(dim=1)  # a fifth of the time of argmax; the first of equals too
-    return [(loss, count / len(labels)) for loss, count in zip(losses.tolist(), right.tolist(), strict=True)]
 
 
 class StageTraining:
