@@ -198,20 +198,18 @@ def measure_epoch() -> None:
     )
     logits = np.zeros((len(dataset.train.labels), 10), np.float32)
     cached = StageTraining([student], dataset, [[[logits]]])
-    teaching = cached.teaching
+    inputs, teaching = cached.inputs, cached.teaching
     assert isinstance(teaching, SoftTeaching)
     cached.run_epoch()
     with_cache = seconds_of(cached.run_epoch)
-    order = torch.arange(len(cached.inputs.labels)).split(cached.recipe.batch_size)
-    print(
-        f"epoch: mlp-784, {len(cached.inputs.labels):,} images, 2 threads: {with_cache:.2f} s with cached soft targets"
-    )
+    order = torch.arange(len(inputs.labels)).split(cached.recipe.batch_size)
+    print(f"epoch: mlp-784, {len(inputs.labels):,} images, 2 threads: {with_cache:.2f} s with cached soft targets")
     for words, memory_format in (("as torch has it", torch.contiguous_format), ("channels-last", torch.channels_last)):
         module = build("cnn", dataset.image_shape, 10).eval().to(memory_format=memory_format)
 
         def loop(module: torch.nn.Module = module, memory_format: torch.memory_format = memory_format) -> None:
             for batch in order[:LOOP_STEPS]:
-                images = cached.inputs.images[batch]
+                images = inputs.images[batch]
                 with torch.no_grad():
                     upstream = module(images.contiguous(memory_format=memory_format))
                 targets = soften(upstream[None], 4.0, Loss())
@@ -339,15 +337,14 @@ def measure_head() -> None:
 
 def plain_loop(cached: StageTraining) -> None:
     """What a user writes first: torchvision's tensors by a DataLoader, the teacher's forward pass, KLDivLoss, Adam."""
+    inputs = cached.inputs
 
     class Digits(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         def __len__(self) -> int:
-            return len(cached.inputs.labels)
+            return len(inputs.labels)
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return (cached.inputs.images.images[index].float() / 255 - 0.1307) / 0.3081, int(
-                cached.inputs.labels[index]
-            )
+            return (inputs.images.images[index].float() / 255 - 0.1307) / 0.3081, int(inputs.labels[index])
 
     teacher, student = build("cnn", (1, 28, 28), 10).eval(), build("mlp-784", (1, 28, 28), 10)
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
