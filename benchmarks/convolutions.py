@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from takd.trainables.models.families import build
-from takd.trainables.training.loop import form_of
+from takd.trainables.training.lanes import form_of
 
 BATCH, CLASSES, STEPS = 128, 10, 3
 

@@ -46,6 +46,7 @@ from takd.trainables.models.families import build
 from takd.trainables.models.pretrained import Pretrained, without_head
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.losses import soften
+from takd.trainables.training.teaching import SoftTeaching
 
 PARTS = ("trial", "memory", "slots", "epoch", "teacher", "step", "head")
 TRIALS, PLAIN_TRIALS = 100, 6
@@ -197,21 +198,23 @@ def measure_epoch() -> None:
     )
     logits = np.zeros((len(dataset.train.labels), 10), np.float32)
     cached = StageTraining([student], dataset, [[[logits]]])
+    inputs, teaching = cached.inputs, cached.teaching
+    assert isinstance(teaching, SoftTeaching)
     cached.run_epoch()
     with_cache = seconds_of(cached.run_epoch)
-    order = torch.arange(len(cached.labels)).split(cached.recipe.batch_size)
-    print(f"epoch: mlp-784, {len(cached.labels):,} images, 2 threads: {with_cache:.2f} s with cached soft targets")
+    order = torch.arange(len(inputs.labels)).split(cached.recipe.batch_size)
+    print(f"epoch: mlp-784, {len(inputs.labels):,} images, 2 threads: {with_cache:.2f} s with cached soft targets")
     for words, memory_format in (("as torch has it", torch.contiguous_format), ("channels-last", torch.channels_last)):
         module = build("cnn", dataset.image_shape, 10).eval().to(memory_format=memory_format)
 
         def loop(module: torch.nn.Module = module, memory_format: torch.memory_format = memory_format) -> None:
             for batch in order[:LOOP_STEPS]:
-                images = cached.images[batch]
+                images = inputs.images[batch]
                 with torch.no_grad():
                     upstream = module(images.contiguous(memory_format=memory_format))
                 targets = soften(upstream[None], 4.0, Loss())
-                cached.probabilities[batch, 0] = targets.probabilities
-                cached.negative_entropy[batch, 0] = targets.negative_entropy
+                teaching.probabilities[batch, 0] = targets.probabilities
+                teaching.negative_entropy[batch, 0] = targets.negative_entropy
                 cached.train_step(batch, factor=1.0)
 
         loop()
@@ -235,8 +238,8 @@ def measure_teacher() -> None:
     recipe = Recipe(precision="bfloat16", evaluate_every=10**9)
     stage = Stage(role="teacher", dataset=dataset.fingerprint, model="cnn", recipe=recipe, seed=0)
     training = StageTraining([stage], dataset, [[]])
-    training.model.train()
-    batches = torch.arange(len(training.labels)).split(recipe.batch_size)
+    training.taught.train(0)
+    batches = torch.arange(len(training.inputs.labels)).split(recipe.batch_size)
     layers = build("cnn", dataset.image_shape, 10).children()
     plain_layers = [torch.nn.Dropout(1 - each.keep) if isinstance(each, Dropout) else each for each in layers]
     module = torch.nn.Sequential(*plain_layers).train()
@@ -244,8 +247,8 @@ def measure_teacher() -> None:
 
     def plain() -> None:
         for batch in batches[:LOOP_STEPS]:
-            images = (training.images.images[batch].float() / 255 - 0.1307) / 0.3081
-            loss = torch.nn.functional.cross_entropy(module(images), training.labels[batch])
+            images = (training.inputs.images.images[batch].float() / 255 - 0.1307) / 0.3081
+            loss = torch.nn.functional.cross_entropy(module(images), training.inputs.labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -278,7 +281,7 @@ def measure_step() -> None:
     dataset, recipe = generated((3, 32, 32), 2560), Recipe(batch_size=128, evaluate_every=10**9, epochs=10**6)
     stage = Stage(role="student", dataset=dataset.fingerprint, model="resnet-8", recipe=recipe, seed=0)
     training = StageTraining([stage], dataset, [[]])
-    training.model.train()
+    training.taught.train(0)
     batches = torch.arange(2560).split(128)
     images = (dataset.train.images.float() / 255 - 0.5) / 0.25
     module = build("resnet-8", (3, 32, 32), 10).train()
@@ -315,8 +318,8 @@ def measure_head() -> None:
 
     def train(cached: bool) -> float:
         training = StageTraining([stage], dataset, [[]], pretrained=start)
-        if training.head and not cached:
-            training.head = replace(training.head, whole=False)
+        if training.taught.head and not cached:
+            training.taught.head = replace(training.taught.head, whole=False)
 
         def epochs() -> None:
             while not training.done:
@@ -334,13 +337,14 @@ def measure_head() -> None:
 
 def plain_loop(cached: StageTraining) -> None:
     """What a user writes first: torchvision's tensors by a DataLoader, the teacher's forward pass, KLDivLoss, Adam."""
+    inputs = cached.inputs
 
     class Digits(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
         def __len__(self) -> int:
-            return len(cached.labels)
+            return len(inputs.labels)
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return (cached.images.images[index].float() / 255 - 0.1307) / 0.3081, int(cached.labels[index])
+            return (inputs.images.images[index].float() / 255 - 0.1307) / 0.3081, int(inputs.labels[index])
 
     teacher, student = build("cnn", (1, 28, 28), 10).eval(), build("mlp-784", (1, 28, 28), 10)
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)

@@ -18,7 +18,9 @@ from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.families import build
 from takd.trainables.models.pretrained import restore
 from takd.trainables.store.artifacts import WEIGHTS
-from takd.trainables.training.loop import Pixels, form_of, measure, predict
+from takd.trainables.training.inputs import Pixels, predict
+from takd.trainables.training.lanes import form_of
+from takd.trainables.training.losses import measure
 from takd.trainables.width import widest
 
 

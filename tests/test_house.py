@@ -266,8 +266,8 @@ def test_what_a_space_may_ask_for_is_what_there_is():
     from takd.search_spaces import Loss, Recipe, Space
     from takd.study.search.optimization import SAMPLERS
     from takd.trainables.training.lanes import OPTIMIZERS
-    from takd.trainables.training.loop import SCHEDULES
     from takd.trainables.training.losses import DIVERGENCES, FORMS
+    from takd.trainables.training.schedules import SCHEDULES
     from takd.trainables.training.views import AUGMENTATIONS
 
     tables = [

@@ -20,7 +20,10 @@ from takd.trainables.datasets.dataset import load_for
 from takd.trainables.models.families import library_of, size_of
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
-from takd.trainables.training.loop import ByView, Checkpoint, Lane, StageTraining, Trained
+from takd.trainables.training.checkpoint import Checkpoint
+from takd.trainables.training.lanes import Lane
+from takd.trainables.training.loop import StageTraining, Trained
+from takd.trainables.training.teaching import ByView
 from takd.trainables.width import best_width, widest
 
 # Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.

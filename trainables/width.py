@@ -37,20 +37,21 @@ def best_width(stages: Sequence[Stage], start: Callable[[Sequence[Stage]], Stage
         if rate < WORTH * best_rate:
             return best
         best, best_rate = width, rate
-        if _memory_for(training, factor=4) > _memory_there_is(training.device):
+        if _memory_for(training, factor=4) > _memory_there_is(training.inputs.device):
             return best
     return WIDEST if best >= WIDTHS[-2] else None
 
 
 def _step_seconds(training: StageTraining) -> float:
     """The shortest of a few steps: what else the machine does only adds."""
-    batch = torch.arange(min(training.recipe.batch_size, len(training.labels)), device=training.device)
+    device, examples = training.inputs.device, len(training.inputs.labels)
+    batch = torch.arange(min(training.recipe.batch_size, examples), device=device)
     seconds = []
     for _ in range(WARM_UP + STEPS):
         started = time.perf_counter()
         training.train_step(batch, factor=1.0)
-        if training.device.type == "cuda":
-            torch.cuda.synchronize(training.device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - started)
     return min(seconds[WARM_UP:])
 
@@ -58,10 +59,11 @@ def _step_seconds(training: StageTraining) -> float:
 def _memory_for(training: StageTraining, factor: int) -> float:
     """Bytes that `factor` times as many lanes take: on CUDA as measured, else weights and their gradients and states,
     kept copies, soft targets of the transfer set."""
-    if training.device.type == "cuda":
-        return factor * torch.cuda.max_memory_allocated(training.device)
-    weights = sum(weight.numel() for weight in training.model.parameters())
-    targets = len(training.labels) * (1 + len(training.dataset.classes)) * len(training.running)
+    inputs = training.inputs
+    if inputs.device.type == "cuda":
+        return factor * torch.cuda.max_memory_allocated(inputs.device)
+    weights = sum(weight.numel() for weight in training.taught.model.parameters())
+    targets = len(inputs.labels) * (1 + len(inputs.dataset.classes)) * len(training.running)
     return factor * 4.0 * (6 * weights + 2 * targets)
 
 

@@ -16,7 +16,7 @@ from takd.study.export.onnx_file import Array, OnnxModel
 from takd.study.export.torch_files import pt2_model
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.store.storage import sha256
-from takd.trainables.training.loop import evaluation_batch
+from takd.trainables.training.inputs import evaluation_batch
 
 FORMAT = 1
 Size = Annotated[int, Field(ge=1, le=100_000)]

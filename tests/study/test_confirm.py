@@ -23,7 +23,8 @@ from takd.study.search.optimization import open_search
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
 from takd.trainables.store.artifacts import WEIGHTS
-from takd.trainables.training.loop import Pixels, train
+from takd.trainables.training.inputs import Pixels
+from takd.trainables.training.loop import train
 
 
 @pytest.fixture(scope="module")

@@ -169,9 +169,9 @@ class Simulated:
 
     def __init__(self, width: int, seconds: float) -> None:
         self.seconds, self.running = seconds, [None] * width
-        self.recipe, self.labels = SimpleNamespace(batch_size=4), torch.zeros(4)
-        self.dataset, self.device = MNIST, torch.device("cpu")
-        self.model = torch.nn.Linear(1, 1)
+        self.recipe = SimpleNamespace(batch_size=4)
+        self.inputs = SimpleNamespace(labels=torch.zeros(4), dataset=MNIST, device=torch.device("cpu"))
+        self.taught = SimpleNamespace(model=torch.nn.Linear(1, 1))
 
     def train_step(self, batch: torch.Tensor, factor: float) -> None:
         time.sleep(self.seconds)

@@ -11,15 +11,12 @@ from torch import Tensor
 from takd.search_spaces import Loss, Stage
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
-from takd.trainables.training.loop import (
-    SCHEDULES,
-    Checkpoint,
-    Pixels,
-    StageTraining,
-    TrainingError,
-    train,
-)
+from takd.trainables.training.checkpoint import Checkpoint
+from takd.trainables.training.inputs import Pixels
+from takd.trainables.training.loop import StageTraining, TrainingError, train
 from takd.trainables.training.losses import soften
+from takd.trainables.training.schedules import SCHEDULES
+from takd.trainables.training.teaching import SoftTeaching
 
 MNIST = load("mnist")
 
@@ -55,26 +52,26 @@ def teacher():
     return trained
 
 
-class TeacherInTheLoop(StageTraining):
-    """Computes the soft targets of every batch from the teacher itself, as a plain loop does."""
+def test_cached_soft_targets_give_the_student_that_the_teacher_in_the_loop_gives(teacher, monkeypatch):
+    module = build("mlp-32", MNIST.image_shape, 10).eval()
+    module.load_state_dict(teacher.weights)
 
-    def __init__(self, stage: Stage, teacher_weights: dict[str, Tensor]) -> None:
-        nothing = np.full((len(MNIST.train.labels), 10), np.nan, np.float32)
-        super().__init__([stage], MNIST, [[[nothing]]])
-        self.teacher = build("mlp-32", MNIST.image_shape, 10).eval()
-        self.teacher.load_state_dict(teacher_weights)
+    class TeacherInTheLoop(SoftTeaching):
+        """Computes the soft targets of every batch from the teacher itself, as a plain loop does."""
 
-    def train_step(self, batch: Tensor, factor: float, number: int = 0) -> Tensor:
-        with torch.no_grad():
-            targets = soften(self.teacher(self.images[batch])[None], self.running[0].stage.temperature or 0, Loss())
-        self.probabilities[batch, 0], self.negative_entropy[batch, 0] = targets.probabilities, targets.negative_entropy
-        return super().train_step(batch, factor, number)
+        def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
+            with torch.no_grad():
+                targets = soften(module(self.inputs.images[batch])[None], float(self.temperature), Loss())
+            self.probabilities[batch, 0] = targets.probabilities
+            self.negative_entropy[batch, 0] = targets.negative_entropy
+            return super().losses(logits, labels, batch, number)
 
-
-def test_cached_soft_targets_give_the_student_that_the_teacher_in_the_loop_gives(teacher):
     student = stage(upstream=(TEACHER,), epochs=10, examples=1000, learning_rate=0.01)
     cached = weights_of(student, [teacher.soft_targets.numpy()])
-    loop = TeacherInTheLoop(student, teacher.weights)
+    monkeypatch.setattr("takd.trainables.training.loop.teaching_of", lambda stage: TeacherInTheLoop)
+    nothing = np.full((len(MNIST.train.labels), 10), np.nan, np.float32)
+    loop = StageTraining([student], MNIST, [[[nothing]]])
+    monkeypatch.undo()
     while not loop.done:
         loop.run_epoch()
     assert same(cached, loop.finish()[0][1].weights, tolerance=1e-4)

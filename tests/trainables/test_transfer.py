@@ -35,8 +35,11 @@ from takd.trainables.models.pretrained import (
 )
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.store.storage import sha256
-from takd.trainables.training.loop import Checkpoint, StageTraining, evaluation_batch, rate_factor, train
-from takd.trainables.training.transfer import find_head, train_from
+from takd.trainables.training.checkpoint import Checkpoint
+from takd.trainables.training.inputs import evaluation_batch
+from takd.trainables.training.loop import StageTraining, train
+from takd.trainables.training.schedules import rate_factor
+from takd.trainables.training.transfer import Head, find_head, train_from
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SHAPE = (3, 64, 64)
@@ -114,11 +117,11 @@ def test_a_model_starts_from_its_weights_with_a_new_head_and_the_pixels_they_exp
     pixels = data.train.images[:4].float() / 255
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
     features = theirs((pixels - mean) / std)
-    logits = ours.model.eval()(ours.images[torch.arange(4)])[0].t()
-    torch.testing.assert_close(logits, ours.model.layers.fc(features), rtol=1e-4, atol=1e-4)
+    logits = ours.taught.model.eval()(ours.inputs.images[torch.arange(4)])[0].t()
+    torch.testing.assert_close(logits, ours.taught.model.layers.fc(features), rtol=1e-4, atol=1e-4)
     again, other = (StageTraining([stage(data, seed=s)], data, [[]], pretrained=pretrained["resnet18"]) for s in (0, 1))
-    assert torch.equal(ours.model.layers.fc.weight, again.model.layers.fc.weight)
-    assert not torch.equal(ours.model.layers.fc.weight, other.model.layers.fc.weight)
+    assert torch.equal(ours.taught.model.layers.fc.weight, again.taught.model.layers.fc.weight)
+    assert not torch.equal(ours.taught.model.layers.fc.weight, other.taught.model.layers.fc.weight)
 
 
 def test_grey_images_are_normalised_as_rgb_weights_expect():
@@ -236,11 +239,11 @@ def test_a_head_on_cached_features_is_the_head_trained_in_the_whole_model(data, 
     """mobilenet_v2 has dropout in its head. 33 images in batches of 16: a last one of 1 is joined."""
     given = stage(data, f"torchvision/{model}", epochs=2, precision=precision)
     cached, plain = (StageTraining([given], data, [[]], pretrained=pretrained[model]) for _ in range(2))
-    plain.head = plain.head.__class__(plain.head.layers, whole=False)
+    plain.taught.head = Head(plain.taught.head.layers, whole=False)
     for training in (cached, plain):
         while not training.done:
             training.run_epoch()
-    assert (cached.features is not None, plain.features) == (True, None)
+    assert (cached.inputs.features is not None, plain.inputs.features) == (True, None)
     weights, others = (each.finish()[0][1].weights for each in (cached, plain))
     assert same(weights, others, tolerance=1e-5 if precision == "float32" else 2e-3)
     assert [each.val_loss for each in cached.lanes[0].epochs] == pytest.approx(
@@ -269,9 +272,9 @@ def test_without_a_layer_to_start_from_all_are_trained(data, pretrained):
 def test_the_second_parts_optimizer_remembers_nothing_of_the_first(data, pretrained):
     training = StageTraining([stage(data, epochs=2, head_epochs=1)], data, [[]], pretrained=pretrained["resnet18"])
     training.run_epoch()
-    assert {name for name, state in training.optimizer.state(0).items() if state} == {"fc.weight", "fc.bias"}
+    assert {name for name, state in training.taught.optimizer.state(0).items() if state} == {"fc.weight", "fc.bias"}
     training.run_epoch()
-    assert {int(state["step"]) for state in training.optimizer.state(0).values()} == {2}  # batches of 16 and 17
+    assert {int(state["step"]) for state in training.taught.optimizer.state(0).values()} == {2}  # batches of 16 and 17
 
 
 def test_what_is_before_a_part_of_a_layer_stands_still():
@@ -309,7 +312,8 @@ def test_a_stage_of_two_parts_that_goes_on_from_a_checkpoint_is_the_stage_that_w
 def test_a_last_batch_of_one_joins_the_one_before_where_batches_are_normalised(data):
     def sizes(model: str) -> list[int]:
         given = make_stage(model, dataset=data.fingerprint, examples=None, batch_size=16)
-        return [len(batch) for batch in StageTraining([given], data, [[]])._batches(torch.arange(33))]
+        training = StageTraining([given], data, [[]])
+        return [len(batch) for batch in training.inputs.batches(0, training.taught.smallest_batch)]
 
     assert sizes("resnet-8") == [16, 17]
     assert sizes("mlp-8") == [16, 16, 1]
@@ -322,7 +326,7 @@ def test_large_images_are_evaluated_a_few_at_a_time():
 def test_finished_weights_carry_the_pixels_they_expect(data, pretrained):
     [trained] = train([stage(data, epochs=2)], data, [[]], pretrained=pretrained["resnet18"])
     again = restore(build(RESNET18, SHAPE, 3), trained.weights).eval()
-    pixels = StageTraining([stage(data)], data, [[]], pretrained=pretrained["resnet18"]).validation
+    pixels = StageTraining([stage(data)], data, [[]], pretrained=pretrained["resnet18"]).inputs.validation
     accuracy = (again(pixels[slice(None)]).argmax(dim=1) == data.validation.labels).float().mean()
     assert accuracy == pytest.approx(trained.selected.val_accuracy)
     with pytest.raises(RuntimeError, match="input_scale"):

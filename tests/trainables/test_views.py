@@ -13,7 +13,10 @@ from takd.search_spaces import InputError, Loss, Stage
 from takd.study.checks import _check_augmentation
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
-from takd.trainables.training.loop import Pixels, StageTraining, train
+from takd.trainables.training.checkpoint import Checkpoint
+from takd.trainables.training.inputs import Pixels
+from takd.trainables.training.loop import StageTraining, train
+from takd.trainables.training.teaching import SoftTeaching
 from takd.trainables.training.views import AUGMENTATIONS, PADDING, View, view
 
 MNIST = load("mnist")
@@ -88,21 +91,21 @@ def test_an_epoch_trains_on_its_view_of_the_transfer_set_with_that_views_soft_ta
     student = stage(upstream=(stage("mlp-16", role="teacher", epochs=3),), epochs=4)
     logits = teacher.soft_targets.numpy()
     training = StageTraining([student], MNIST, [[logits]])
-    rows = torch.arange(len(training.labels))
+    inputs, teaching = training.inputs, training.teaching
+    assert isinstance(teaching, SoftTeaching)
+    rows = torch.arange(len(inputs.labels))
     for epoch in range(4):
         number = epoch % 3
         training._begin_epoch()
         seen = Pixels(MNIST.train.images, MNIST, torch.device("cpu"), torch.contiguous_format)
         seen.view = view("crop-flip", number, 50_000)
-        torch.testing.assert_close(training.images[rows], seen[training.transfer_set])
-        p = torch.from_numpy(logits[number][training.transfer_set] / 4.0).softmax(-1)
-        torch.testing.assert_close(training.probabilities[:, 0, 0], p)
+        torch.testing.assert_close(inputs.images[rows], seen[inputs.transfer_set])
+        p = torch.from_numpy(logits[number][inputs.transfer_set] / 4.0).softmax(-1)
+        torch.testing.assert_close(teaching.probabilities[:, 0, 0], p)
         training.run_epoch()
 
 
 def test_a_stage_with_views_goes_on_from_a_checkpoint_as_if_never_stopped(teacher):
-    from takd.trainables.training.loop import Checkpoint
-
     upstream = [[teacher.soft_targets.numpy()]]
     student = stage(upstream=(stage("mlp-16", role="teacher", epochs=3),), epochs=5)
     [whole] = train([student], MNIST, upstream)
@@ -131,7 +134,9 @@ def test_a_guide_is_dropped_by_seed_and_never_are_all():
     logits = [[np.random.default_rng(seed).normal(size=(50_000, 10)).astype(np.float32)] for seed in range(3)]
     lanes = [make_stage("mlp-8", upstream=upstream, seed=seed, **given) for seed in (0, 1, 0)]
     training = StageTraining(lanes, MNIST, [logits] * 3)
-    guides = training.guides
+    teaching = training.teaching
+    assert isinstance(teaching, SoftTeaching)
+    guides = teaching.guides
     assert guides is not None
     assert guides.shape == (50, 3, 3)
     torch.testing.assert_close(guides.sum(dim=2), torch.ones(50, 3))
@@ -140,7 +145,7 @@ def test_a_guide_is_dropped_by_seed_and_never_are_all():
     assert not torch.equal(guides[:, 0], guides[:, 1])
     training.run_epoch()
     training._begin_epoch()
-    assert not torch.equal(training.guides, guides)
+    assert not torch.equal(teaching.guides, guides)
 
 
 def test_balanced_class_weights_make_rare_classes_count_as_much():
@@ -148,8 +153,9 @@ def test_balanced_class_weights_make_rare_classes_count_as_much():
         [make_stage(dataset=MNIST.fingerprint, class_weights="balanced", examples=None)], MNIST, [[]]
     )
     counts = MNIST.train.labels.bincount().float()
-    assert training.class_weights is not None
-    torch.testing.assert_close(training.class_weights * counts, torch.full((10,), 5000.0))
+    weights = training.teaching.class_weights
+    assert weights is not None
+    torch.testing.assert_close(weights * counts, torch.full((10,), 5000.0))
 
 
 def test_images_that_are_no_squares_are_not_turned():

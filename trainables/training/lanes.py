@@ -1,12 +1,59 @@
-"""The models of stages that train together as one module, and its optimizer: every lane as if it were alone."""
+"""Who is taught: stages that train together as lanes of one model, with its optimizer, each as if it were alone."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import Recipe
+from takd.search_spaces import Recipe, Stage
+from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.dropout import Dropout
+from takd.trainables.models.families import build, family_of, normalises_batches
+from takd.trainables.models.pretrained import Pretrained, start_from
+from takd.trainables.training.transfer import Head, find_head, train_from
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch of one stage. Accuracy is a fraction; losses are means over examples."""
+
+    epoch: int  # from 1
+    learning_rate: float  # at its last step
+    train_loss: float
+    val_loss: float | None  # cross-entropy; None where the recipe does not look
+    val_accuracy: float | None
+    seconds: float  # a lane's share of the epoch's
+    val_seconds: float  # of these, for the look at the validation split
+
+
+@dataclass(eq=False)
+class Lane:
+    """One stage among those that train together."""
+
+    stage: Stage
+    epochs: list[EpochMetrics] = field(default_factory=list)
+    failure: str | None = None
+    best_weights: dict[str, Tensor] | None = None
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """At the last look at the validation split."""
+        return next((each.val_accuracy for each in reversed(self.epochs) if each.val_accuracy is not None), None)
+
+    @property
+    def best_accuracy(self) -> float:
+        """On the validation split; -1 before the first look."""
+        return max((each.val_accuracy for each in self.epochs if each.val_accuracy is not None), default=-1.0)
+
+    @property
+    def selected(self) -> EpochMetrics:
+        """The epoch whose weights are kept: the first best one, or the last."""
+        looks = [each for each in self.epochs if each.val_accuracy is not None]
+        if self.best_weights is None:
+            return looks[-1]
+        return next(each for each in looks if each.val_accuracy == self.best_accuracy)
 
 
 class LaneModel(nn.Module):
@@ -199,3 +246,95 @@ class LaneOptimizer:
         if not parts[0].dim():
             return parts[0].to(weight.device)
         return torch.empty_like(weight, requires_grad=False).copy_(self.model.join(parts))
+
+
+def form_of(model: str) -> tuple[type[LaneModel], torch.memory_format]:
+    """In which form a model spec's lanes are computed, and how their weights and images lie in memory."""
+    family, _ = family_of(model)
+    layout = torch.channels_last if family.convolutional else torch.contiguous_format
+    return Stacked if family.stacks else Alone, layout
+
+
+class Lanes:
+    """Stages of one shape on their way through the epochs of their recipe.
+
+    `images [few, channels, height, width]`, as the model takes them, show which layers are its head. Raises ValueError
+    on stages that can't train together.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        dataset: Dataset,
+        images: Tensor,
+        pretrained: Pretrained | None = None,
+    ) -> None:
+        self.recipe, self.device = stages[0].recipe, images.device
+        self.all = [Lane(stage) for stage in stages]
+        self.running = list(self.all)  # those that are in the model, in its order
+        form, layout = form_of(stages[0].model)
+        model = form([_new_model(stage, dataset, pretrained) for stage in stages])
+        self.model: LaneModel = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.smallest_batch = 2 if normalises_batches(self.model) else 1
+        self.head = find_head(self.model.layers, images) if self.recipe.head_epochs else None
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> LaneOptimizer:
+        return LaneOptimizer(self.model, self.recipe, [lane.stage.recipe.learning_rate for lane in self.running])
+
+    def seed_dropout(self, epoch: int) -> None:
+        self.model.seed_dropout([_mix(lane.stage.seed, epoch) for lane in self.running])
+
+    def head_alone(self, epoch: int) -> Head | None:
+        """What trains while all else stands still; None where more than the head does."""
+        return self.head if epoch < (self.recipe.head_epochs or 0) else None
+
+    def train(self, epoch: int) -> None:
+        """Training mode: of all layers, or in a recipe of two parts of the head alone, then from `finetune_from` on."""
+        if self.head is None:
+            self.model.train()
+            return
+        if epoch == self.recipe.head_epochs:
+            self.optimizer = self._new_optimizer()  # the second part remembers nothing of the first
+        train_from(self.model.layers, self.head.first if self.head_alone(epoch) else self.recipe.finetune_from)
+
+    def note(self, number: int, metrics: EpochMetrics) -> None:
+        """One more epoch of a lane, with its weights where they are the best so far and the recipe wants these."""
+        lane, accuracy = self.running[number], metrics.val_accuracy
+        if self.recipe.select == "best" and accuracy is not None and accuracy > lane.best_accuracy:
+            lane.best_weights = self.weights(number)
+        lane.epochs.append(metrics)
+
+    def weights(self, number: int) -> dict[str, Tensor]:
+        """A copy of a lane's weights and buffers, on the CPU."""
+        return {
+            name: each.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, each in self.model.weights(number).items()
+        }
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        """Goes on with some of the running lanes; they are not touched."""
+        states = [self.optimizer.state(number) for number in numbers]
+        self.running = [self.running[number] for number in numbers]
+        if numbers:
+            self.model.keep(numbers)
+            self.optimizer = self._new_optimizer()
+            self.optimizer.load(states)
+
+    def load_selected(self) -> None:
+        """Every lane has the weights that the recipe selects."""
+        self.model.load([lane.best_weights or self.model.weights(number) for number, lane in enumerate(self.running)])
+
+
+def _new_model(stage: Stage, dataset: Dataset, pretrained: Pretrained | None) -> nn.Module:
+    # The seed alone decides the first weights, whatever device they go to.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stage.seed)
+        module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
+    if pretrained is not None:
+        start_from(pretrained, module, dataset.normalization)
+    return module
+
+
+def _mix(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])

@@ -81,6 +81,13 @@ def labels_only(logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_we
     return (hard * weights).sum(dim=1) / weights.sum()
 
 
+def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:
+    """Cross-entropy, and accuracy as a fraction, of logits `[lanes, classes, n]`, one pair a lane."""
+    losses = labels_only(logits, labels)
+    right = (logits.max(dim=1).indices == labels).sum(dim=1)  # a fifth of the time of argmax; the first of equals too
+    return [(loss, count / len(labels)) for loss, count in zip(losses.tolist(), right.tolist(), strict=True)]
+
+
 def distillation(
     hard: Tensor,
     logits: Tensor,

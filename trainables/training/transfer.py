@@ -1,7 +1,6 @@
 """A recipe in two parts: the new head of a pretrained model alone, then the layers from one on, at a smaller rate."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from takd.search_spaces import InputError, Recipe
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.pretrained import head_of
-from takd.trainables.training.lanes import Alone
 
 
 @dataclass(frozen=True)
@@ -109,41 +107,10 @@ def find_head(module: nn.Module, images: Tensor) -> Head:
         if isinstance(module.get_submodule(names[at]), Dropout):
             start = at
     layers = tuple(names[start:])
-    again = _over_features(module, layers)(calls[start][1])[0].t()
-    return Head(layers, again.shape == logits.shape and torch.allclose(again, logits.float(), rtol=1e-4, atol=1e-5))
+    again = over_features(module, layers)(calls[start][1])
+    return Head(layers, again.shape == logits.shape and torch.allclose(again, logits, rtol=1e-4, atol=1e-5))
 
 
-def _over_features(module: nn.Module, layers: Sequence[str]) -> Alone:
-    return Alone([nn.Sequential(*map(module.get_submodule, layers), nn.Flatten())])
-
-
-@dataclass(frozen=True)
-class Features:
-    """A head as a model over what its backbone gives for every image, which is computed once."""
-
-    model: Alone
-    train: Tensor  # [examples, ...]
-    validation: Tensor
-
-
-def cache_features(module: nn.Module, head: Head, train: Any, validation: Any, batch: int, precision: Any) -> Features:
-    """Of all images: those to train on in the precision of training steps (a context), the others in float32."""
-    return Features(
-        _over_features(module, head.layers),
-        _features(module, head, train, batch, precision),
-        _features(module, head, validation, batch, nullcontext()),
-    )
-
-
-@torch.no_grad()
-def _features(module: nn.Module, head: Head, images: Any, batch: int, precision: Any) -> Tensor:
-    module.eval()
-    kept: list[Tensor] = []
-    hook = module.get_submodule(head.first).register_forward_pre_hook(lambda _, given: kept.append(given[0].clone()))
-    try:
-        with precision:
-            for start in range(0, len(images), batch):
-                module(images[slice(start, start + batch)])
-    finally:
-        hook.remove()
-    return torch.cat(kept)
+def over_features(module: nn.Module, layers: Sequence[str]) -> nn.Sequential:
+    """The head alone: from what goes into its first layer to logits `[batch, classes]`."""
+    return nn.Sequential(*map(module.get_submodule, layers), nn.Flatten())
