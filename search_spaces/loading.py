@@ -1,7 +1,8 @@
-"""From a preset's name, a YAML file or plain data to a space, with the overrides of the command line."""
+"""From a preset's name, a YAML file or plain data to a space, with overrides of single keys."""
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,27 @@ def presets() -> list[str]:
     return sorted(file.stem for file in PRESETS.glob("*.yaml"))
 
 
-def load_space(space: str, overrides: Sequence[str] = ()) -> Space:
-    """A preset's name or a path to a YAML file, with `KEY=VALUE` overrides (dotted keys, YAML values)."""
+def load_space(
+    space: str | os.PathLike[str] | Mapping[str, Any] | Space, overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> Space:
+    """A space by a preset's name or the path of a YAML file; or made of plain data or of another space.
+
+    Overrides replace single keys, dotted where they are in a section: `{"student.temperature": 4}`, or as on the
+    command line `["student.temperature=4"]`, with values in YAML. Raises InputError, in one line that names the key and
+    what is valid there.
+    """
+    if isinstance(space, Space):
+        given, source = space.model_dump(mode="json"), "space"
+    elif isinstance(space, Mapping):
+        given, source = _unshared(dict(space)), "space"
+    else:
+        given, source = _read(os.fspath(space)), f"space {os.fspath(space)}"
+    for key, value, where in _overrides(overrides):
+        _override(given, key, value, where)
+    return space_from(given, source)
+
+
+def _read(space: str) -> Any:
     file = PRESETS / f"{space}.yaml" if space in presets() else Path(space)
     source = f"space {space}"
     try:
@@ -48,10 +68,7 @@ def load_space(space: str, overrides: Sequence[str] = ()) -> Space:
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{source}: {reason}; presets: {', '.join(presets())}") from None
-    given = _parse_yaml(text, source)
-    for override in overrides:
-        _override(given, override)
-    return space_from(given, source)
+    return _parse_yaml(text, source)
 
 
 def space_from(given: Any, source: str) -> Space:
@@ -80,15 +97,24 @@ def _unshared(value: Any) -> Any:
     return [_unshared(each) for each in value] if isinstance(value, list) else value
 
 
-def _override(given: Any, override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise InputError(f"--set {override}: expected KEY=VALUE, such as student.temperature=4")
+def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """Key, value, and what an error calls them."""
+    if isinstance(given, Mapping):
+        yield from ((key, _unshared(value), f"override {key}: {value!r}") for key, value in given.items())
+        return
+    for override in given:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {override}: expected KEY=VALUE, such as student.temperature=4")
+        yield key, _parse_yaml(text, f"--set {key}"), f"--set {override}"
+
+
+def _override(given: Any, key: str, value: Any, source: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         if isinstance(given, dict) and isinstance(given.get(parent), str):
             given[parent] = {"model": given[parent]}  # the short form of a role
         given = given.setdefault(parent, {}) if isinstance(given, dict) else None
     if not isinstance(given, dict):
-        raise InputError(f"--set {override}: {'.'.join(parents)} is a value, not a section")
-    given[last] = _parse_yaml(text, f"--set {key}")
+        raise InputError(f"{source}: {'.'.join(parents)} is a value, not a section")
+    given[last] = value

@@ -1,7 +1,6 @@
 """The command line: `takd`."""
 
 import argparse
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -9,17 +8,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from rich.console import Console
-
-from takd.analysis.tables import METRICS, read_trials
+from takd.analysis.tables import METRICS
 from takd.search_spaces import InputError, Space, load_space, presets
 from takd.study.apart import NoAnswerError, log_to_stderr
 from takd.study.folder import ROOT, StudyFolder, absolute_root, study_folder
-from takd.study.results import write_results
-from takd.study.run import RunOptions, run_study
-from takd.study.search.optimization import open_search
 from takd.study.status import follow_status, print_status
-from takd.study.stopping import INTERRUPTED, Stop, stopped_by_signals
+from takd.study.stopping import INTERRUPTED, Stop, StoppedError, end_process, stopped_by_signals
+from takd.study.study import Study, open_study, run
+from takd.study.tracking.progress import text_console
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -186,7 +182,6 @@ def _command(
         return command
     command.add_argument(
         "--root",
-        default=os.environ.get("TAKD_ROOT", ROOT),
         metavar="URI",
         help=f"folder, s3://... or gs://... of studies and artifacts (default: TAKD_ROOT, else {ROOT})",
     )
@@ -215,46 +210,65 @@ def _port(text: str) -> int:
     return int(text)
 
 
-def _space_and_folder(options: argparse.Namespace) -> tuple[Space, StudyFolder]:
+def _space_and_name(options: argparse.Namespace) -> tuple[Space, str]:
     given = {"trials": options.trials, "lanes": options.lanes}
     overrides = [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-    space = load_space(options.space, overrides)
-    return space, study_folder(options.root, options.name or Path(options.space).stem, options.storage)
+    return load_space(options.space, overrides), options.name or Path(options.space).stem
+
+
+def _study(options: argparse.Namespace) -> Study:
+    return open_study(options.name, options.root, options.storage)
+
+
+def _folder(options: argparse.Namespace) -> StudyFolder:
+    return study_folder(options.root, options.name, options.storage)
 
 
 def _run(options: argparse.Namespace) -> int:
-    space, folder = _space_and_folder(options)
-    console, stop = _console(), Stop()
-    chosen = RunOptions(options.wandb, options.slots, options.address, options.tensorboard, options.profile)
-    with stopped_by_signals(stop):
-        try:
-            result = run_study(folder, space, f"space {options.space}", chosen, console, stop)
-        except KeyboardInterrupt:  # while Ray started
-            stop.request("interrupted", interrupted=True)
-    if stop.requested:
-        print(f"takd: stopped: {stop.reason}; go on with: {shlex.join(['takd', *options.arguments])}", file=sys.stderr)
-        return INTERRUPTED if stop.interrupted else FAILED
+    space, name = _space_and_name(options)
+    console, stop = text_console(), Stop()
+    try:
+        with stopped_by_signals(stop, again=end_process):
+            study = run(
+                space,
+                name,
+                root=options.root,
+                storage=options.storage,
+                slots=options.slots,
+                address=options.address,
+                wandb=options.wandb,
+                tensorboard=options.tensorboard,
+                profile=options.profile,
+                console=console,
+                stop=stop,
+                source=f"space {options.space}",
+            )
+    except (KeyboardInterrupt, StoppedError) as error:
+        again = shlex.join(["takd", *options.arguments])
+        print(f"takd: stopped: {str(error) or 'interrupted'}; go on with: {again}", file=sys.stderr)
+        return FAILED if isinstance(error, StoppedError) else INTERRUPTED
     from takd.study.report import print_arms, print_failures  # imports SciPy: other commands need not wait for it
 
-    print_arms(folder, console)
-    console.print(f"{result.trained} stages trained in this run; the study is complete")
-    return FAILED if print_failures(read_trials(folder.trials), console) else OK
+    trials = study.trials
+    print_arms(study.folder, trials, console)
+    console.print(f"{study.trained} stages trained in this run; the study is complete")
+    return FAILED if print_failures(trials, console) else OK
 
 
 def _plan(options: argparse.Namespace) -> int:
-    space, folder = _space_and_folder(options)
+    space, name = _space_and_name(options)
     from takd.study.plan import print_plan
 
-    print_plan(space, f"space {options.space}", folder, _console())
+    folder = study_folder(options.root, name, options.storage)
+    print_plan(space, f"space {options.space}", folder, text_console())
     return OK
 
 
 def _status(options: argparse.Namespace) -> int:
-    folder = study_folder(options.root, options.name, options.storage)
     if options.follow:
-        follow_status(folder, _console())
+        follow_status(_folder(options), text_console())
     else:
-        print_status(folder, _console())
+        print_status(_study(options), text_console())
     return OK
 
 
@@ -262,14 +276,14 @@ def _dashboard(options: argparse.Namespace) -> int:
     from takd.study.tracking.dashboard import serve_dashboard
 
     with suppress(KeyboardInterrupt):
-        serve_dashboard(study_folder(options.root, options.name, options.storage), options.port, _console())
+        serve_dashboard(_folder(options), options.port, text_console())
     return OK
 
 
 def _sync(options: argparse.Namespace) -> int:
     from takd.study.tracking.wandb_sync import sync_study
 
-    folder, console = study_folder(options.root, options.name, options.storage), _console()
+    folder, console = _folder(options), text_console()
     failure = sync_study(folder, console)
     if failure:
         print(f"takd: W&B: {failure}; run it again to go on", file=sys.stderr)
@@ -284,39 +298,38 @@ def _sync(options: argparse.Namespace) -> int:
 def _watch(options: argparse.Namespace) -> int:
     from takd.study.tracking.wandb_sync import watch_study
 
-    return watch_study(study_folder(options.root, options.name, options.storage))
+    return watch_study(_folder(options))
 
 
 def _results(options: argparse.Namespace) -> int:
-    from takd.study.report import print_arms, write_figure
+    from takd.study.report import print_arms
 
-    folder = study_folder(options.root, options.name, options.storage)
-    write_results(folder, open_search(folder))
-    write_figure(folder)
-    print_arms(folder, _console())
+    study = _study(options)
+    study.write_results()
+    print_arms(study.folder, study.trials, text_console())
     return OK
 
 
 def _report(options: argparse.Namespace) -> int:
     from takd.study.report import write_report
 
-    write_report(absolute_root(options.root), options.name, _console())
+    write_report(absolute_root(options.root), options.name, text_console())
     return OK
 
 
 def _compare(options: argparse.Namespace) -> int:
     from takd.study.report import print_comparison
 
-    print_comparison(absolute_root(options.root), options.names, _console())
+    print_comparison(absolute_root(options.root), options.names, text_console())
     return OK
 
 
 def _export(options: argparse.Namespace) -> int:
     from takd.study.export.export import Wanted, export_best  # imports torch
 
-    folder, console = study_folder(options.root, options.name, options.storage), _console()
+    study, console = _study(options), text_console()
     wanted = Wanted(**{name: getattr(options, name) for name in Wanted.__dataclass_fields__})
-    for exported in export_best(folder, options.out, wanted):
+    for exported in export_best(study, options.out, wanted):
         candidate, test = exported.candidate, exported.card["metrics"]["test"]["accuracy"]
         by = "confirm results on test" if candidate.split == "test" else "search results on validation (none confirmed)"
         console.print(f"exported {candidate} to {exported.folder}")
@@ -330,7 +343,7 @@ def _export(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     from takd.study.export.verify import verify_export
 
-    wrong = verify_export(options.folder, _console())
+    wrong = verify_export(options.folder, text_console())
     for each in wrong:
         print(f"takd: {options.folder}/{each}", file=sys.stderr)
     return FAILED if wrong else OK
@@ -339,14 +352,14 @@ def _verify(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from takd.study.export.predict import print_predictions
 
-    print_predictions(options.folder, options.images, _console())
+    print_predictions(options.folder, options.images, text_console())
     return OK
 
 
 def _data(options: argparse.Namespace) -> int:
     from takd.study.data import import_files, print_dataset, print_datasets  # imports torch
 
-    console = _console()
+    console = text_console()
     if options.dataset is None:
         if options.source is not None:
             raise InputError(f"data: DATASET is missing; valid: {', '.join(DATASETS)}")
@@ -358,9 +371,3 @@ def _data(options: argparse.Namespace) -> int:
         import_files(options.dataset, options.source, options.name, options.validation, options.download), console
     )
     return OK
-
-
-def _console() -> Console:
-    """What is printed is text, not markup; its lines are not folded, as they may be read by a program."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # of tables
-    return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)

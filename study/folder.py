@@ -103,13 +103,14 @@ EPOCHS = "results/epochs.parquet"
 FIGURE = "report/accuracy_by_assistant"  # without its ending: there is a PNG and an SVG
 
 
-def study_folder(root: str, name: str, database: str | None = None) -> StudyFolder:
-    """As the command line names it: a root relative to here, and a database from the environment where none is told."""
+def study_folder(root: str | os.PathLike[str] | None, name: str, database: str | None = None) -> StudyFolder:
+    """As people name it: a root relative to here; root and database from the environment where none is told."""
     return StudyFolder(absolute_root(root), name, database or os.environ.get("TAKD_STORAGE", ""))
 
 
-def absolute_root(root: str) -> str:
-    """A folder's absolute path; a URI as it is."""
+def absolute_root(root: str | os.PathLike[str] | None) -> str:
+    """A folder's absolute path; a URI as it is; of None TAKD_ROOT, else `runs` here."""
+    root = os.environ.get("TAKD_ROOT", ROOT) if root is None else os.fspath(root)
     return root if "://" in root else str(Path(root).expanduser().absolute())
 
 

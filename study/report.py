@@ -10,7 +10,7 @@ from takd.analysis.arms import accuracy_table, published_table, studies_table, t
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
-from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, read_trials, split_of
+from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, split_of
 from takd.search_spaces import InputError
 from takd.study.folder import FIGURE, StudyFolder, check_name
 from takd.trainables.store.storage import open_storage
@@ -18,18 +18,16 @@ from takd.trainables.store.storage import open_storage
 TEXT_COLUMNS = ("arm", "paper", "best configuration")
 
 
-def write_figure(folder: StudyFolder) -> None:
+def write_figure(folder: StudyFolder, trials: pd.DataFrame) -> None:
     """The figure as PNG and SVG, where there is a student to draw."""
-    trials = read_trials(folder.trials)
     if len(chosen_students(trials)):
         figure = accuracy_by_assistant(trials)
         for kind in ("png", "svg"):
             folder.write(f"{FIGURE}.{kind}", image(figure, kind))
 
 
-def print_arms(folder: StudyFolder, console: Console) -> None:
+def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> None:
     """The table of arms, what its numbers are, the finding, and where the rest is."""
-    trials = read_trials(folder.trials)
     if not len(chosen_students(trials)):
         console.print(f"study {folder.name}: no student has ended yet")
         return

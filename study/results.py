@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -82,17 +82,27 @@ EPOCHS = pa.schema(
 )
 
 
-def write_results(folder: StudyFolder, search: Search) -> pa.Table:
-    """Rebuilds `results/trials.parquet` and `results/epochs.parquet`; returns the first."""
-    trials, epochs = build_results(folder, search)
-    folder.write(TRIALS_FILE, _parquet(trials))
-    folder.write(EPOCHS_FILE, _parquet(epochs))
-    return trials
+class Tables(NamedTuple):
+    """Of a study, with the columns of TRIALS and EPOCHS."""
+
+    trials: pa.Table
+    epochs: pa.Table
 
 
-def build_results(
-    folder: StudyFolder, search: Search, known: dict[str, Description] | None = None
-) -> tuple[pa.Table, pa.Table]:
+def write_results(folder: StudyFolder, search: Search) -> Tables:
+    """Rebuilds `results/trials.parquet` and `results/epochs.parquet`; returns both."""
+    tables = build_results(folder, search)
+    write_tables(folder, tables)
+    return tables
+
+
+def write_tables(folder: StudyFolder, tables: Tables) -> None:
+    """As Parquet, in the study's folder."""
+    folder.write(TRIALS_FILE, _parquet(tables.trials))
+    folder.write(EPOCHS_FILE, _parquet(tables.epochs))
+
+
+def build_results(folder: StudyFolder, search: Search, known: dict[str, Description] | None = None) -> Tables:
     """The tables of TRIALS and EPOCHS as they are now; reads only.
 
     Who looks again and again keeps what finished stages left in `known`.
@@ -112,7 +122,7 @@ def build_results(
                 rows.append({"study": folder.name, **row, **measured})
     known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
-    return pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS)
+    return Tables(pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS))
 
 
 def read_test(folder: StudyFolder) -> dict[str, dict[str, Any]]:

@@ -6,15 +6,16 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
+from typing import get_args
 
-import pyarrow as pa
+import pandas as pd
 from rich.console import Console
 
 from takd.analysis.tables import best_configurations
 from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
-from takd.study.results import build_results, read_test, write_results
+from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Description, Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
 from takd.study.search.optimization import Search, create_search, open_optuna, refuse_another_space
@@ -35,13 +36,21 @@ log = logging.getLogger("takd")
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run of a study may choose without changing the study."""
+    """What a run of a study may choose without changing the study; raises InputError on what can't be chosen."""
 
     wandb: Mode | None = None
     slots: int | None = None  # CPU slots of a local Ray; None: as many as there are cores
     address: str | None = None  # of a running Ray cluster; None: a local Ray of our own
     tensorboard: bool = False
     profile: bool = False  # say where the time went
+
+    def __post_init__(self) -> None:
+        if self.wandb not in (None, *get_args(Mode)):
+            raise InputError(f"wandb is {self.wandb!r}; expected {', '.join(get_args(Mode))}, or None")
+        if self.slots is not None and (type(self.slots) is not int or self.slots < 1):
+            raise InputError(f"slots is {self.slots!r}; expected a whole number of at least 1")
+        if self.slots is not None and self.address is not None:
+            raise InputError(f"slots is {self.slots} and address {self.address}; a running cluster has its own slots")
 
 
 @dataclass
@@ -50,6 +59,8 @@ class RunResult:
 
     finished: bool
     trained: int = 0  # stages trained by this run
+    search: Search | None = None  # None where it was stopped before there was one, as the tables are
+    tables: Tables | None = None  # as they were written
     profile: Profile | None = None  # where it was asked for and something was left to train
 
 
@@ -76,11 +87,10 @@ def run_study(
             apart("takd.study.checks:keep_pretrained", space, source, folder)
         search = create_search(folder, space, data)
         folder.write_space(space)
-        result = RunResult(finished=True)
-        if search.is_open or left_to_confirm(folder, search):
+        if search.is_open or _choose_and_look(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began)
         else:
-            _conclude(folder, search)
+            result = RunResult(finished=True, search=search, tables=_conclude(folder, search))
         if result.profile:
             result.profile.write(folder, console)
         return result
@@ -103,22 +113,23 @@ def _train_and_track(
         if options.tensorboard:
             observers.append(TensorBoardLog(folder.local))
         result = _train(folder, search, options, observers, console, stop, began)
-        _conclude(folder, search)
+        result.search, result.tables = search, _conclude(folder, search)
         if tracker and not tracker.failed:
             _complete_wandb(folder, search)
     return result
 
 
-def _conclude(folder: StudyFolder, search: Search) -> None:
+def _conclude(folder: StudyFolder, search: Search) -> Tables:
     """The tables and the figure, and once the search is over what the confirmed students do on the test split."""
     try:
         if not search.is_open and (students := _unmeasured(folder, search)):
             apart("takd.study.confirm:measure_on_test", folder, students)
     finally:  # also where the test split can't be read
-        write_results(folder, search)
+        tables = write_results(folder, search)
     from takd.study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
 
-    write_figure(folder)
+    write_figure(folder, tables.trials.to_pandas())
+    return tables
 
 
 def _unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
@@ -128,18 +139,27 @@ def _unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
     return [each for key, each in students.items() if key not in known and store.has(key, needed_files(each))]
 
 
-def left_to_confirm(folder: StudyFolder, search: Search) -> bool:
-    """Whether students that would confirm a finished search are missing."""
+def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
+    """Of a finished search: chooses what is to be confirmed, and returns whether some of it is left to train."""
     if search.space.confirm is None:
         return False
-    proposals = to_confirm(search, build_results(folder, search)[0])
+    trials = build_results(folder, search).trials.to_pandas()
+    _to_confirm(search, trials)
+    return left_to_confirm(folder, search, trials)
+
+
+def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> bool:
+    """Whether students that would confirm a finished search are missing; reads only."""
+    if search.space.confirm is None:
+        return False
+    proposals = search.confirming(best_configurations(trials))
     students = [path.student for proposal in proposals for path in proposal.paths]
     return any(folder.artifacts.describe(student.key) is None for student in students)
 
 
-def to_confirm(search: Search, trials: pa.Table) -> list[Proposal]:
+def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
     """Chooses each arm's best configuration by the table of trials, and returns what is to train."""
-    search.choose(best_configurations(trials.to_pandas()))
+    search.choose(best_configurations(trials))
     return search.confirming()
 
 
@@ -160,9 +180,15 @@ def _train(
     began: float,
 ) -> RunResult:
     # Not above: Ray takes seconds, which other commands need not wait.
-    from takd.study.search.scheduling import PathSearcher, lacking_gpus, run_stages, start_ray
+    from takd.study.search.scheduling import PathSearcher, lacking_gpus, leave_ray, run_stages, start_ray
 
     slots = start_ray(options.slots, options.address)
+    if options.slots not in (None, slots):
+        console.print(
+            f"warning: Ray runs in this process already, with {slots} slots: they are used in place of "
+            f"{options.slots}; ray.shutdown() ends it",
+            style="yellow",
+        )
     if lacking := lacking_gpus(search.space):
         if options.address is None:
             raise InputError(lacking)
@@ -171,10 +197,16 @@ def _train(
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
+
+    def confirm() -> list[Proposal]:
+        return _to_confirm(search, write_results(folder, search).trials.to_pandas())
+
     try:
-        confirm = (lambda: to_confirm(search, write_results(folder, search))) if search.space.confirm else None
-        searcher = PathSearcher(search, graph, folder.root, watching, stop, confirm)
+        searcher = PathSearcher(search, graph, folder.root, watching, stop, confirm if search.space.confirm else None)
         run_stages(searcher)
+    except KeyboardInterrupt:  # asked to stop for the second time
+        leave_ray()
+        raise
     finally:
         watching.close()
     print_use(searcher.workers, searcher.use, console)

@@ -14,9 +14,9 @@ from takd.analysis.tables import students
 from takd.search_spaces import ROLES
 from takd.study.folder import StudyFolder
 from takd.study.report import print_failures
-from takd.study.results import build_results
 from takd.study.search.graph import Description
-from takd.study.search.optimization import Search, open_search
+from takd.study.search.optimization import Search
+from takd.study.study import Study
 from takd.study.tracking.progress import clock, on_screen
 
 FOLLOW_SECONDS = 2.0  # between two looks, at least
@@ -24,11 +24,10 @@ LOOKING_SHARE = 0.05  # of one core, at most, that looks may take from the study
 RECENT = 50  # stages whose ends say how many train at once
 
 
-def print_status(folder: StudyFolder, console: Console) -> None:
+def print_status(study: Study, console: Console) -> None:
     """Counts by role and state, best by arm, failures with their reasons."""
-    search = open_search(folder)
-    trials = build_results(folder, search)[0].to_pandas()
-    console.print(_status(search, trials, None))
+    trials = study.trials
+    console.print(_status(study.search, trials, None))
     print_failures(trials, console)
 
 
@@ -38,8 +37,8 @@ def follow_status(folder: StudyFolder, console: Console) -> None:
     with Live(console=console, auto_refresh=False) if on_screen(console) else _Blocks(console) as view:
         while True:
             started = time.monotonic()
-            search = open_search(folder)
-            trials = build_results(folder, search, found)[0].to_pandas()
+            study = Study(folder, found=found)
+            search, trials = study.search, study.trials
             view.update(_status(search, trials, seconds_left(search, trials, list(found.values()))), refresh=True)
             if not search.is_open:
                 break

@@ -4,13 +4,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+
+class StoppedError(RuntimeError):
+    """A run that ended before its study did: the disk is full, or another process has the study. Run it again."""
 
 
 class Stop:
-    """Asked for once, from any thread; the first reason stands."""
+    """Asks a run to end early, from any thread; the first reason stands. Stages in training write a checkpoint."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -30,16 +35,29 @@ class Stop:
 INTERRUPTED = 130  # the exit code of a run that a signal ended
 
 
-@contextmanager
-def stopped_by_signals(stop: Stop) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM asks for a clean stop; the second ends the process at once, with all its workers.
+def end_process() -> NoReturn:
+    """At once, with all workers. Nothing is lost by that: what was finished is in the two durable places already."""
+    os._exit(INTERRUPTED)
 
-    Nothing is lost by that: what was finished is in the two durable places already.
+
+def interrupt() -> NoReturn:
+    """As Python does: for a process that is not ours to end."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def stopped_by_signals(stop: Stop, again: Callable[[], NoReturn]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM asks for a clean stop; of the second `again` is called.
+
+    Python has signals in the main thread alone: in another nothing changes.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.requested:
-            os._exit(INTERRUPTED)
+            again()
         stop.request(f"{signal.Signals(number).name} received", interrupted=True)
         print("takd: stopping: checkpoints are written; once more stops at once", file=sys.stderr, flush=True)
 

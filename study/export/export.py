@@ -32,8 +32,7 @@ from takd.study.export.model_card import card_file, card_text, model_card
 from takd.study.export.onnx_file import LOGITS, PROBABILITIES, Array, latency, needs_onnx, onnx_file, quantized
 from takd.study.export.torch_files import WithPreprocessing, load_file, pt2_file, traced, weights_file
 from takd.study.folder import StudyFolder
-from takd.study.results import build_results
-from takd.study.search.optimization import open_search
+from takd.study.study import Study
 from takd.study.tracking.wandb_export import write_export_run
 from takd.trainables.datasets.dataset import transfer_set
 from takd.trainables.store.storage import sha256
@@ -64,7 +63,7 @@ class Exported:
     card: Mapping[str, Any]
 
 
-def export_best(folder: StudyFolder, out: Path, wanted: Wanted) -> list[Exported]:
+def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     """Writes the best student to `out`, or with `top` the best of several configurations to `out/1`, `out/2`, ...
 
     All of it or nothing. Raises InputError where nobody meets the constraints or a file doesn't compute what was
@@ -72,9 +71,8 @@ def export_best(folder: StudyFolder, out: Path, wanted: Wanted) -> list[Exported
     """
     needs_onnx("takd export")
     _check_place(out, wanted.force)
-    search = open_search(folder)
-    candidates = find_candidates(build_results(folder, search)[0].to_pandas(), folder.name, wanted.metric, wanted.arm)
-    chosen = _meeting(folder, search.stages(), candidates, wanted)
+    candidates = find_candidates(study.trials, study.name, wanted.metric, wanted.arm)
+    chosen = _meeting(study.folder, study.stages, candidates, wanted)
     names = ["."] if wanted.top == 1 else [str(number + 1) for number in range(len(chosen))]
     made = [_make(student, wanted) for student in chosen]
     _write_folder(out, {name: files for name, (_, files) in zip(names, made, strict=True)})

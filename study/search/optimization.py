@@ -118,19 +118,27 @@ class Search:
 
     def choose(self, best: Mapping[str, str]) -> None:
         """Records the configuration of each arm that is to be confirmed, by its name."""
-        first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
-        chosen = [first[name] for name in best.values()]
+        chosen = self._first_of(best)
         if self.study.user_attrs.get("confirmed") != chosen:
             self.study.set_user_attr("confirmed", chosen)
+
+    def _first_of(self, best: Mapping[str, str]) -> list[int]:
+        """Of each configuration, by its name, the number of its first trial."""
+        first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
+        return [first[name] for name in best.values()]
 
     @property
     def confirm_failures(self) -> dict[str, str]:
         return self.study.user_attrs.get("confirm_failures", {})
 
-    def confirming(self) -> list[Proposal]:
-        """What the confirm phase trains: each chosen configuration from fresh seeds."""
+    def confirming(self, best: Mapping[str, str] | None = None) -> list[Proposal]:
+        """What the confirm phase trains: each chosen configuration from fresh seeds.
+
+        Chosen are those that `choose` recorded, or `best`.
+        """
         trials = self._trials()
-        chosen = [trials[number] for number in self.study.user_attrs.get("confirmed", [])]
+        numbers = self.study.user_attrs.get("confirmed", []) if best is None else self._first_of(best)
+        chosen = [trials[number] for number in numbers]
         paths = [self.space.confirming_paths(self.space.suggest(trial), self.dataset) for trial in chosen]
         return [
             Proposal(-1 - trial.number, configuration_of(trial), each, "confirm")

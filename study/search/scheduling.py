@@ -35,6 +35,7 @@ from takd.trainables.stage_trainable import StageTrainable
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.storage import FULL
 
+LOCAL = "local"  # Ray's word for one that is started here
 LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 
@@ -406,8 +407,15 @@ def lacking_gpus(space: Space) -> str | None:
     return None
 
 
+_begun: str | None = None  # the address of the Ray that `start_ray` began or joined in this process
+
+
 def start_ray(slots: int | None, address: str | None = None) -> int:
-    """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots."""
+    """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots.
+
+    Where Ray runs in this process already it is used as it is; raises InputError where `address` names another.
+    """
+    global _begun
     os.environ.update(_TUNE_ENVIRONMENT)
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -416,7 +424,16 @@ def start_ray(slots: int | None, address: str | None = None) -> int:
     if not ray.is_initialized():
         with _signals_kept():
             _init(slots, address)
+        _begun = address or LOCAL
+    elif address not in (None, _begun):
+        raise InputError(f"address {address}: Ray runs in this process already, elsewhere; ray.shutdown() ends it")
     return int(reachable_resources().get("CPU", 1))
+
+
+def leave_ray() -> None:
+    """Ends what `start_ray` began, with the workers; a Ray that somebody else began in this process stays."""
+    if _begun is not None:
+        ray.shutdown()
 
 
 @contextmanager
@@ -438,7 +455,7 @@ def _signals_kept() -> Iterator[None]:
 def _init(slots: int | None, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+        ray.init(address=LOCAL, num_cpus=slots, include_dashboard=False, **quiet)
     else:
         _join(address, quiet)
 

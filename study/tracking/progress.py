@@ -1,5 +1,7 @@
 """What a person sees while a study runs: a live table on a terminal, a plain line every so often elsewhere."""
 
+import os
+import sys
 import threading
 import time
 from collections import Counter, defaultdict
@@ -152,6 +154,12 @@ def seconds_left(graph: StageGraph, trials_left: int, seeds: int, slots: int) ->
     student = fmean(by_role["student"])
     known = sum(number * fmean(costs.get(kind) or by_role[kind[0]] or [student]) for kind, number in left.items())
     return (known + trials_left * seeds * student) / slots
+
+
+def text_console() -> Console:
+    """What is printed is text, not markup; its lines are not folded, as they may be read by a program."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # of tables
+    return Console(width=width, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def on_screen(console: Console) -> bool:

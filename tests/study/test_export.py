@@ -32,6 +32,7 @@ from takd.study.export.exported import checksums, given
 from takd.study.export.onnx_file import LOGITS, OnnxModel, onnx_file, quantized
 from takd.study.export.torch_files import load_file, pt2_file, pt2_model, traced, weights_file
 from takd.study.folder import study_folder
+from takd.study.study import open_study
 from takd.study.tracking.wandb_log import read_records
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import load
@@ -91,7 +92,7 @@ def confirmed(ray_slots: int, tmp_path_factory: pytest.TempPathFactory) -> Study
 def out(confirmed: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An export with all files; not to be changed."""
     folder = tmp_path_factory.mktemp("exports") / "best"
-    export_best(confirmed.folder, folder, Wanted(int8=True))
+    export_best(open_study("tiny", confirmed.folder.root), folder, Wanted(int8=True))
     return folder
 
 
@@ -213,7 +214,7 @@ def test_load_py_and_pt2_work_where_there_is_no_takd(confirmed, out, tmp_path):
 
 
 def test_files_with_preprocessing_take_bytes_and_give_probabilities(confirmed, tmp_path, takd):
-    export_best(confirmed.folder, tmp_path / "raw", Wanted(with_preprocessing=True, int8=True))
+    export_best(open_study("tiny", confirmed.folder.root), tmp_path / "raw", Wanted(with_preprocessing=True, int8=True))
     card, images = card_of(tmp_path / "raw"), load("mnist").test().images
     assert (card["input"]["dtype"], card["output"]["name"]) == ("uint8", "probabilities")
     expected = measured(confirmed, card)
@@ -228,7 +229,7 @@ def test_files_with_preprocessing_take_bytes_and_give_probabilities(confirmed, t
 
 
 def test_the_same_student_is_the_same_files_and_no_file_says_where_it_was_made(confirmed, out, tmp_path):
-    export_best(confirmed.folder, tmp_path / "again", Wanted(int8=True))
+    export_best(open_study("tiny", confirmed.folder.root), tmp_path / "again", Wanted(int8=True))
     for name in ("student.safetensors", "student.onnx", "student.pt2", "load.py", "student.int8.onnx"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
     key = card_of(out)["stage_key"]
@@ -395,7 +396,7 @@ def test_export_of_an_arm_is_of_that_arm(takd, confirmed, tmp_path, arm):
 
 def test_the_lowest_loss_is_the_best(confirmed, tmp_path):
     rows = confirmed_rows(pd.read_parquet(confirmed.folder.trials))
-    [found] = export_best(confirmed.folder, tmp_path / "out", Wanted(metric="loss"))
+    [found] = export_best(open_study("tiny", confirmed.folder.root), tmp_path / "out", Wanted(metric="loss"))
     assert found.candidate.row["configuration"] == rows.groupby("configuration")["test_loss"].mean().idxmin()
 
 
