@@ -251,10 +251,11 @@ class Study:
         about = f"study {self.name}: stage {stage.key[:12]} ({stage.name})"
         description = self.folder.artifacts.describe(stage.key)
         if description is None:
-            trials = self.trials
-            row = trials[trials["stage_key"] == stage.key].iloc[0]
-            reason = f": {row['error']}" if row["error"] else ""
-            raise InputError(f"{about} has left nothing: it is {row['status']}{reason}")
+            rows = self._tables.trials.select(["stage_key", "status", "error"]).to_pylist()
+            # The tables may be older than the stage.
+            own = next((row for row in rows if row["stage_key"] == stage.key), {"status": "unfinished", "error": None})
+            reason = f": {own['error']}" if own["error"] else ""
+            raise InputError(f"{about} has left nothing: it is {own['status']}{reason}")
         if file not in description["files"]:
             raise InputError(f"{about} has no {file}: nothing learns from it")
         try:

@@ -243,8 +243,18 @@ def test_a_stage_that_left_nothing_says_what_became_of_it(own):
     key = keys(own, "student")[0]
     folder = Path(own.root) / "artifacts" / key
     folder.rename(folder.with_name("elsewhere"))
-    with pytest.raises(takd.InputError, match=rf"stage {key[:12]} \(student .*has left nothing: it is unfinished"):
+    with pytest.raises(takd.InputError, match=rf"stage {key[:12]} \(student .*has left nothing: it is unfinished$"):
         takd.open_study("tiny", own.root).model(key)
+
+
+def test_a_stage_that_failed_says_why(own, monkeypatch):
+    key = keys(own, "assistant")[0]
+    folder = Path(own.root) / "artifacts" / key
+    folder.rename(folder.with_name("elsewhere"))
+    for trial in own.search.proposed():
+        monkeypatch.setitem(trial.user_attrs, "failures", {key: "its worker died"})
+    with pytest.raises(takd.InputError, match=r"has left nothing: it is failed: its worker died$"):
+        own.soft_targets(key)
 
 
 @pytest.mark.parametrize(("read", "file"), [(takd.Study.model, WEIGHTS), (takd.Study.soft_targets, SOFT_TARGETS)])
