@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import student_costs
+from takd.analysis.metrics import METRICS
 from takd.analysis.statistics import compare_arms, mean_interval
 from takd.analysis.tables import (
-    METRICS,
     Missing,
     accuracy_by_seed,
     arm_order,

@@ -14,7 +14,8 @@ from takd.analysis.tables import read_trials
 from takd.search_spaces import load_space
 from takd.study.confirm import measure_logits, predict_stages
 from takd.study.folder import study_folder
-from takd.study.run import RunOptions, run_study
+from takd.study.options import RunOptions
+from takd.study.run import run_study
 from takd.study.search.optimization import open_search
 from takd.trainables.datasets.dataset import load
 

@@ -8,11 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from takd.analysis.tables import METRICS
+from takd.analysis.metrics import METRICS
 from takd.search_spaces import InputError, Space, load_space, presets
 from takd.study.apart import NoAnswerError, log_to_stderr
 from takd.study.folder import ROOT, StudyFolder, absolute_root, study_folder
-from takd.study.status import follow_status, print_status
 from takd.study.stopping import INTERRUPTED, Stop, StoppedError, end_process, stopped_by_signals
 from takd.study.study import Study, open_study, run
 from takd.study.tracking.progress import text_console
@@ -265,6 +264,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from takd.study.status import follow_status, print_status
+
     if options.follow:
         follow_status(_folder(options), text_console())
     else:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from takd.analysis.tables import METRICS
+from takd.analysis.metrics import METRICS
 from takd.search_spaces import Path, Stage
 from takd.study.folder import EPOCHS as EPOCHS_FILE
 from takd.study.folder import TRIALS as TRIALS_FILE

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib import import_module
-from typing import get_args
 
 import pandas as pd
 from rich.console import Console
@@ -15,10 +13,11 @@ from takd.analysis.tables import best_configurations
 from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
+from takd.study.options import CHECK, Checking, RunOptions
 from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Description, Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
-from takd.study.search.optimization import Search, create_search, open_optuna, refuse_another_space
+from takd.study.search.optimization import Search, create_search, find_search, open_optuna, refuse_another_space
 from takd.study.stopping import Stop
 from takd.study.tracking.events import EventLog
 from takd.study.tracking.observers import Observer, Observers
@@ -26,31 +25,12 @@ from takd.study.tracking.profile import Profile, print_use
 from takd.study.tracking.progress import Progress
 from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
-from takd.study.tracking.wandb_runs import Mode, WandbTracker, wandb_mode
+from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.store.artifacts import ArtifactStore, needed_files
 from takd.trainables.store.storage import FULL
 
 log = logging.getLogger("takd")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What a run of a study may choose without changing the study; raises InputError on what can't be chosen."""
-
-    wandb: Mode | None = None
-    slots: int | None = None  # CPU slots of a local Ray; None: as many as there are cores
-    address: str | None = None  # of a running Ray cluster; None: a local Ray of our own
-    tensorboard: bool = False
-    profile: bool = False  # say where the time went
-
-    def __post_init__(self) -> None:
-        if self.wandb not in (None, *get_args(Mode)):
-            raise InputError(f"wandb is {self.wandb!r}; expected {', '.join(get_args(Mode))}, or None")
-        if self.slots is not None and (type(self.slots) is not int or self.slots < 1):
-            raise InputError(f"slots is {self.slots!r}; expected a whole number of at least 1")
-        if self.slots is not None and self.address is not None:
-            raise InputError(f"slots is {self.slots} and address {self.address}; a running cluster has its own slots")
 
 
 @dataclass
@@ -65,16 +45,24 @@ class RunResult:
 
 
 def run_study(
-    folder: StudyFolder, space: Space, source: str, options: RunOptions, console: Console, stop: Stop | None = None
+    folder: StudyFolder,
+    space: Space,
+    source: str,
+    options: RunOptions,
+    console: Console,
+    stop: Stop | None = None,
+    checking: Checking | None = None,
 ) -> RunResult:
     """Runs until the budget is spent and every stage has ended, or `stop` is requested.
 
-    Raises InputError before anything is written when the space or the folder can't be, or another process runs it.
+    `checking` is the check of the space where that was begun before. Raises InputError before anything is written when
+    the space or the folder can't be, or another process runs it.
     """
     stop, began = stop or Stop(), time.monotonic()
-    checked = begin("takd.study.checks:check", space, source, folder)
-    import_module("takd.study.search.scheduling")  # Ray takes seconds: while the other process checks
-    space, data, warnings = checked()
+    checking = checking or begin(CHECK, space, source, folder)
+    if (known := find_search(folder)) is None or known.is_open:
+        _start_ray(options)  # it takes seconds: while the other process checks
+    space, data, warnings = checking()
     if stop.requested:
         return RunResult(finished=False)
     for warning in warnings:
@@ -179,10 +167,10 @@ def _train(
     stop: Stop,
     began: float,
 ) -> RunResult:
-    # Not above: Ray takes seconds, which other commands need not wait.
-    from takd.study.search.scheduling import PathSearcher, lacking_gpus, leave_ray, run_stages, start_ray
+    # Not above: Ray takes seconds, which who has nothing to train need not wait.
+    from takd.study.search.scheduling import PathSearcher, lacking_gpus, leave_ray, run_stages
 
-    slots = start_ray(options.slots, options.address)
+    slots = _start_ray(options)
     if options.slots not in (None, slots):
         console.print(
             f"warning: Ray runs in this process already, with {slots} slots: they are used in place of "
@@ -214,6 +202,12 @@ def _train(
         profile.workers, profile.use = searcher.workers, searcher.use
     trained = sum(counts["done"] for counts in graph.counts.values())
     return RunResult(finished=not search.is_open, trained=trained, profile=profile)
+
+
+def _start_ray(options: RunOptions) -> int:
+    from takd.study.search.scheduling import start_ray
+
+    return start_ray(options.slots, options.address)
 
 
 def find_artifact(store: ArtifactStore) -> Callable[[Stage], Description | None]:

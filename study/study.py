@@ -1,31 +1,30 @@
 """A study as an object: run or opened, with its tables, its stages, and what its stages left."""
 
+from __future__ import annotations
+
 import difflib
 import os
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
-import pandas as pd
-from rich.console import Console
-
-from takd.analysis.files import without_secret
-from takd.analysis.tables import chosen_students
 from takd.search_spaces import InputError, Space, Stage, load_space
+from takd.study.apart import begin
 from takd.study.folder import StudyFolder, study_folder
-from takd.study.results import Tables, build_results, write_tables
-from takd.study.run import RunOptions, left_to_confirm, run_study
-from takd.study.search.graph import Description
-from takd.study.search.optimization import Search, open_search
+from takd.study.options import CHECK, Mode, RunOptions
 from takd.study.stopping import Stop, StoppedError, interrupt, stopped_by_signals
 from takd.study.tracking.progress import text_console
-from takd.study.tracking.wandb_runs import Mode
-from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
 
-if TYPE_CHECKING:  # torch takes seconds: who looks at tables need not wait
+# Not loaded here: pandas, Optuna and the rest take seconds, in which a run's check is under way already.
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from rich.console import Console
     from torch import nn
 
+    from takd.study.results import Tables
+    from takd.study.search.graph import Description
+    from takd.study.search.optimization import Search
     from takd.trainables.datasets.dataset import Dataset
 
 T = TypeVar("T")
@@ -46,7 +45,7 @@ def run(
     console: Console | None = None,
     stop: Stop | None = None,
     source: str | None = None,
-) -> "Study":
+) -> Study:
     """Runs a study to its end, or goes on with one that was begun, and returns it.
 
     What is finished below the root is not trained again; more `trials` than before extend a study. Progress is printed
@@ -83,19 +82,23 @@ def run(
     folder = study_folder(root, name, storage)
     if trials is not None:
         space = load_space(space, {"trials": trials})
-    given = folder, space, source or f"space {name}", options, console or text_console()
+    source = source or f"space {name}"
+    checking = begin(CHECK, space, source, folder)
+    from takd.study.run import run_study
+
+    given = folder, space, source, options, console or text_console()
     if stop is None:
         stop = Stop()
         with stopped_by_signals(stop, again=interrupt):
-            result = run_study(*given, stop)
+            result = run_study(*given, stop, checking)
     else:
-        result = run_study(*given, stop)
+        result = run_study(*given, stop, checking)
     if stop.requested:
         raise KeyboardInterrupt(stop.reason) if stop.interrupted else StoppedError(stop.reason)
     return Study(folder, search=result.search, tables=result.tables, trained=result.trained)
 
 
-def open_study(name: str, root: str | os.PathLike[str] | None = None, storage: str | None = None) -> "Study":
+def open_study(name: str, root: str | os.PathLike[str] | None = None, storage: str | None = None) -> Study:
     """A study that was begun, as it is now; also while another process runs it. Changes nothing.
 
     Root and storage are as in `run`. Raises InputError where there is no such study.
@@ -125,11 +128,15 @@ class Study:
 
         Raises InputError where there is no such study.
         """
+        from takd.study.search.optimization import open_search
+
         self.folder, self.trained = folder, trained
         self.search = search or open_search(folder)
         self._made, self._found = tables, found
 
     def __repr__(self) -> str:
+        from takd.analysis.files import without_secret
+
         return f"<takd study {self.name} in {without_secret(self.root)}>"
 
     @property
@@ -149,10 +156,14 @@ class Study:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to try, to train or to confirm."""
+        from takd.study.run import left_to_confirm
+
         return not self.search.is_open and not left_to_confirm(self.folder, self.search, self.trials)
 
     @cached_property
     def _tables(self) -> Tables:
+        from takd.study.results import build_results
+
         return self._made or build_results(self.folder, self.search, self._found)
 
     @property
@@ -178,7 +189,10 @@ class Study:
 
         Accuracies and differences are in percent and percentage points; see `takd.analysis.arms.arms_table`.
         """
+        import pandas as pd
+
         from takd.analysis.arms import arms_table  # SciPy takes a second
+        from takd.analysis.tables import chosen_students
 
         return arms_table(trials) if len(chosen_students(trials := self.trials)) else pd.DataFrame(columns=["arm"])
 
@@ -188,7 +202,7 @@ class Study:
         return self.search.stages()
 
     @cached_property
-    def dataset(self) -> "Dataset":
+    def dataset(self) -> Dataset:
         """The images and labels that stages are trained and measured on, uint8 `[n, channels, height, width]`.
 
         Raises InputError where this machine has not the same ones.
@@ -197,7 +211,7 @@ class Study:
 
         return load_for(self.search.dataset)
 
-    def model(self, stage_key: str) -> "nn.Module":
+    def model(self, stage_key: str) -> nn.Module:
         """The model of a finished stage with its weights, in evaluation mode, on the CPU.
 
         From images float32 `[n, channels, height, width]`, normalised as `dataset.normalization` says, to logits
@@ -207,6 +221,7 @@ class Study:
         import torch
 
         from takd.study.confirm import trained_module
+        from takd.trainables.store.artifacts import WEIGHTS
 
         stage = self._stage(stage_key)
         dataset = self.dataset
@@ -214,19 +229,24 @@ class Study:
             module = self._left(stage, WEIGHTS, lambda: trained_module(self.folder, stage, dataset))
         return module.eval()
 
-    def soft_targets(self, stage_key: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    def soft_targets(self, stage_key: str) -> np.ndarray[Any, np.dtype[np.float32]]:
         """The logits that others learn from a finished teacher or assistant: `[views, train examples, classes]`.
 
         Examples are all of `dataset.train`, in its order; there is one view where none is augmented. The key is one of
         `stages`, or its beginning. Raises InputError where there is no such stage, or it has none that are whole:
         nobody learns from a student.
         """
+        import numpy as np
+
+        from takd.trainables.store.artifacts import SOFT_TARGETS
+
         stage = self._stage(stage_key)
         return np.stack(self._left(stage, SOFT_TARGETS, lambda: self.folder.artifacts.soft_targets(stage.key)))
 
     def write_results(self) -> None:
         """Writes the tables as Parquet and the figure below the root, as a run does when it ends."""
         from takd.study.report import write_figure
+        from takd.study.results import write_tables
 
         write_tables(self.folder, self._tables)
         write_figure(self.folder, self.trials)

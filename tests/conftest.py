@@ -29,7 +29,8 @@ from takd.search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, s
 from takd.study.checks import check_space
 from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder
-from takd.study.run import RunOptions, RunResult, find_artifact, run_study
+from takd.study.options import RunOptions
+from takd.study.run import RunResult, find_artifact, run_study
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import Search, create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray

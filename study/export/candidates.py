@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from takd.analysis.tables import METRICS, confirmed, students
+from takd.analysis.metrics import METRICS
+from takd.analysis.tables import confirmed, students
 from takd.search_spaces import InputError, Path, Stage
 from takd.study.confirm import trained_module
 from takd.study.folder import StudyFolder

@@ -21,10 +21,10 @@ from takd.analysis.files import without_secret
 from takd.search_spaces import Stage
 from takd.search_spaces.arms import Arm
 from takd.study.folder import StudyFolder
+from takd.study.options import Mode
 from takd.study.search.graph import Description, Node, StageGraph
 from takd.study.tracking.wandb_log import Artifact, Entry, Run, Written, md5, write_run, written_runs
 
-Mode = Literal["online", "offline", "disabled"]
 PROJECT = "takd"
 CLOSE_SECONDS = 60.0
 LIVE_SECONDS = 30.0  # online, a stage that trains longer shows its epochs this often
