@@ -18,8 +18,8 @@ from takd.analysis.tables import (
     arm_order,
     chosen_students,
     confirmed,
+    hyperparameters_of,
     paper_name,
-    setting_of,
     split_of,
     students,
 )
@@ -49,9 +49,9 @@ def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
             "arm": arm,
             "paper": paper_name(arm),
             "split": split_of(trials),
-            "settings": int(tried["settings"].get(arm, 0)),
+            "configurations": int(tried["configurations"].get(arm, 0)),
             "students": int(tried["students"].get(arm, 0)),
-            "best setting": setting_of(own["configuration"].iloc[0]),
+            "best configuration": hyperparameters_of(own["configuration"].iloc[0]),
             "seeds": len(accuracy),
             "accuracy": float(estimate.mean),
             "low": float(estimate.low),
@@ -88,7 +88,9 @@ def budgets(trials: pd.DataFrame) -> pd.DataFrame:
     """What the search gave each arm: configurations tried, students trained to the end, and their training seconds."""
     done = students(trials)
     by_arm = done.groupby("arm", sort=False).agg(
-        settings=("configuration", "nunique"), students=("stage_key", "size"), student_seconds=("train_seconds", "sum")
+        configurations=("configuration", "nunique"),
+        students=("stage_key", "size"),
+        student_seconds=("train_seconds", "sum"),
     )
     return by_arm.loc[sorted(by_arm.index, key=lambda arm: arm_order(trials, arm))].reset_index()
 
@@ -127,7 +129,7 @@ def cheapest_as_good(trials: pd.DataFrame, table: pd.DataFrame) -> "pd.Series[An
 
 def budget_table(trials: pd.DataFrame) -> pd.DataFrame:
     """What the search spent on each arm."""
-    names = {"settings": "configurations", "student_seconds": "seconds of training of its students"}
+    names = {"student_seconds": "seconds of training of its students"}
     return budgets(trials).round(1).rename(columns=names)
 
 
@@ -182,13 +184,13 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         raise Missing("No student of the search has ended yet.")
     rows = []
     for arm in sorted(done["arm"].unique(), key=lambda arm: arm_order(trials, arm)):
-        settings = done[done["arm"] == arm].groupby("configuration")["accuracy"]
-        ranked = list(settings.mean().sort_values(ascending=False).index)
+        tried = done[done["arm"] == arm].groupby("configuration")["accuracy"]
+        ranked = list(tried.mean().sort_values(ascending=False).index)
         for place in sorted({0, 1, 2, len(ranked) - 1} & set(range(len(ranked)))):
-            estimate = mean_interval(settings.get_group(ranked[place]))
+            estimate = mean_interval(tried.get_group(ranked[place]))
             mean, low, high = map(float, (estimate.mean, estimate.low, estimate.high))
-            setting = setting_of(str(ranked[place]))
-            rows.append((arm, f"{place + 1} of {len(ranked)}", setting, with_interval(mean, low, high)))
+            chosen = hyperparameters_of(str(ranked[place]))
+            rows.append((arm, f"{place + 1} of {len(ranked)}", chosen, with_interval(mean, low, high)))
     return pd.DataFrame(rows, columns=["arm", "rank", "configuration", "val. accuracy %"])
 
 
@@ -281,9 +283,9 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         [
             row["arm"],
             row["paper"],
-            str(row["settings"]),
+            str(row["configurations"]),
             str(row["students"]),
-            row["best setting"],
+            row["best configuration"],
             str(row["seeds"]),
             with_interval(row["accuracy"], row["low"], row["high"]),
             with_interval(row["over_kd"], row["over_kd_low"], row["over_kd_high"], "+"),

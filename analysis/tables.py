@@ -73,9 +73,9 @@ def note(trials: pd.DataFrame) -> str:
 
 
 def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:
-    """By arm, in the paper's order, the model of the teacher in its chosen setting, where the search varies that."""
-    settings = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
-    chosen = {str(arm): setting["teacher.model"] for arm, setting in settings.items() if "teacher.model" in setting}
+    """By arm, in the paper's order, the model of the teacher in its chosen configuration, where the search varies that."""
+    configurations = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
+    chosen = {str(arm): each["teacher.model"] for arm, each in configurations.items() if "teacher.model" in each}
     return {arm: chosen[arm] for arm in sorted(chosen, key=lambda arm: arm_order(trials, arm))}
 
 
@@ -128,7 +128,7 @@ def paper_name(arm: str) -> str:
         return "-"
 
 
-def setting_of(configuration: str) -> str:
+def hyperparameters_of(configuration: str) -> str:
     """What was chosen, for people: `temperature=4 lambda=0.7021`; a dash where nothing was."""
     return " ".join(f"{name}={_short(value)}" for name, value in parameters_of(configuration).items()) or "-"
 

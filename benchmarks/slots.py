@@ -110,7 +110,7 @@ def measure(slots: int, seconds: float, lanes: int, nodes: int) -> None:
     shares = sorted(Counter((each["host"], each["process"]) for each in ends.outcomes).values())
     wall = ends.last - ends.first
     print(
-        f"{slots} slots on {nodes} {'node ' if nodes == 1 else 'nodes'}, stages of {seconds:5.2f} s, {lanes} at once: "
+        f"{slots} slots on {nodes} {'node' if nodes == 1 else 'nodes'}, stages of {seconds:5.2f} s, {lanes} at once: "
         f"busy {busy / (slots * wall):.2f}   {len(shares)} workers, {100 * shares[0] / number:.0f} to "
         f"{100 * shares[-1] / number:.0f} % of {number} students each, {wall:.0f} s",
         flush=True,

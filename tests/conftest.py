@@ -40,7 +40,15 @@ from takd.study.tracking.observers import Observer, Observers
 SLOTS = 2
 
 # Files whose tests wait for processes that die and start: first, so that two processes of tests end together.
-SLOW_FILES = ("test_resume.py", "test_cluster.py", "test_uploading.py", "test_transfer.py", "test_lanes.py")
+SLOW_FILES = (
+    "test_resume.py",
+    "test_cluster.py",
+    "test_uploading.py",
+    "test_workers.py",
+    "test_wheel.py",
+    "test_transfer.py",
+    "test_lanes.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -198,7 +198,7 @@ def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
 
 
 def _exact(value: float) -> str:
-    """Four digits where they are all there is: two settings never have one name."""
+    """Four digits where they are all there is: two configurations never have one name."""
     short = f"{value:.4g}"
     return short if float(short) == value else repr(value)
 

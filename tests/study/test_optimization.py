@@ -6,7 +6,7 @@ import pytest
 from conftest import tiny_space
 from optuna.trial import TrialState
 
-from takd.analysis.tables import setting_of
+from takd.analysis.tables import hyperparameters_of
 from takd.search_spaces import DatasetFingerprint, InputError, Space
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.search import optimization
@@ -225,4 +225,4 @@ def test_two_settings_never_have_one_name():
     names = {configuration_name("kd", {"arm": "kd", "lambda": value}) for value in (0.702111, 0.702139, 0.7021)}
     assert len(names) == 3
     assert configuration_name("kd", {"arm": "kd", "temperature": 4.0, "lambda": 0.7}) == "kd temperature=4 lambda=0.7"
-    assert {setting_of(name) for name in names} == {"lambda=0.7021"}
+    assert {hyperparameters_of(name) for name in names} == {"lambda=0.7021"}

@@ -198,16 +198,13 @@ def run_alone(folder: Path, space: dict[str, Any], *options: str) -> tuple[pd.Da
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [2, 4])
-def test_every_slot_has_a_worker_and_its_share_of_short_stages(tmp_path, slots):
-    rows, printed = run_alone(tmp_path, SHORT, "--slots", str(slots))
+def test_every_slot_has_a_worker_and_its_share_of_short_stages(tmp_path):
+    rows, printed = run_alone(tmp_path, SHORT, "--slots", "4")
     assert set(rows["status"]) == {"done"}
     found = shares(rows)
-    assert len(found) == slots
-    assert found[-1] > 0.4 / slots  # all begin some seconds apart
-    assert re.search(
-        rf"^{slots} workers trained [\d, and]+ stages, busy [\d, and]+ % of the time; the slots", printed, re.M
-    )
+    assert len(found) == 4
+    assert found[-1] > 0.1  # all begin some seconds apart
+    assert re.search(r"^4 workers trained [\d, and]+ stages, busy [\d, and]+ % of the time; the slots", printed, re.M)
 
 
 JOINED = """
@@ -278,6 +275,7 @@ def test_the_slot_of_a_worker_that_is_killed_works_again(tmp_path):
     [killed] = map(int, re.findall(r"^killed (\d+)$", done.stdout, re.M))
     rows = pd.read_parquet(study_folder(str(tmp_path / "runs"), "short").trials)
     assert set(rows["status"]) == {"done"}
+    assert len(shares(rows)) == 3  # two slots, one of them with a second worker
     last = rows[rows["role"] == "student"].drop_duplicates("stage_key").sort_values("finished_at").tail(10)
     assert len(set(last["process"])) == 2
     assert killed not in set(last["process"])
