@@ -461,7 +461,7 @@ def pareto(trials: pd.DataFrame) -> Figure:
 
 @styled
 def training_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
-    """Validation accuracy and losses by epoch: mean and interval over the students of each arm's chosen configuration."""
+    """Validation accuracy and losses by epoch: mean and interval over each arm's chosen students."""
     chosen, colors = _students_of(trials), arm_colors(trials)
     rows = epochs.merge(chosen[["stage_key", "arm"]], on="stage_key")
     if not len(rows):

@@ -1,8 +1,8 @@
 """Which parameter mattered in the search: a binned analysis of variance, without Optuna.
 
-A parameter's values are put into up to BINS cells, and its importance is the part of the variance between configurations that
-the cells explain: omega squared (Hays 1963), which is zero on average where a parameter does nothing. Beside it stands
-what chance alone explains: the 95th percentile over shuffled configurations. Optuna's own importance (fANOVA) is on its
+A parameter's values are put into up to BINS cells, and its importance is the part of the variance between
+configurations that the cells explain: omega squared (Hays 1963), which is zero on average where a parameter does
+nothing. Beside it stands what chance alone explains: the 95th percentile over shuffled configurations. Optuna's own importance (fANOVA) is on its
 dashboard. A sampler that seeks good configurations (TPE) tries bad ones rarely, so these numbers are of what was tried.
 """
 
@@ -23,17 +23,15 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 def importance(trials: pd.DataFrame) -> pd.DataFrame:
     """One row a varied parameter, the most important first; `explained` and `chance` are fractions."""
     done = students(trials)
-    configurations = done.groupby(["arm", "configuration"], sort=False)["accuracy"].mean().reset_index()
-    chosen = pd.DataFrame(
-        [{"arm": row["arm"]} | parameters_of(row["configuration"]) for _, row in configurations.iterrows()]
-    )
+    means = done.groupby(["arm", "configuration"], sort=False)["accuracy"].mean().reset_index()
+    chosen = pd.DataFrame([{"arm": row["arm"]} | parameters_of(row["configuration"]) for _, row in means.iterrows()])
     rows = []
     for name in chosen.columns:
         there = chosen[name].notna()
         cells = _cells(chosen.loc[there, name])
         if there.sum() < FEWEST_SETTINGS or len(np.unique(cells)) < 2:
             continue
-        accuracy = configurations.loc[there, "accuracy"].to_numpy(float)
+        accuracy = means.loc[there, "accuracy"].to_numpy(float)
         random = np.random.default_rng(0)
         shuffled = np.array([omega_squared(random.permutation(accuracy), cells) for _ in range(SHUFFLES)])
         explained = max(0.0, omega_squared(accuracy, cells))

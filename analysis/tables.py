@@ -73,7 +73,7 @@ def note(trials: pd.DataFrame) -> str:
 
 
 def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:
-    """By arm, in the paper's order, the model of the teacher in its chosen configuration, where the search varies that."""
+    """By arm, in the paper's order, the model of the teacher in its configuration, where that varies."""
     configurations = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
     chosen = {str(arm): each["teacher.model"] for arm, each in configurations.items() if "teacher.model" in each}
     return {arm: chosen[arm] for arm in sorted(chosen, key=lambda arm: arm_order(trials, arm))}
