@@ -2,8 +2,9 @@
 
 A parameter's values are put into up to BINS cells, and its importance is the part of the variance between
 configurations that the cells explain: omega squared (Hays 1963), which is zero on average where a parameter does
-nothing. Beside it stands what chance alone explains: the 95th percentile over shuffled configurations. Optuna's own importance (fANOVA) is on its
-dashboard. A sampler that seeks good configurations (TPE) tries bad ones rarely, so these numbers are of what was tried.
+nothing. Beside it stands what chance alone explains: the 95th percentile over shuffled configurations. Optuna's own
+importance (fANOVA) is on its dashboard. A sampler that seeks good configurations (TPE) tries bad ones rarely, so these
+numbers are of what was tried.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from takd.analysis.tables import parameters_of, students
 
 BINS = 5
 SHUFFLES = 200
-FEWEST_SETTINGS = 8
+FEWEST_CONFIGURATIONS = 8
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -29,7 +30,7 @@ def importance(trials: pd.DataFrame) -> pd.DataFrame:
     for name in chosen.columns:
         there = chosen[name].notna()
         cells = _cells(chosen.loc[there, name])
-        if there.sum() < FEWEST_SETTINGS or len(np.unique(cells)) < 2:
+        if there.sum() < FEWEST_CONFIGURATIONS or len(np.unique(cells)) < 2:
             continue
         accuracy = means.loc[there, "accuracy"].to_numpy(float)
         random = np.random.default_rng(0)
