@@ -208,24 +208,21 @@ def test_every_slot_has_a_worker_and_its_share_of_short_stages(tmp_path):
 
 
 JOINED = """
-import sys, threading, time
+import subprocess, sys, time
 from pathlib import Path
 from ray.cluster_utils import Cluster
-from takd.study.cli import main
 
 space, root = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 cluster.add_node(num_cpus=1)
 cluster.wait_for_nodes()
-
-def join():
-    while len(list(Path(root).glob("artifacts/[0-9a-f]*/stage.json"))) < 5:
-        time.sleep(0.05)
-    cluster.add_node(num_cpus=1)
-    print("a node has joined", flush=True)
-
-threading.Thread(target=join, daemon=True).start()
-sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--address", cluster.address]))
+command = [sys.executable, "-m", "takd", "run", space, "--root", root, "--wandb", "disabled"]
+study = subprocess.Popen([*command, "--address", cluster.address])
+while study.poll() is None and len(list(Path(root).glob("artifacts/[0-9a-f]*/stage.json"))) < 5:
+    time.sleep(0.05)
+cluster.add_node(num_cpus=1)
+print("a node has joined", flush=True)
+sys.exit(study.wait())
 """
 
 
