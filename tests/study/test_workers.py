@@ -36,7 +36,7 @@ SHORT: dict[str, Any] = {
     },
     "arms": ["kd"],
     "sampler": "grid",
-    "seeds": 30,
+    "seeds": 25,
     "lanes": 1,
     "confirm": None,
     "resources": {"teacher": {"cpu": 1}, "student": {"cpu": 1}},
@@ -192,7 +192,7 @@ def run_alone(folder: Path, space: dict[str, Any], *options: str) -> tuple[pd.Da
     file = folder / "short.yaml"
     file.write_text(yaml.safe_dump(space))
     command = [sys.executable, "-m", "takd", "run", str(file), "--root", str(folder / "runs"), "--wandb", "disabled"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=400)
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stdout + done.stderr
     return pd.read_parquet(study_folder(str(folder / "runs"), "short").trials), done.stdout
 
@@ -229,9 +229,9 @@ sys.exit(study.wait())
 @pytest.mark.slow
 def test_a_node_that_joins_in_mid_study_gets_a_worker(tmp_path):
     file = tmp_path / "short.yaml"
-    file.write_text(yaml.safe_dump(SHORT | {"seeds": 40}))
+    file.write_text(yaml.safe_dump(SHORT))
     command = [sys.executable, "-c", JOINED, str(file), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=590)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "a node has joined" in done.stdout
     found = shares(pd.read_parquet(study_folder(str(tmp_path / "runs"), "short").trials))
@@ -264,9 +264,9 @@ sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--slots", "
 @pytest.mark.slow
 def test_the_slot_of_a_worker_that_is_killed_works_again(tmp_path):
     file = tmp_path / "short.yaml"
-    file.write_text(yaml.safe_dump(SHORT | {"seeds": 40}))
+    file.write_text(yaml.safe_dump(SHORT))
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(file), str(tmp_path / "runs")], capture_output=True, text=True, timeout=400
+        [sys.executable, "-c", KILLED, str(file), str(tmp_path / "runs")], capture_output=True, text=True, timeout=590
     )
     assert done.returncode == 0, done.stdout + done.stderr
     [killed] = map(int, re.findall(r"^killed (\d+)$", done.stdout, re.M))
