@@ -59,7 +59,7 @@ TRIALS = pa.schema(
         ("host", pa.string()),  # of the worker that trained it
         ("process", pa.int64()),  # likewise, its id there
         ("lanes", pa.int32()),  # stages that it trained side by side
-        ("finished_at", pa.timestamp("s", tz="UTC")),
+        ("finished_at", pa.timestamp("ms", tz="UTC")),  # Parquet has no coarser
         ("cached", pa.bool_()),  # this path found the artifact there
         ("error", pa.string()),
     ]
