@@ -20,6 +20,8 @@ HALVING_SECONDS = 60.0
 # A worker with nothing to train asks again after so long: first at once, then each time twice as long.
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.01, 0.5
 
+NOTHING: dict[str, Any] = {"stages": [], "width": None, "idle": True}  # what a worker reports that has no stages
+
 log = logging.getLogger("takd")
 
 
@@ -62,13 +64,7 @@ class StageTrainable(tune.Trainable):
         if not self.introduced:
             self.introduced = True
             context = ray.get_runtime_context()
-            return {
-                "stages": [],
-                "width": None,
-                "idle": True,
-                "node": context.get_node_id(),
-                "actor": context.current_actor,
-            }
+            return NOTHING | {"node": context.get_node_id(), "actor": context.current_actor}
         if not self.given:
             return self._wait()
         if self.batch is None:
@@ -94,7 +90,7 @@ class StageTrainable(tune.Trainable):
     def _wait(self) -> dict[str, Any]:
         time.sleep(self.wait_seconds)
         self.wait_seconds = min(max(2 * self.wait_seconds, FIRST_WAIT_SECONDS), LONGEST_WAIT_SECONDS)
-        return {"stages": [], "width": None, "idle": True}
+        return dict(NOTHING)  # Tune adds to what it gets
 
     def _begin(self) -> "StageBatch":
         from takd.trainables.batch import StageBatch

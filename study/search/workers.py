@@ -88,14 +88,12 @@ class Workers:
     def start(self, name: str, need: Need) -> None:
         self.living[name] = Worker(need)
 
-    def go(self, name: str, now: float) -> Worker | None:
+    def go(self, name: str, now: float) -> None:
         """The worker ends, or has died."""
-        worker = self.living.pop(name, None)
-        if worker:
-            worker.end(now)
-            if worker.stages:
-                self.gone.append(worker)
-        return worker
+        worker = self.living.pop(name)
+        worker.end(now)
+        if worker.stages:
+            self.gone.append(worker)
 
     def _free(self) -> dict[str, Need]:
         """What of each node no worker holds. Those that are about to start are taken to start where there is room."""
