@@ -24,6 +24,7 @@ from test_tracking import Run, read_run
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.results import write_results
 from takd.study.search.graph import Node, StageGraph
+from takd.study.search.scheduling import STOP_SECONDS
 from takd.study.tracking.events import EVENTS
 from takd.trainables.store.artifacts import CHECKPOINTS
 
@@ -46,13 +47,13 @@ def line_of(process: psutil.Process) -> list[str]:
 class Driver:
     """`takd run` of a space in a process of its own."""
 
-    def __init__(self, tmp_path: Path, space: dict[str, Any], *options: str) -> None:
+    def __init__(self, tmp_path: Path, space: dict[str, Any]) -> None:
         file = tmp_path / "tiny.yaml"
         file.write_text(yaml.safe_dump(space))
         self.root = tmp_path / "runs"
         command = [str(Path(sys.executable).parent / "takd"), "run", str(file), "--root", str(self.root)]
         self.process = subprocess.Popen(
-            [*command, "--wandb", "disabled", "--slots", "1", *options],
+            [*command, "--wandb", "offline", "--slots", "1"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -117,17 +118,33 @@ def undisturbed(ray_slots, tmp_path_factory) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-def test_resume_after_the_driver_is_killed_at_three_phases(undisturbed, tmp_path):
-    """Before anything has trained, while the teacher trains, and while students do: one study, killed three times."""
-    before_anything = Driver(tmp_path, EVERY_EPOCH)
+def test_whatever_ends_a_run_the_same_command_goes_on(undisturbed, takd, tmp_path):
+    """One study, whose driver is killed before anything has trained, asked to stop while the teacher trains, killed
+    while it goes on with that, killed while students train, and asked to stop twice, which is at once."""
+    before_anything = Driver(tmp_path, LATEST)
     before_anything.until(before_anything.has_proposed)
     before_anything.kill()
 
+    asked = Driver(tmp_path, LATEST)
+    asked.until(asked.has_begun)
+    refused = takd("run", tmp_path / "tiny.yaml", "--root", asked.root)
+    assert (refused.code, refused.out) == (2, "")
+    assert re.fullmatch(rf"takd: study tiny: process {asked.process.pid} on \S+ runs it; .*\n", refused.err)
+    asked.process.send_signal(signal.SIGINT)
+    code, _, errors = asked.end(60)
+    assert code == 130
+    [stopping, how_to_go_on] = errors.strip().splitlines()
+    assert stopping.startswith("takd: stopping: ")
+    assert re.fullmatch(
+        r"takd: stopped: SIGINT received; go on with: takd run \S+tiny.yaml --root \S+ .*", how_to_go_on
+    )
+    [checkpoint] = asked.checkpoints()
+    seen = epochs_in(checkpoint.read_bytes())
+    assert seen
+
     in_the_teacher = Driver(tmp_path, EVERY_EPOCH)
-    in_the_teacher.until(lambda: len(in_the_teacher.checkpoints()) == 1)
-    time.sleep(0.5)
+    in_the_teacher.until(lambda: len(epochs_in(checkpoint.read_bytes())) > len(seen))
     in_the_teacher.kill()
-    [checkpoint] = [file for file in in_the_teacher.checkpoints() if len(epochs_in(file.read_bytes())) > 1]
     seen, teacher = epochs_in(checkpoint.read_bytes()), checkpoint.name
 
     in_the_students = Driver(tmp_path, EVERY_EPOCH)
@@ -135,67 +152,43 @@ def test_resume_after_the_driver_is_killed_at_three_phases(undisturbed, tmp_path
     in_the_students.kill()
     finished = {file: file.stat().st_mtime_ns for file in in_the_students.stages()}
 
+    twice = Driver(tmp_path, EVERY_EPOCH)
+    twice.until(lambda: twice.children() != [])
+    children = twice.children()
+    twice.process.send_signal(signal.SIGTERM)
+    started = time.monotonic()
+    time.sleep(0.2)
+    twice.process.send_signal(signal.SIGTERM)
+    code, _, errors = twice.end(60)
+    assert (code, "SIGTERM received" in errors) == (130, True)
+    assert time.monotonic() - started < STOP_SECONDS
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert alive == []
+
     code, output, errors = Driver(tmp_path, EVERY_EPOCH).end()
     assert (code, errors) == (0, "")
     assert f"{14 - len(finished)} stages trained in this run" in output
     assert {file: file.stat().st_mtime_ns for file in finished} == finished  # nothing finished was trained again
-    description = json.loads((artifacts(in_the_students.folder) / teacher / "stage.json").read_text())
+    description = json.loads((artifacts(twice.folder) / teacher / "stage.json").read_text())
     assert description["outcome"]["epochs"][: len(seen)] == seen  # to the microsecond: these were not trained again
-    assert in_the_students.checkpoints() == []
-    rows = pd.read_parquet(in_the_students.folder.trials)[COLUMNS]
+    assert twice.checkpoints() == []
+    rows = pd.read_parquet(twice.folder.trials)[COLUMNS]
     pd.testing.assert_frame_equal(rows, undisturbed)
+    assert_every_epoch_is_in_wandb_once(twice.folder)
 
 
-@pytest.mark.slow
-def test_signals_stop_cleanly_and_the_same_command_goes_on(undisturbed, tmp_path):
-    first = Driver(tmp_path, LATEST)
-    first.until(first.has_begun)
-    time.sleep(2)
-    first.process.send_signal(signal.SIGINT)
-    code, _, errors = first.end(30)
-    assert code == 130
-    [asked, how_to_go_on] = errors.strip().splitlines()
-    assert asked.startswith("takd: stopping: ")
-    assert re.fullmatch(
-        r"takd: stopped: SIGINT received; go on with: takd run \S+tiny.yaml --root \S+ .*", how_to_go_on
-    )
-    [checkpoint] = first.checkpoints()
-    epochs = len(epochs_in(checkpoint.read_bytes()))
-    assert epochs > 0
-
-    second = Driver(tmp_path, LATEST)
-    second.until(second.trains)
-    time.sleep(1)
-    second.process.send_signal(signal.SIGTERM)
-    code, _, errors = second.end(30)
-    assert (code, "SIGTERM received" in errors) == (130, True)
-
-    third = Driver(tmp_path, LATEST)
-    third.until(lambda: third.children() != [])
-    children = third.children()
-    third.process.send_signal(signal.SIGINT)
-    started = time.monotonic()
-    time.sleep(0.2)
-    third.process.send_signal(signal.SIGINT)  # once more: at once
-    code, _, errors = third.end(30)
-    assert code == 130
-    assert time.monotonic() - started < 5
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
-
-    code, _, _ = Driver(tmp_path, LATEST).end()
-    assert code == 0
-    pd.testing.assert_frame_equal(pd.read_parquet(first.folder.trials)[COLUMNS], undisturbed)
-
-
-@pytest.mark.slow
-def test_a_study_that_runs_is_not_run_twice(tmp_path):
-    first = Driver(tmp_path, EVERY_EPOCH)
-    first.until(first.has_proposed)
-    code, output, errors = Driver(tmp_path, EVERY_EPOCH).end()
-    first.kill()
-    assert (code, output) == (2, "")
-    assert re.fullmatch(rf"takd: study tiny: process {first.process.pid} on \S+ runs it; .*\n", errors)
+def assert_every_epoch_is_in_wandb_once(folder: StudyFolder) -> None:
+    runs: dict[str, list[Run]] = {}
+    for file in sorted(folder.local.rglob("*.wandb")):
+        read = read_run(file)
+        runs.setdefault(read.record.run_id, []).append(read)
+    trials = pd.read_parquet(folder.trials).drop_duplicates("stage_key").set_index("stage_key")
+    of_stages = {parts[0].config["stage_key"]: parts for parts in runs.values() if "stage_key" in parts[0].config}
+    assert set(of_stages) == set(trials.index)
+    for key, parts in of_stages.items():
+        steps = [row["_step"] for part in parts for row in part.history]
+        assert steps == list(range(1, trials.loc[key, "epochs"] + 1))
+        assert [part.exit_code for part in parts] == [0]
 
 
 class Watcher:
@@ -351,23 +344,3 @@ def test_the_stages_of_nodes_that_are_gone_go_on_on_another(undisturbed, tmp_pat
     pd.testing.assert_frame_equal(pd.read_parquet(folder.trials)[COLUMNS], undisturbed)
     threads = {json.loads(file.read_text())["outcome"]["threads"] for file in artifacts(folder).glob("*/stage.json")}
     assert threads == {1}
-
-
-@pytest.mark.slow
-def test_wandb_runs_go_on_without_duplicates_after_the_driver_is_killed(tmp_path):
-    first = Driver(tmp_path, EVERY_EPOCH, "--wandb", "offline")
-    first.until(lambda: len(first.stages()) >= 3)
-    first.kill()
-    code, _, errors = Driver(tmp_path, EVERY_EPOCH, "--wandb", "offline").end()
-    assert code == 0, errors
-    runs: dict[str, list[Run]] = {}
-    for file in sorted((first.root / "tiny").rglob("*.wandb")):
-        read = read_run(file)
-        runs.setdefault(read.record.run_id, []).append(read)
-    trials = pd.read_parquet(first.folder.trials).drop_duplicates("stage_key").set_index("stage_key")
-    of_stages = {parts[0].config["stage_key"]: parts for parts in runs.values() if "stage_key" in parts[0].config}
-    assert set(of_stages) == set(trials.index)
-    for key, parts in of_stages.items():
-        steps = [row["_step"] for part in parts for row in part.history]
-        assert steps == list(range(1, trials.loc[key, "epochs"] + 1))
-        assert [part.exit_code for part in parts] == [0]

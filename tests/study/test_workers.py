@@ -19,7 +19,7 @@ from takd.study.folder import study_folder
 from takd.study.run import find_artifact
 from takd.study.search.graph import Group, StageGraph
 from takd.study.search.optimization import create_search
-from takd.study.search.scheduling import PathSearcher
+from takd.study.search.scheduling import PathSearcher, resources
 from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
@@ -123,7 +123,8 @@ def searcher_of(tmp_path: Path, find: Callable[[Stage], Any] | None = None, **ch
     folder.prepare()
     graph = StageGraph(find or find_artifact(folder.artifacts))
     made = PathSearcher(create_search(folder, space, dataset.fingerprint), graph, folder.root, Observers([]), Stop())
-    made.looked = float("inf")  # not at Ray's own nodes
+    made.looked = float("inf")  # not at Ray's own nodes, of which there is one with one CPU
+    made.resources = resources(space, {"CPU": 2})
     while proposal := made.search.ask():  # all arms at once
         graph.add(proposal)
     return made
