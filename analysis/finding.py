@@ -19,7 +19,7 @@ from takd.analysis.tables import (
     split_of,
     students,
 )
-from takd.analysis.teachers import teacher_warnings
+from takd.analysis.teachers import not_judged, teacher_warnings
 
 NOTHING_YET = "No student has ended yet, so there is no finding."
 
@@ -29,7 +29,13 @@ def finding(trials: pd.DataFrame) -> list[str]:
     if not len(chosen_students(trials)):
         return [NOTHING_YET]
     table = arms_table(trials)
-    return [_best(trials, table), _assistant(trials, table), _price(trials, table), *teacher_warnings(trials)]
+    return [
+        _best(trials, table),
+        _assistant(trials, table),
+        _price(trials, table),
+        *teacher_warnings(trials),
+        *not_judged(trials),
+    ]
 
 
 def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:

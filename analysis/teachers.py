@@ -1,6 +1,6 @@
 """Those who teach: what the teacher and the assistants of each arm reach themselves, and whether that is enough."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +50,13 @@ def accuracy_text(validation: float, test: float, stages: int, split: str) -> st
     return f"{value:.2f}" + (f" (mean of {stages})" if stages > 1 else "")
 
 
-def teaching(trials: pd.DataFrame) -> dict[str, list[Teaching]]:
-    """By arm those who taught its chosen students, in the path's order; an arm without a teacher has none."""
-    uses = chosen_students(trials)[USE].assign(trial=lambda rows: rows["trial"].fillna(-1))
+def teaching(trials: pd.DataFrame, students: pd.DataFrame | None = None) -> dict[str, list[Teaching]]:
+    """By arm those who taught these students, in the path's order; an arm without a teacher has none.
+
+    Of no students told: those that arms are judged by.
+    """
+    students = chosen_students(trials) if students is None else students
+    uses = students[USE].assign(trial=lambda rows: rows["trial"].fillna(-1))
     rows = trials.assign(trial=trials["trial"].fillna(-1)).merge(uses, on=USE)
     rows = rows[rows["role"] != "student"].drop_duplicates(["arm", "stage_key"])
     place = rows["model"].where(rows["role"] == "assistant", "")  # all teachers of an ensemble are in one
@@ -93,13 +97,13 @@ def teaching_columns(who: Sequence[Teaching]) -> dict[str, float | str]:
 # The judgement
 
 
-def teacher_warnings(trials: pd.DataFrame, arm: str | None = None) -> list[str]:
-    """A sentence for each teacher or assistant that is at chance, or below the arm `labels` of its student.
+def teacher_warnings(trials: pd.DataFrame, students: pd.DataFrame | None = None) -> list[str]:
+    """A sentence for each teacher or assistant of these students that is at chance, or below the arm `labels`.
 
-    Of those that teach one arm, or all. Chance is the share of the largest class of the validation images; who is not
+    Students are those of `teaching`. Chance is the share of the largest class of the validation images; who is not
     above it by the 95 % interval over these images is at chance. One whose accuracy is not known is not judged.
     """
-    by_arm = teaching(trials)
+    by_arm = teaching(trials, students)
     who: dict[frozenset[str], Teaching] = {}
     arms: dict[frozenset[str], list[str]] = {}
     for name, each_of in by_arm.items():
@@ -110,7 +114,7 @@ def teacher_warnings(trials: pd.DataFrame, arm: str | None = None) -> list[str]:
     return [
         f"{WARNING}{who[keys].name} {', and '.join(said)}. Taught by it: {', '.join(arms[keys])}."
         for keys, said in judged.items()
-        if said and arm in (None, *arms[keys])
+        if said
     ]
 
 
@@ -154,7 +158,8 @@ def chance_of(trials: pd.DataFrame) -> tuple[float | None, int | None]:
     return 100 * float(known["val_majority"].iloc[0]), int(known["val_images"].iloc[0])
 
 
-def judged_note(trials: pd.DataFrame) -> str:
-    """What the judgement lacks, where there is somebody to judge; else nothing."""
-    there: Mapping[str, list[Teaching]] = teaching(trials) if chance_of(trials) == (None, None) else {}
-    return NOT_JUDGED if any(not np.isnan(each.validation) for who in there.values() for each in who) else ""
+def not_judged(trials: pd.DataFrame) -> list[str]:
+    """That nobody was compared with chance, where there is somebody and an older version made the results."""
+    lacking = chance_of(trials) == (None, None)
+    known = any(not np.isnan(each.validation) for who in teaching(trials).values() for each in who)
+    return [NOT_JUDGED] if lacking and known else []

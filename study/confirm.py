@@ -29,8 +29,9 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
 
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
     (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
-    probabilities; none where a teacher has no weights), `test_reliability` (by bin of confidence: mean confidence, accuracy, count). With two classes, of
-    which the second is the positive one, also those of `binary_metrics`, at the threshold of the best F1 on validation.
+    probabilities; none where a teacher has no weights), `test_reliability` (by bin of confidence: mean confidence,
+    accuracy, count). With two classes, of which the second is the positive one, also those of `binary_metrics`, at the
+    threshold of the best F1 on validation.
     """
     known, new = read_test(folder), {stage.key: stage for stage in stages}
     dataset = load_for(stages[0].dataset)

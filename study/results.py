@@ -51,7 +51,8 @@ TRIALS = pa.schema(
         ("val_loss", pa.float64()),
         ("val_images", pa.int64()),
         ("val_majority", pa.float64()),  # the largest class's share of them: what who knows nothing is right on
-        *((metric.confirmed, pa.float64()) for metric in METRICS.values()),  # on test: of confirmed students and of those who taught them
+        # On test: of confirmed students and of those who taught them.
+        *((metric.confirmed, pa.float64()) for metric in METRICS.values()),
         ("test_auc_low", pa.float64()),  # 95 % interval over the images
         ("test_auc_high", pa.float64()),
         ("test_threshold", pa.float64()),  # chosen on validation: test_f1 and test_accuracy_at_threshold are at it

@@ -9,6 +9,7 @@ from torch import nn
 
 from takd.analysis.metrics import METRICS
 from takd.analysis.tables import confirmed, students
+from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import InputError, Path, Stage
 from takd.study.confirm import trained_module
 from takd.study.folder import StudyFolder
@@ -26,6 +27,7 @@ class Candidate:
     metric: str
     split: str
     by_seed: Sequence[float]
+    warnings: Sequence[str] = ()  # about those who taught this student
 
     @property
     def mean(self) -> float:
@@ -60,7 +62,8 @@ def find_candidates(trials: pd.DataFrame, study: str, metric: str, arm: str | No
     found = []
     for _, group in rows.groupby("configuration"):
         best = group.sort_values(["val_accuracy", "seed"], ascending=[False, True]).iloc[0]
-        found.append(Candidate(best.to_dict(), metric, split, group[column].tolist()))
+        judged = teacher_warnings(trials, group.loc[[best.name]])
+        found.append(Candidate(best.to_dict(), metric, split, group[column].tolist(), judged))
     return sorted(found, key=lambda each: -each.mean if kind.higher else each.mean)
 
 
