@@ -29,13 +29,8 @@ def finding(trials: pd.DataFrame) -> list[str]:
     if not len(chosen_students(trials)):
         return [NOTHING_YET]
     table = arms_table(trials)
-    return [
-        _best(trials, table),
-        _assistant(trials, table),
-        _price(trials, table),
-        *teacher_warnings(trials),
-        *not_judged(trials),
-    ]
+    found = [_best(trials, table), _assistant(trials, table), _price(trials, table)]
+    return [*found, *teacher_warnings(trials), *not_judged(trials)]
 
 
 def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:

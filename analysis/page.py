@@ -52,7 +52,8 @@ def page(title: str, finding: Sequence[str], note: str, front: str, sections: Ma
 
 
 def _sentence(text: str) -> str:
-    return f"<p{' class="warning"' * text.startswith(WARNING)}>{escape(text)}</p>"
+    kind = ' class="warning"' if text.startswith(WARNING) else ""
+    return f"<p{kind}>{escape(text)}</p>"
 
 
 def section(name: str, shown: Iterable[Output]) -> str:

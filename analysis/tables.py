@@ -9,7 +9,7 @@ from takd.search_spaces import InputError, parse_arm
 # Said wherever the table of arms is shown: what its columns are, and what its numbers are.
 ARMS_NOTE = (
     "In brackets are 95 % intervals over seeds. `over kd` is the difference to kd in percentage points, paired by "
-    "seed. `teacher` and `assistants` are their own accuracies, those of the assistants in the order of the path. `path "
+    "seed. `teacher` and `assistants` are their own accuracies, those of the assistants in the path's order. `path "
     "seconds` is the training time of teacher, assistants and student together."
 )
 SEARCH_NOTE = (

@@ -13,8 +13,8 @@ from takd.analysis.tables import chosen_students, split_of
 WARNING = "Warning: "
 NOT_KNOWN, NOT_MEASURED = "not known", "not measured"  # at all; on the test split
 NOT_JUDGED = (
-    "Whether those who teach are better than chance was not judged: these results don't say how large the largest class "
-    "is. `takd run` again adds it."
+    "Whether those who teach are better than chance was not judged: these results, of an older takd, don't say how "
+    "large the largest class is. `takd run` again adds it."
 )
 
 
@@ -127,8 +127,8 @@ def _at_chance(trials: pd.DataFrame, each: Teaching) -> str | None:
         return None
     where = "below chance" if high < chance else "at chance"
     return (
-        f"is {where}: {each.validation:.2f} % on the {images:,} validation images (95 % CI {low:.2f} to {high:.2f}), of "
-        f"which the largest class alone is {chance:.2f} %"
+        f"is {where}: {each.validation:.2f} % on the {images:,} validation images (95 % CI {low:.2f} to {high:.2f}), "
+        f"of which the largest class alone is {chance:.2f} %"
     )
 
 

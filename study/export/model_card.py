@@ -22,7 +22,6 @@ from takd.study.confirm import measure_logits, positive_scores
 from takd.study.export.candidates import Student
 from takd.study.export.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
 from takd.study.export.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
-from takd.study.results import read_test
 from takd.trainables.datasets.built_in import BUILT_IN, UNKNOWN_LICENCE
 from takd.trainables.models.families import size_of
 
@@ -97,12 +96,9 @@ def _interval(estimate: Any) -> dict[str, float | None]:
 
 def _stages(student: Student, logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     """The path. Those who taught have a test accuracy where the confirm phase measured it: nothing is chosen by it."""
-    measured = read_test(student.folder) if student.candidate.split == "test" else {}
-    measured = measured | {student.stage.key: measure_logits(logits, labels)}
-    return [
-        _stage(student, each) | {"test_accuracy": measured.get(each.key, {}).get("test_accuracy")}
-        for each in student.path.stages
-    ]
+    own = {student.stage.key: measure_logits(logits, labels)["test_accuracy"]}
+    measured = student.candidate.tested | own
+    return [_stage(student, each) | {"test_accuracy": measured.get(each.key)} for each in student.path.stages]
 
 
 def _stage(student: Student, stage: Stage) -> dict[str, Any]:
