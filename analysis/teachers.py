@@ -112,7 +112,8 @@ def teacher_warnings(trials: pd.DataFrame, students: pd.DataFrame | None = None)
             arms.setdefault(each.keys, []).append(name)
     judged = {keys: [said for judge in _JUDGES if (said := judge(trials, each))] for keys, each in who.items()}
     return [
-        f"{WARNING}{who[keys].name} {', and '.join(said)}. Taught by it: {', '.join(arms[keys])}."
+        f"{WARNING}{who[keys].name}: {'; '.join(said)}. {'They' if len(keys) > 1 else 'It'} taught "
+        f"{', '.join(arms[keys])}."
         for keys, said in judged.items()
         if said
     ]
@@ -127,8 +128,8 @@ def _at_chance(trials: pd.DataFrame, each: Teaching) -> str | None:
         return None
     where = "below chance" if high < chance else "at chance"
     return (
-        f"is {where}: {each.validation:.2f} % on the {images:,} validation images (95 % CI {low:.2f} to {high:.2f}), "
-        f"of which the largest class alone is {chance:.2f} %"
+        f"{where}, {each.validation:.2f} % of the {images:,} validation images (95 % CI {low:.2f} to {high:.2f}), "
+        f"where the largest class alone is {chance:.2f} %"
     )
 
 
@@ -144,7 +145,7 @@ def _below_labels(trials: pd.DataFrame, each: Teaching) -> str | None:
     if own >= reached:
         return None
     split = "test" if on_test else "validation"
-    return f"is below the student that learns from labels alone: {own:.2f} % on {split} against {reached:.2f} %"
+    return f"below the arm labels, {own:.2f} % on {split} against {reached:.2f} %"
 
 
 _JUDGES: Sequence[Callable[[pd.DataFrame, Teaching], str | None]] = (_at_chance, _below_labels)

@@ -36,7 +36,7 @@ def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> N
     if not len(chosen_students(trials)):
         console.print(f"study {folder.name}: no student has ended yet")
         return
-    _print_table(accuracy_table(trials), f"study {folder.name}", console)
+    print_table(accuracy_table(trials), f"study {folder.name}", console)
     console.print(ARMS_NOTE)
     console.print(note(trials))
     _print_finding(trials, console)
@@ -56,7 +56,7 @@ def _print_finding(trials: pd.DataFrame, console: Console) -> None:
         console.print(sentence, style="yellow" if sentence.startswith(WARNING) else None)
 
 
-def _print_table(table: pd.DataFrame, title: str, console: Console) -> None:
+def print_table(table: pd.DataFrame, title: str, console: Console) -> None:
     """The table of arms. Where the console is too narrow for it, columns of SPARE go, and a line says which.
 
     Where that is not enough, intervals get lines of their own.
