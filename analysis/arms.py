@@ -25,6 +25,8 @@ from takd.analysis.tables import (
 )
 from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
 
+# Columns of the printed table of arms that a reader misses least, the least one first.
+SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best configuration")
 # By column. Absent in older studies.
 TEST_METRICS = {metric.confirmed: metric.title for metric in METRICS.values() if metric.title}
 
@@ -163,6 +165,12 @@ def accuracy_table(trials: pd.DataFrame) -> pd.DataFrame:
         raise Missing("No student has ended yet.")
     header, *rows = format_arms(arms_table(trials))
     return pd.DataFrame(rows, columns=header)
+
+
+def page_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """The same for a page, which is seen from the left: what is missed least comes last."""
+    table = accuracy_table(trials)
+    return table[[*(name for name in table.columns if name not in SPARE), *reversed(SPARE)]]
 
 
 def published_table(trials: pd.DataFrame, published: Mapping[str, float]) -> pd.DataFrame:

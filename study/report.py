@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from takd.analysis.arms import accuracy_table, published_table, studies_table, test_table
+from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_table, test_table
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
@@ -19,7 +19,6 @@ from takd.trainables.store.storage import open_storage
 
 TEXT_COLUMNS = ("arm", "paper", "best configuration")
 FOLDED = ("best configuration",)
-SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best configuration")  # in this order
 GAP = 2  # characters between columns
 
 

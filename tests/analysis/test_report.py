@@ -14,7 +14,7 @@ from conftest import Study
 from rich.console import Console
 from test_analysis import with_confirmation
 
-from takd.analysis.arms import accuracy_table
+from takd.analysis.arms import accuracy_table, page_table
 from takd.analysis.execution import FOLDER, NAMES, execute, outputs
 from takd.analysis.files import open_root, read_results, soft_targets
 from takd.analysis.page import inline_svg, markdown, page
@@ -172,6 +172,12 @@ def test_a_warning_stands_out_from_the_finding():
     html = page("study", ["The best is kd.", "Warning: the teacher <b> is at chance."], "", "", {})
     assert "<p>The best is kd.</p>" in html
     assert '<p class="warning">Warning: the teacher &lt;b&gt; is at chance.</p>' in html
+
+
+def test_the_page_shows_what_matters_of_an_arm_without_scrolling_to_it():
+    columns = list(page_table(with_confirmation()).columns)
+    assert columns[:5] == ["arm", "test accuracy %", "over kd", "teacher, test %", "assistants, test %"]
+    assert sorted(columns) == sorted(accuracy_table(with_confirmation()).columns)
 
 
 def test_ink_of_a_figure_is_the_pages():
