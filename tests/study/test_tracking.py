@@ -21,8 +21,8 @@ from conftest import Study, make_stage, run, run_watched, tiny_space
 from wandb.proto.wandb_internal_pb2 import Record
 
 from takd.analysis.arms import arms_table
-from takd.analysis.teachers import teacher_warnings
 from takd.analysis.files import without_secret
+from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import key_of
 from takd.search_spaces.arms import parse_arm
 from takd.study.folder import StudyFolder, study_folder
