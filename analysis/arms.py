@@ -23,7 +23,10 @@ from takd.analysis.tables import (
     split_of,
     students,
 )
+from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
 
+# Columns of the printed table of arms that a reader misses least, the least one first.
+SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best configuration")
 # By column. Absent in older studies.
 TEST_METRICS = {metric.confirmed: metric.title for metric in METRICS.values() if metric.title}
 
@@ -36,11 +39,13 @@ def comparisons(trials: pd.DataFrame) -> pd.DataFrame:
 def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in the paper's order: its chosen configuration with mean and 95 % interval over seeds.
 
-    `over_kd` and `over_labels` are mean differences paired by seed, with `_low`, `_high` and `_p` (Holm's). Costs are
-    means over the chosen students, see `takd.analysis.cost`; metrics of the test split are fractions.
+    `over_kd` and `over_labels` are mean differences paired by seed, with `_low`, `_high` and `_p` (Holm's). What those
+    who taught reach is in percent, see `takd.analysis.teachers`. Costs are means over the chosen students, see
+    `takd.analysis.cost`; metrics of the test split are fractions.
     """
     chosen = student_costs(trials, chosen_students(trials))
     tried, compared = budgets(trials).set_index("arm"), comparisons(trials)
+    taught_by = teaching(trials)
     rows = []
     for arm, accuracy in accuracy_by_seed(trials).items():
         own = chosen[chosen["arm"] == arm]
@@ -59,6 +64,7 @@ def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
         }
         for reference in ("kd", "labels"):
             row |= _over(compared, arm, reference)
+        row |= teaching_columns(taught_by.get(arm, ()))
         row |= {name: own[name].mean() for name in COSTS}
         row |= {name: own[name].mean() for name in TEST_METRICS if name in own and own[name].notna().any()}
         rows.append(row)
@@ -159,6 +165,12 @@ def accuracy_table(trials: pd.DataFrame) -> pd.DataFrame:
         raise Missing("No student has ended yet.")
     header, *rows = format_arms(arms_table(trials))
     return pd.DataFrame(rows, columns=header)
+
+
+def page_table(trials: pd.DataFrame) -> pd.DataFrame:
+    """The same for a page, which is seen from the left: what is missed least comes last."""
+    table = accuracy_table(trials)
+    return table[[*(name for name in table.columns if name not in SPARE), *reversed(SPARE)]]
 
 
 def published_table(trials: pd.DataFrame, published: Mapping[str, float]) -> pd.DataFrame:
@@ -264,10 +276,16 @@ def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:
     return f"{mean:{sign}.2f} " + ("(one seed)" if np.isnan(low) else f"({low:{sign}.2f} to {high:{sign}.2f})")
 
 
+def _teacher(row: Mapping[Any, Any], split: str) -> str:
+    if not row["teachers"]:
+        return "-"
+    return accuracy_text(row["teacher_val_accuracy"], row["teacher_test_accuracy"], row["teachers"], split)
+
+
 def format_arms(table: pd.DataFrame) -> list[list[str]]:
     """The table of arms as text cells, the header first."""
     split = table["split"].iloc[0] if len(table) else "validation"
-    short = {"validation": "val.", "test": "test"}[split]
+    short, column = {"validation": ("val.", "val_accuracy"), "test": ("test", "test_accuracy")}[split]
     header = [
         "arm",
         "paper",
@@ -277,6 +295,8 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         "seeds",
         f"{short} accuracy %",
         "over kd",
+        f"teacher, {short} %",
+        f"assistants, {short} %",
         "path seconds",
     ]
     rows = [
@@ -289,6 +309,8 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
             str(row["seeds"]),
             with_interval(row["accuracy"], row["low"], row["high"]),
             with_interval(row["over_kd"], row["over_kd_low"], row["over_kd_high"], "+"),
+            _teacher(row, split),
+            row[f"assistants_{column}"] or "-",
             f"{row['path_seconds']:.1f}",
         ]
         for row in table.to_dict("records")

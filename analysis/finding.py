@@ -19,16 +19,18 @@ from takd.analysis.tables import (
     split_of,
     students,
 )
+from takd.analysis.teachers import not_judged, teacher_warnings
 
 NOTHING_YET = "No student has ended yet, so there is no finding."
 
 
 def finding(trials: pd.DataFrame) -> list[str]:
-    """Three sentences: what taught the student best, whether an assistant was worth it, and what it cost."""
+    """What taught the student best, whether an assistant was worth it, what it cost; then warnings about teachers."""
     if not len(chosen_students(trials)):
         return [NOTHING_YET]
     table = arms_table(trials)
-    return [_best(trials, table), _assistant(trials, table), _price(trials, table)]
+    found = [_best(trials, table), _assistant(trials, table), _price(trials, table)]
+    return [*found, *teacher_warnings(trials), *not_judged(trials)]
 
 
 def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:

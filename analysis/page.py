@@ -8,6 +8,7 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 from takd.analysis.figures import INK
+from takd.analysis.teachers import WARNING
 
 STYLE = Path(__file__).with_name("page.css")
 # Nothing on the page may be fetched or run, also where a study's own words would ask for it.
@@ -22,7 +23,7 @@ def page(title: str, finding: Sequence[str], note: str, front: str, sections: Ma
     """HTML. `front` is Markdown; `sections` are the outputs of notebooks by their names."""
     parts = {name: section(name, shown) for name, shown in sections.items()}
     links = "".join(f'<a href="#{name}">{escape(_heading(html, name))}</a>' for name, html in parts.items())
-    sentences = "".join(f"<p>{escape(sentence)}</p>" for sentence in finding)
+    sentences = "".join(_sentence(each) for each in finding)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -48,6 +49,11 @@ def page(title: str, finding: Sequence[str], note: str, front: str, sections: Ma
 </body>
 </html>
 """
+
+
+def _sentence(text: str) -> str:
+    kind = ' class="warning"' if text.startswith(WARNING) else ""
+    return f"<p{kind}>{escape(text)}</p>"
 
 
 def section(name: str, shown: Iterable[Output]) -> str:

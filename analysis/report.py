@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import pandas as pd
 
-from takd.analysis.arms import accuracy_table, arms_table, budget_note, comparison_table, comparisons, cost_table
+from takd.analysis.arms import arms_table, budget_note, comparison_table, comparisons, cost_table, page_table
 from takd.analysis.execution import NAMES, execute, outputs
 from takd.analysis.files import read_results
 from takd.analysis.finding import answers, choice, finding
@@ -54,7 +54,7 @@ def front_matter(trials: pd.DataFrame) -> str:
         return ""
     parts = [
         "# The arms",
-        markdown_table(accuracy_table(trials)),
+        markdown_table(page_table(trials)),
         ARMS_NOTE,
         budget_note(trials),
         "# Is the difference real?",

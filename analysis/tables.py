@@ -9,7 +9,8 @@ from takd.search_spaces import InputError, parse_arm
 # Said wherever the table of arms is shown: what its columns are, and what its numbers are.
 ARMS_NOTE = (
     "In brackets are 95 % intervals over seeds. `over kd` is the difference to kd in percentage points, paired by "
-    "seed. `path seconds` is the training time of teacher, assistants and student together."
+    "seed. `teacher` and `assistants` are their own accuracies, those of the assistants in the path's order. `path "
+    "seconds` is the training time of teacher, assistants and student together."
 )
 SEARCH_NOTE = (
     "These are validation numbers of the search: the split that chose the best configuration of each arm also measured "

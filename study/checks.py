@@ -10,7 +10,6 @@ import torch
 from takd.search_spaces import (
     ROLES,
     Configuration,
-    DatasetFingerprint,
     InputError,
     Role,
     Space,
@@ -19,6 +18,7 @@ from takd.search_spaces import (
     examples_of,
 )
 from takd.study.folder import StudyFolder
+from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, load, transfer_set
 from takd.trainables.models.families import check_model, normalises_batches, parameters_of
@@ -27,10 +27,11 @@ from takd.trainables.store.storage import sha256
 from takd.trainables.training.transfer import check_layer
 
 
-def check(space: Space, source: str, folder: StudyFolder) -> tuple[Space, DatasetFingerprint, list[str]]:
+def check(space: Space, source: str, folder: StudyFolder) -> Checked:
     """The space with the digests of its pretrained weights, its data, and warnings about sizes; raises InputError."""
     dataset, warnings = check_space(space, source)
-    return with_weights(space, dataset, source, folder), dataset.fingerprint, warnings
+    largest = max(dataset.class_counts["validation"])
+    return Checked(with_weights(space, dataset, source, folder), dataset.fingerprint, largest, warnings)
 
 
 def keep_pretrained(space: Space, source: str, folder: StudyFolder) -> None:

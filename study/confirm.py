@@ -24,19 +24,21 @@ from takd.trainables.training.losses import measure
 from takd.trainables.width import widest
 
 
-def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:
-    """Measures finished students on the test split, and adds the numbers to those in the study's folder.
+def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
+    """Measures finished stages on the test split, and adds the numbers to those in the study's folder.
 
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
-    (the part of the images where student and teacher choose the same class; an ensemble's is that of its mean
-    probabilities), `test_reliability` (by bin of confidence: mean confidence, accuracy, count). With two classes, of
-    which the second is the positive one, also those of `binary_metrics`, at the threshold of the best F1 on validation.
+    (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
+    probabilities; none where a teacher has no weights), `test_reliability` (by bin of confidence: mean confidence,
+    accuracy, count). With two classes, of which the second is the positive one, also those of `binary_metrics`, at the
+    threshold of the best F1 on validation.
     """
-    known, new = read_test(folder), {stage.key: stage for stage in students}
-    dataset = load_for(students[0].dataset)
+    known, new = read_test(folder), {stage.key: stage for stage in stages}
+    dataset = load_for(stages[0].dataset)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
-    logits = predict_stages(folder, [*(new | teachers).values()], dataset, split.images)
+    there = {key: each for key, each in teachers.items() if key in new or folder.artifacts.has(key, {WEIGHTS})}
+    logits = predict_stages(folder, [*(new | there).values()], dataset, split.images)
     chosen_on = dataset.validation if len(dataset.classes) == 2 else None
     validation = predict_stages(folder, [*new.values()], dataset, chosen_on.images) if chosen_on else {}
     for key, stage in new.items():
@@ -44,7 +46,8 @@ def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:
         if chosen_on:
             threshold = best_threshold(positive_scores(validation[key]), chosen_on.labels.numpy() == 1)
             known[key] |= binary_metrics(positive_scores(logits[key]), split.labels.numpy() == 1, threshold)
-        if above := _teachers_of(stage):
+        above = _teachers_of(stage)
+        if above and all(each.key in logits for each in above):
             taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
             agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
@@ -78,9 +81,9 @@ def reliability(confidence: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]
     ]
 
 
-def _teachers_of(student: Stage) -> list[Stage]:
+def _teachers_of(stage: Stage) -> list[Stage]:
     """The teacher at the head of the path, or the members of the ensemble there; none of a stage on labels alone."""
-    return [each for each in Path(arm="", student=student).stages if not each.upstream and each != student]
+    return [each for each in Path(arm="", student=stage).stages if not each.upstream and each != stage]
 
 
 def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:

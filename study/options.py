@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from takd.search_spaces import DatasetFingerprint, InputError, Space
 
@@ -10,7 +10,18 @@ Mode = Literal["online", "offline", "disabled"]  # of W&B
 
 # Begun in another process (`apart.begin`), which loads torch while this one loads the rest.
 CHECK = "takd.study.checks:check"
-Checking = Callable[[], tuple[Space, DatasetFingerprint, list[str]]]  # waits for it
+
+
+class Checked(NamedTuple):
+    """A space that can run."""
+
+    space: Space  # with the digests of its pretrained weights
+    data: DatasetFingerprint
+    largest_class: int  # validation images of the class that has most
+    warnings: list[str]
+
+
+Checking = Callable[[], Checked]  # waits for it
 
 
 @dataclass(frozen=True)

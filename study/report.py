@@ -1,21 +1,25 @@
 """What a study shows: the table of arms, the figure, the report, and studies side by side, from the Parquet tables."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from takd.analysis.arms import accuracy_table, published_table, studies_table, test_table
+from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_table, test_table
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
 from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, split_of
+from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError
 from takd.study.folder import FIGURE, StudyFolder, check_name
 from takd.trainables.store.storage import open_storage
 
 TEXT_COLUMNS = ("arm", "paper", "best configuration")
+FOLDED = ("best configuration",)
+GAP = 2  # characters between columns
 
 
 def write_figure(folder: StudyFolder, trials: pd.DataFrame) -> None:
@@ -31,11 +35,10 @@ def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> N
     if not len(chosen_students(trials)):
         console.print(f"study {folder.name}: no student has ended yet")
         return
-    console.print(_rich(accuracy_table(trials), f"study {folder.name}"))
+    print_table(accuracy_table(trials), f"study {folder.name}", console)
     console.print(ARMS_NOTE)
     console.print(note(trials))
-    for sentence in finding(trials):
-        console.print(sentence)
+    _print_finding(trials, console)
     if "test_auc" in trials and confirmed(trials)["test_auc"].notna().any():
         console.print(_rich(test_table(trials), "test split, intervals over seeds but for the last"))
     space = folder.read_space()
@@ -47,10 +50,49 @@ def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> N
     console.print(f"more     takd report {folder.name}")
 
 
+def _print_finding(trials: pd.DataFrame, console: Console) -> None:
+    for sentence in finding(trials):
+        console.print(sentence, style="yellow" if sentence.startswith(WARNING) else None)
+
+
+def print_table(table: pd.DataFrame, title: str, console: Console) -> None:
+    """The table of arms. Where the console is too narrow for it, columns of SPARE go, and a line says which.
+
+    Where that is not enough, intervals get lines of their own.
+    """
+    left_out: list[str] = []
+    needed = _width(table)
+    for column in SPARE:
+        if _width(table) > console.width:
+            table = table.drop(columns=column)
+            left_out.append(column)
+    if _width(table) > console.width:
+        table = table.map(lambda cell: cell.replace(" (", "\n("))
+    console.print(_rich(table, title))
+    if left_out:
+        console.print(f"Not shown at this width: {', '.join(left_out)}. A terminal of {needed} characters has all.")
+
+
+def _width(table: pd.DataFrame) -> int:
+    """Characters of the table's lines at least, if nothing is cut off."""
+    cells = [[*_heading(column).split("\n"), *_narrowest(table[column])] for column in table.columns]
+    return sum(max(map(len, column)) + GAP for column in cells)
+
+
+def _narrowest(column: "pd.Series[str]") -> list[str]:
+    """A configuration may break at its spaces."""
+    return [part for cell in column.map(str) for part in (cell.split() if column.name in FOLDED else [cell])]
+
+
+def _heading(column: str) -> str:
+    return column.replace(", ", ",\n")
+
+
 def _rich(table: pd.DataFrame, title: str) -> Table:
-    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, GAP, 0, 0))
     for column in table.columns:
-        shown.add_column(column, justify="left" if column in TEXT_COLUMNS else "right")
+        justify: Literal["left", "right"] = "left" if column in TEXT_COLUMNS else "right"
+        shown.add_column(_heading(column), justify=justify, no_wrap=column not in FOLDED)
     for row in table.itertuples(index=False):
         shown.add_row(*map(str, row))
     return shown
@@ -67,8 +109,8 @@ def write_report(root: str, name: str, console: Console) -> None:
     for file, content in files.items():
         storage.replace(f"{name}/report/{file}", content)
     trials = read_results(root, name).trials
-    for sentence in (*finding(trials), note(trials)):
-        console.print(sentence)
+    _print_finding(trials, console)
+    console.print(note(trials))
     console.print(f"report   {storage.uri(f'{name}/report/report.html')}")
     console.print(f"beside it: summary.md, arms.csv, {sum(file.endswith('.png') for file in files)} figures, notebooks")
 

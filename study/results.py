@@ -17,7 +17,7 @@ from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description, Proposal
 from takd.study.search.optimization import Search, configuration_of
 
-TEST = "results/test.json"  # what confirmed students do on the test split, by stage key
+TEST = "results/test.json"  # what confirmed students and those who taught them do on the test split, by stage key
 RELIABILITY = pa.struct([("confidence", pa.float64()), ("accuracy", pa.float64()), ("count", pa.int64())])
 
 TRIALS = pa.schema(
@@ -49,7 +49,10 @@ TRIALS = pa.schema(
         ("selected_epoch", pa.int32()),
         ("val_accuracy", pa.float64()),  # fraction
         ("val_loss", pa.float64()),
-        *((metric.confirmed, pa.float64()) for metric in METRICS.values()),  # on test: of confirmed students only
+        ("val_images", pa.int64()),
+        ("val_majority", pa.float64()),  # the largest class's share of them: what who knows nothing is right on
+        # On test: of confirmed students and of those who taught them.
+        *((metric.confirmed, pa.float64()) for metric in METRICS.values()),
         ("test_auc_low", pa.float64()),  # 95 % interval over the images
         ("test_auc_high", pa.float64()),
         ("test_threshold", pa.float64()),  # chosen on validation: test_f1 and test_accuracy_at_threshold are at it
@@ -111,6 +114,8 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
     found: dict[str, Description | None] = {}
     rows: list[dict[str, Any]] = []
     test = read_test(folder)
+    images, largest = search.dataset.sizes.get("validation"), search.largest_class
+    about = {"val_images": images, "val_majority": largest / images if images and largest is not None else None}
     for proposal, ended in _proposals(search):
         for path in proposal.paths:
             for stage in path.stages:
@@ -119,7 +124,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
             use = {"study": folder.name, "use": proposal.use(path)}
             for row in _path_rows(proposal, ended, path, found, use):
                 measured = test.get(row["stage_key"], {}) if proposal.phase == "confirm" else {}
-                rows.append({"study": folder.name, **row, **measured})
+                rows.append({"study": folder.name, **about, **row, **measured})
     known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
     return Tables(pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS))
@@ -189,13 +194,14 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
 
 
 def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
+    validation = outcome["metrics"]["validation"] or {}  # null of one whose answers to these images nobody has
     return {
         "parameters": outcome["parameters"],
         "flops_per_image": outcome["flops_per_image"],
         "epochs": len(outcome["epochs"]),
         "selected_epoch": outcome["selected_epoch"],
-        "val_accuracy": outcome["metrics"]["validation"]["accuracy"],
-        "val_loss": outcome["metrics"]["validation"]["loss"],
+        "val_accuracy": validation.get("accuracy"),
+        "val_loss": validation.get("loss"),
         "train_seconds": outcome["train_seconds"],
         "host": outcome.get("host"),
         "process": outcome.get("process"),

@@ -27,7 +27,7 @@ from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
-from takd.trainables.store.artifacts import ArtifactStore, needed_files
+from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import FULL
 
 log = logging.getLogger("takd")
@@ -62,7 +62,7 @@ def run_study(
     checking = checking or begin(CHECK, space, source, folder)
     if (known := find_search(folder)) is None or known.is_open:
         _start_ray(options)  # it takes seconds: while the other process checks
-    space, data, warnings = checking()
+    space, data, largest_class, warnings = checking()
     if stop.requested:
         return RunResult(finished=False)
     for warning in warnings:
@@ -74,6 +74,7 @@ def run_study(
         if not all(folder.artifacts.has_pretrained(digest) for digest in space.digests):
             apart("takd.study.checks:keep_pretrained", space, source, folder)
         search = create_search(folder, space, data)
+        search.note_largest_class(largest_class)
         folder.write_space(space)
         if search.is_open or _choose_and_look(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began)
@@ -108,10 +109,10 @@ def _train_and_track(
 
 
 def _conclude(folder: StudyFolder, search: Search) -> Tables:
-    """The tables and the figure, and once the search is over what the confirmed students do on the test split."""
+    """The tables and the figure, and once the search is over what confirmed students and their teachers do on test."""
     try:
-        if not search.is_open and (students := _unmeasured(folder, search)):
-            apart("takd.study.confirm:measure_on_test", folder, students)
+        if not search.is_open and (stages := _unmeasured(folder, search)):
+            apart("takd.study.confirm:measure_on_test", folder, stages)
     finally:  # also where the test split can't be read
         tables = write_results(folder, search)
     from takd.study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
@@ -121,10 +122,15 @@ def _conclude(folder: StudyFolder, search: Search) -> Tables:
 
 
 def _unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
-    """The confirmed students that are finished and were not yet measured on the test split."""
+    """The confirmed students that are finished, and those who taught them, as far as not yet measured on test."""
     known, store = read_test(folder), folder.artifacts
-    students = {path.student.key: path.student for proposal in search.confirming() for path in proposal.paths}
-    return [each for key, each in students.items() if key not in known and store.has(key, needed_files(each))]
+    paths = [path for proposal in search.confirming() for path in proposal.paths]
+    students = {path.student.key: path.student for path in paths}
+    new = [each for key, each in students.items() if key not in known and store.has(key, needed_files(each))]
+    ended = {*known, *(each.key for each in new)}
+    taught_by = {each.key: each for path in paths if path.student.key in ended for each in path.stages[:-1]}
+    # What has no weights can't be measured: who is known by logits alone.
+    return new + [each for key, each in taught_by.items() if key not in known and store.has(key, {WEIGHTS})]
 
 
 def _choose_and_look(folder: StudyFolder, search: Search) -> bool:

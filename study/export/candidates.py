@@ -1,7 +1,7 @@
 """Which student ships: a study's configurations in order, and the student of one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
@@ -9,6 +9,7 @@ from torch import nn
 
 from takd.analysis.metrics import METRICS
 from takd.analysis.tables import confirmed, students
+from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import InputError, Path, Stage
 from takd.study.confirm import trained_module
 from takd.study.folder import StudyFolder
@@ -26,10 +27,23 @@ class Candidate:
     metric: str
     split: str
     by_seed: Sequence[float]
+    trials: pd.DataFrame = field(compare=False, repr=False)
+    students: pd.DataFrame = field(compare=False, repr=False)  # this one alone, of those
 
     @property
     def mean(self) -> float:
         return sum(self.by_seed) / len(self.by_seed)
+
+    @property
+    def warnings(self) -> list[str]:
+        """About those who taught this student."""
+        return teacher_warnings(self.trials, self.students)
+
+    @property
+    def tested(self) -> dict[str, float]:
+        """By stage key what the confirm phase measured on the test split: students, and those who taught them."""
+        rows = self.trials[(self.trials["phase"] == "confirm") & self.trials["test_accuracy"].notna()]
+        return dict(zip(rows["stage_key"], rows["test_accuracy"].astype(float), strict=True))
 
     def __str__(self) -> str:
         return f"{self.row['path']} (seed {self.row['seed']}, {self.row['configuration']})"
@@ -60,7 +74,8 @@ def find_candidates(trials: pd.DataFrame, study: str, metric: str, arm: str | No
     found = []
     for _, group in rows.groupby("configuration"):
         best = group.sort_values(["val_accuracy", "seed"], ascending=[False, True]).iloc[0]
-        found.append(Candidate(best.to_dict(), metric, split, group[column].tolist()))
+        by_seed, itself = group[column].tolist(), group.loc[[best.name]]
+        found.append(Candidate(best.to_dict(), metric, split, by_seed, trials, itself))
     return sorted(found, key=lambda each: -each.mean if kind.higher else each.mean)
 
 

@@ -67,7 +67,8 @@ def model_card(
             **_interval(mean_interval(candidate.by_seed)),
             "students": len(candidate.by_seed),
         },
-        "path": [_stage(student, each) for each in student.path.stages],
+        "path": _stages(student, logits, labels),
+        "warnings": list(candidate.warnings),
         "data": {
             "name": dataset.name,
             "digest": dataset.digest,
@@ -93,8 +94,16 @@ def _interval(estimate: Any) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
+def _stages(student: Student, logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """The path. Those who taught have a test accuracy where the confirm phase measured it: nothing is chosen by it."""
+    own = {student.stage.key: measure_logits(logits, labels)["test_accuracy"]}
+    measured = student.candidate.tested | own
+    return [_stage(student, each) | {"test_accuracy": measured.get(each.key)} for each in student.path.stages]
+
+
 def _stage(student: Student, stage: Stage) -> dict[str, Any]:
-    outcome = student.descriptions.get(stage.key, {}).get("outcome", {})
+    outcome = _outcome(student, stage)
+    validation = outcome.get("metrics", {}).get("validation") or {}
     return {
         "role": stage.role,
         "model": stage.model,
@@ -108,9 +117,14 @@ def _stage(student: Student, stage: Stage) -> dict[str, Any]:
         "seed": stage.seed,
         "epochs": stage.recipe.epochs,
         "examples": stage.recipe.examples or stage.dataset.sizes["train"],
-        "validation_accuracy": outcome.get("metrics", {}).get("validation", {}).get("accuracy"),
+        "validation_accuracy": validation.get("accuracy"),
         "train_seconds": outcome.get("train_seconds"),
     }
+
+
+def _outcome(student: Student, stage: Stage) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = student.descriptions.get(stage.key, {}).get("outcome", {})
+    return found
 
 
 def _validation(student: Student) -> dict[str, Any]:
@@ -271,11 +285,11 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
 def _path(card: Mapping[str, Any]) -> Iterator[str]:
     yield "## How it learned\n"
     columns = ("stage", "model", "parameters", "learned from", "T", "lambda", "loss", "seed", "epochs", "images")
-    yield f"| {' | '.join((*columns, 'validation', 'key'))} |"
-    yield "|---|---|---:|---|---:|---:|---|---:|---:|---:|---:|---|"
+    yield f"| {' | '.join((*columns, 'validation', 'test', 'key'))} |"
+    yield "|---|---|---:|---|---:|---:|---|---:|---:|---:|---:|---:|---|"
     for stage in card["path"]:
         numbers = ["-" if stage[name] is None else f"{stage[name]:g}" for name in ("temperature", "lambda")]
-        accuracy = stage["validation_accuracy"]
+        accuracies = [stage[f"{split}_accuracy"] for split in ("validation", "test")]
         cells = (
             stage["role"],
             f"`{stage['model']}`",
@@ -286,7 +300,7 @@ def _path(card: Mapping[str, Any]) -> Iterator[str]:
             str(stage["seed"]),
             str(stage["epochs"]),
             f"{stage['examples']:,}",
-            "-" if accuracy is None else f"{100 * accuracy:.2f} %",
+            *("-" if accuracy is None else f"{100 * accuracy:.2f} %" for accuracy in accuracies),
             f"`{stage['key'][:12]}`",
         )
         yield f"| {' | '.join(cells)} |"
@@ -342,6 +356,8 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
         f"It was trained on {card['path'][-1]['examples']:,} of {data['sizes']['train']:,} training images.",
         "Its weakest classes: " + ", ".join(f"{name} ({_percent(each)} right)" for name, each in weakest) + ".",
     )
+    for warning in card["warnings"]:
+        yield _item(warning)
     yield _item(f"On average it is {abs(off):.1f} points too {'sure' if off > 0 else 'unsure'} of what it says.")
     if card["chosen_by"]["split"] == "test":
         yield _item(

@@ -127,6 +127,16 @@ class Search:
         first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
         return [first[name] for name in best.values()]
 
+    def note_largest_class(self, images: int) -> None:
+        """How many of the validation images are of the largest class, where an older version noted nothing."""
+        if self.largest_class is None:
+            self.study.set_user_attr("largest_class", images)
+
+    @property
+    def largest_class(self) -> int | None:
+        """Validation images of the class that has most; None of a study that an older version ran."""
+        return self.study.user_attrs.get("largest_class")
+
     @property
     def confirm_failures(self) -> dict[str, str]:
         return self.study.user_attrs.get("confirm_failures", {})

@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from takd.analysis.tables import best_configurations, read_trials, students
 from takd.search_spaces import Stage
@@ -19,6 +19,9 @@ from takd.study.search.graph import Description, Node
 from takd.study.search.optimization import Search
 from takd.study.tracking.wandb_log import Artifact, Entry, Run, Written, md5, write_run
 from takd.study.tracking.wandb_runs import RunWriter, project, run_id, stage_artifact
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KEY = "study"  # in place of a stage's key: the study's run has an id of its own
 
@@ -59,6 +62,7 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
     if len(done) <= writer.written.get(id, Written()).last_step:
         return 0
     from takd.analysis.arms import arms_table  # SciPy: not in memory while stages train
+    from takd.analysis.teachers import teacher_warnings
 
     table = arms_table(trials)
     columns = [name for name in table.columns if name != "paper"]
@@ -92,6 +96,8 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
             ],
             summary={
                 **{f"accuracy {row['arm']}": _plain(row["accuracy"]) for row in table.to_dict("records")},
+                **_taught(table),
+                "warnings": teacher_warnings(trials),
                 "best arm": best["arm"],
                 "best student": run_id(folder.name, chosen.key),
             },
@@ -102,6 +108,18 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
         ),
     )
     return 1
+
+
+def _taught(table: "pd.DataFrame") -> dict[str, Any]:
+    """What the teacher and the assistants of each arm that has them reach, on the split that the arms are shown on."""
+    found: dict[str, Any] = {}
+    for row in table.to_dict("records"):
+        column = "test_accuracy" if row["split"] == "test" else "val_accuracy"
+        if row["teachers"]:
+            found[f"teacher accuracy {row['arm']}"] = _plain(row[f"teacher_{column}"])
+        if row[f"assistants_{column}"]:
+            found[f"assistants accuracy {row['arm']}"] = row[f"assistants_{column}"]
+    return found
 
 
 def _plain(value: Any) -> Any:

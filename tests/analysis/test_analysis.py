@@ -9,12 +9,21 @@ import pytest
 from matplotlib.figure import Figure
 
 from takd.analysis import figures
-from takd.analysis.arms import arms_table, as_good_as_best, budget_note, cheapest_as_good, published_table, test_table
+from takd.analysis.arms import (
+    arms_table,
+    as_good_as_best,
+    budget_note,
+    cheapest_as_good,
+    format_arms,
+    published_table,
+    test_table,
+)
 from takd.analysis.cost import pareto_front, student_costs
 from takd.analysis.figures import BY_TRIALS, arm_colors, image
 from takd.analysis.finding import QUESTIONS, answers, choice, finding
 from takd.analysis.importance import importance, omega_squared
 from takd.analysis.tables import Missing, chosen_students, note, read_trials, split_of, students
+from takd.analysis.teachers import NOT_JUDGED, not_judged, teacher_warnings, teaching, teaching_columns
 
 test_table.__test__ = False  # a table of the test split
 
@@ -58,13 +67,16 @@ def _row(
         "parameters": SIZES.get(model, 1_000_000), "flops_per_image": 2 * SIZES.get(model, 1_000_000),
         "temperature": 4.0 if chain else None, "lambda": 0.7 if chain else None, "examples": 2000, "epochs": 10,
         "stage_key": f"{study}-{phase}-{trial}-{seed}" if student else f"{study}-{model}", "status": "done",
-        "val_accuracy": accuracy if student else 0.97, "test_accuracy": None, "train_seconds": SECONDS.get(model, 30.0),
+        "val_accuracy": accuracy if student else 0.97, "test_accuracy": None,
+        "val_images": 5000, "val_majority": 0.1064, "train_seconds": SECONDS.get(model, 30.0),
         "total_path_seconds": 1.0,
     }  # fmt: skip
     if phase == "confirm" and student:
         bins = [{"confidence": 0.6, "accuracy": 0.5, "count": 400}, {"confidence": 0.95, "accuracy": 0.9, "count": 600}]
         row |= {"test_accuracy": accuracy - 0.01, "test_ece": 0.06, "test_agreement": 0.9 if chain else None}
         row |= {"test_reliability": bins, "test_auc": None, "test_f1": None}
+    if phase == "confirm" and not student:
+        row["test_accuracy"] = {"mlp-1200": 0.984, "mlp-64": 0.976, "mlp-16": 0.945}.get(model)
     return row
 
 
@@ -169,6 +181,99 @@ def test_unequal_budgets_are_reported_as_such(real):
     assert budget_note(made_up()) == "Equal search budget: 5 students for every arm."
     fewer = made_up().query("arm != 'kd' or path_seed > 1")
     assert budget_note(fewer).startswith("Unequal search budgets, in students: labels 5, label_smoothing 5, kd 3,")
+
+
+# Those who teach
+
+
+def of_role(trials: pd.DataFrame, role: str, **values: Any) -> pd.DataFrame:
+    """The same study, with other values in the rows of a role."""
+    return trials.assign(**{name: trials[name].mask(trials["role"] == role, value) for name, value in values.items()})
+
+
+def test_what_a_teacher_and_assistants_reach_is_in_the_table_of_arms():
+    table = arms_table(with_confirmation())
+    arms = table.set_index("arm")
+    assert arms.loc["kd", ["teacher", "teachers"]].tolist() == ["mlp-1200", 1]
+    assert arms.loc["kd", ["teacher_val_accuracy", "teacher_test_accuracy"]].tolist() == pytest.approx([97, 98.4])
+    assert arms.loc["takd:mlp-16", "assistants_test_accuracy"] == "94.50"
+    header, *cells = ([row[0], *row[8:10]] for row in format_arms(table))
+    assert header == ["arm", "teacher, test %", "assistants, test %"]
+    assert ["labels", "-", "-"] in cells
+    assert ["kd", "98.40", "-"] in cells
+    assert ["takd:mlp-16", "98.40", "94.50"] in cells
+    header, *cells = ([row[0], *row[8:10]] for row in format_arms(arms_table(made_up().query("arm == 'kd'"))))
+    assert (header, cells) == (["arm", "teacher, val. %", "assistants, val. %"], [["kd", "97.00", "-"]])
+
+
+def told(trials: pd.DataFrame, arm: str, split: str = "test") -> list[str]:
+    """What the cells of an arm say of those who taught it, in order."""
+    return [each.accuracy(split) for each in teaching(trials)[arm]]
+
+
+def test_assistants_stand_in_the_order_of_the_path():
+    arm, chain = "takd:mlp-64>mlp-16", ["mlp-1200", "mlp-64", "mlp-16"]
+    rows = [
+        _row("s", "confirm", 0, arm, arm, seed, chain[:place], model, 0.86)
+        for seed in SEEDS
+        for place, model in enumerate([*chain, "mlp-8"])
+    ]
+    columns = teaching_columns(teaching(pd.DataFrame(rows))[arm])
+    assert columns["teacher_test_accuracy"] == pytest.approx(98.4)
+    assert columns["assistants_test_accuracy"] == "97.60 > 94.50"
+
+
+def test_of_several_teachers_the_mean_is_shown_and_of_how_many():
+    trials = made_up("confirm")
+    teachers = trials["role"] == "teacher"
+    trials["stage_key"] = trials["stage_key"].mask(teachers, trials["stage_key"] + trials["path_seed"].astype(str))
+    trials.loc[teachers, "test_accuracy"] = 0.98 + 0.001 * trials.loc[teachers, "path_seed"]
+    assert told(trials, "kd") == ["98.20 (mean of 5)"]
+    [warning] = teacher_warnings(of_role(trials, "teacher", val_accuracy=0.1))
+    assert warning.startswith("Warning: the teachers mlp-1200 (mean of 5): at chance, ")
+
+
+def test_what_is_not_measured_or_not_known_of_a_teacher_is_called_so_and_not_judged():
+    old = of_role(with_confirmation(), "teacher", test_accuracy=None)
+    assert told(old, "kd") == ["not measured"]
+    unknown = of_role(old, "teacher", val_accuracy=None)
+    assert told(unknown, "kd") == ["not known"]
+    assert told(unknown, "takd:mlp-16") == ["not known", "94.50"]
+    assert teacher_warnings(unknown) == []
+
+
+def test_a_teacher_at_chance_is_a_warning_in_the_finding():
+    bad = of_role(made_up(), "teacher", val_accuracy=0.0476)
+    [warning] = finding(bad)[3:]
+    assert warning == (
+        "Warning: the teacher mlp-1200: below chance, 4.76 % of the 5,000 validation images (95 % CI 4.20 to 5.39), "
+        "where the largest class alone is 10.64 %; below the arm labels, 4.76 % on validation against 84.59 %. It "
+        "taught kd, takd:mlp-64, takd:mlp-16."
+    )
+    [without] = teacher_warnings(bad[bad["arm"] != "labels"])
+    assert "below the arm labels" not in without
+
+
+@pytest.mark.parametrize(("images", "warned"), [(5000, False), (100, True)])
+def test_chance_is_told_from_skill_by_as_many_images_as_there_are(images, warned):
+    trials = of_role(made_up(), "teacher", val_accuracy=0.56).query("arm == 'kd'")
+    trials = trials.assign(val_images=images, val_majority=0.5)
+    assert bool(teacher_warnings(trials)) == warned
+
+
+def test_who_is_below_labels_alone_is_a_warning_by_the_split_that_the_arms_are_measured_on():
+    warnings = teacher_warnings(of_role(with_confirmation(), "assistant", test_accuracy=0.8))
+    said = "below the arm labels, 80.00 % on test against 83.59 %"
+    assert warnings == [
+        f"Warning: the assistant {model}: {said}. It taught takd:{model}." for model in ("mlp-64", "mlp-16")
+    ]
+
+
+def test_results_of_an_older_version_are_shown_and_say_what_was_not_judged():
+    old = with_confirmation().drop(columns=["val_images", "val_majority"])
+    assert told(old, "kd") == ["98.40"]
+    assert (teacher_warnings(old), not_judged(old)) == ([], [NOT_JUDGED])
+    assert not_judged(with_confirmation()) == not_judged(old.query("arm == 'labels'")) == []  # in which nobody taught
 
 
 # Words

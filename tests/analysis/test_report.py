@@ -11,13 +11,16 @@ import pandas as pd
 import pytest
 from browser import Seen, find_browser, look
 from conftest import Study
+from rich.console import Console
 from test_analysis import with_confirmation
 
+from takd.analysis.arms import accuracy_table, page_table
 from takd.analysis.execution import FOLDER, NAMES, execute, outputs
 from takd.analysis.files import open_root, read_results, soft_targets
 from takd.analysis.page import inline_svg, markdown, page
 from takd.search_spaces import InputError
 from takd.study.cli import main
+from takd.study.report import print_table
 from takd.trainables.store.storage import open_storage
 
 FIGURES = ("accuracy_by_assistant", "differences", "temperature_lambda_map", "slices", "pareto", "training_curves")
@@ -165,6 +168,18 @@ def test_what_a_study_says_is_text_and_no_markup():
     assert "<a " not in markdown("[click](javascript:alert(1)) <http://example.invalid>")
 
 
+def test_a_warning_stands_out_from_the_finding():
+    html = page("study", ["The best is kd.", "Warning: the teacher <b> is at chance."], "", "", {})
+    assert "<p>The best is kd.</p>" in html
+    assert '<p class="warning">Warning: the teacher &lt;b&gt; is at chance.</p>' in html
+
+
+def test_the_page_shows_what_matters_of_an_arm_without_scrolling_to_it():
+    columns = list(page_table(with_confirmation()).columns)
+    assert columns[:5] == ["arm", "test accuracy %", "over kd", "teacher, test %", "assistants, test %"]
+    assert sorted(columns) == sorted(accuracy_table(with_confirmation()).columns)
+
+
 def test_ink_of_a_figure_is_the_pages():
     drawn = inline_svg('<?xml?><svg><path style="fill: #222222"/></svg>')
     assert drawn == '<svg><path style="fill: var(--ink)"/></svg>'
@@ -184,6 +199,26 @@ def test_the_page_in_a_browser(seen, report, width, scheme):
 
 
 # The command line
+
+
+@pytest.mark.parametrize("width", [80, 100, 130, 200])
+def test_no_cell_of_the_table_of_arms_is_cut_off_and_what_is_left_out_is_named(width):
+    table = accuracy_table(with_confirmation())
+    console = Console(width=width, file=StringIO(), markup=False)
+    print_table(table, "study x", console)
+    out = console.file.getvalue()
+    assert "\u2026" not in out
+    named = re.search(
+        r"Not shown at this width: (.*)\. A terminal of (\d+) characters has all\.",
+        out.replace("\n", " ").replace("  ", " "),
+    )
+    left_out = named[1].split(", ") if named else []
+    for column in table.columns:
+        words = {word for cell in table[column] for word in cell.split()}
+        assert column in left_out or words <= set(out.split()), column
+    assert not {"arm", "test accuracy %", "over kd", "teacher, test %", "assistants, test %"} & set(left_out)
+    assert bool(left_out) == (width < (int(named[2]) if named else 0))
+    assert bool(left_out) == (width < 200)
 
 
 def test_the_report_ends_with_the_finding_and_where_it_is(reported):

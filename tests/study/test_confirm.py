@@ -1,5 +1,6 @@
 """The confirm phase: what the search chose, from fresh seeds, and the one look at the test split."""
 
+import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +13,17 @@ import safetensors.torch
 import torch
 from conftest import Study, artifacts, make_stage, run, tiny_space
 
+from takd.analysis.arms import arms_table
 from takd.analysis.tables import BINS, best_configurations
 from takd.search_spaces import InputError
 from takd.search_spaces import Path as StagePath
 from takd.search_spaces.stage import FRESH_SEED
-from takd.study.confirm import measure_logits, predict_stages
+from takd.study.confirm import measure_logits, measure_on_test, predict_stages
 from takd.study.folder import study_folder
+from takd.study.results import read_test
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.optimization import open_search
+from takd.study.study import open_study
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
 from takd.trainables.store.artifacts import WEIGHTS
@@ -46,13 +50,53 @@ def test_each_arms_best_configuration_is_trained_from_fresh_seeds_the_same_for_e
     assert set(rows(confirmed, "search")["seed"]) & set(students["seed"]) == set()
 
 
-def test_only_confirmed_students_have_test_numbers(confirmed):
+def test_only_confirmed_students_and_those_who_taught_them_have_test_numbers(confirmed):
     everything = pd.read_parquet(confirmed.folder.trials)
     tested = everything[everything["test_accuracy"].notna()]
     assert (tested["phase"] == "confirm").all()
-    assert (tested["role"] == "student").all()
-    assert len(tested) == 9
-    assert tested["test_agreement"].isna().equals(tested["arm"] == "labels")
+    assert len(tested) == len(rows(confirmed))
+    assert tested.groupby("role")["stage_key"].nunique().to_dict() == {"student": 9, "teacher": 1, "assistant": 1}
+    assert tested["test_agreement"].isna().equals((tested["arm"] == "labels") | (tested["role"] == "teacher"))
+    table = arms_table(everything).set_index("arm")
+    [teacher] = tested.query("role == 'teacher'")["test_accuracy"].unique()
+    assert table.loc["kd", "teacher_test_accuracy"] == pytest.approx(100 * teacher)
+    assert table.loc["takd:mlp-16", "teacher_test_accuracy"] == table.loc["kd", "teacher_test_accuracy"]
+    counts = load("mnist").class_counts["validation"]
+    assert set(everything["val_majority"]) == {max(counts) / sum(counts)}
+
+
+def test_what_an_older_version_did_not_measure_is_said_and_measured_when_it_runs_again(confirmed, tmp_path, takd):
+    root = Path(shutil.copytree(confirmed.folder.root, tmp_path / "runs"))
+    file, students = (
+        root / "tiny" / "results" / "test.json",
+        set(rows(confirmed).query("role == 'student'")["stage_key"]),
+    )
+    measured = json.loads(file.read_text())
+    old = {key: each for key, each in measured.items() if key in students}
+    file.write_text(json.dumps(old))
+    called = takd("results", "tiny", "--root", root)
+    assert called.code == 0
+    assert called.out.count("not measured") == 3  # kd's teacher, takd's teacher and assistant
+    assert json.loads(file.read_text()) == old
+    folder = study_folder(str(root), "tiny")
+    assert open_study("tiny", root).is_finished
+    assert run(folder, confirmed.space).result.trained == 0
+    again = json.loads(file.read_text())
+    assert {key: each["test_accuracy"] for key, each in again.items()} == {
+        key: each["test_accuracy"] for key, each in measured.items()
+    }
+
+
+def test_a_teacher_that_nobody_has_the_weights_of_is_not_measured_and_stops_nothing(tmp_path):
+    mnist, folder = load("mnist"), study_folder(str(tmp_path), "tiny")
+    teacher = make_stage("mlp-16", role="teacher", dataset=mnist.fingerprint)
+    student = make_stage("mlp-4", upstream=(teacher,), dataset=mnist.fingerprint)
+    weights = build("mlp-4", mnist.image_shape, 10).state_dict()
+    folder.artifacts.publish(student.key, {}, {WEIGHTS: safetensors.torch.save(weights)})
+    measure_on_test(folder, [student])
+    [measured] = read_test(folder).values()
+    assert "test_accuracy" in measured
+    assert "test_agreement" not in measured
 
 
 def test_the_test_accuracy_is_the_one_anyone_computes_from_the_artifact(confirmed):

@@ -248,6 +248,9 @@ def test_the_card_says_how_it_learned_how_good_it_is_and_how_fast(confirmed, out
             stage["validation_accuracy"]
             == stages.describe(stage["key"])["outcome"]["metrics"]["validation"]["accuracy"]
         )
+    tested = pd.read_parquet(confirmed.folder.trials).dropna(subset="test_accuracy").set_index("stage_key")
+    for stage in card["path"]:
+        assert {stage["test_accuracy"]} == set(tested.loc[[stage["key"]], "test_accuracy"])
     for name in ("temperature", "lambda", "seed"):
         assert card["path"][-1][name] == row[name] or pd.isna(row[name])
     test = card["metrics"]["test"]
@@ -259,7 +262,7 @@ def test_the_card_says_how_it_learned_how_good_it_is_and_how_fast(confirmed, out
     text = (out / "MODEL_CARD.md").read_text()
     for words in (
         f"{100 * row['test_accuracy']:.2f} %", "CC BY-SA 3.0", *(stage["key"][:12] for stage in card["path"]),
-        card["machine"]["processor"], "1 thread", "takd verify", *card["files"],
+        card["machine"]["processor"], *card["warnings"], "1 thread", "takd verify", *card["files"],
     ):  # fmt: skip
         assert words in text
 

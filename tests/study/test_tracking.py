@@ -22,6 +22,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from takd.analysis.arms import arms_table
 from takd.analysis.files import without_secret
+from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import key_of
 from takd.search_spaces.arms import parse_arm
 from takd.study.folder import StudyFolder, study_folder
@@ -193,6 +194,10 @@ def test_the_studys_run_has_the_table_the_figure_and_the_best_student(finished, 
     best = next(each for each in runs.values() if each.record.run_id == run.summary["best student"])
     assert used.digest in [artifact.digest for artifact in best.artifacts if not artifact.use_after_commit]
     assert run.summary["best arm"] in best.record.tags
+    arms = arms_table(trials).set_index("arm")
+    assert run.summary["teacher accuracy kd"] == arms.loc["kd", "teacher_val_accuracy"]
+    assert run.summary["assistants accuracy takd:mlp-16"] == arms.loc["takd:mlp-16", "assistants_val_accuracy"]
+    assert run.summary["warnings"] == teacher_warnings(trials)
 
 
 def test_the_history_has_a_row_an_epoch(finished, runs):
