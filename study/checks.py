@@ -22,7 +22,8 @@ from takd.study.folder import StudyFolder
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, load, transfer_set
 from takd.trainables.models.families import check_model, normalises_batches, parameters_of
-from takd.trainables.models.pretrained import MissingWeightsError, canonical_weights, check_takes_pretrained
+from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
+from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.transfer import check_layer
 

@@ -25,14 +25,8 @@ from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.models.families import build
-from takd.trainables.models.pretrained import (
-    Pretrained,
-    canonical_weights,
-    head_of,
-    read_weights,
-    restore,
-    start_from,
-)
+from takd.trainables.models.pretrained import canonical_weights, head_of, read_weights, restore, start_from
+from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
@@ -177,7 +171,7 @@ def test_what_is_no_weights_file_is_one_line_that_names_it(files, tmp_path, caps
         "other.pth": "can't be read as weights (expected a state dict: tensors by name)",
         "text.pth": "can't be read as weights",
         "numbers.pth": "can't be read as weights",
-        "code.pth": "can't be read as weights (",
+        "code.pth": "can't be read as weights (it holds print; only tensors, numbers and text are read",
         "broken.safetensors": "can't be read as ",
         "odd.safetensors": "can't be read as weights (",
         "missing.pth": "no such file",

@@ -11,7 +11,8 @@ from takd.search_spaces import Recipe, Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, family_of, normalises_batches
-from takd.trainables.models.pretrained import Pretrained, start_from
+from takd.trainables.models.pretrained import start_from
+from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.transfer import Head, find_head, train_from
 
 
