@@ -25,7 +25,7 @@ from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.models.families import build
-from takd.trainables.models.pretrained import canonical_weights, head_of, read_weights, restore, start_from
+from takd.trainables.models.pretrained import canonical_weights, read_weights, restore, start_from, without_head
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.store.storage import sha256
@@ -122,8 +122,7 @@ def test_grey_images_are_normalised_as_rgb_weights_expect():
     module = build("torchvision/mobilenet_v2", (1, 32, 32), 3).eval()
     whole, grey = build("torchvision/mobilenet_v2", (3, 32, 32), 3).eval(), torch.rand(2, 1, 32, 32)
     whole.load_state_dict(module.state_dict())
-    tensors = {name: each for name, each in module.state_dict().items() if not name.startswith(head_of(module))}
-    start_from(Pretrained(tensors, Normalization(*IMAGENET)), module, Normalization((0.1,), (0.3,)))
+    start_from(Pretrained(without_head(module), Normalization(*IMAGENET)), module, Normalization((0.1,), (0.3,)))
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
     torch.testing.assert_close(module((grey - 0.1) / 0.3), whole((grey - mean) / std), rtol=1e-4, atol=1e-4)
 
