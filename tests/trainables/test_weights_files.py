@@ -3,7 +3,6 @@
 import argparse
 import copy
 import importlib.util
-import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -14,13 +13,11 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from takd.search_spaces import InputError
 from takd.trainables.datasets.conversion import Normalization
-from takd.trainables.models.dropout import Dropout
-from takd.trainables.models.families import batch_norms, build
-from takd.trainables.models.pretrained import canonical_weights, draw_head, heads_of, start_from, without_head
+from takd.trainables.models.families import build
+from takd.trainables.models.pretrained import canonical_weights, draw_head, heads_of, without_head
 from takd.trainables.models.weights_files import MissingWeightsError, read_file, unpacked
 from takd.trainables.store.storage import sha256
 
