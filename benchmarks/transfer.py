@@ -180,7 +180,7 @@ def space_of(weights: Path | None, frozen: bool, seeds: int) -> Space:
 def study(work: Path, weights: Path | None, dataset: Dataset, frozen: bool, seeds: int) -> None:
     name = f"transfer-{'frozen' if frozen else 'trained'}"
     space = space_of(weights, frozen, seeds)
-    ran = takd.run(space, name, str(work / "runs"), wandb="disabled", console=Console(quiet=True))
+    ran = takd.run(space, name, root=work / "runs", wandb="disabled", console=Console(quiet=True))
     test = dataset.test()
     scale, shift = dataset.normalization.of_bytes()
     images = test.images.float().mul_(scale).add_(shift)
