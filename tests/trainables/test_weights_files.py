@@ -3,6 +3,7 @@
 import argparse
 import copy
 import importlib.util
+import math
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -13,11 +14,13 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from takd.search_spaces import InputError
 from takd.trainables.datasets.conversion import Normalization
-from takd.trainables.models.families import build
-from takd.trainables.models.pretrained import canonical_weights, draw_head, heads_of, without_head
+from takd.trainables.models.dropout import Dropout
+from takd.trainables.models.families import batch_norms, build
+from takd.trainables.models.pretrained import canonical_weights, draw_head, heads_of, start_from, without_head
 from takd.trainables.models.weights_files import MissingWeightsError, read_file, unpacked
 from takd.trainables.store.storage import sha256
 
@@ -219,3 +222,61 @@ def test_a_new_head_is_normal_with_deviation_a_hundredth_and_of_its_seed():
     assert not torch.equal(weight, other.classifier.weight)
     body = without_head(again)
     assert all(torch.equal(each, body[name]) for name, each in without_head(module).items())
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "torchvision/efficientnet_b0",
+        "torchvision/mnasnet0_5",
+        "torchvision/mobilenet_v3_small",
+        "torchvision/shufflenet_v2_x0_5",
+        "torchvision/squeezenet1_1",
+        "timm/test_byobnet",
+        "timm/test_convnext",
+        "timm/test_efficientnet",
+        "timm/test_mambaout",
+        "timm/test_nfnet",
+        "timm/test_resnet",
+        "timm/test_vit",
+        "timm/starnet_s050",
+        "timm/ghostnet_050",
+    ],
+)
+def test_the_first_loss_on_labels_is_that_of_guessing(model, tmp_path):
+    """From random weights whose running means are those of images, which stand for pretrained ones."""
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    before = seeded(build(model, (3, 64, 64), 5))
+    for norm in batch_norms(before):
+        norm.momentum = None  # the running means become the mean of all batches
+    with torch.no_grad():
+        before.train()(images)
+    torch.save({"state_dict": named("module.", before.state_dict())}, tmp_path / "a.pth")
+    check_first_loss(model, str(tmp_path / "a.pth"), images)
+
+
+@pytest.mark.parametrize("name", LITE)
+def test_the_first_loss_from_imagenets_weights_is_that_of_guessing(name):
+    file = WEIGHTS / f"{name}.safetensors"
+    if not file.is_file():
+        pytest.skip(f"no {file}")
+    check_first_loss(f"timm/{name}", str(file), torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+
+
+def seeded(module: nn.Module) -> nn.Module:
+    for each in module.modules():
+        if isinstance(each, Dropout):
+            each.seed([(0, 0)])
+    return module
+
+
+def check_first_loss(model: str, file: str, images: Tensor) -> None:
+    shape, labels = (3, 64, 64), torch.arange(len(images)) % 2
+    module = seeded(build(model, shape, 2))
+    start_from(unpacked(canonical_weights(model, file, shape, 2)), module, Normalization((0.5,) * 3, (0.25,) * 3))
+    draw_head(module, seed=0)
+    for training in (False, True):
+        with torch.no_grad():
+            loss = F.cross_entropy(module.train(training)(images), labels).item()
+        assert loss == pytest.approx(math.log(2), rel=0.2)

@@ -23,6 +23,7 @@ from takd.trainables.models.weights_files import (
     fitting,
     normalization_of,
     packed,
+    put_into,
     read_file,
     unpacked,
 )
@@ -84,7 +85,7 @@ def draw_head(module: nn.Module, seed: int) -> None:
     for head in heads_of(module):
         layer = module.get_submodule(head)
         assert isinstance(layer, nn.Linear | nn.Conv2d)
-        drawn = torch.empty(layer.weight.shape).normal_(0.0, HEAD_DEVIATION, generator=generator)
+        drawn = torch.empty(layer.weight.shape, device="cpu").normal_(0.0, HEAD_DEVIATION, generator=generator)
         with torch.no_grad():
             layer.weight.copy_(drawn)
             if layer.bias is not None:
@@ -192,7 +193,7 @@ def start_from(pretrained: Pretrained, module: nn.Module, dataset: Normalization
 
     A model takes images as its dataset normalises them: what is between is in two buffers, and so with its weights.
     """
-    module.load_state_dict(pretrained.tensors, strict=False)
+    put_into(module, pretrained.tensors, strict=False)
     if pretrained.normalization is not None:
         mean, std = (torch.tensor(each).view(-1, 1, 1) for each in pretrained.normalization)
         own_mean, own_std = (torch.tensor(each).view(-1, 1, 1) for each in dataset)
@@ -203,7 +204,7 @@ def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A new model with the weights of a finished stage, whatever that started from."""
     if SCALE in weights:
         _expect(module, weights[SCALE], weights[SHIFT])
-    module.load_state_dict(weights)
+    put_into(module, weights)
     return module
 
 

@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from takd.search_spaces import InputError
 from takd.trainables.datasets.conversion import Normalization
@@ -172,6 +173,16 @@ def fitting(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], complai
         name: given.get(name, torch.tensor(0)).to(each.dtype, copy=True, memory_format=torch.contiguous_format)
         for name, each in expected.items()
     }
+
+
+def put_into(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = True) -> None:
+    """As `load_state_dict`, of weights with the names that this version of the model has.
+
+    Some models (torchvision's mnasnet) refuse weights that do not say of which version they are.
+    """
+    state = OrderedDict(tensors)
+    state._metadata = module.state_dict()._metadata  # type: ignore[attr-defined]
+    module.load_state_dict(state, strict=strict)
 
 
 def packed(weights: Pretrained) -> bytes:

@@ -12,7 +12,7 @@ from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, family_of, normalises_batches
 from takd.trainables.models.pretrained import draw_head, start_from
-from takd.trainables.models.weights_files import Pretrained
+from takd.trainables.models.weights_files import Pretrained, put_into
 from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
 
@@ -91,7 +91,7 @@ class LaneModel(nn.Module):
             expected = {name: tensor.shape for name, tensor in self.weights(lane).items()}
             if {name: tensor.shape for name, tensor in given.items()} != expected:
                 raise RuntimeError(f"expected {', '.join(expected)} of the shapes that the model has")
-        self.layers.load_state_dict({name: self.join([given[name] for given in weights]) for name in weights[0]})
+        put_into(self.layers, {name: self.join([given[name] for given in weights]) for name in weights[0]})
 
     def keep(self, lanes: Sequence[int]) -> None:
         """Goes on with some of the lanes."""
