@@ -43,7 +43,8 @@ from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.datasets.splits import Split
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build
-from takd.trainables.models.pretrained import Pretrained, without_head
+from takd.trainables.models.pretrained import without_head
+from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.losses import soften
 from takd.trainables.training.teaching import SoftTeaching

@@ -22,7 +22,8 @@ from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, load, transfer_set
 from takd.trainables.models.families import check_model, normalises_batches, parameters_of
-from takd.trainables.models.pretrained import MissingWeightsError, canonical_weights, check_takes_pretrained
+from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
+from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.transfer import check_layer
 
@@ -81,7 +82,10 @@ def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> N
                 check_layer(stage.model, module, str(layer))
             except InputError as error:
                 raise InputError(f"{role}.recipe.{error}".replace("from is", f"from{place} is")) from None
-    if normalises_batches(module):
+    frozen = [each for _, each in examples_of(section.recipe.get("freeze_norm"))]
+    if any(frozen) and not normalises_batches(module):
+        raise InputError(f"{role}.recipe.freeze_norm is true; {stage.model} has no batch normalisation")
+    if normalises_batches(module) and not all(frozen):
         for place, size in examples_of(section.recipe.get("batch_size")):
             if size == 1:
                 raise InputError(

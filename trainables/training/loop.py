@@ -10,7 +10,7 @@ from torch import Tensor
 
 from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import Dataset
-from takd.trainables.models.pretrained import Pretrained
+from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
