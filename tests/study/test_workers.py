@@ -127,6 +127,7 @@ def searcher_of(tmp_path: Path, find: Callable[[Stage], Any] | None = None, **ch
     made.resources = resources(space, {"CPU": 2})
     while proposal := made.search.ask():  # all arms at once
         graph.add(proposal)
+    made._close_finished()
     return made
 
 
@@ -190,7 +191,8 @@ def test_a_worker_with_nothing_to_train_is_kept_for_a_while(searcher, monkeypatc
 
 def test_a_study_is_not_over_while_a_stage_trains_that_no_open_path_needs(ray_slots, tmp_path):
     """All but the teacher is found; its artifact was damaged, say."""
-    found = {"outcome": {"metrics": {"validation": {"accuracy": 0.5, "loss": 1.0}}, "epochs": []}}
+    metrics = {"validation": {"accuracy": 0.5, "loss": 1.0}}
+    found = {"outcome": {"metrics": metrics, "epochs": [], "train_seconds": 1.0}}
     searcher = searcher_of(tmp_path, lambda stage: None if stage.role == "teacher" else found)
     searcher.workers.nodes = {"a": Need(2, 0)}
     assert roles(started(searcher, "1", "a")) == ["teacher"]
