@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +24,6 @@ EXAMPLES = "examples.parquet"
 SHOWN = 5  # of what a warning names
 _SLICE = 1 << 24  # bytes of pixels that are in memory at once
 
-log = logging.getLogger("takd")
-
 
 class Normalization(NamedTuple):
     """By channel, of train's pixels in [0, 1]."""
@@ -40,10 +37,17 @@ class Normalization(NamedTuple):
         return 1 / (255 * std), -mean / std
 
 
-def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance: Callable[[int], None]) -> str:
+class Written(NamedTuple):
+    """What `write_entry` has to say."""
+
+    digest: str
+    warnings: list[str]
+
+
+def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance: Callable[[int], None]) -> Written:
     """Writes train, validation and test as Arrow, where each example comes from, and `dataset.json`.
 
-    Returns the content's digest: SHA-256 over each part's images, then its labels, train before validation before test;
+    The content's digest is the SHA-256 over each part's images, then its labels, train before validation before test;
     and, where the source divides a part, over what goes where. `advance` is called with a number of images that are
     written. Raises InputError where the source can't be split.
     """
@@ -77,21 +81,20 @@ def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance:
         "reading": reading.values(),
         "parts": {piece.split: [piece.part, raw[piece.part].whole or len(raw[piece.part].labels)] for piece in pieces},
     }
-    twice.warn()
-    _warn_of_rare(about["classes"], about["class_counts"])
     _write_examples(folder / EXAMPLES, pieces, raw)
     write_synced(folder / "dataset.json", json.dumps(about, indent=1).encode())
-    return digest.hexdigest()
+    return Written(digest.hexdigest(), [*twice.lines(), *_rare(source.classes, about["class_counts"])])
 
 
-def _warn_of_rare(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> None:
+def _rare(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Of the classes that a split says nothing of."""
     for split in ("validation", "test"):
-        missing = [
+        gone = [
             f"{name} ({counts['train'][each]} in train)" for each, name in enumerate(classes) if not counts[split][each]
         ]
-        if missing:
-            some = ", ".join(missing[:SHOWN]) + (f", and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
-            log.warning("no %s image of %s; what is measured there says nothing of that", split, some)
+        if gone:
+            more = f", and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+            yield f"no {split} image of {', '.join(gone[:SHOWN])}{more}; what is measured there says nothing of that"
 
 
 class _Piece(NamedTuple):
@@ -179,8 +182,8 @@ class _Twice:
             if earlier != name:
                 self.found.append((earlier, name))
 
-    def warn(self) -> None:
+    def lines(self) -> Iterator[str]:
         if self.found:
             earlier, name = self.found[0]
             more = f", and {len(self.found) - 1} more pairs" if len(self.found) > 1 else ""
-            log.warning("the same image is there twice: %s and %s%s", earlier, name, more)
+            yield f"the same image is there twice: {earlier} and {name}{more}"

@@ -282,10 +282,12 @@ def _convert(name: str, source: Source, advance: Callable[[int], None]) -> Datas
     temporary = _cache() / f".tmp-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
-        found = write_entry(temporary, source, source.read(), advance)
+        found, warnings = write_entry(temporary, source, source.read(), advance)
         while (better := source.judged()) is not None:
             source = better
-            found = write_entry(temporary, source, source.read(), advance)
+            found, warnings = write_entry(temporary, source, source.read(), advance)
+        for line in warnings:
+            log.warning("%s", line)
         if source.digest not in (None, found):
             raise InputError(
                 f"dataset {name}: its content has digest {found}, expected {source.digest}; install takd again"

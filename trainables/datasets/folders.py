@@ -58,7 +58,7 @@ def list_folder(folder: Path, shown: str) -> Listing:
         raise InputError(f"--from {shown}: has no classes; expected train/<class>/* and test/<class>/*, or <class>/*")
     for name in classes:
         if not any(by_class.get(name) for by_class in found.values()):
-            place = "/".join(filter(None, (shown, next(iter(splits.values()), ""), name)))
+            place = "/".join(filter(None, (shown, splits.get(next(iter(found)), ""), name)))
             raise InputError(f"{place}: the class has no images; expected files that end in {', '.join(SUFFIXES)}")
     parts = {split: _part(folder, shown, classes, by_class) for split, by_class in found.items()}
     for split, part in parts.items():

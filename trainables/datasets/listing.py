@@ -106,7 +106,7 @@ def labels_of(labels: Any, classes: Sequence[str]) -> Labels:
 
 
 def check_learnable(classes: Sequence[str], labels: Labels, places: Any, train: Any) -> None:
-    """Raises InputError on the first image of a class that no training image is of; `train` are those images' labels."""
+    """Raises InputError on the first image of a class that is not among `train`, the training images' labels."""
     unknown = set(np.unique(labels).tolist()) - set(np.unique(train).tolist())
     for label in sorted(unknown):
         first = int(np.flatnonzero(labels == label)[0])

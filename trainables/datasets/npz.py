@@ -31,14 +31,15 @@ class NpzImages:
 
     def _open(self) -> None:
         """At the first image. The archive stays open for as long as its stream is."""
-        self.stream, self.at = zipfile.ZipFile(self.path).open(f"{self.name}.npy"), 0
+        archive = zipfile.ZipFile(self.path)
+        self.stream, self.at = archive.open(f"{self.name}.npy"), 0
         version = np.lib.format.read_magic(self.stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self.shape, fortran, dtype = read(self.stream)
         if dtype != np.uint8 or fortran or len(self.shape) not in (3, 4) or self.shape[3:] not in ((), (3,)):
             shape = "x".join(map(str, self.shape))
             raise InputError(
-                f"{self.path}: {self.name} is {dtype} of {shape}; expected uint8 of images x height x width, or x 3 more"
+                f"{self.path}: {self.name} is {dtype} of {shape}; expected uint8 of images x height x width (x 3)"
             )
 
     def __getitem__(self, rows: slice) -> list[Bytes]:

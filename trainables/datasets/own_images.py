@@ -147,7 +147,7 @@ def _with_splits(listing: Listing, place: Path, wishes: Wishes) -> Listing:
         listing = listing.renamed("validation", "test")
         splits = set(listing.splits)
     if "train" not in splits:
-        raise InputError(f"--from {place}: there is no training split; it has {', '.join(sorted(splits))}")
+        raise InputError(f"--from {place}: has no training split; it has {', '.join(sorted(splits))}")
     if "validation" in splits and wishes.validation not in (None, listing.count("validation")):
         own = listing.count("validation")
         raise InputError(f"--validation {wishes.validation}: {place} has a validation split of its own, {own} images")
@@ -259,7 +259,8 @@ class _Import:
             broken[part][int(left[row])] = why
         if survey.broken and not self.wishes.skip_broken:
             raise InputError(
-                f"{_count(len(survey.broken), 'image')} can't be read; --skip-broken goes on without: {self._named(broken)}"
+                f"{_count(len(survey.broken), 'image')} can't be read (--skip-broken goes on without): "
+                f"{self._named(broken)}"
             )
         if survey.coloured or survey.broken:
             reading = replace(self.reading, color="rgb") if survey.coloured else self.reading
@@ -291,7 +292,12 @@ class _Import:
 
     def _say(self, broken: Mapping[str, Mapping[int, str]]) -> None:
         if number := sum(map(len, broken.values())):
-            log.warning("%s that can't be read: left out: %s", _count(number, "image"), self._named(broken))
+            log.warning(
+                "%s that can't be read %s left out: %s",
+                _count(number, "image"),
+                "is" if number == 1 else "are",
+                self._named(broken),
+            )
         for kind, sentence in CONVERSIONS.items():
             if number := self.survey.conversions[kind]:
                 log.info("%s %s", _count(number, "image"), sentence)

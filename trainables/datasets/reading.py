@@ -40,6 +40,9 @@ CONVERSIONS = {
     "colour": "in colour, which became grey",
 }
 
+# Of large images, which it refuses by itself where they are too large, and of metadata that nothing here asks for.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # What Pillow raises of a file that is damaged, by the chunk or marker that is.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 _EXIF_IN = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
@@ -243,6 +246,3 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__
-
-
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is an error of Pillow's own
