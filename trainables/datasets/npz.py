@@ -42,6 +42,9 @@ class NpzImages:
                 f"{self.path}: {self.name} is {dtype} of {shape}; expected uint8 of images x height x width (x 3)"
             )
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, rows: slice) -> list[Bytes]:
         start, stop, _ = rows.indices(self.shape[0])
         if start < self.at:

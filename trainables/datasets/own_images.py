@@ -78,8 +78,10 @@ def opened_images(place: Path, wishes: Wishes) -> Iterator[Source]:
 def name_of(place: Path) -> str:
     """What a data set is called after."""
     name = place.resolve().name
-    suffix = next((each for each in (*_ARCHIVES, ".npz", ".parquet") if name.lower().endswith(each)), "")
-    return name[: len(name) - len(suffix)] if place.is_file() else name
+    if not place.is_file():
+        return name
+    suffix = next((each for each in _ARCHIVES if name.lower().endswith(each)), place.suffix)
+    return name.removesuffix(name[len(name) - len(suffix) :]) if suffix else name
 
 
 @contextmanager

@@ -33,11 +33,12 @@ def parquet_files(place: Path) -> list[Path]:
     if place.is_file():
         return [place] if place.suffix.lower() == ".parquet" else []
     found = [file for pattern in ("*.parquet", "*/*.parquet", "default/*/*.parquet") for file in place.glob(pattern)]
-    return sorted(file for file in found if not file.name.startswith(".") and _is_of_images(file))
+    files = sorted(file for file in found if not file.name.startswith("."))
+    return files if any(map(_is_of_images, files)) else []
 
 
 def _is_of_images(file: Path) -> bool:
-    """A table of labels beside a folder's images is not."""
+    """A table of labels beside a folder's images, and nothing else of Parquet, is not."""
     try:
         return any(pa.types.is_struct(each.type) or pa.types.is_binary(each.type) for each in pq.read_schema(file))
     except (OSError, pa.ArrowException):
@@ -62,8 +63,11 @@ class ParquetImages:
     read: Iterator[list[bytes | None]] | None = None
     left: list[bytes | None] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        return sum(self.rows)
+
     def __getitem__(self, rows: slice) -> list[bytes | None]:
-        start, stop, _ = rows.indices(sum(self.rows))
+        start, stop, _ = rows.indices(len(self))
         if self.read is None or start < self.at:
             first = max(number for number, begin in enumerate([0, *accumulate(self.rows)][:-1]) if begin <= start)
             self.read, self.left, self.at = self._batches(first), [], sum(self.rows[:first])

@@ -48,6 +48,8 @@ class _Places:
 
 def list_table(path: Path, folder: Path) -> Listing:
     """The images that a table names, below a folder; raises InputError on the first row that is wrong."""
+    if not path.is_file() and not (folder / path).is_file():
+        raise InputError(f"--table {path}: there is no such file, neither here nor in the folder of --from")
     table = _read(path if path.is_file() else folder / path)
     names = table.columns[IMAGE]
     _check_files(table, folder)
@@ -72,8 +74,6 @@ def list_table(path: Path, folder: Path) -> Listing:
 
 def _read(path: Path) -> _Table:
     """Raises InputError on what is no table; the header of a CSV file is row 1, the first row of Parquet is row 0."""
-    if not path.is_file():
-        raise InputError(f"--table {path}: there is no such file, neither here nor in the folder of --from")
     table = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
     for column in (IMAGE, LABEL):
         if column not in table.columns:
