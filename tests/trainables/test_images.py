@@ -133,7 +133,9 @@ def test_a_node_that_lacks_a_studys_dataset_says_the_command(own_cache, made):
     shutil.rmtree(own_cache)
     load.cache_clear()
     command = "takd data images --from DIR --name trees --validation 7"
-    with pytest.raises(InputError, match=rf"dataset trees: not in the cache .* of .*; run on every node: {command}$"):
+    with pytest.raises(
+        InputError, match=rf"dataset trees: not in the cache .* of .*; run on every node, with the .*: {command}$"
+    ):
         load_for(wanted)
 
 

@@ -139,12 +139,15 @@ def load_for(fingerprint: DatasetFingerprint) -> Dataset:
     name, place = fingerprint.name, f"the cache {cache_folder()} of {socket.gethostname()}"
     command = command_for(name, fingerprint.sizes.get("validation"))
     if not _source(name) and not _pointer(name).exists():
-        raise InputError(f"dataset {name}: not in {place}; run on every node: {command}")
+        raise InputError(
+            f"dataset {name}: not in {place}; run on every node, with the options it was made with: {command}"
+        )
     dataset = load(name)
     if (dataset.digest, dataset.sizes) != (fingerprint.digest, fingerprint.sizes):
         raise InputError(
             f"dataset {name}: {place} has {_brief(dataset.digest, dataset.sizes)}, the study has "
-            f"{_brief(fingerprint.digest, fingerprint.sizes)}; run on every node, with the same files: {command}"
+            f"{_brief(fingerprint.digest, fingerprint.sizes)}; run on every node, with the same files and options: "
+            f"{command}"
         )
     return dataset
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from takd.trainables.datasets.sources import Bytes, ImageShape
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+ImageShape = tuple[int, int, int]  # channels, height, width
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif")  # in any case

@@ -2,16 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Optional, Protocol
+from typing import Any, Optional, Protocol
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from takd.trainables.datasets.reading import Reading
+from takd.trainables.datasets.reading import Bytes as Bytes
+from takd.trainables.datasets.reading import ImageShape as ImageShape
+from takd.trainables.datasets.reading import Reading
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
-ImageShape = tuple[int, int, int]  # channels, height, width
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 SPLITS = ("train", "validation", "test")
@@ -51,6 +50,6 @@ class Source:
     digest: str | None = None
     validation: int | None = None  # examples held out of train; None: a tenth
     stratified: bool = True  # every class gives its share of them
-    reading: Optional["Reading"] = None  # of image files; None: they are of the images' size and colours
+    reading: Reading | None = None  # of image files; None: they are of the images' size and colours
     # Asked when all images were read: the source to convert instead, None where this will do; raises InputError.
     judged: Callable[[], Optional["Source"]] = lambda: None
