@@ -70,12 +70,13 @@ def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance:
         digest.update(np.ascontiguousarray(raw[part].labels).data)
         if (splits := raw[part].splits) is not None:
             digest.update(splits.data)
+    counts = {name: file.class_counts(len(source.classes)) for name, file in files.items()}
     about = {
         "digest": digest.hexdigest(),
         "classes": source.classes,
         "image_shape": raw[parts[0]].images.shape[1:],
         "sizes": {name: len(file.rows) for name, file in files.items()},
-        "class_counts": {name: file.class_counts(len(source.classes)) for name, file in files.items()},
+        "class_counts": counts,
         "normalization": _normalization(histogram),
         "file_digests": {name: file.close() for name, file in files.items()},
         "reading": reading.values(),
@@ -83,7 +84,7 @@ def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance:
     }
     _write_examples(folder / EXAMPLES, pieces, raw)
     write_synced(folder / "dataset.json", json.dumps(about, indent=1).encode())
-    return Written(digest.hexdigest(), [*twice.lines(), *_rare(source.classes, about["class_counts"])])
+    return Written(digest.hexdigest(), [*twice.lines(), *_rare(source.classes, counts)])
 
 
 def _rare(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Iterator[str]:
@@ -119,10 +120,10 @@ def _pieces(source: Source, raw: dict[str, RawSplit]) -> list[_Piece]:
             found["validation"] = _Piece("validation", part, held)
         else:
             found[part] = _Piece(part, part, everything)
-    for split in SPLITS:
-        if split not in found:
-            raise InputError(f"no image falls into {split}; each of {', '.join(SPLITS)} needs one")
-    return [found[split] for split in SPLITS]
+    for name in SPLITS:
+        if name not in found:
+            raise InputError(f"no image falls into {name}; each of {', '.join(SPLITS)} needs one")
+    return [found[name] for name in SPLITS]
 
 
 def _write_examples(path: Path, pieces: list[_Piece], raw: dict[str, RawSplit]) -> None:

@@ -25,8 +25,6 @@ class Part:
     names: Any = ()  # [n] str, where they have some
     given: Bytes | None = None  # [n], of the part ALL: the number in SPLITS that the user gives each
     groups: Indices | None = None  # [n]: what must stay together
-    rows: Indices | None = None
-    whole: int | None = None
     seekable: bool = True  # whether any image is as near as the first
 
 

@@ -4,7 +4,7 @@ import logging
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -210,7 +210,9 @@ class _Import:
     def _raw(self, name: str, part: Part) -> RawSplit:
         kept = np.setdiff1d(np.arange(len(part.labels)), list(self.broken.get(name, {})))
         whole = len(kept) == len(part.labels)
-        encoded: Sequence[Any] = part.images if whole else Chosen(part.images, kept)
+        encoded, places, names = (
+            each if whole or not len(each) else Chosen(each, kept) for each in (part.images, part.places, part.names)
+        )
         images = EncodedImages(
             name, encoded, self.reading, self.wishes.size is not None, self.wishes.color is None, self.survey,
             lambda: self.decoders,
@@ -221,11 +223,11 @@ class _Import:
         return RawSplit(
             images,
             labels,
-            names=part.names if whole or not part.names else Chosen(part.names, kept),
-            places=part.places if whole else Chosen(part.places, kept),
+            names=names,
+            places=places,
             splits=splits,
-            rows=part.rows[kept] if part.rows is not None else kept,
-            whole=part.whole or len(part.labels),
+            rows=kept,
+            whole=len(part.labels),
         )
 
     def _splits(self, name: str, part: Part, kept: Any) -> Bytes | None:

@@ -97,17 +97,17 @@ def list_parquet(place: Path, files: Sequence[Path]) -> Listing:
         by_split.setdefault(_split_of(file, place), []).append(file)
     columns = {file: _columns(file) for file in files}
     first = columns[files[0]]
-    for file, found in columns.items():
-        if (found.image, found.label) != (first.image, first.label) or found.classes != first.classes:
+    for file, each in columns.items():
+        if each != first:
             raise InputError(f"{file}: has other columns or class names than {files[0]}; expected one data set")
     values = {file: _labels(file, columns[file]) for file in files}
-    classes = first.classes or tuple(map(str, sorted_labels([each for found in values.values() for each in found])))
+    classes = first.classes or tuple(map(str, sorted_labels([label for found in values.values() for label in found])))
     number = {name: each for each, name in enumerate(classes)}
     parts = {}
     for split in (each for each in SPLITS if each in by_split):
         chosen = by_split[split]
         rows = [len(values[file]) for file in chosen]
-        found = [each if first.classes else number[str(each)] for file in chosen for each in values[file]]
+        found = [label if first.classes else number[str(label)] for file in chosen for label in values[file]]
         places = Rows([(str(file), count) for file, count in zip(chosen, rows, strict=True)])
         images = ParquetImages(chosen, first.image, rows)
         parts[split] = Part(images, labels_of(found, classes), places, _names(chosen, first.image), seekable=False)
