@@ -210,11 +210,12 @@ class _Import:
     def _raw(self, name: str, part: Part) -> RawSplit:
         kept = np.setdiff1d(np.arange(len(part.labels)), list(self.broken.get(name, {})))
         whole = len(kept) == len(part.labels)
-        encoded, places, names = (
-            each if whole or not len(each) else Chosen(each, kept) for each in (part.images, part.places, part.names)
-        )
+
+        def left(of: Any) -> Any:
+            return of if whole or not len(of) else Chosen(of, kept)
+
         images = EncodedImages(
-            name, encoded, self.reading, self.wishes.size is not None, self.wishes.color is None, self.survey,
+            name, left(part.images), self.reading, self.wishes.size is not None, self.wishes.color is None, self.survey,
             lambda: self.decoders,
         )  # fmt: skip
         labels, splits = part.labels[kept], self._splits(name, part, kept)
@@ -223,8 +224,8 @@ class _Import:
         return RawSplit(
             images,
             labels,
-            names=names,
-            places=places,
+            names=left(part.names),
+            places=left(part.places),
             splits=splits,
             rows=kept,
             whole=len(part.labels),
