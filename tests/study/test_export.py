@@ -541,8 +541,29 @@ def test_predict_names_the_classes_of_image_files(takd, out, tmp_path, confirmed
 
 def test_predict_refuses_what_is_no_image(takd, out, tmp_path):
     (tmp_path / "a.txt").write_text("no image")
-    assert_bad_input(takd("predict", out, "a.txt"), "a.txt", "no image that Pillow can read")
-    assert_bad_input(takd("predict", out, "missing.png"), "missing.png", "No such file")
+    assert_bad_input(takd("predict", out, "a.txt"), "a.txt: is no PNG, JPEG, WebP, BMP, TIFF or GIF image")
+    both = takd("predict", out, "missing.png", "a.txt")
+    assert_bad_input(both, "missing.png: No such file or directory; a.txt: is no PNG")
+
+
+def test_the_card_says_how_an_image_is_read_and_predict_reads_it_so(out, copy, takd, tmp_path):
+    """A drawing on a wide transparent sheet, turned: black on white to the student, who knows white on black."""
+    assert card_of(out)["input"]["reading"] == {"width": 28, "height": 28, "fit": "crop", "color": "grey"}
+    assert "its shorter side is brought to 28 x 28 and the centre is cut out" in (
+        out / "MODEL_CARD.md"
+    ).read_text().replace("\n", " ")
+    digit = load("mnist").test().images[0, 0].numpy()
+    sheet = np.zeros((28, 60, 4), np.uint8)
+    sheet[:, 16:44, :3] = digit[..., None]
+    sheet[:, 16:44, 3] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(sheet).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "sheet.png", exif=exif)
+    Image.fromarray(digit).save(tmp_path / "digit.png")
+    said = takd("predict", out, "sheet.png", "digit.png").out.splitlines()
+    assert said[0].split()[1:] == said[1].split()[1:]
+    rewrite(copy, lambda card: card["input"]["reading"].update(fit="shrink"))
+    assert_bad_input(takd("predict", copy, "digit.png"), "input.reading.fit", "crop")
 
 
 # W&B
