@@ -29,5 +29,5 @@ class Derived(Value):
 
 def soft_targets_of(stage: Stage, weights: str, view: ViewName) -> Derived:
     """The logits of a stage's model, whose weights have that digest."""
-    model = None if stage.given and stage.given.logits else stage.model
+    model = stage.model if stage.has_weights else None
     return Derived(weights=weights, model=model, dataset=stage.dataset, view=view)

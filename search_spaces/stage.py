@@ -281,7 +281,7 @@ class Stage(Value):
         everything: dict[str, Any] = {
             "training_revision": TRAINING_REVISION,
             "dataset": self.dataset.model_dump(mode="json"),
-            "model": self.model if given.checkpoint else None,
+            "model": self.model if self.has_weights else None,
             "checkpoint": given.checkpoint,
             "logits": given.logits,
         }
@@ -305,6 +305,11 @@ class Stage(Value):
         shared += [self._loss_input(), len(self.upstream)]
         shared += [self.given.digest] if self.given else []
         return json.dumps(shared, sort_keys=True)
+
+    @property
+    def has_weights(self) -> bool:
+        """Or will have; of a stage that is given as logits these are all that is known."""
+        return self.given is None or self.given.logits is None
 
     @property
     def phase(self) -> Phase:

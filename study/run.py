@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 
 from takd.analysis.tables import best_configurations
-from takd.search_spaces import InputError, Space, Stage
+from takd.search_spaces import InputError, Space, Stage, ViewName
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions
@@ -181,7 +181,7 @@ def _train(
         if options.address is None:
             raise InputError(lacking)
         console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
-    graph = StageGraph(find_artifact(folder.artifacts))
+    graph = StageGraph(InStore(folder.artifacts))
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
@@ -200,7 +200,7 @@ def _train(
     print_use(searcher.workers, searcher.use, console)
     if profile:
         profile.workers, profile.use = searcher.workers, searcher.use
-    trained = sum(counts["done"] for counts in graph.counts.values())
+    trained = sum(node.trained for node in graph.nodes.values())
     return RunResult(finished=not search.is_open, trained=trained, profile=profile)
 
 
@@ -210,6 +210,14 @@ def _start_ray(options: RunOptions) -> int:
     return start_ray(options.slots, options.address)
 
 
-def find_artifact(store: ArtifactStore) -> Callable[[Stage], Description | None]:
-    """Looks a stage up in the store."""
-    return lambda stage: store.check(stage.key, needed_files(stage))
+@dataclass(frozen=True)
+class InStore:
+    """What a study graph asks of the artifact store."""
+
+    store: ArtifactStore
+
+    def artifact(self, stage: Stage) -> Description | None:
+        return self.store.check(stage.key, needed_files(stage))
+
+    def lacking(self, stage: Stage, description: Description, views: Collection[ViewName]) -> Collection[ViewName]:
+        return self.store.lacking(stage, description, views)

@@ -30,7 +30,7 @@ from takd.study.checks import check_space
 from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.options import RunOptions
-from takd.study.run import RunResult, find_artifact, run_study
+from takd.study.run import InStore, RunResult, run_study
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import Search, create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
@@ -255,7 +255,7 @@ def run_watched(
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     search = create_search(folder, space, dataset.fingerprint)
-    graph = StageGraph(find_artifact(folder.artifacts))
+    graph = StageGraph(InStore(folder.artifacts))
     run_stages(PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop()))
     return search, graph
 

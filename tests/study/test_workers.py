@@ -13,7 +13,7 @@ from conftest import tiny_space
 
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.run import find_artifact
+from takd.study.run import InStore
 from takd.study.search.graph import Group, StageGraph
 from takd.study.search.optimization import create_search
 from takd.study.search.scheduling import PathSearcher
@@ -114,7 +114,7 @@ def searcher(ray_slots: int, tmp_path: Path) -> PathSearcher:
     space = tiny_space(lanes=1, resources={"teacher": {"cpu": 2}}, sampler="random")
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
-    graph = StageGraph(find_artifact(folder.artifacts))
+    graph = StageGraph(InStore(folder.artifacts))
     made = PathSearcher(create_search(folder, space, dataset.fingerprint), graph, folder.root, Observers([]), Stop())
     made.looked = float("inf")  # not at Ray's own nodes
     while proposal := made.search.ask():  # all arms at once
