@@ -1,7 +1,7 @@
 """The confirm phase: the chosen configurations from fresh seeds, and the one look at the test split."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from takd.study.results import TEST, read_test
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.families import build
 from takd.trainables.models.pretrained import restore
-from takd.trainables.store.artifacts import WEIGHTS
+from takd.trainables.store.artifacts import LOGITS, WEIGHTS
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.losses import measure
@@ -36,7 +36,9 @@ def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:
     dataset = load_for(students[0].dataset)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
-    logits = predict_stages(folder, [*(new | teachers).values()], dataset, split.images)
+    logits = _given_logits(folder, teachers.values())
+    asked = [each for each in (new | teachers).values() if each.has_weights]
+    logits |= predict_stages(folder, asked, dataset, split.images)
     chosen_on = dataset.validation if len(dataset.classes) == 2 else None
     validation = predict_stages(folder, [*new.values()], dataset, chosen_on.images) if chosen_on else {}
     for key, stage in new.items():
@@ -44,7 +46,8 @@ def measure_on_test(folder: StudyFolder, students: Sequence[Stage]) -> None:
         if chosen_on:
             threshold = best_threshold(positive_scores(validation[key]), chosen_on.labels.numpy() == 1)
             known[key] |= binary_metrics(positive_scores(logits[key]), split.labels.numpy() == 1, threshold)
-        if above := _teachers_of(stage):
+        above = _teachers_of(stage)
+        if above and all(each.key in logits for each in above):  # else it is not known what they say of these images
             taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
             agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
@@ -81,6 +84,16 @@ def reliability(confidence: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]
 def _teachers_of(student: Stage) -> list[Stage]:
     """The teacher at the head of the path, or the members of the ensemble there; none of a stage on labels alone."""
     return [each for each in Path(arm="", student=student).stages if not each.upstream and each != student]
+
+
+def _given_logits(folder: StudyFolder, stages: Iterable[Stage]) -> dict[str, Tensor]:
+    """By key `[classes, n]` what is known of the test split, of stages whose logits are all that is known of them."""
+    found = {}
+    for stage in stages:
+        if not stage.has_weights:
+            test = safetensors.torch.load(folder.artifacts.read(stage.key, LOGITS)).get("test")
+            found |= {} if test is None else {stage.key: test.t()}
+    return found
 
 
 def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:
