@@ -301,8 +301,8 @@ def _path(card: Mapping[str, Any]) -> Iterator[str]:
         if given := stage["given"]:
             yield ""
             yield _paragraph(
-                f"The {stage['role']} `{stage['model']}` existed before, as `{given['file']}`: the study keeps what it uses",
-                f"of that under the SHA-256 `{given['sha256']}`.",
+                f"The {stage['role']} `{stage['model']}` existed before, as `{given['file']}`: the study keeps what it",
+                f"uses of that under the SHA-256 `{given['sha256']}`.",
             )
     yield f"\nEverything that determined a stage is in `{CARD}`; its key is the SHA-256 of that."
 

@@ -50,7 +50,7 @@ def _canonical_checkpoint(path: Path, existing: Existing, model: str, dataset: D
     order = class_order(existing.classes, classes_in(path), dataset, about)
     if order != list(range(classes)):
         tensors = _in_order(tensors, head, order, model, dataset, about)
-    pixels = _pixels(existing, found.normalization, dataset, about)
+    pixels = _pixels(existing, found.normalization, model, dataset, about)
     return safetensors.torch.save(tensors | _input_buffers(pixels, own, dataset))
 
 
@@ -89,7 +89,9 @@ def _logits_of(tensors: Mapping[str, Tensor], model: str, dataset: Dataset) -> T
     return logits
 
 
-def _pixels(existing: Existing, of_file: Normalization | None, dataset: Dataset, about: str) -> Normalization | None:
+def _pixels(
+    existing: Existing, of_file: Normalization | None, model: str, dataset: Dataset, about: str
+) -> Normalization | None:
     """What the model expects; None: what the data set gives. Raises InputError where nobody says it."""
     if existing.normalize is None:
         if of_file is None:
@@ -97,15 +99,15 @@ def _pixels(existing: Existing, of_file: Normalization | None, dataset: Dataset,
                 f"{about}: does not say by which mean and deviation its images were normalised; give normalize: "
                 "dataset, imagenet, or {mean: [...], std: [...]}"
             )
-        return _checked(of_file, dataset, f"{about}: its")
+        return _checked(of_file, model, dataset, f"{about}: its")
     if existing.normalize == "dataset":
         given = None
     elif existing.normalize == "imagenet":
-        given = _checked(IMAGENET, dataset, "normalize: imagenet's")
+        given = _checked(IMAGENET, model, dataset, "normalize: imagenet's")
     else:
         named = existing.normalize
-        given = _checked(Normalization(tuple(named.mean), tuple(named.std)), dataset, "normalize:")
-    if of_file is not None and not np.allclose(of_file, given or dataset.normalization, atol=1e-3):
+        given = _checked(Normalization(tuple(named.mean), tuple(named.std)), model, dataset, "normalize:")
+    if of_file is not None and not _alike(of_file, given or dataset.normalization):
         raise InputError(
             f"{about}: says mean {_numbers(of_file.mean)} and std {_numbers(of_file.std)}, normalize another; leave "
             "normalize out"
@@ -113,12 +115,15 @@ def _pixels(existing: Existing, of_file: Normalization | None, dataset: Dataset,
     return given
 
 
-def _checked(pixels: Normalization, dataset: Dataset, whose: str) -> Normalization:
-    channels = dataset.image_shape[0]
+def _alike(one: Normalization, other: Normalization) -> bool:
+    """Where one has a number for all channels, so has each of them."""
+    return np.allclose(np.broadcast_to(np.array(one).T, (3, 2)), np.broadcast_to(np.array(other).T, (3, 2)), atol=1e-3)
+
+
+def _checked(pixels: Normalization, model: str, dataset: Dataset, whose: str) -> Normalization:
+    channels = 3 if "/" in model else dataset.image_shape[0]  # models of libraries take grey images as RGB
     if len(pixels.mean) not in (1, channels):
-        raise InputError(
-            f"{whose} mean and std are of {len(pixels.mean)} channels; images of {dataset.name} have {channels}"
-        )
+        raise InputError(f"{whose} mean and std are of {len(pixels.mean)} channels; {model} takes {channels}")
     return pixels
 
 
