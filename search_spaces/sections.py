@@ -166,7 +166,7 @@ class Teacher(Training, Existing):
     @classmethod
     def _models_are_named(cls, model: Any) -> Any:
         for place, example in examples_of(Choices.model_validate(model) if isinstance(model, dict) else model):
-            if not isinstance(example, str):
+            if not isinstance(example, str) and model is not None:
                 raise ValueError(f"model{place} is {example!r}; expected a model spec such as mlp-1200")
         return model
 
