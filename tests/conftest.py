@@ -9,9 +9,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from pyarrow import fs
@@ -23,6 +25,7 @@ os.environ.pop("TAKD_STORAGE", None)
 os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("COLUMNS", None)  # pytest-xdist's
 
+from in_process import train_here
 from rich.console import Console
 
 from takd.search_spaces import DatasetFingerprint, Loss, Recipe, Space, Stage, space_from
@@ -37,7 +40,8 @@ from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observer, Observers
 
-SLOTS = 2
+# Of the Ray that tests share: two processes of tests have two cores, and a second worker costs seconds of both.
+SLOTS = 1
 
 # Files whose tests wait for processes that die and start: first, so that two processes of tests end together.
 SLOW_FILES = (
@@ -213,10 +217,11 @@ class Study:
     output: str
 
 
-def run(folder: StudyFolder, space: Space, wandb: Any = "disabled") -> Study:
-    """Runs a study as `takd run` does, on the session's Ray."""
+def run(folder: StudyFolder, space: Space, wandb: Any = "disabled", workers: bool = False) -> Study:
+    """Runs a study as `takd run` does, on the session's Ray; its stages train in this process, or in workers."""
     console = Console(width=200, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
-    result = run_study(folder, space, "space tiny", RunOptions(wandb=wandb, slots=SLOTS), console)
+    with nullcontext() if workers else patch("takd.study.search.scheduling.run_stages", train_here):
+        result = run_study(folder, space, "space tiny", RunOptions(wandb=wandb, slots=SLOTS), console)
     return Study(folder, space, result, console.export_text())
 
 
@@ -259,14 +264,15 @@ class Watcher:
 
 
 def run_watched(
-    folder: StudyFolder, space: Space, *observers: Observer, stop: Stop | None = None
+    folder: StudyFolder, space: Space, *observers: Observer, stop: Stop | None = None, workers: bool = False
 ) -> tuple[Search, StageGraph]:
-    """Runs a study's stages with observers of the test's own."""
+    """Runs a study's stages with observers of the test's own, as `run` does."""
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     search = create_search(folder, space, dataset.fingerprint)
     graph = StageGraph(InStore(folder.artifacts))
-    run_stages(PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop()))
+    searcher = PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop())
+    (run_stages if workers else train_here)(searcher)
     return search, graph
 
 
@@ -278,7 +284,7 @@ def finished(ray_slots: int, cache: Path, tmp_path_factory: pytest.TempPathFacto
     hidden = dataset.folder / "test.arrow"
     hidden.rename(hidden.with_suffix(".hidden"))
     try:
-        return run(study_folder(str(tmp_path_factory.mktemp("runs")), "tiny"), space, wandb="offline")
+        return run(study_folder(str(tmp_path_factory.mktemp("runs")), "tiny"), space, wandb="offline", workers=True)
     finally:
         hidden.with_suffix(".hidden").rename(hidden)
 

@@ -122,7 +122,9 @@ class PathSearcher(Searcher):
             self._close_finished()
         if not self.graph.open and self.confirm and not self.search.remaining:
             self._start_confirming(self.confirm)
-        self.over = group is None and not self.graph.open and not self.confirm and not self.search.remaining
+        training = any(worker.batch for worker in self.workers.living.values())  # also what no open path needs
+        left = group is not None or training or self.graph.open or self.confirm or self.search.remaining
+        self.over = not left
 
     def _start_confirming(self, confirm: Callable[[], Sequence[Proposal]]) -> None:
         """The search is over: what it chose is trained from fresh seeds."""

@@ -8,7 +8,6 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-import ray
 from conftest import SLOTS, Study, Watcher, artifacts, run, run_watched, tiny_space
 
 from takd.search_spaces import InputError, key_of
@@ -75,27 +74,6 @@ def test_no_stage_starts_before_what_it_learns_from_exists(folder):
     run_watched(folder, tiny_space(), watcher)
     assert watcher.errors == []
     assert len({stage.key for stage in watcher.starts}) == 14  # lanes given back start twice
-
-
-def test_a_path_that_waits_holds_no_cpu(folder):
-    free = []
-
-    def count_free(node: Node) -> None:
-        if node.stage.role == "teacher":
-            free.append(ray.available_resources().get("CPU", 0))
-
-    space = tiny_space(arms=["kd"], teacher__recipe={"epochs": 60, "examples": 40_000})
-    watcher = Watcher(reported=count_free)
-    run_watched(folder, space, watcher)
-    assert len(free) > 2
-    assert max(free) == SLOTS - 1  # twelve students wait, on no CPU
-
-
-def test_a_teacher_gets_the_cpus_its_role_has(folder):
-    space = tiny_space(arms=["kd"], trials=2, resources={"teacher": {"cpu": 2}})
-    run_watched(folder, space)
-    rows = [json.loads(file.read_text())["outcome"] for file in artifacts(folder).glob("*/stage.json")]
-    assert {row["role"]: row["threads"] for row in rows} == {"teacher": 2, "student": 1}
 
 
 def test_more_cpus_than_there_are_is_all_there_are(folder):

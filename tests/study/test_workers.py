@@ -1,5 +1,6 @@
 """Workers: as many as there are slots once there is work, on one machine or several; and how busy they were."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,12 +10,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import tiny_space
+from conftest import Found, tiny_space
 
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.study.run import InStore
-from takd.study.search.graph import Group, StageGraph
+from takd.study.search.graph import Find, Group, StageGraph
 from takd.study.search.optimization import create_search
 from takd.study.search.scheduling import PathSearcher
 from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers
@@ -36,10 +37,10 @@ SHORT: dict[str, Any] = {
     },
     "arms": ["kd"],
     "sampler": "grid",
-    "seeds": 25,
+    "seeds": 15,
     "lanes": 1,
     "confirm": None,
-    "resources": {"teacher": {"cpu": 1}, "student": {"cpu": 1}},
+    "resources": {"teacher": {"cpu": 2}},
 }
 
 
@@ -110,11 +111,15 @@ NOTHING: dict[str, Any] = {"stages": [], "width": None, "idle": True}
 @pytest.fixture
 def searcher(ray_slots: int, tmp_path: Path) -> PathSearcher:
     """Of a study whose teacher needs two CPUs, on whatever nodes a test says."""
+    return searcher_of(tmp_path)
+
+
+def searcher_of(tmp_path: Path, find: Find | None = None, **changes: Any) -> PathSearcher:
     folder = study_folder(str(tmp_path), "tiny")
-    space = tiny_space(lanes=1, resources={"teacher": {"cpu": 2}}, sampler="random")
+    space = tiny_space(lanes=1, resources={"teacher": {"cpu": 2}}, sampler="random", **changes)
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
-    graph = StageGraph(InStore(folder.artifacts))
+    graph = StageGraph(find or InStore(folder.artifacts))
     made = PathSearcher(create_search(folder, space, dataset.fingerprint), graph, folder.root, Observers([]), Stop())
     made.looked = float("inf")  # not at Ray's own nodes
     while proposal := made.search.ask():  # all arms at once
@@ -157,6 +162,15 @@ def test_workers_make_room_on_one_node_for_what_comes_first(searcher):
     assert roles(teacher) == ["teacher"]
 
 
+def test_a_path_that_waits_holds_no_cpu(ray_slots, tmp_path):
+    """Twelve students wait for a teacher that trains on two CPUs of four."""
+    searcher = searcher_of(tmp_path, arms=["kd"])
+    searcher.workers.nodes = {"a": Need(4, 0)}
+    assert roles(started(searcher, "1", "a")) == ["teacher"]
+    assert searcher.graph.counts["student"]["waiting"] == 12
+    assert searcher.suggest("2") is None
+
+
 def test_a_worker_with_nothing_to_train_is_kept_for_a_while(searcher, monkeypatch):
     searcher.workers.nodes = {"a": Need(2, 0)}
     assert roles(started(searcher, "1", "a")) == ["teacher"]
@@ -169,6 +183,19 @@ def test_a_worker_with_nothing_to_train_is_kept_for_a_while(searcher, monkeypatc
     monkeypatch.setattr("takd.study.search.scheduling.KEPT_SECONDS", 0.0)
     assert searcher.report("2", NOTHING)
     assert list(searcher.workers.living) == ["1"]
+
+
+def test_a_study_is_not_over_while_a_stage_trains_that_no_open_path_needs(ray_slots, tmp_path):
+    """All but the teacher is found; its artifact was damaged, say."""
+    found = {"outcome": {"metrics": {"validation": {"accuracy": 0.5, "loss": 1.0}}, "epochs": []}}
+    searcher = searcher_of(tmp_path, Found(lambda stage: None if stage.role == "teacher" else found))
+    searcher.workers.nodes = {"a": Need(2, 0)}
+    assert roles(started(searcher, "1", "a")) == ["teacher"]
+    assert searcher.suggest("2") is None
+    assert not searcher.graph.open
+    assert not searcher.over
+    assert ends(searcher, "1")
+    assert searcher.over
 
 
 def test_a_study_no_worker_of_which_starts_stops_and_says_why(searcher):
@@ -185,26 +212,6 @@ def shares(rows: pd.DataFrame) -> list[float]:
     """Of the students, by worker, largest first."""
     students = rows[rows["role"] == "student"].drop_duplicates("stage_key")
     return sorted((students.groupby(["host", "process"]).size() / len(students)).tolist(), reverse=True)
-
-
-def run_alone(folder: Path, space: dict[str, Any], *options: str) -> tuple[pd.DataFrame, str]:
-    """`takd run` in a process of its own, with a Ray of its own; the table of trials, and what was printed."""
-    file = folder / "short.yaml"
-    file.write_text(yaml.safe_dump(space))
-    command = [sys.executable, "-m", "takd", "run", str(file), "--root", str(folder / "runs"), "--wandb", "disabled"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=590)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return pd.read_parquet(study_folder(str(folder / "runs"), "short").trials), done.stdout
-
-
-@pytest.mark.slow
-def test_every_slot_has_a_worker_and_its_share_of_short_stages(tmp_path):
-    rows, printed = run_alone(tmp_path, SHORT, "--slots", "4")
-    assert set(rows["status"]) == {"done"}
-    found = shares(rows)
-    assert len(found) == 4
-    assert found[-1] > 0.1  # all begin some seconds apart
-    assert re.search(r"^4 workers trained [\d, and]+ stages, busy [\d, and]+ % of the time; the slots", printed, re.M)
 
 
 JOINED = """
@@ -262,7 +269,8 @@ sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--slots", "
 
 
 @pytest.mark.slow
-def test_the_slot_of_a_worker_that_is_killed_works_again(tmp_path):
+def test_every_slot_has_a_worker_and_works_again_when_that_is_killed(tmp_path):
+    """Of two slots, which the teacher has both."""
     file = tmp_path / "short.yaml"
     file.write_text(yaml.safe_dump(SHORT))
     done = subprocess.run(
@@ -276,3 +284,6 @@ def test_the_slot_of_a_worker_that_is_killed_works_again(tmp_path):
     last = rows[rows["role"] == "student"].drop_duplicates("stage_key").sort_values("finished_at").tail(10)
     assert len(set(last["process"])) == 2
     assert killed not in set(last["process"])
+    assert re.search(r"^4 workers trained [\d, and]+ stages, busy [\d, and]+ % of the time", done.stdout, re.M)
+    described = [json.loads(file.read_text())["outcome"] for file in tmp_path.glob("runs/artifacts/*/stage.json")]
+    assert {each["role"]: each["threads"] for each in described} == {"teacher": 2, "student": 1}

@@ -256,7 +256,7 @@ def test_a_batch_whose_worker_is_killed_goes_on_from_its_checkpoints(folder):
     space = tiny_space(
         arms=["labels"], trials=2, coverage=1, student__recipe={"epochs": 300}, checkpoint_every={"epochs": 1}
     )
-    run_watched(folder, space, Watcher(reported=kill_once))
+    run_watched(folder, space, Watcher(reported=kill_once), workers=True)
     assert killed
     for file in artifacts(folder).glob("[0-9a-f]*/stage.json"):
         outcome = json.loads(file.read_text())["outcome"]
