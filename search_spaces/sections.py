@@ -58,8 +58,9 @@ class Training(Value):
 
     @model_validator(mode="after")
     def _a_new_head_needs_an_old_rest(self) -> Self:
-        if self.pretrained is None and any(each is not None for _, each in examples_of(self.recipe.get("head_epochs"))):
-            raise ValueError("recipe.head_epochs is only for a role with pretrained, whose head alone is new")
+        for name, why in (("head_epochs", "whose head alone is new"), ("freeze_norm", "which has what is kept")):
+            if self.pretrained is None and any(each for _, each in examples_of(self.recipe.get(name))):
+                raise ValueError(f"recipe.{name} is only for a role with pretrained, {why}")
         return self
 
 

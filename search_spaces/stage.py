@@ -13,6 +13,8 @@ from takd.search_spaces.values import Flag, Integer, Number, Value
 
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
 TRAINING_REVISION = 2
+# Likewise of stages with pretrained weights alone: how their new head starts.
+NEW_HEAD = "normal-0.01"
 
 WIDEST = 64  # lanes of one shape trained at once; more gain nothing, and more is at stake when a worker dies
 FRESH_SEED = 1_000_000  # the first of the confirm phase; searches count from 0
@@ -123,6 +125,8 @@ class Recipe(Value):
     """With `head_epochs` only: the first layer that trains after them, by its name in the model; null is all layers."""
     finetune_factor: Number | None = Field(None, gt=0, examples=[0.05])
     """With `head_epochs` only: what the learning rate is multiplied by after them; null is 0.1."""
+    freeze_norm: Flag | None = Field(None, examples=[True])
+    """With `pretrained` only: batch normalisation keeps its means, variances, scale and shift; null trains it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -150,6 +154,11 @@ class Recipe(Value):
         """
         head = self.head_epochs or 0
         return self.epochs - head + (head if self.views else min(head, 1)) / 3
+
+    @field_validator("freeze_norm")
+    @classmethod
+    def _one_way_to_say_no(cls, freeze_norm: bool | None) -> bool | None:
+        return freeze_norm or None
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> Self:
@@ -271,6 +280,7 @@ class Stage(Value):
             "seed": self.seed,
             "upstream": [stage.key for stage in self.upstream],
             "pretrained": self.pretrained,
+            "new_head": NEW_HEAD if self.pretrained else None,
             "loss": self._loss_input(),
             "temperature": self.temperature,
             "lambda": self.lambda_,

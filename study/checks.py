@@ -102,7 +102,10 @@ def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> N
                 check_layer(stage.model, module, str(layer))
             except InputError as error:
                 raise InputError(f"{role}.recipe.{error}".replace("from is", f"from{place} is")) from None
-    if normalises_batches(module):
+    frozen = [each for _, each in examples_of(section.recipe.get("freeze_norm"))]
+    if any(frozen) and not normalises_batches(module):
+        raise InputError(f"{role}.recipe.freeze_norm is true; {stage.model} has no batch normalisation")
+    if normalises_batches(module) and not all(frozen):
         for place, size in examples_of(section.recipe.get("batch_size")):
             if size == 1:
                 raise InputError(

@@ -43,6 +43,7 @@ RECIPE = {
     "select": "best",
     "class_weights": "balanced",
     "head_epochs": 1,
+    "freeze_norm": True,
 }
 
 
@@ -83,6 +84,17 @@ def test_the_key_changes_with_the_revision_of_the_training_code(monkeypatch):
     before = make_stage().key
     monkeypatch.setattr(stage, "TRAINING_REVISION", 99)
     assert make_stage().key != before
+
+
+def test_how_a_new_head_starts_is_in_the_keys_of_stages_with_pretrained_weights_alone(monkeypatch):
+    keys = [make_stage(pretrained=each).key for each in (None, "0" * 64)]
+    monkeypatch.setattr(stage, "NEW_HEAD", "another")
+    again = [make_stage(pretrained=each).key for each in (None, "0" * 64)]
+    assert [key == other for key, other in zip(keys, again, strict=True)] == [True, False]
+
+
+def test_norms_that_are_not_frozen_are_one_key_however_that_is_said():
+    assert {make_stage(freeze_norm=each).key for each in (None, False)} == {make_stage().key}
 
 
 def test_a_copy_with_another_value_has_a_key_of_its_own():

@@ -25,7 +25,7 @@ from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.models.families import build
-from takd.trainables.models.pretrained import canonical_weights, head_of, read_weights, restore, start_from
+from takd.trainables.models.pretrained import canonical_weights, read_weights, restore, start_from, without_head
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.store.storage import sha256
@@ -36,12 +36,13 @@ from takd.trainables.training.schedules import rate_factor
 from takd.trainables.training.transfer import Head, find_head, train_from
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-SHAPE = (3, 64, 64)
-RESNET18 = "torchvision/resnet18"
+SHAPE = (3, 32, 32)
+RESNET18, MOBILENET = "torchvision/resnet18", "torchvision/mobilenet_v2"
+OURS = "resnet-8"  # trains in a tenth of their time
 
 
 def _generated() -> dict[str, RawSplit]:
-    """Three classes of RGB noise 64x64, each brighter in one channel."""
+    """Three classes of RGB noise 32x32, each brighter in one channel."""
     draw = np.random.Generator(np.random.PCG64(0))
 
     def split(number: int) -> RawSplit:
@@ -62,9 +63,14 @@ def data(cache: Path) -> Iterator[Dataset]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights for 1000 classes, as `.pth` files named as torchvision names its own."""
+    """Random weights for 1000 classes, as `.pth` files named as torchvision names its own, and those of a resnet-8."""
     folder = tmp_path_factory.mktemp("hub") / "checkpoints"
     folder.mkdir()
+    torch.manual_seed(1)
+    ours = build(OURS, SHAPE, 10)
+    ours.train()(torch.randn(32, *SHAPE))  # its running means are those of images
+    about = {"mean": str(list(IMAGENET[0])), "std": str(list(IMAGENET[1]))}
+    safetensors.torch.save_file(ours.state_dict(), folder / f"{OURS}.safetensors", about)
     for name in ("resnet18", "mobilenet_v2"):
         torch.manual_seed(1)
         url = torchvision.models.get_model_weights(name).DEFAULT.url
@@ -72,13 +78,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def hub(files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def hub(files: Path) -> Iterator[Path]:
     """Torch hub's cache, with those two in it and no network around it."""
     previous = torch.hub.get_dir()
     torch.hub.set_dir(str(files.parent))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    yield files
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("https_proxy", "http://127.0.0.1:9")
+        yield files
     torch.hub.set_dir(previous)
 
 
@@ -88,12 +95,13 @@ def weights_of(model: str, file: Path | str) -> Pretrained:
     return read_weights(store, store.keep_pretrained(content))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pretrained(hub: Path) -> dict[str, Pretrained]:
-    return {name: weights_of(f"torchvision/{name}", "imagenet") for name in ("resnet18", "mobilenet_v2")}
+    found = {model: weights_of(model, "imagenet") for model in (RESNET18, MOBILENET)}
+    return found | {OURS: weights_of(OURS, hub / f"{OURS}.safetensors")}
 
 
-def stage(data: Dataset, model: str = RESNET18, **given: Any) -> Stage:
+def stage(data: Dataset, model: str = OURS, **given: Any) -> Stage:
     recipe = {"examples": None, "batch_size": 16, "epochs": 4, "head_epochs": 2, "learning_rate": 0.01}
     return make_stage(model, dataset=data.fingerprint, pretrained="0" * 64, **(recipe | given))
 
@@ -106,24 +114,33 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float = 0.
 def test_a_model_starts_from_its_weights_with_a_new_head_and_the_pixels_they_expect(data, pretrained):
     theirs = torchvision.models.resnet18().eval()
     theirs.fc = nn.Identity()
-    theirs.load_state_dict(pretrained["resnet18"].tensors, strict=False)
-    ours = StageTraining([stage(data)], data, [[]], pretrained=pretrained["resnet18"])
+    theirs.load_state_dict(pretrained[RESNET18].tensors, strict=False)
+    ours = StageTraining([stage(data, RESNET18)], data, [[]], pretrained=pretrained[RESNET18])
     pixels = data.train.images[:4].float() / 255
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
     features = theirs((pixels - mean) / std)
     logits = ours.taught.model.eval()(ours.inputs.images[torch.arange(4)])[0].t()
     torch.testing.assert_close(logits, ours.taught.model.layers.fc(features), rtol=1e-4, atol=1e-4)
-    again, other = (StageTraining([stage(data, seed=s)], data, [[]], pretrained=pretrained["resnet18"]) for s in (0, 1))
-    assert torch.equal(ours.taught.model.layers.fc.weight, again.taught.model.layers.fc.weight)
-    assert not torch.equal(ours.taught.model.layers.fc.weight, other.taught.model.layers.fc.weight)
+
+
+def test_a_new_head_starts_small_and_from_the_stages_seed(data, pretrained):
+    one, again, other = (
+        StageTraining([stage(data, seed=seed)], data, [[]], pretrained=pretrained[OURS]).taught.model.layers.fc
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one.weight, again.weight)
+    assert not torch.equal(one.weight, other.weight)
+    assert one.weight.std().item() == pytest.approx(0.01, rel=0.15)
+    assert not one.bias.any()
+    scratch = make_stage(OURS, dataset=data.fingerprint, examples=None, batch_size=16)
+    assert StageTraining([scratch], data, [[]]).taught.model.layers.fc.weight.std() > 0.05  # as its family has it
 
 
 def test_grey_images_are_normalised_as_rgb_weights_expect():
     module = build("torchvision/mobilenet_v2", (1, 32, 32), 3).eval()
     whole, grey = build("torchvision/mobilenet_v2", (3, 32, 32), 3).eval(), torch.rand(2, 1, 32, 32)
     whole.load_state_dict(module.state_dict())
-    tensors = {name: each for name, each in module.state_dict().items() if not name.startswith(head_of(module))}
-    start_from(Pretrained(tensors, Normalization(*IMAGENET)), module, Normalization((0.1,), (0.3,)))
+    start_from(Pretrained(without_head(module), Normalization(*IMAGENET)), module, Normalization((0.1,), (0.3,)))
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in IMAGENET)
     torch.testing.assert_close(module((grey - 0.1) / 0.3), whole((grey - mean) / std), rtol=1e-4, atol=1e-4)
 
@@ -222,16 +239,16 @@ def test_weights_below_a_root_are_whole_or_written_again(files, tmp_path):
     ],
 )
 def test_the_head_is_the_last_layer_and_the_dropout_before_it(model, layers):
-    head = find_head(build(model, SHAPE, 3), torch.rand(2, *SHAPE))
+    head = find_head(build(model, (3, 64, 64), 3), torch.rand(2, 3, 64, 64))
     assert head.layers == layers
     assert head.whole
 
 
-@pytest.mark.parametrize("model", ["resnet18", "mobilenet_v2"])
+@pytest.mark.parametrize("model", [OURS, MOBILENET])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_head_on_cached_features_is_the_head_trained_in_the_whole_model(data, pretrained, model, precision):
     """mobilenet_v2 has dropout in its head. 33 images in batches of 16: a last one of 1 is joined."""
-    given = stage(data, f"torchvision/{model}", epochs=2, precision=precision)
+    given = stage(data, model, epochs=2, precision=precision)
     cached, plain = (StageTraining([given], data, [[]], pretrained=pretrained[model]) for _ in range(2))
     plain.taught.head = Head(plain.taught.head.layers, whole=False)
     for training in (cached, plain):
@@ -248,23 +265,36 @@ def test_a_head_on_cached_features_is_the_head_trained_in_the_whole_model(data, 
 
 
 def test_after_the_head_the_layers_from_one_on_are_trained(data, pretrained):
-    [trained] = train([stage(data, finetune_from="layer3")], data, [[]], pretrained=pretrained["resnet18"])
-    before = pretrained["resnet18"].tensors
+    [trained] = train([stage(data, finetune_from="layer2")], data, [[]], pretrained=pretrained[OURS])
+    before = pretrained[OURS].tensors
     changed = {name.split(".")[0] for name, each in before.items() if not torch.equal(trained.weights[name], each)}
-    assert changed == {"layer3", "layer4"}
+    assert changed == {"layer2", "layer3"}
     means = [name for name in before if name.endswith("running_mean")]
     still = [name for name in means if torch.equal(trained.weights[name], before[name])]
-    assert {name.split(".")[0] for name in still} == {"bn1", "layer1", "layer2"}
+    assert {name.split(".")[0] for name in still} == {"bn1", "layer1"}
+
+
+@pytest.mark.parametrize("head_epochs", [1, None])
+def test_frozen_normalisation_stays_as_it_was_while_all_else_is_trained(data, pretrained, head_epochs):
+    given = stage(data, epochs=2, head_epochs=head_epochs, freeze_norm=True, batch_size=4, dropout=None)
+    training = StageTraining([given], data, [[]], pretrained=pretrained[OURS])
+    assert training.taught.smallest_batch == 1  # nothing is taken over a batch
+    while not training.done:
+        training.run_epoch()
+    weights, before = training.finish()[0][1].weights, pretrained[OURS].tensors
+    norms = {name.rpartition(".")[0] for name in before if name.endswith("running_mean")}
+    kept = {name for name, each in before.items() if torch.equal(weights[name], each)}
+    assert kept == {name for name in before if name.rpartition(".")[0] in norms}
 
 
 def test_without_a_layer_to_start_from_all_are_trained(data, pretrained):
-    [trained] = train([stage(data)], data, [[]], pretrained=pretrained["resnet18"])
-    before = pretrained["resnet18"].tensors
+    [trained] = train([stage(data)], data, [[]], pretrained=pretrained[OURS])
+    before = pretrained[OURS].tensors
     assert not [name for name, each in before.items() if torch.equal(trained.weights[name], each)]
 
 
 def test_the_second_parts_optimizer_remembers_nothing_of_the_first(data, pretrained):
-    training = StageTraining([stage(data, epochs=2, head_epochs=1)], data, [[]], pretrained=pretrained["resnet18"])
+    training = StageTraining([stage(data, epochs=2, head_epochs=1)], data, [[]], pretrained=pretrained[OURS])
     training.run_epoch()
     assert {name for name, state in training.taught.optimizer.state(0).items() if state} == {"fc.weight", "fc.bias"}
     training.run_epoch()
@@ -287,20 +317,26 @@ def test_the_schedule_runs_once_over_each_part():
     assert factors == pytest.approx([1, 0.5, 0, 0.2, 0.1, 0], abs=1e-5)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])  # within the first part, between the two, within the second
-@pytest.mark.parametrize("recipe", [{"finetune_from": "layer4"}, {"optimizer": "sgd"}])
+@pytest.mark.parametrize("recipe", [{"finetune_from": "layer3"}, {"optimizer": "sgd"}, {"freeze_norm": True}])
 def test_a_stage_of_two_parts_that_goes_on_from_a_checkpoint_is_the_stage_that_was_never_stopped(
-    data, pretrained, after, recipe
+    data, pretrained, recipe
 ):
-    given = stage(data, **recipe)
-    [whole] = train([given], data, [[]], pretrained=pretrained["resnet18"])
-    first, second = (StageTraining([given], data, [[]], pretrained=pretrained["resnet18"]) for _ in range(2))
-    for _ in range(after):
-        first.run_epoch()
-    second.restore([Checkpoint.parse(first.checkpoint(first.lanes[0]))])
-    while not second.done:
-        second.run_epoch()
-    assert same(whole.weights, second.finish()[0][1].weights)
+    """From one within the first part, one between the two, and one within the second."""
+
+    def training() -> StageTraining:
+        return StageTraining([stage(data, **recipe)], data, [[]], pretrained=pretrained[OURS])
+
+    whole, checkpoints = training(), []
+    while not whole.done:
+        whole.run_epoch()
+        checkpoints.append(whole.checkpoint(whole.lanes[0]))
+    weights = whole.finish()[0][1].weights
+    for content in checkpoints[:-1]:
+        again = training()
+        again.restore([Checkpoint.parse(content)])
+        while not again.done:
+            again.run_epoch()
+        assert same(weights, again.finish()[0][1].weights)
 
 
 def test_a_last_batch_of_one_joins_the_one_before_where_batches_are_normalised(data):
@@ -318,13 +354,13 @@ def test_large_images_are_evaluated_a_few_at_a_time():
 
 
 def test_finished_weights_carry_the_pixels_they_expect(data, pretrained):
-    [trained] = train([stage(data, epochs=2)], data, [[]], pretrained=pretrained["resnet18"])
-    again = restore(build(RESNET18, SHAPE, 3), trained.weights).eval()
-    pixels = StageTraining([stage(data)], data, [[]], pretrained=pretrained["resnet18"]).inputs.validation
+    [trained] = train([stage(data, epochs=2)], data, [[]], pretrained=pretrained[OURS])
+    again = restore(build(OURS, SHAPE, 3), trained.weights).eval()
+    pixels = StageTraining([stage(data)], data, [[]], pretrained=pretrained[OURS]).inputs.validation
     accuracy = (again(pixels[slice(None)]).argmax(dim=1) == data.validation.labels).float().mean()
     assert accuracy == pytest.approx(trained.selected.val_accuracy)
     with pytest.raises(RuntimeError, match="input_scale"):
-        build(RESNET18, SHAPE, 3).load_state_dict(trained.weights)  # forgetting it is no silent mistake
+        build(OURS, SHAPE, 3).load_state_dict(trained.weights)  # forgetting it is no silent mistake
 
 
 # In a space and a study. A plain-2 on MNIST is a model whose weights a file can have, too.
@@ -371,6 +407,10 @@ def test_the_weights_digest_is_in_the_key_and_their_path_is_not(weights_file, tm
             "teacher.recipe.finetune_from is 'layer9'; the layers of resnet-8 are conv1, bn1, ",
         ),
         ({"finetune_from": {"choices": ["layer2", "relu"]}}, "finetune_from.choices.1 is 'relu'"),
+        (
+            {"freeze_norm": {"choices": [True, False]}, "batch_size": 1},
+            "teacher.recipe.batch_size is 1; resnet-8 normal",
+        ),
         ({"batch_size": 1}, "teacher.recipe.batch_size is 1; resnet-8 normalises batches, of 2 at least"),
     ],
 )
@@ -391,6 +431,8 @@ def test_a_recipe_that_the_model_can_not_have_is_refused_before_the_study_starts
             {"pretrained": "a.pth", "recipe": {"finetune_from": "fc"}},
             "finetune_from is only for recipes with head_epochs",
         ),
+        ({"recipe": {"freeze_norm": True}}, "teacher: recipe.freeze_norm is only for a role with pretrained"),
+        ({"pretrained": "a.pth", "recipe": {"freeze_norm": 1}}, "teacher: recipe.freeze_norm"),
         ({"pretrained": "a.pth", "recipe": {"head_epochs": 11}}, "head_epochs is 11 of 10 epochs"),
     ],
 )
@@ -399,6 +441,14 @@ def test_what_is_wrong_with_two_parts_is_one_line(section, line):
         space_from(
             {"dataset": "mnist", "teacher": {"model": "plain-2"} | section, "student": "mlp-8", "trials": 9}, "mine"
         )
+
+
+def test_a_model_without_batch_normalisation_has_none_to_freeze(weights_file):
+    recipe = {"epochs": 2, "examples": 200, "freeze_norm": True}
+    own = {"model": "torchvision/squeezenet1_1", "pretrained": str(weights_file), "recipe": recipe}
+    line = "space mine: teacher.recipe.freeze_norm is true; torchvision/squeezenet1_1 has no batch normalisation"
+    with pytest.raises(InputError, match=line):
+        check_space(pretrained_space(weights_file, teacher=own), "space mine")
 
 
 def test_fully_connected_models_take_no_pretrained_weights(weights_file):

@@ -160,7 +160,11 @@ def check_model(model: str, image_shape: ImageShape, classes: int, dropout: floa
 
 def normalises_batches(module: nn.Module) -> bool:
     """Whether it takes means over a batch, which say nothing of a batch of one."""
-    return any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in module.modules())
+    return bool(batch_norms(module))
+
+
+def batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Nothing in a file can run code, and no error says how it could.
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -82,6 +83,9 @@ def _read_safetensors(path: Path) -> Pretrained:
 
 
 def _read_torch(path: Path) -> Pretrained:
+    with path.open("rb") as file:
+        if file.read(4) == b"PK\x03\x04" and not zipfile.is_zipfile(file):  # its directory is at its end
+            raise _cut_short("weights")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except EOFError:

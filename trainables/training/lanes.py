@@ -11,9 +11,9 @@ from takd.search_spaces import Recipe, Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, family_of, normalises_batches
-from takd.trainables.models.pretrained import start_from
+from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.weights_files import Pretrained
-from takd.trainables.training.transfer import Head, find_head, train_from
+from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Lanes:
         form, layout = form_of(stages[0].model)
         model = form([_new_model(stage, dataset, pretrained) for stage in stages])
         self.model: LaneModel = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.smallest_batch = 2 if normalises_batches(self.model) else 1
+        self.smallest_batch = 2 if normalises_batches(self.model) and not self.recipe.freeze_norm else 1
         self.head = find_head(self.model.layers, images) if self.recipe.head_epochs else None
         self.optimizer = self._new_optimizer()
 
@@ -292,12 +292,17 @@ class Lanes:
 
     def train(self, epoch: int) -> None:
         """Training mode: of all layers, or in a recipe of two parts of the head alone, then from `finetune_from` on."""
+        if head := self.head_alone(epoch):
+            train_head(self.model.layers, head)
+            return
         if self.head is None:
             self.model.train()
-            return
-        if epoch == self.recipe.head_epochs:
-            self.optimizer = self._new_optimizer()  # the second part remembers nothing of the first
-        train_from(self.model.layers, self.head.first if self.head_alone(epoch) else self.recipe.finetune_from)
+        else:
+            if epoch == self.recipe.head_epochs:
+                self.optimizer = self._new_optimizer()  # the second part remembers nothing of the first
+            train_from(self.model.layers, self.recipe.finetune_from)
+        if self.recipe.freeze_norm:
+            freeze_norm(self.model)
 
     def note(self, number: int, metrics: EpochMetrics) -> None:
         """One more epoch of a lane, with its weights where they are the best so far and the recipe wants these."""
@@ -334,6 +339,7 @@ def _new_model(stage: Stage, dataset: Dataset, pretrained: Pretrained | None) ->
         module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
     if pretrained is not None:
         start_from(pretrained, module, dataset.normalization)
+        draw_head(module, stage.seed)
     return module
 
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from takd.search_spaces import InputError, Recipe
 from takd.trainables.models.dropout import Dropout
-from takd.trainables.models.pretrained import head_of
+from takd.trainables.models.families import batch_norms
+from takd.trainables.models.pretrained import heads_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,23 @@ def _layers(module: nn.Module, prefix: str = "") -> list[str]:
     return found
 
 
+def train_head(module: nn.Module, head: "Head") -> None:
+    """Training mode for the head alone; all else stands still, in evaluation mode."""
+    module.eval().requires_grad_(False)
+    for name in head.layers:
+        module.get_submodule(name).train().requires_grad_(True)
+
+
+def freeze_norm(module: nn.Module) -> None:
+    """Batch normalisation stays as it is: by its running means and variances, with its scale and shift, none trained.
+
+    As torchvision's `FrozenBatchNorm2d` and timm's `freeze_batch_norm_2d` have it. To be called after what puts a model
+    into training mode.
+    """
+    for each in batch_norms(module):
+        each.eval().requires_grad_(False)
+
+
 def train_from(module: nn.Module, first: str | None) -> None:
     """Training mode for a layer and all after it in the module's order; what is before stands still. None: all train.
 
@@ -70,7 +88,10 @@ def train_from(module: nn.Module, first: str | None) -> None:
 
 @dataclass(frozen=True)
 class Head:
-    """What of a model trains while its backbone stands still: the new layer, with the dropout right before it."""
+    """What of a model trains while its backbone stands still: the new layer, with the dropout right before it.
+
+    Where several new layers give logits it is all of these.
+    """
 
     layers: tuple[str, ...]
     whole: bool  # the model is its backbone and then these layers, nothing beside or between
@@ -97,7 +118,8 @@ def find_head(module: nn.Module, images: Tensor) -> Head:
         for hook in hooks:
             hook.remove()
     names = [name for name, _, _ in calls]
-    start = at = names.index(head_of(module))
+    heads = [name for name in heads_of(module) if name in names]
+    start = at = names.index(heads[-1])
     while (
         at
         and calls[at - 1][2] is calls[at][1]
@@ -106,6 +128,8 @@ def find_head(module: nn.Module, images: Tensor) -> Head:
         at -= 1
         if isinstance(module.get_submodule(names[at]), Dropout):
             start = at
+    if len(heads) > 1:
+        return Head(tuple(dict.fromkeys([*heads, *names[start:]])), whole=False)
     layers = tuple(names[start:])
     again = over_features(module, layers)(calls[start][1])
     return Head(layers, again.shape == logits.shape and torch.allclose(again, logits, rtol=1e-4, atol=1e-5))
