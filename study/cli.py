@@ -1,6 +1,7 @@
 """The command line: `takd`."""
 
 import argparse
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -130,7 +131,8 @@ def _parser() -> argparse.ArgumentParser:
         dest="source",
         type=Path,
         metavar="DIR",
-        help="where its files are; images: a folder of train/<class>/* and test/<class>/*, PNG or JPEG",
+        help="where its files are; images: a folder or an archive of train/<class>/* and test/<class>/*, of <class>/*, "
+        "or of what --table names; Parquet files with images; a MedMNIST .npz",
     )
     data.add_argument("--name", metavar="NAME", help="images only: what spaces call them (default: the folder's name)")
     data.add_argument(
@@ -139,6 +141,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="images only: how many are held out of train (default: a tenth)",
     )
+    images = data.add_argument_group("images only")
+    images.add_argument(
+        "--size", type=_size, metavar="S", help="bring all to 224 (x 224) or 224x160 (width x height) pixels"
+    )
+    images.add_argument(
+        "--fit",
+        choices=("crop", "pad", "stretch"),
+        help="how: cut the centre out (default), add black, or change the shape",
+    )
+    images.add_argument("--color", choices=("rgb", "grey"), help="make all RGB, or grey (default: grey where all are)")
+    images.add_argument(
+        "--split",
+        type=_shares,
+        metavar="A/B/C",
+        help="percent for train, validation and test, by class, where the files have no splits: 70/15/15",
+    )
+    images.add_argument(
+        "--table", type=Path, metavar="FILE", help="CSV or Parquet with image, label, and maybe split and group"
+    )
+    images.add_argument("--skip-broken", action="store_true", help="go on without images that can't be read")
     data.add_argument("--download", action="store_true", help="cifar10, cifar100: fetch the archive into DIR first")
     data.add_argument("--debug", action="store_true", help=DEBUG_HELP)
     data.set_defaults(command=_data)
@@ -194,6 +216,23 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number of at least 1")
     return int(text)
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and 1 <= int(side) <= 4096 for side in sides):
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected pixels, such as 224 or 224x160, each 1 to 4096")
+    return int(sides[0]), int(sides[-1])
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    with suppress(ValueError):
+        train, validation, test = (float(each) / 100 for each in text.split("/"))
+        if min(train, validation, test) > 0 and abs(train + validation + test - 1) < 1e-9:
+            return train, validation, test
+    raise argparse.ArgumentTypeError(
+        f"is {text!r}; expected percent for train, validation and test that add up to 100, such as 70/15/15"
+    )
 
 
 def _milliseconds(text: str) -> float:
@@ -359,7 +398,9 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _data(options: argparse.Namespace) -> int:
     from takd.study.data import import_files, print_dataset, print_datasets  # imports torch
+    from takd.trainables.datasets.own_images import Wishes
 
+    logging.getLogger("takd").setLevel(logging.INFO)  # what was done to the images is said
     console = text_console()
     if options.dataset is None:
         if options.source is not None:
@@ -368,7 +409,8 @@ def _data(options: argparse.Namespace) -> int:
         return OK
     if options.source is None:
         raise InputError(f"data {options.dataset}: --from DIR is missing; see takd data --help")
-    print_dataset(
-        import_files(options.dataset, options.source, options.name, options.validation, options.download), console
-    )
+    asked = ("size", "fit", "color", "split", "table", "skip_broken")
+    wishes = Wishes(**{name: getattr(options, name) for name in asked})
+    dataset = import_files(options.dataset, options.source, options.name, options.validation, options.download, wishes)
+    print_dataset(dataset, console)
     return OK

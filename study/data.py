@@ -13,39 +13,48 @@ from rich.table import Table
 from takd.search_spaces import InputError
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
 from takd.trainables.datasets.dataset import Dataset, check_name, converted, import_dataset, load
-from takd.trainables.datasets.image_files import open_images
+from takd.trainables.datasets.own_images import Wishes, name_of, opened_images
+from takd.trainables.datasets.sources import Source
 
 SPLITS = ("train", "validation", "test")
 SHOWN_CLASSES = 20
 
 
-def import_files(kind: str, folder: Path, name: str | None, validation: int | None, download: bool) -> Dataset:
+def import_files(
+    kind: str, place: Path, name: str | None, validation: int | None, download: bool, wishes: Wishes | None = None
+) -> Dataset:
     """Checks and converts the files in a folder; `kind` is built in, or OWN. Raises InputError."""
-    built_in = BUILT_IN.get(kind)
-    for option, given in (("--name", name), ("--validation", validation)):
+    wishes = replace(wishes or Wishes(), validation=validation)
+    for option, given in {"--name": name, **wishes.given()}.items():
         if given is not None and kind != OWN:
             raise InputError(f"{option} {given}: is for {OWN} only; {kind} has its own")
-    name = kind if kind != OWN else folder.resolve().name if name is None else name
+    name = kind if kind != OWN else name_of(place) if name is None else name
     if kind == OWN:
         check_name(name)
-    if download:
-        if built_in is None or built_in.download is None:
-            able = ", ".join(each for each, others in BUILT_IN.items() if others.download)
-            raise InputError(f"--download: {kind} can't be fetched; valid for {able}")
-        built_in.download(folder)
-    open_files = built_in.open if built_in else open_images
-    if open_files is None:
-        raise InputError(f"data {kind}: needs no files; a space uses it as dataset: {kind}")
-    source = open_files(folder)
-    if validation is not None:
-        source = replace(source, validation=validation)
-    with _progress() as advance:
+    with _opened(kind, place, download, wishes) as source, _progress() as advance:
         return import_dataset(name, source, advance)
 
 
 @contextmanager
+def _opened(kind: str, place: Path, download: bool, wishes: Wishes) -> Iterator[Source]:
+    built_in = BUILT_IN.get(kind)
+    if download:
+        if built_in is None or built_in.download is None:
+            able = ", ".join(each for each, others in BUILT_IN.items() if others.download)
+            raise InputError(f"--download: {kind} can't be fetched; valid for {able}")
+        built_in.download(place)
+    if built_in is None:
+        with opened_images(place, wishes) as source:
+            yield source
+    elif built_in.open is None:
+        raise InputError(f"data {kind}: needs no files; a space uses it as dataset: {kind}")
+    else:
+        yield built_in.open(place)
+
+
+@contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
-    """Counts images on a terminal's stderr, and nowhere else."""
+    """Counts images on a terminal's stderr, and nowhere else; what is read again is counted again."""
     console = Console(stderr=True)
     columns = ("[progress.description]{task.description}", MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:

@@ -23,6 +23,7 @@ from takd.study.cli import main
 
 TAKD = Path(sys.executable).with_name("takd")
 
+IMAGES_OPTIONS = ["--size", "--fit", "--color", "--split", "--table", "--skip-broken"]
 SPACE_OPTIONS = ["SPACE", "--name", "--root", "--storage", "--trials", "--set", "--debug"]
 STUDY_OPTIONS = ["NAME", "--root", "--storage", "--debug"]
 EXPORT_SWITCHES = ["--int8", "--with-preprocessing", "--force"]
@@ -48,7 +49,7 @@ OPTIONS = {
     ],
     "verify": ["DIR", "--debug"],
     "predict": ["DIR", "IMAGE", "--debug"],
-    "data": ["DATASET", "--from", "--name", "--validation", "--download", "--debug"],
+    "data": ["DATASET", "--from", "--name", "--validation", *IMAGES_OPTIONS, "--download", "--debug"],
 }
 
 
@@ -120,7 +121,11 @@ def trials_of(root: Path) -> pd.DataFrame:
         (["data", "mnist"], ["--from"]),
         (["data", "mhist", "--from", "missing"], ["--from missing: expected MHIST's annotations.csv"]),
         (["data", "cifar10", "--from", "missing"], ["--from missing: no such folder", "--download"]),
-        (["data", "images", "--from", "missing"], ["--from missing: has no folder train", "test/<class>/*"]),
+        (["data", "images", "--from", "missing"], ["--from missing: there is no such file or folder"]),
+        (["data", "images", "--from", ".", "--size", "0"], ["--size", "'0'", "224x160"]),
+        (["data", "images", "--from", ".", "--split", "70/20"], ["--split", "'70/20'", "70/15/15"]),
+        (["data", "images", "--from", ".", "--fit", "pad"], ["--fit pad: is for images that --size brings"]),
+        (["data", "mhist", "--from", ".", "--size", "32"], ["--size 32x32: is for images only"]),
         (["data", "images", "--from", ".", "--name", "mnist"], ["--name mnist: is built in"]),
         (["data", "images", "--from", ".", "--validation", "0"], ["--validation", "'0'", "at least 1"]),
         (["data", "mnist", "--from", ".", "--name", "digits"], ["--name digits: is for images only"]),

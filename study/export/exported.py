@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from takd.search_spaces.values import explain
 from takd.study.export.onnx_file import Array, OnnxModel
 from takd.study.export.torch_files import pt2_model
 from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.reading import Reading, of_shape
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.inputs import evaluation_batch
 
@@ -22,6 +24,7 @@ FORMAT = 1
 Size = Annotated[int, Field(ge=1, le=100_000)]
 WEIGHTS, SOURCE, ONNX, PT2, INT8 = "student.safetensors", "load.py", "student.onnx", "student.pt2", "student.int8.onnx"
 CARD, CARD_TEXT, CHECKSUMS = "model_card.json", "MODEL_CARD.md", "checksums.txt"
+READING = tuple(field.name for field in fields(Reading))
 BYTECODE = "__pycache__"  # of who imported load.py
 
 
@@ -72,8 +75,16 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
+class _Reading(_Part):
+    width: Size
+    height: Size
+    fit: Literal["crop", "pad", "stretch"]
+    color: Literal["rgb", "grey"]
+
+
 class _Input(_Part):
     preprocessing: str
+    reading: _Reading | None = None
     shape: Annotated[tuple[str, Size, Size, Size], Field(strict=False)]  # batch, channels, height, width
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
@@ -125,3 +136,11 @@ def normalization_of(card: Mapping[str, Any]) -> Normalization | None:
     if card["input"]["preprocessing"] == "included":
         return None
     return Normalization(tuple(card["input"]["mean"]), tuple(card["input"]["std"]))
+
+
+def reading_of(card: Mapping[str, Any]) -> Reading:
+    """How an image file becomes one that the student takes; of a card that doesn't say, as its takd did it."""
+    given, shape = card["input"].get("reading"), card["input"]["shape"][1:]
+    return (
+        replace(of_shape(shape), fit="stretch") if given is None else Reading(**{each: given[each] for each in READING})
+    )

@@ -56,6 +56,7 @@ def model_card(
             "dtype": "uint8" if raw else "float32",
             "shape": ["batch", *dataset.image_shape],
             "preprocessing": "included" if raw else "pixels / 255, minus mean, divided by std, by channel",
+            "reading": dataset.reading.values(),
             "mean": list(student.normalization.mean),
             "std": list(student.normalization.std),
         },
@@ -131,7 +132,10 @@ def _test(student: Student, logits: Tensor, labels: Tensor) -> dict[str, Any]:
     measured, images = measure_logits(logits, labels), len(labels)
     right = logits.max(dim=0).indices == labels
     losses = torch.nn.functional.cross_entropy(logits.t(), labels, reduction="none")
-    by_class = [_fraction(int(right[labels == each].sum()), int((labels == each).sum())) for each in labels.unique()]
+    by_class = {  # a class that no test image is of has none
+        student.dataset.classes[each]: _fraction(int(right[labels == each].sum()), int((labels == each).sum()))
+        for each in labels.unique()
+    }
     agreement = student.candidate.row["test_agreement"]  # NaN of a student without teacher, null of the search's
     return {
         "images": images,
@@ -141,7 +145,7 @@ def _test(student: Student, logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "calibration_error": measured["test_ece"],
         "mean_confidence": float(logits.softmax(dim=0).max(dim=0).values.mean()),
         "reliability": measured["test_reliability"],
-        "accuracy_by_class": dict(zip(student.dataset.classes, by_class, strict=True)),
+        "accuracy_by_class": by_class,
         "two_classes": _two_classes(student, logits, labels),
     }
 
@@ -199,8 +203,9 @@ def _head(card: Mapping[str, Any]) -> Iterator[str]:
 def _use(card: Mapping[str, Any]) -> Iterator[str]:
     name, output = card["input"]["name"], card["output"]["name"]
     yield "## Use it\n"
-    yield "With takd, on image files of any size:\n"
+    yield "With takd, on image files of any size and mode:\n"
     yield "```\ntakd predict . picture.png\n```\n"
+    yield _reading(card) + "\n"
     yield f"In Python with torch and safetensors alone; `images` are uint8 `{_shape(card['input'])}`, 0 to 255:\n"
     yield "```python\nfrom load import CLASSES, load, predict\n\nprobabilities = predict(load(), images)\n```\n"
     yield "With onnxruntime, on a phone, a server or in a browser; `images` are the same, in NumPy:\n"
@@ -244,6 +249,22 @@ def _files(card: Mapping[str, Any]) -> Iterator[str]:
         f"ONNX and torch.export map `{given['name']}`, {given['dtype']} `{_shape(given)}`, {takes}.",
         "A batch has any size.",
         "Each file was run on all test images and compared with the student that the study measured.",
+    )
+
+
+def _reading(card: Mapping[str, Any]) -> str:
+    """How an image file must be read, also by others."""
+    reading = card["input"]["reading"]
+    size = f"{reading['width']} x {reading['height']}"
+    fit = {
+        "crop": f"its shorter side is brought to {size} and the centre is cut out",
+        "pad": f"its longer side is brought to {size} and the rest is black",
+        "stretch": f"it is stretched to {size}",
+    }[reading["fit"]]
+    return _paragraph(
+        "It reads an image as those of the test split were read: it is turned as its EXIF orientation says, laid",
+        f"over white, made {'RGB' if reading['color'] == 'rgb' else 'grey'} of 8 bits, and {fit} (width x height,",
+        "bilinear, antialiased). Whoever reads images otherwise gets other answers.",
     )
 
 
@@ -349,7 +370,7 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
         "also for one that shows none of them.",
     )
     yield _item(
-        f"Images must be brought to {_image(card)}, framed as those of `{data['name']}` are. Training pixels have a",
+        f"Images must be framed as those of `{data['name']}` are. Training pixels have a",
         f"mean brightness of {bright}; the same drawing with dark and light swapped is another image to it.",
     )
     yield _item(

@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 
 from takd.search_spaces import InputError
-from takd.study.export.exported import ONNX, normalization_of, probabilities, read_card
+from takd.study.export.exported import ONNX, normalization_of, probabilities, read_card, reading_of
 from takd.study.export.onnx_file import Array, needs_onnx
+from takd.trainables.datasets.reading import UNDECODABLE, Reading, reason
 
-MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 SHOWN = 3  # classes
 
 
@@ -23,7 +23,7 @@ def print_predictions(folder: Path, images: Sequence[Path], console: Console) ->
         model = (folder / ONNX).read_bytes()
     except OSError as error:
         raise InputError(f"{folder / ONNX}: {error.strerror}") from None
-    read = np.stack([read_image(image, card["input"]["shape"][1:]) for image in images])
+    read = read_images(images, reading_of(card))
     found = probabilities(ONNX, model, torch.from_numpy(read), normalization_of(card))
     width = max(len(str(image)) for image in images)
     for image, row in zip(images, found, strict=True):
@@ -32,21 +32,14 @@ def print_predictions(folder: Path, images: Sequence[Path], console: Console) ->
         console.print(f"{image!s:{width}}   {said}")
 
 
-def read_image(file: Path, shape: Sequence[int]) -> Array:
-    """uint8 `[channels, height, width]`, brought to the shape that is asked for."""
-    from PIL import Image, UnidentifiedImageError
-
-    from takd.trainables.datasets.image_files import UNDECODABLE
-
-    channels, height, width = shape
-    try:
-        with Image.open(file) as image:
-            converted = image.convert(MODES[channels])
-    except UnidentifiedImageError:
-        raise InputError(f"{file}: no image that Pillow can read; expected PNG, JPEG or the like") from None
-    except UNDECODABLE as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise InputError(f"{file}: {reason}") from None
-    if converted.size != (width, height):
-        converted = converted.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(converted, np.uint8).reshape(height, width, channels).transpose(2, 0, 1)
+def read_images(files: Sequence[Path], reading: Reading) -> Array:
+    """uint8 `[n, channels, height, width]`; raises InputError that names every file which can't be read."""
+    read, wrong = [], []
+    for file in files:
+        try:
+            read.append(reading.read(file))
+        except UNDECODABLE as error:
+            wrong.append(f"{file}: {reason(error)}")
+    if wrong:
+        raise InputError("; ".join(wrong))
+    return np.stack(read)

@@ -20,7 +20,7 @@ from PIL import Image
 from takd.search_spaces import DatasetFingerprint, InputError
 from takd.study.data import import_files
 from takd.study.plan import estimate_seconds
-from takd.trainables.datasets import conversion
+from takd.trainables.datasets import conversion, division
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
 from takd.trainables.datasets.dataset import Dataset, import_dataset, load, load_for
 from takd.trainables.datasets.image_files import decode_image
@@ -180,45 +180,54 @@ def resized(path: Path) -> None:
     Image.open(path).resize((8, 7)).save(path)
 
 
+def emptied(folder: Path) -> None:
+    for each in folder.iterdir():
+        each.unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "line"),
     [
-        (lambda folder: shutil.rmtree(folder / "test"), r"--from .*: has no folder test; expected train/<class>/\*"),
         (
-            lambda folder: shutil.rmtree(folder / "test/ash"),
-            r"train/ash: class ash is in train only; expected it in test",
+            lambda folder: shutil.rmtree(folder / "test"),
+            r"--from .*trees: has no test split; --split 70/15/15 makes splits$",
         ),
-        (lambda folder: shutil.rmtree(folder / "train/ash"), r"test/ash: class ash is in test only"),
+        (lambda folder: shutil.rmtree(folder / "train"), r"--from .*trees: has no training split; it has test$"),
         (
-            lambda folder: [each.unlink() for each in (folder / "test/ash").iterdir()],
-            "test/ash: the class has no images",
+            lambda folder: shutil.rmtree(folder / "train/ash"),
+            r"trees/test/ash/00\.png: class ash is in no training image; those are of birch, cedar$",
+        ),
+        (
+            lambda folder: [emptied(folder / split / "ash") for split in ("train", "test")],
+            r"trees/train/ash: the class has no images; expected files that end in \.png",
         ),
         (
             lambda folder: [shutil.rmtree(each) for each in folder.glob("*/[bc]*")],
-            "train: has 1 class folders; expected 2",
+            r"--from .*trees: has 1 class, ash; expected 2 or more",
         ),
-        (lambda folder: (folder / "train/list.csv").touch(), r"train/list\.csv: is in no class folder"),
         (
-            lambda folder: (folder / "train/ash/a.gif").touch(),
-            r"ash/a\.gif: is no image file; expected names that end in",
+            lambda folder: [shutil.rmtree(each) for each in folder.iterdir()],
+            r"--from .*trees: has no classes; expected",
         ),
-        (lambda folder: (folder / "train/ash/a.png").mkdir(), r"ash/a\.png: is no image file"),
-        (lambda folder: (folder / "test/ash/01.png").write_text("text"), r"test/ash/01\.png: is no PNG or JPEG image"),
+        (
+            lambda folder: [(folder / each / "x").mkdir(parents=True) for each in ("val", "valid")],
+            r"--from .*trees: has val and valid; expected one folder of validation images",
+        ),
+        (
+            lambda folder: (folder / "test/ash/01.png").write_text("text"),
+            r"1 image can't be read .*: .*trees/test/ash/01\.png \(is no PNG, JPEG, WebP, BMP, TIFF or GIF image\)$",
+        ),
         (
             lambda folder: resized(folder / "test/ash/01.png"),
-            r"is 8x7 RGB; expected 8x6 RGB, as .*train/ash/00\.png is",
+            r"the images have 2 sizes: 8x6 \(58\), 8x7 \(1\); 8 to 8 wide, 6 to 7 high; --size 6, or another, brings",
         ),
         (
-            lambda folder: Image.new("L", (8, 6)).save(folder / "test/ash/01.png"),
-            r"test/ash/01\.png: is 8x6 grey; expected 8x6 RGB, as",
+            lambda folder: Image.new("F", (8, 6)).save(folder / "test/ash/01.tif"),
+            r"test/ash/01\.tif \(its pixels are floating-point numbers; expected 8 or 16 bits\)",
         ),
         (
-            lambda folder: Image.new("RGBA", (8, 6)).save(folder / "test/ash/01.png"),
-            "is 8x6 of Pillow's mode RGBA; expected 8x6 RGB",
-        ),
-        (
-            lambda folder: Image.new("I;16", (8, 6)).save(folder / "train/ash/00.png"),
-            r"train/ash/00\.png: is 8x6 of Pillow's mode I;16; expected 8-bit grey or RGB$",
+            lambda folder: Image.new("I", (8, 6), 70_000).save(folder / "test/ash/01.tif"),
+            r"test/ash/01\.tif \(its pixels have 32 bits; expected 8 or 16\)",
         ),
     ],
 )
@@ -263,7 +272,7 @@ def test_a_validation_split_that_leaves_a_class_nothing_is_refused(own_cache, ma
 def test_every_class_gives_its_share_and_keeps_one(numbers, validation, expected):
     labels = np.repeat(np.arange(len(numbers), dtype=np.uint8), numbers)
     source = Source(dict, tuple(map(str, range(len(numbers)))), validation=validation)
-    held = conversion.held_out(labels, source)
+    held = division.held_out(labels, source)
     assert np.bincount(labels[held], minlength=len(numbers)).tolist() == expected
     assert len(set(held.tolist())) == len(held)
 

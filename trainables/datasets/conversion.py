@@ -2,25 +2,27 @@
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from takd.search_spaces import InputError
-from takd.trainables.datasets.sources import Bytes, Images, Indices, Labels, RawSplit, Source
+from takd.trainables.datasets.division import held_out
+from takd.trainables.datasets.reading import of_shape
+from takd.trainables.datasets.sources import ALL, SPLITS, Bytes, Images, Indices, RawSplit, Source
 from takd.trainables.datasets.splits import SplitFile
 from takd.trainables.store.storage import write_synced
 
-SPLIT_SEED = 0
+EXAMPLES = "examples.parquet"
+SHOWN = 5  # of what a warning names
 _SLICE = 1 << 24  # bytes of pixels that are in memory at once
-_SPLITS = ("train", "test")
-
-log = logging.getLogger("takd")
 
 
 class Normalization(NamedTuple):
@@ -35,81 +37,121 @@ class Normalization(NamedTuple):
         return 1 / (255 * std), -mean / std
 
 
-def generator(seed: int) -> np.random.Generator:
-    """Named in full: NumPy's default generator may change, and the splits with it."""
-    return np.random.Generator(np.random.PCG64(seed))
+class Written(NamedTuple):
+    """What `write_entry` has to say."""
+
+    digest: str
+    warnings: list[str]
 
 
-def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance: Callable[[int], None]) -> str:
-    """Writes train, validation and test as Arrow, and `dataset.json`.
+def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance: Callable[[int], None]) -> Written:
+    """Writes train, validation and test as Arrow, where each example comes from, and `dataset.json`.
 
-    Returns the content's digest: SHA-256 over the bytes of all images, then all labels, train before test.
-    `advance` is called with a number of images that are written. Raises InputError where the source can't be split.
+    The content's digest is the SHA-256 over each part's images, then its labels, train before validation before test;
+    and, where the source divides a part, over what goes where. `advance` is called with a number of images that are
+    written. Raises InputError where the source can't be split.
     """
-    held = held_out(raw["train"].labels, source)
-    kept = np.setdiff1d(np.arange(len(raw["train"].labels)), held)
-    everything = np.arange(len(raw["test"].labels))
-    files = {
-        "train": SplitFile(folder / "train.arrow", raw["train"], kept),
-        "validation": SplitFile(folder / "validation.arrow", raw["train"], held),
-        "test": SplitFile(folder / "test.arrow", raw["test"], everything),
-    }
+    pieces = _pieces(source, raw)
+    files = {piece.split: SplitFile(folder / f"{piece.split}.arrow", raw[piece.part], piece.rows) for piece in pieces}
     digest, twice = hashlib.sha256(), _Twice()
-    histogram = np.zeros((raw["train"].images.shape[1], 256), np.int64)
-    for split in _SPLITS:
-        for start, pixels in _slices(raw[split].images):
+    parts = [part for part in (ALL, *SPLITS) if part in raw]
+    reading = source.reading or of_shape(raw[parts[0]].images.shape[1:])
+    histogram = np.zeros((raw[parts[0]].images.shape[1], 256), np.int64)
+    for part in parts:
+        for start, pixels in _slices(raw[part].images):
             digest.update(pixels.data)
-            twice.look(raw[split].names, start, pixels)
-            for name in ("train", "validation") if split == "train" else ("test",):
-                written = files[name].write(start, pixels)
-                if name == "train":
-                    histogram += _histogram(written)
+            twice.look(raw[part].places or raw[part].names, start, pixels)
+            for piece in pieces:
+                if piece.part == part:
+                    written = files[piece.split].write(start, pixels)
+                    if piece.split == "train":
+                        histogram += _histogram(written)
             advance(len(pixels))
-        digest.update(np.ascontiguousarray(raw[split].labels).data)
-    twice.warn()
+        digest.update(np.ascontiguousarray(raw[part].labels).data)
+        if (splits := raw[part].splits) is not None:
+            digest.update(splits.data)
     about = {
         "digest": digest.hexdigest(),
         "classes": source.classes,
-        "image_shape": raw["train"].images.shape[1:],
+        "image_shape": raw[parts[0]].images.shape[1:],
         "sizes": {name: len(file.rows) for name, file in files.items()},
         "class_counts": {name: file.class_counts(len(source.classes)) for name, file in files.items()},
         "normalization": _normalization(histogram),
         "file_digests": {name: file.close() for name, file in files.items()},
+        "reading": reading.values(),
+        "parts": {piece.split: [piece.part, raw[piece.part].whole or len(raw[piece.part].labels)] for piece in pieces},
     }
+    _write_examples(folder / EXAMPLES, pieces, raw)
     write_synced(folder / "dataset.json", json.dumps(about, indent=1).encode())
-    return digest.hexdigest()
+    return Written(digest.hexdigest(), [*twice.lines(), *_rare(source.classes, about["class_counts"])])
 
 
-def held_out(labels: Labels, source: Source) -> Indices:
-    """Sorted indices of the training examples that are for validation, by the split seed.
+def _rare(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Iterator[str]:
+    """Of the classes that a split says nothing of."""
+    for split in ("validation", "test"):
+        gone = [
+            f"{name} ({counts['train'][each]} in train)" for each, name in enumerate(classes) if not counts[split][each]
+        ]
+        if gone:
+            more = f", and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+            yield f"no {split} image of {', '.join(gone[:SHOWN])}{more}; what is measured there says nothing of that"
 
-    Their number is the source's own, or a tenth. Where it is stratified, each class gives its share by largest
-    remainder and keeps one example at least. Raises InputError where that can't be.
-    """
-    examples = max(1, round(len(labels) / 10)) if source.validation is None else source.validation
-    available = np.bincount(labels, minlength=len(source.classes))
-    most = len(labels) - np.count_nonzero(available)
-    if not 1 <= examples <= most:
-        raise InputError(
-            f"validation is {examples}; at least 1 and at most {most} of the {len(labels)} images in train can be held "
-            "out, as every class keeps one"
-        )
-    order = generator(SPLIT_SEED).permutation(len(labels))
-    if not source.stratified:
-        return np.sort(order[:examples])
-    exact = available * examples / len(labels)
-    share = np.floor(exact).astype(np.int64)
-    while left := examples - share.sum():
-        able = np.flatnonzero(share < available - 1)
-        share[able[np.argsort((share - exact)[able], kind="stable")][:left]] += 1
-    return np.sort(np.concatenate([order[labels[order] == label][:number] for label, number in enumerate(share)]))
+
+class _Piece(NamedTuple):
+    """A split, and which images of a part of the source it is."""
+
+    split: str
+    part: str
+    rows: Indices  # sorted
+
+
+def _pieces(source: Source, raw: dict[str, RawSplit]) -> list[_Piece]:
+    """One a split, in the order of SPLITS; raises InputError where a split would have no image."""
+    found: dict[str, _Piece] = {}
+    for part, split in raw.items():
+        everything = np.arange(len(split.labels))
+        if split.splits is not None:
+            for number in np.unique(split.splits):
+                found[SPLITS[number]] = _Piece(SPLITS[number], part, np.flatnonzero(split.splits == number))
+        elif part == "train" and "validation" not in raw:
+            held = held_out(split.labels, source)
+            found["train"] = _Piece("train", part, np.setdiff1d(everything, held))
+            found["validation"] = _Piece("validation", part, held)
+        else:
+            found[part] = _Piece(part, part, everything)
+    for split in SPLITS:
+        if split not in found:
+            raise InputError(f"no image falls into {split}; each of {', '.join(SPLITS)} needs one")
+    return [found[split] for split in SPLITS]
+
+
+def _write_examples(path: Path, pieces: list[_Piece], raw: dict[str, RawSplit]) -> None:
+    """Of each example, in the order of the splits' files, its place in the user's part, and its name or null."""
+    columns: dict[str, list[Any]] = {"split": [], "row": [], "name": []}
+    for split, part, rows in pieces:
+        places, names = raw[part].rows, raw[part].names
+        columns["split"] += [split] * len(rows)
+        columns["row"] += (rows if places is None else places[rows]).tolist()
+        columns["name"] += [names[row] for row in rows] if len(names) else [None] * len(rows)
+    kinds = {"split": pa.dictionary(pa.int8(), pa.string()), "row": pa.int64(), "name": pa.string()}
+    table = pa.table({name: pa.array(values, kinds[name]) for name, values in columns.items()})
+    pq.write_table(table, path, compression="zstd")
 
 
 def _slices(images: Images) -> Iterator[tuple[int, Bytes]]:
-    """Where a slice begins, and its images; `_SLICE` bytes each."""
+    """Where a slice begins, and its images, `_SLICE` bytes each; the next is read while one is worked on."""
     number, step = images.shape[0], max(1, _SLICE // int(np.prod(images.shape[1:])))
-    for start in range(0, number, step):
-        yield start, np.ascontiguousarray(images[start : min(start + step, number)])
+
+    def read(start: int) -> Bytes:
+        return np.ascontiguousarray(images[start : min(start + step, number)])
+
+    with ThreadPoolExecutor(1) as beside:
+        following = beside.submit(read, 0)
+        for start in range(0, number, step):
+            pixels = following.result()
+            if start + step < number:
+                following = beside.submit(read, start + step)
+            yield start, pixels
 
 
 def _histogram(images: Bytes) -> Indices:
@@ -140,8 +182,8 @@ class _Twice:
             if earlier != name:
                 self.found.append((earlier, name))
 
-    def warn(self) -> None:
+    def lines(self) -> Iterator[str]:
         if self.found:
             earlier, name = self.found[0]
             more = f", and {len(self.found) - 1} more pairs" if len(self.found) > 1 else ""
-            log.warning("the same image is there twice: %s and %s%s", earlier, name, more)
+            yield f"the same image is there twice: {earlier} and {name}{more}"

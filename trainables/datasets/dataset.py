@@ -20,13 +20,16 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from takd.search_spaces import DatasetFingerprint, InputError
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
-from takd.trainables.datasets.conversion import SPLIT_SEED, Normalization, generator, write_entry
-from takd.trainables.datasets.sources import Source
+from takd.trainables.datasets.conversion import EXAMPLES, Normalization, write_entry
+from takd.trainables.datasets.division import SPLIT_SEED, generator
+from takd.trainables.datasets.reading import Reading, of_shape
+from takd.trainables.datasets.sources import Indices, Source
 from takd.trainables.datasets.splits import DAMAGE, Split, read_split
 from takd.trainables.store.storage import cache_folder, write_synced
 
@@ -34,6 +37,16 @@ _ABANDONED_SECONDS = 24 * 3600  # that no conversion takes
 _CACHE_FORMAT = 2  # bumped when the files in the cache change
 
 log = logging.getLogger("takd")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Where each example of a split comes from."""
+
+    part: str  # of the source: train, validation or test; all where the source was not divided
+    part_size: int  # how many images the user has there
+    rows: Indices  # [n], from 0: its place there, before validation was cut
+    names: tuple[str, ...] | None  # [n], None where the source has none
 
 
 @dataclass(frozen=True)
@@ -50,6 +63,8 @@ class Dataset:
     class_counts: dict[str, list[int]]  # by split, in the order of the classes
     file_digests: dict[str, str]  # SHA-256 of each split's Arrow file
     normalization: Normalization
+    reading: Reading  # makes an image of it of any image file
+    parts: dict[str, tuple[str, int]]  # by split: which part of the source it was cut from, and that one's images
 
     @property
     def fingerprint(self) -> DatasetFingerprint:
@@ -81,6 +96,19 @@ class Dataset:
                 f"cache {self.folder}: the test split can't be read ({error}); delete the folder, {again}"
             ) from None
 
+    def examples(self, split: str) -> Examples:
+        """In the split's order. Reads no image; raises InputError where an earlier version made the entry."""
+        try:
+            table = pq.read_table(self.folder / EXAMPLES, filters=[("split", "=", split)])
+            part, part_size = self.parts[split]
+        except DAMAGE as error:
+            raise InputError(
+                f"dataset {self.name}: where its images come from is not known ({error}); "
+                f"run again: {command_for(self.name)}"
+            ) from None
+        names = table["name"].to_pylist()
+        return Examples(part, part_size, table["row"].to_numpy(), None if None in names else tuple(names))
+
     def _read(self, split: str) -> Split:
         return read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
 
@@ -97,7 +125,10 @@ def load(name: str) -> Dataset:
     folder = _entry(name, source, source.digest or "")
     if folder.is_dir():
         try:
-            return _open(name, folder)
+            dataset = _open(name, folder)
+            if dataset.parts and (folder / EXAMPLES).is_file():
+                return dataset
+            log.info("cached dataset %s is of an earlier version; it is converted again", folder)
         except DAMAGE as error:
             log.warning("cached dataset %s is damaged (%s); it is converted again", folder, error)
     return _convert(name, source, _nobody)
@@ -238,6 +269,8 @@ def _open(name: str, folder: Path) -> Dataset:
         class_counts=about["class_counts"],
         file_digests=about["file_digests"],
         normalization=Normalization(*map(tuple, about["normalization"])),
+        reading=Reading(**about["reading"]) if "reading" in about else of_shape(about["image_shape"]),
+        parts={split: (part, size) for split, (part, size) in about.get("parts", {}).items()},
     )
     _ = dataset.train, dataset.validation  # opening them checks their content
     return dataset
@@ -245,12 +278,16 @@ def _open(name: str, folder: Path) -> Dataset:
 
 def _convert(name: str, source: Source, advance: Callable[[int], None]) -> Dataset:
     """Checks the content and writes the cache entry. Two processes at once write the same bytes."""
-    raw = source.read()
     _sweep()
     temporary = _cache() / f".tmp-{uuid.uuid4().hex}"
     try:
         temporary.mkdir(parents=True)
-        found = write_entry(temporary, source, raw, advance)
+        found, warnings = write_entry(temporary, source, source.read(), advance)
+        while (better := source.judged()) is not None:
+            source = better
+            found, warnings = write_entry(temporary, source, source.read(), advance)
+        for line in warnings:
+            log.warning("%s", line)
         if source.digest not in (None, found):
             raise InputError(
                 f"dataset {name}: its content has digest {found}, expected {source.digest}; install takd again"

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from takd.search_spaces import InputError
-from takd.trainables.datasets.image_files import ImageFiles, decode_image, describe, labels_of, shape_of
+from takd.trainables.datasets.image_files import ImageFiles, decode_image, describe, shape_of
+from takd.trainables.datasets.listing import labels_of
 from takd.trainables.datasets.sources import RawSplit, Source
 
 CLASSES = ("HP", "SSA")  # SSA = 1 is the positive class
@@ -56,12 +57,13 @@ def open_mhist(folder: Path) -> Source:
     reason = "as MHIST's are" if shape == IMAGE_SHAPE else f"as {first.path} is"
 
     def split_of(rows: list[_Row]) -> RawSplit:
-        names = [row.place for row in rows]
+        places = [row.place for row in rows]
         return RawSplit(
-            ImageFiles([row.path for row in rows], names, shape, reason),
+            ImageFiles([row.path for row in rows], places, shape, reason),
             labels_of([CLASSES.index(row.label) for row in rows], CLASSES),
-            names,
+            [row.path.name for row in rows],
             {"annotators_ssa": np.array([row.votes for row in rows], np.uint8)},
+            places=places,
         )
 
     return Source(read=lambda: {name: split_of(rows) for name, rows in splits.items()}, classes=CLASSES)

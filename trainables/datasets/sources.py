@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Optional, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from takd.trainables.datasets.reading import Reading
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Labels = np.ndarray[Any, np.dtype[np.unsignedinteger[Any]]]
 ImageShape = tuple[int, int, int]  # channels, height, width
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+SPLITS = ("train", "validation", "test")
+ALL = "all"  # the part of a source that is not divided
 
 
 class Images(Protocol):
@@ -23,20 +29,28 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class RawSplit:
-    """As a source gives it."""
+    """A part of a source, as the source gives it."""
 
     images: Images
     labels: Labels  # [n], numbered from 0; uint8 for up to 256 classes
-    names: Sequence[str] = ()  # [n], of the files, where there are some: images that are there twice are named
+    names: Sequence[str] = ()  # [n], what a user calls each image, where it has a name; kept beside the data set
     columns: Mapping[str, Bytes] = field(default_factory=dict)  # [n] each, kept beside the labels
+    places: Sequence[str] = ()  # [n], what a line calls each image: those that are there twice are named; else names
+    splits: Bytes | None = None  # [n], the number in SPLITS of each, where the source itself divides this part
+    rows: Indices | None = None  # [n], each one's place in the part as the user has it, where some are left out
+    whole: int | None = None  # images that the user's part has, where some are left out
 
 
 @dataclass(frozen=True)
 class Source:
     """Where a dataset comes from. `digest` is what its content must have, None where any will do; see `write_entry`."""
 
-    read: Callable[[], dict[str, RawSplit]]  # "train" and "test"
+    # By part: train and test, and validation where none is held out of train; or ALL alone, which has `splits`.
+    read: Callable[[], dict[str, RawSplit]]
     classes: tuple[str, ...]
     digest: str | None = None
     validation: int | None = None  # examples held out of train; None: a tenth
     stratified: bool = True  # every class gives its share of them
+    reading: Optional["Reading"] = None  # of image files; None: they are of the images' size and colours
+    # Asked when all images were read: the source to convert instead, None where this will do; raises InputError.
+    judged: Callable[[], Optional["Source"]] = lambda: None
