@@ -18,7 +18,7 @@ from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.families import build, check_model
 from takd.trainables.models.given_classes import class_order, classes_in, some
 from takd.trainables.models.given_logits import canonical_logits
-from takd.trainables.models.pretrained import SCALE, SHIFT, head_of, restore
+from takd.trainables.models.pretrained import SCALE, SHIFT, heads_of, restore
 from takd.trainables.models.weights_files import fitting, read_file
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -40,8 +40,8 @@ def _canonical_checkpoint(path: Path, existing: Existing, model: str, dataset: D
     module = check_model(model, shape, classes)
     own = {name: each for name, each in found.tensors.items() if name in (SCALE, SHIFT)}  # of a model that takd trained
     tensors = {name: each for name, each in found.tensors.items() if name not in own}
-    head = head_of(module)
-    _check_head(tensors, head, dataset, about)
+    heads = heads_of(module)
+    _check_head(tensors, heads[-1], dataset, about)
     complaint = f"{about}: these are not the weights of {model} for images of {'x'.join(map(str, shape))}"
     tensors = fitting(tensors, module.state_dict(), complaint)
     for name, each in tensors.items():
@@ -49,7 +49,7 @@ def _canonical_checkpoint(path: Path, existing: Existing, model: str, dataset: D
             raise InputError(f"{about}: {name} has numbers that are not finite")
     order = class_order(existing.classes, classes_in(path), dataset, about)
     if order != list(range(classes)):
-        tensors = _in_order(tensors, head, order, model, dataset, about)
+        tensors = _in_order(tensors, heads, order, model, dataset, about)
     pixels = _pixels(existing, found.normalization, model, dataset, about)
     return safetensors.torch.save(tensors | _input_buffers(pixels, own, dataset))
 
@@ -64,11 +64,11 @@ def _check_head(tensors: Mapping[str, Tensor], head: str, dataset: Dataset, abou
 
 
 def _in_order(
-    tensors: dict[str, Tensor], head: str, order: Sequence[int], model: str, dataset: Dataset, about: str
+    tensors: dict[str, Tensor], heads: Sequence[str], order: Sequence[int], model: str, dataset: Dataset, about: str
 ) -> dict[str, Tensor]:
-    """With the classes of the last layer as the data set has them; raises InputError where others have a say too."""
+    """With the classes of the last layers as the data set has them; raises InputError where others have a say too."""
     rows = torch.tensor(order)
-    moved = {name: each[rows] if name in (f"{head}.weight", f"{head}.bias") else each for name, each in tensors.items()}
+    moved = {name: each[rows] if name.rpartition(".")[0] in heads else each for name, each in tensors.items()}
     before, after = (_logits_of(weights, model, dataset) for weights in (tensors, moved))
     if not torch.allclose(before[:, rows], after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
         raise InputError(
