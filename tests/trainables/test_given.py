@@ -151,9 +151,10 @@ def test_a_checkpoint_that_is_not_the_data_sets_is_one_line(trees, weights, tmp_
 # Logits
 
 
-def said(file: Path, classes: Any = None, **arrays: Any) -> GivenAssistant:
+def said(file: Path, named: Any = None, **arrays: Any) -> GivenAssistant:
+    """A file of arrays, and the classes that the space names."""
     np.savez(file, **arrays)
-    return GivenAssistant.model_validate({"name": "x", "logits": str(file), "classes": classes})
+    return GivenAssistant.model_validate({"name": "x", "logits": str(file), "classes": named})
 
 
 def rows(number: int, classes: int = 3, seed: int = 0) -> Any:

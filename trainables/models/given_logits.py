@@ -50,9 +50,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        reason = (
-            "it holds objects, where numbers and text are read alone" if "pickle" in str(error) else first_line(error)
-        )
+        pickled = "pickle" in str(error)
+        reason = "it holds objects; only numbers and text are read" if pickled else first_line(error)
         raise InputError(f"logits {path}: can't be read as .npz ({reason})") from None
     if "logits" not in arrays:
         raise InputError(f"logits {path}: has no array named logits; it has {', '.join(arrays) or 'none'}")
