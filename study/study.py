@@ -289,7 +289,7 @@ class Study:
             reason = f": {own['error']}" if own["error"] else ""
             raise InputError(f"{about} has left nothing: it is {own['status']}{reason}")
         if file not in description["files"]:
-            raise InputError(f"{about} has no {file}: nothing learns from it")
+            raise InputError(f"{about} has no {file}: logits are all that is known of it")
         try:
             return read()
         except InputError:

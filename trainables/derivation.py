@@ -5,6 +5,7 @@ A given model gets its artifact here too, as a trained one has it: nothing of it
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import safetensors.numpy
 import safetensors.torch
@@ -40,10 +41,11 @@ def derive(
     if description is None or not (lacking := store.lacking(stage, description, views)):
         return
     [file] = needed_files(stage)
-    started = time.perf_counter()
-    logits = source.soft_targets(lacking)
-    seconds = time.perf_counter() - started
-    publish_soft_targets(store, stage, description["files"][file], logits, seconds, source.device)
+    for view in lacking:  # one after the other: what is there stays, whatever happens to the next
+        started = time.perf_counter()
+        logits = {view: source.soft_targets(view)}
+        seconds = time.perf_counter() - started
+        publish_soft_targets(store, stage, description["files"][file], logits, seconds, source.device)
 
 
 def publish_soft_targets(
@@ -96,16 +98,18 @@ class _Source:
         if not self.stage.has_weights:
             logits = safetensors.numpy.load(self.content()).get("validation")
             return None if logits is None else torch.from_numpy(logits).t().unsqueeze(0)
-        return predict(self._model(), self._pixels(self.dataset.validation.images))
+        return predict(self._model, self._pixels(self.dataset.validation.images))
 
-    def soft_targets(self, views: Sequence[ViewName]) -> dict[ViewName, Array]:
-        if not self.stage.has_weights:
-            if set(views) != {None}:
-                raise ValueError(f"{self.stage.name}: its logits are of the images as they are, and of no other view")
-            return {None: safetensors.numpy.load(self.content())["train"]}
-        logits = soft_targets(self._model(), self._pixels(self.dataset.train.images), views)
-        return dict(zip(views, logits[0].numpy(), strict=True))
+    def soft_targets(self, view: ViewName) -> Array:
+        """`[train examples, classes]`"""
+        if self.stage.has_weights:
+            found: Array = soft_targets(self._model, self._images, [view])[0, 0].numpy()
+            return found
+        if view is not None:
+            raise ValueError(f"{self.stage.name}: its logits are of the images as they are, and of no other view")
+        return safetensors.numpy.load(self.content())["train"]
 
+    @cached_property
     def _model(self) -> LaneModel:
         """As it would stand at the end of its training."""
         stage, dataset = self.stage, self.dataset
@@ -114,6 +118,10 @@ class _Source:
         lanes = form([restore(module, safetensors.torch.load(self.content()))])
         model: LaneModel = lanes.to(torch.device(self.device), memory_format=layout)  # type: ignore[call-overload]
         return model
+
+    @cached_property
+    def _images(self) -> Pixels:
+        return self._pixels(self.dataset.train.images)
 
     def _pixels(self, images: Tensor) -> Pixels:
         _, layout = form_of(self.stage.model)

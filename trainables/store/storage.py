@@ -262,6 +262,8 @@ class Bucket(Storage):
         target = cache_folder() / "artifacts" / digest
         if not target.exists():
             content = self.read(path)
+            if sha256(content) != digest:  # else who writes it again would be given this one
+                raise ValueError(f"{self.uri(path)} has not the digest it was written with")
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(_temporary())
             write_synced(temporary, content)
