@@ -218,7 +218,7 @@ def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]
         "study": study,
         "stage_key": description["key"],
         "role": outcome["role"],
-        "model": description["input"]["model"],
+        "model": description["input"].get("model"),  # of logits there is none, and no epoch either
     }
     return (about | epoch for epoch in outcome["epochs"])
 
