@@ -88,7 +88,7 @@ def _teachers_of(student: Stage) -> list[Stage]:
 
 def _given_logits(folder: StudyFolder, stages: Iterable[Stage]) -> dict[str, Tensor]:
     """By key `[classes, n]` what is known of the test split, of stages whose logits are all that is known of them."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for stage in stages:
         if not stage.has_weights:
             test = safetensors.torch.load(folder.artifacts.read(stage.key, LOGITS)).get("test")

@@ -35,7 +35,7 @@ def classes_in(path: Path) -> list[str] | None:
     for name in ("classes", "class_names", "class_to_idx"):
         found = about.get(name) if isinstance(about, dict) else None
         if isinstance(found, dict) and all(isinstance(each, int) for each in found.values()):
-            found = sorted(found, key=found.get)
+            found = sorted(found, key=found.__getitem__)
         if isinstance(found, list | tuple) and found and all(isinstance(each, str) for each in found):
             return list(found)
     return None
