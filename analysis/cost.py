@@ -13,9 +13,10 @@ FORWARD_PASSES_A_STEP = 3
 
 
 def training_flops(stages: pd.DataFrame) -> "pd.Series[float]":
-    """Of training each stage once; null where it has not ended."""
+    """Of training each stage once: none of one that is given; null where it has not ended."""
     whole = stages["whole_epochs"] if "whole_epochs" in stages else stages["epochs"]  # a table of an older version
-    return FORWARD_PASSES_A_STEP * stages["flops_per_image"] * stages["examples"] * whole
+    flops = stages["flops_per_image"].where(stages["examples"] > 0, 0.0)  # what a file of logits takes is not known
+    return FORWARD_PASSES_A_STEP * flops * stages["examples"] * whole
 
 
 def student_costs(trials: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:

@@ -149,7 +149,10 @@ def _what(chosen: pd.DataFrame) -> str:
 def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
     model = (assistants_of(arm) or (arm,))[-1]
     own = trials[(trials["model"] == model) & (trials["role"] == "assistant") & (trials["status"] == "done")]
-    about = f"\n{own['parameters'].max() / 1e3:,.0f} k, {100 * own['val_accuracy'].max():.1f} %" if len(own) else ""
+    size, accuracy = own["parameters"].max(), own["val_accuracy"].max()
+    known = [] if pd.isna(size) else [f"{size / 1e3:,.0f} k"]
+    known += [] if pd.isna(accuracy) else [f"{100 * accuracy:.1f} %"]
+    about = f"\n{', '.join(known) or 'not known'}" if len(own) else ""
     kind, _, chain = arm.partition(":")
     name = chain.replace(">", ">\n") or arm  # a line an assistant
     return f"{name if kind == 'takd' else f'{kind} {name}'}{about}"

@@ -1,6 +1,7 @@
 """Where a study's files are below a root, a folder or a bucket, and how they are read. Nothing here writes."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from takd.search_spaces import InputError
+from takd.search_spaces import Derived, InputError
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -66,19 +67,35 @@ def _read(root: str, name: str, kind: str) -> pd.DataFrame:
 
 
 def soft_targets(root: str, key: str) -> Logits | None:
-    """Logits `[training images, classes]` of a stage, on all training images; None where its artifact has none."""
+    """Logits `[training images, classes]` of a stage, on all training images; None where there are none."""
     files, base = open_root(root)
-    folder = f"{base}/artifacts/{key}"
     try:
-        with files.open_input_file(f"{folder}/stage.json") as file:
-            digest = json.loads(file.readall())["files"]["soft_targets.arrow"]
+        stage = _json(files, f"{base}/artifacts/{key}/stage.json")
+        folder, name, column = f"artifacts/{key}", "soft_targets.arrow", "view_0"
+        if name in stage["files"]:  # written before what is derived had a place of its own
+            digest = stage["files"][name]
+        else:
+            folder, name, column = f"derived/{_derived_from(stage).key}", "values.arrow", "values"
+            digest = _json(files, f"{base}/{folder}/derived.json")["files"][name]
         # In a bucket a file's name begins with its digest.
-        name = "soft_targets.arrow" if "://" not in root else f"{digest[:16]}.soft_targets.arrow"
-        with files.open_input_file(f"{folder}/{name}") as file:
-            column = pa.ipc.open_file(file).read_all().column("view_0").combine_chunks()
+        place = name if "://" not in root else f"{digest[:16]}.{name}"
+        with files.open_input_file(f"{base}/{folder}/{place}") as file:
+            rows = pa.ipc.open_file(file).read_all().column(column).combine_chunks()
     except (FileNotFoundError, KeyError):
         return None
-    return column.flatten().to_numpy().reshape(len(column), -1)
+    return rows.flatten().to_numpy().reshape(len(rows), -1)
+
+
+def _json(files: FileSystem, path: str) -> Any:
+    with files.open_input_file(path) as file:
+        return json.loads(file.readall())
+
+
+def _derived_from(stage: Mapping[str, Any]) -> Derived:
+    """The soft targets on the images as they are, of a stage by its stage.json."""
+    given, files = stage["input"], stage["files"]
+    weights = files.get("model.safetensors") or files["logits.safetensors"]
+    return Derived(weights=weights, model=given.get("model"), dataset=given["dataset"])
 
 
 def open_root(root: str) -> tuple[FileSystem, str]:

@@ -110,7 +110,7 @@ def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
     if not assistants:
         return ({"labels": 0, "kd": 2, "ensemble": 3}.get(arm, 1), 0, 0.0, arm)
     parameters = trials.loc[trials["model"] == assistants[-1], "parameters"].max()
-    return (4, len(assistants), -float(parameters), arm)
+    return (4, len(assistants), 0.0 if pd.isna(parameters) else -float(parameters), arm)  # of logits none are known
 
 
 def assistants_of(arm: str) -> tuple[str, ...]:

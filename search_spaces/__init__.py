@@ -1,20 +1,23 @@
 """What may be varied: spaces, arms, stages, paths and their keys. Pure Python: no torch, no Ray."""
 
 from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.derived import Derived, soft_targets_of
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.loading import load_space, presets, space_from
-from takd.search_spaces.sections import Training
+from takd.search_spaces.sections import Existing, Training
 from takd.search_spaces.space import Configuration, Space
 from takd.search_spaces.stage import (
     ROLES,
     TRAINING_REVISION,
     WIDEST,
     DatasetFingerprint,
+    Given,
     Loss,
     Path,
     Recipe,
     Role,
     Stage,
+    ViewName,
     key_of,
 )
 from takd.search_spaces.varied import examples_of
@@ -26,6 +29,9 @@ __all__ = [
     "Arm",
     "Configuration",
     "DatasetFingerprint",
+    "Derived",
+    "Existing",
+    "Given",
     "InputError",
     "Loss",
     "Path",
@@ -34,10 +40,12 @@ __all__ = [
     "Space",
     "Stage",
     "Training",
+    "ViewName",
     "examples_of",
     "key_of",
     "load_space",
     "parse_arm",
     "presets",
+    "soft_targets_of",
     "space_from",
 ]

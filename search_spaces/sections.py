@@ -1,12 +1,14 @@
 """The sections of a space: one for each role, and those that say how stages run and what is shown beside them."""
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from takd.search_spaces.stage import COUPLED, Recipe, in_use
+from takd.search_spaces.stage import COUPLED, Given, Recipe, in_use
 from takd.search_spaces.values import Flag, Integer, Number, Value, explain
 from takd.search_spaces.varied import INTEGER_FIELDS, Choices, Range, Varied, examples_of
 
@@ -82,11 +84,82 @@ class Distillation(Training):
         return self
 
 
-class Teacher(Training):
-    """Who is learned from. It learns from the labels alone, with seed 0."""
+class Normalize(Value):
+    """By which mean and deviation the images were normalised that a given model was trained on, of pixels in [0, 1]."""
 
-    model: str | Choices = Field(examples=["mlp-1200"])
-    """Its model. `{choices: [...]}` searches it, to see what a larger teacher changes."""
+    mean: tuple[Number, ...] = Field(min_length=1, examples=[(0.485, 0.456, 0.406)])
+    """By channel, or one for all channels."""
+    std: tuple[Number, ...] = Field(min_length=1, examples=[(0.229, 0.224, 0.225)])
+    """By channel, or one for all channels."""
+
+    @model_validator(mode="after")
+    def _one_or_one_a_channel(self) -> Self:
+        if len(self.mean) != len(self.std) or min(self.std) <= 0:
+            raise ValueError(f"mean is {list(self.mean)}, std is {list(self.std)}; as many of both, and std above 0")
+        return self
+
+
+_NORMALIZE = "dataset, imagenet, or {mean: [...], std: [...]}"
+
+
+class Existing(Value):
+    """What a section may say of a model that exists: it is used as it is, head included, and nothing is trained."""
+
+    checkpoint: str | None = Field(None, examples=["teacher.pth"])
+    """A path to the whole weights of `model` (.safetensors or .pth): they are used as they are, nothing is trained."""
+    logits: str | None = Field(None, examples=["teacher.npz"])
+    """In place of a model: a path to what one says of the images, an .npz with `logits`; see The teacher you have."""
+    normalize: Literal["dataset", "imagenet"] | Normalize | None = Field(None, examples=["imagenet"])
+    """With `checkpoint` only: the pixels that it expects, `dataset`, `imagenet`, or `{mean:, std:}`, see normalize
+    below. Required where the file does not say it."""
+    classes: tuple[str, ...] | None = Field(None, examples=[("bees", "ants")])
+    """With `checkpoint` or `logits` only: the names of the classes in the file's order. Null: the data set's order."""
+
+    @field_validator("normalize", mode="before")
+    @classmethod
+    def _pixels_are_known(cls, normalize: Any) -> Any:
+        if normalize not in (None, "dataset", "imagenet") and not isinstance(normalize, dict | Normalize):
+            raise ValueError(f"{normalize!r} says nothing of pixels; valid: {_NORMALIZE}")
+        return Normalize.model_validate(normalize) if isinstance(normalize, dict) else normalize
+
+    @model_validator(mode="after")
+    def _one_thing_is_given(self) -> Self:
+        if self.checkpoint is not None and self.logits is not None:
+            raise ValueError("checkpoint and logits are both given; one of them is the model")
+        if self.normalize is not None and self.checkpoint is None:
+            raise ValueError(
+                "normalize is only for a checkpoint; logits need no pixels, and what is trained has its own"
+            )
+        if self.classes is not None and not self.exists:
+            raise ValueError("classes is only for a checkpoint or logits, whose order of classes may be another")
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: each class is named once")
+        return self
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a file in place of a training."""
+        return self.checkpoint is not None or self.logits is not None
+
+    @property
+    def place(self) -> str:
+        """The path of the file, as the space has it."""
+        return self.checkpoint or self.logits or ""
+
+    def given(self, digest: str) -> Given:
+        """What a stage says of it."""
+        file = Path(self.place).name
+        return Given(file=file, checkpoint=digest) if self.checkpoint else Given(file=file, logits=digest)
+
+
+LOGITS = "logits"  # what stands in the place of the teacher's model where there is none
+
+
+class Teacher(Training, Existing):
+    """Who is learned from. It learns from the labels alone, with seed 0; or it exists, as a checkpoint or logits."""
+
+    model: str | Choices | None = Field(None, examples=["mlp-1200"])
+    """Its model, required but with `logits`. `{choices: [...]}` searches it, to see what a larger teacher changes."""
     members: Integer | tuple[str, ...] | None = Field(None, examples=[3])
     """For the arms `ensemble`: how many teachers of that model there are, at least 2, or a list of their models."""
 
@@ -94,7 +167,7 @@ class Teacher(Training):
     @classmethod
     def _models_are_named(cls, model: Any) -> Any:
         for place, example in examples_of(Choices.model_validate(model) if isinstance(model, dict) else model):
-            if not isinstance(example, str):
+            if not isinstance(example, str) and model is not None:
                 raise ValueError(f"model{place} is {example!r}; expected a model spec such as mlp-1200")
         return model
 
@@ -108,22 +181,95 @@ class Teacher(Training):
             )
         return members
 
+    @model_validator(mode="after")
+    def _what_exists_is_not_trained(self) -> Self:
+        if self.logits is None and self.model is None:
+            raise ValueError("model is missing; expected a model spec such as mlp-1200, or logits: PATH")
+        if self.logits is not None and self.model is not None:
+            raise ValueError(f"model is {self.model!r} beside logits; logits are all that is known of their model")
+        if not self.exists:
+            return self
+        what = "checkpoint" if self.checkpoint else "logits"
+        for name in ("pretrained", "recipe", "members"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for a teacher that is trained; with {what} nothing is")
+        if isinstance(self.model, Choices):
+            raise ValueError("model has choices, but a checkpoint is of one model")
+        return self
+
     @property
     def models(self) -> tuple[str, ...]:
-        """All that a stage may train."""
+        """All that a stage may have."""
+        if self.logits is not None:
+            return (LOGITS,)
         named = self.members if isinstance(self.members, tuple) else ()
         return tuple(dict.fromkeys([*(str(example) for _, example in examples_of(self.model)), *named]))
+
+
+class GivenAssistant(Existing):
+    """An assistant that exists: in `assistants.models` in the place of a model's name."""
+
+    model: str | None = Field(None, examples=["mlp-200"])
+    """With `checkpoint`: the model, which is also its name in arms."""
+    name: str | None = Field(None, examples=["last-year"])
+    """With `logits`: its name in arms."""
+
+    @model_validator(mode="after")
+    def _has_one_name(self) -> Self:
+        if not self.exists:
+            raise ValueError("expected checkpoint: PATH or logits: PATH; a model that is trained is named alone")
+        needed, other = ("model", "name") if self.checkpoint else ("name", "model")
+        if getattr(self, needed) is None:
+            raise ValueError(
+                f"{needed} is missing; an assistant with {'checkpoint' if self.checkpoint else 'logits'} has one"
+            )
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other} is only for an assistant with {'logits' if self.checkpoint else 'checkpoint'}")
+        if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name is {self.name!r}; expected letters, digits, dots and dashes")
+        return self
+
+    @property
+    def called(self) -> str:
+        """Its name in arms."""
+        return self.name or self.model or ""
+
+
+def _kind_of_assistant(given: Any) -> str:
+    return "given-of" if isinstance(given, dict | GivenAssistant) else "named"
+
+
+Assistant = Annotated[
+    Annotated[str, Tag("named")] | Annotated[GivenAssistant, Tag("given-of")], Discriminator(_kind_of_assistant)
+]
 
 
 class Assistants(Distillation):
     """Models of a size between teacher and student; all of them share this section, and have seed 0."""
 
-    models: tuple[str, ...] = Field((), examples=[("mlp-200", "mlp-32")])
-    """Their models. Without `arms`, each of them gives an arm `takd:MODEL`."""
+    models: tuple[Assistant, ...] = Field((), examples=[("mlp-200", "mlp-32")])
+    """Their models; one that exists as `{model:, checkpoint:}` or `{name:, logits:}`, see an assistant that exists
+    below. Without `arms`, each of them gives an arm `takd:MODEL`."""
     temperature: Varied = Field(4.0, examples=[{"choices": [2, 8]}])
     """As for the student, when an assistant learns from the teacher or from a larger assistant."""
     lambda_: Varied = Field(0.7, alias="lambda", examples=[0.5])
     """As for the student."""
+
+    @model_validator(mode="after")
+    def _each_is_there_once(self) -> Self:
+        for name in self.names:
+            if self.names.count(name) > 1:
+                raise ValueError(f"models: {name} is there twice; arms name an assistant by its model, or its name")
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What arms call them."""
+        return tuple(each if isinstance(each, str) else each.called for each in self.models)
+
+    def existing(self, name: str) -> GivenAssistant | None:
+        """What is said of one that exists; None of one that is trained."""
+        return next((each for each in self.models if isinstance(each, GivenAssistant) and each.called == name), None)
 
 
 class Student(Distillation):

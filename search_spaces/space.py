@@ -16,6 +16,7 @@ from takd.search_spaces.sections import (
     CheckpointEvery,
     Confirm,
     Distillation,
+    Existing,
     Published,
     Resources,
     Student,
@@ -26,6 +27,7 @@ from takd.search_spaces.stage import (
     FRESH_SEED,
     MEMBER_SEEDS,
     DatasetFingerprint,
+    Given,
     Loss,
     Path,
     Recipe,
@@ -38,7 +40,7 @@ from takd.search_spaces.stage import (
 from takd.search_spaces.values import Flag, Integer, Value
 from takd.search_spaces.varied import Choices, Range, Scalar, Trial, examples_of
 
-# A stage's `pretrained` until its study starts; nothing can be trained with it.
+# A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
 UNRESOLVED = "unresolved"
 
 # Fields of a space that say nothing about what is searched.
@@ -107,7 +109,8 @@ class Space(Value):
     published: Published | None = Field(None, examples=[{"source": "a paper", "accuracy": {"kd": 72.57}}])
     """What a paper reports, to be printed beside the table of arms, see published below."""
     weights: dict[Role, dict[str, str]] = Field(default_factory=dict, examples=[{}])
-    """Not to be written by hand: the SHA-256 of pretrained weights by role and model, filled in when a study starts."""
+    """Not to be written by hand: the SHA-256 of pretrained weights, and of what is given, by role and model, filled in
+    when a study starts."""
 
     @model_validator(mode="before")
     @classmethod
@@ -129,7 +132,7 @@ class Space(Value):
 
     @model_validator(mode="after")
     def _arms_and_budget_fit(self) -> Self:
-        known = self.assistants.models
+        known = self.assistants.names
         for name in self.arms:
             for assistant in parse_arm(name).assistants:
                 if assistant not in known:
@@ -163,19 +166,29 @@ class Space(Value):
         return self
 
     def _soft_targets_of_every_view(self) -> None:
-        sections = [("assistants", self.assistants)] if any(arm.assistants for arm in self.all_arms) else []
-        if any(arm.distilled for arm in self.all_arms):
-            for place, section in (*sections, ("student", self.student)):
-                for _, upstream in [("teacher", self.teacher), *sections]:
-                    for own, theirs in itertools.product(section.view_recipes(), upstream.view_recipes()):
-                        try:
-                            check_views(own, theirs)
-                        except ValueError as error:
-                            raise ValueError(f"{place}.recipe: {error}") from None
+        models = {model for arm in self.all_arms for model in arm.assistants}
+        trained = any(self.assistants.existing(model) is None for model in models)
+        sections: list[tuple[str, Training]] = [("assistants", self.assistants)] if trained else []
+        if not any(arm.distilled for arm in self.all_arms):
+            return
+        upstream: list[tuple[Recipe, Given | None]] = [
+            (each, None) for _, own in sections for each in own.view_recipes()
+        ]
+        for existing in (self.teacher, *filter(None, map(self.assistants.existing, models))):
+            if existing.exists:
+                upstream.append((Recipe(), existing.given(UNRESOLVED)))
+        if not self.teacher.exists:
+            upstream += [(each, None) for each in self.teacher.view_recipes()]
+        for place, section in (*sections, ("student", self.student)):
+            for own, (theirs, given) in itertools.product(section.view_recipes(), upstream):
+                try:
+                    check_views(own, theirs, given)
+                except ValueError as error:
+                    raise ValueError(f"{place}.recipe: {error}") from None
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:
-        names = self.arms or ("labels", "kd", *(f"takd:{model}" for model in self.assistants.models))
+        names = self.arms or ("labels", "kd", *(f"takd:{model}" for model in self.assistants.names))
         return tuple(parse_arm(name) for name in names)
 
     @cached_property
@@ -185,33 +198,54 @@ class Space(Value):
 
     @property
     def digests(self) -> set[str]:
-        """Of all its pretrained weights, once a study has started."""
+        """Of all its pretrained weights, checkpoints and logits, once a study has started."""
         return {digest for by_model in self.weights.values() for digest in by_model.values()}
+
+    def existing(self, role: Role, model: str) -> Existing | None:
+        """What the space says of a model that exists; None of one that is trained."""
+        if role == "teacher":
+            return self.teacher if self.teacher.exists else None
+        return self.assistants.existing(model) if role == "assistant" else None
 
     def resources_of(self, role: Role) -> Resources:
         return self.resources.get(role, Resources())
 
     def identity(self) -> dict[str, Any]:
         """What may not change when a study goes on; budget, machine and words may."""
-        # Pretrained weights by what they are, not by where they were found.
-        places: Any = {role: {"pretrained"} for role in ("teacher", "assistants", "student")}
-        return self.model_dump(mode="json", exclude=places | dict.fromkeys(_CHANGEABLE, True))
+        # Weights by what they are, not by where they were found.
+        places: Any = {role: {"pretrained", "checkpoint", "logits"} for role in ("teacher", "assistants", "student")}
+        found = self.model_dump(mode="json", exclude=places | dict.fromkeys(_CHANGEABLE, True))
+        for model in found["assistants"]["models"]:
+            for place in ("checkpoint", "logits"):
+                if isinstance(model, dict):
+                    del model[place]
+        return found
 
     def varied(self, arm: Arm) -> dict[str, Choices | Range]:
         """The parameters a trial of this arm has, by the name they have in Optuna."""
         sections: list[tuple[str, Training]] = [("", self.student)]
-        if arm.distilled:
+        if teaches := self._learns_from_the_teacher(arm):
             sections.append(("teacher.", self.teacher))
-        if arm.assistants:
+        if any(self.assistants.existing(model) is None for model in self._chain(arm)):
             sections.append(("assistant.", self.assistants))
         found: dict[str, Any] = {"label_smoothing": self.student.label_smoothing} if arm.smoothed else {}
         for prefix, section in sections:
             if arm.distilled and isinstance(section, Distillation):
                 found |= {f"{prefix}temperature": section.temperature, f"{prefix}lambda": section.lambda_}
             found |= {f"{prefix}{name}": value for name, value in section.recipe.items()}
-        if arm.distilled and not (arm.ensemble and isinstance(self.teacher.members, tuple)):
+        if teaches and not (arm.ensemble and isinstance(self.teacher.members, tuple)):
             found["teacher.model"] = self.teacher.model
         return {name: value for name, value in found.items() if isinstance(value, Choices | Range)}
+
+    def _chain(self, arm: Arm) -> tuple[str, ...]:
+        """The assistants that the arm's path has: in a chain none before the last that exists, whoever taught it."""
+        exist = [place for place, model in enumerate(arm.assistants) if self.assistants.existing(model)]
+        return arm.assistants if arm.dense or not exist else arm.assistants[exist[-1] :]
+
+    def _learns_from_the_teacher(self, arm: Arm) -> bool:
+        """Whether anybody in the arm's path does."""
+        chain = self._chain(arm)
+        return arm.distilled and (arm.dense or not chain or self.assistants.existing(chain[0]) is None)
 
     def guaranteed(self) -> list[dict[str, Scalar]]:
         """The trials, in part or whole, that are run whatever the sampler thinks: the grid, or every arm's coverage.
@@ -274,7 +308,7 @@ class Space(Value):
             stage("teacher", model, self.teacher, seed=upstream_seed + member * MEMBER_SEEDS, upstream=())
             for model, member in self._teachers(arm, chosen)
         )
-        for model in arm.assistants:
+        for model in self._chain(arm):
             assistant = stage("assistant", model, self.assistants, seed=upstream_seed, upstream=upstream)
             upstream = (*upstream, assistant) if arm.dense else (assistant,)
         smoothing = self._value("label_smoothing", self.student.label_smoothing, chosen) if arm.smoothed else None
@@ -286,10 +320,12 @@ class Space(Value):
     def _teachers(self, arm: Arm, chosen: Mapping[str, Scalar]) -> list[tuple[str, int]]:
         """The models at the head of a path, each with its number among those that are alike."""
         members = self.teacher.members
-        if not arm.distilled:
+        if not self._learns_from_the_teacher(arm):
             return []
         if arm.ensemble and isinstance(members, tuple):
             return [(model, members[:place].count(model)) for place, model in enumerate(members)]
+        if self.teacher.exists:
+            return [(self.teacher.models[0], 0)]
         model = self._value("teacher.model", self.teacher.model, chosen)
         return [(model, member) for member in range(members if arm.ensemble and isinstance(members, int) else 1)]
 
@@ -310,6 +346,10 @@ class Space(Value):
         dataset: DatasetFingerprint,
         label_smoothing: float | None = None,
     ) -> Stage:
+        existing = self.existing(role, model)
+        if existing is not None:
+            given = existing.given(self.weights.get(role, {}).get(model, UNRESOLVED))
+            return Stage(role=role, dataset=dataset, model=model, recipe=Recipe(), seed=0, given=given)
         prefix = "" if role == "student" else f"{role}."
 
         def value(name: str, given: Any) -> Any:

@@ -24,6 +24,9 @@ Role = Literal["teacher", "assistant", "student"]
 Phase = Literal["search", "confirm"]
 ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
 
+# One seeded copy of the training images, `crop-flip 3`; None: the images as they are, which is view 0 of any kind.
+ViewName = str | None
+
 
 class DatasetFingerprint(Value):
     """Which examples a stage sees: content and split, not where the files are."""
@@ -139,6 +142,11 @@ class Recipe(Value):
         return given | {name: defaults[name] for name in missing}
 
     @property
+    def view_names(self) -> tuple[ViewName, ...]:
+        """The views that it trains on, by their numbers."""
+        return (None, *(f"{self.augment} {number}" for number in range(1, self.views or 1)))
+
+    @property
     def whole_epochs(self) -> float:
         """How many epochs of all layers cost as much: while the head alone trains, the rest has no backward pass.
 
@@ -214,8 +222,24 @@ class Loss(Value):
         return standardize or None
 
 
+class Given(Value):
+    """What exists in place of a training: a whole model, or what one says. Both as they are kept, by their SHA-256."""
+
+    file: str  # the name of the user's, for people: not in the key
+    checkpoint: str | None = None  # weights with their head, classes and pixels as the data set has them
+    logits: str | None = None  # by split, in the data set's order of images and classes
+
+    @property
+    def digest(self) -> str:
+        """Of the one that it has."""
+        return self.checkpoint or self.logits or ""
+
+
 class Stage(Value):
-    """Train one model: on labels alone, or also from the soft targets of its upstream stages."""
+    """Train one model: on labels alone, or also from the soft targets of its upstream stages.
+
+    One that is `given` is not trained: nothing of its recipe and seed is used.
+    """
 
     role: Role  # what it is for; not in the key, so that a path can use another path's result
     dataset: DatasetFingerprint
@@ -224,6 +248,7 @@ class Stage(Value):
     seed: Integer = Field(ge=0)
     upstream: tuple["Stage", ...] = ()
     pretrained: str | None = Field(None, description="SHA-256 of the weights it starts from; null: random ones")
+    given: Given | None = None
     loss: Loss | None = None
     temperature: Number | None = None
     lambda_: Number | None = Field(None, alias="lambda")
@@ -240,11 +265,13 @@ class Stage(Value):
         if self.lambda_ is not None and self.loss is not None:
             check_lambda(self.lambda_, self.loss.form)
         for upstream in self.upstream:
-            check_views(self.recipe, upstream.recipe)
+            check_views(self.recipe, upstream.recipe, upstream.given)
         return self
 
     def key_input(self) -> dict[str, Any]:
         """Everything that determines the result, as JSON; what is null is left out."""
+        if self.given:
+            return self._given_input(self.given)
         everything: dict[str, Any] = {
             "training_revision": TRAINING_REVISION,
             "dataset": self.dataset.model_dump(mode="json"),
@@ -257,6 +284,16 @@ class Stage(Value):
             "loss": self._loss_input(),
             "temperature": self.temperature,
             "lambda": self.lambda_,
+        }
+        return {name: value for name, value in everything.items() if value is not None}
+
+    def _given_input(self, given: Given) -> dict[str, Any]:
+        everything: dict[str, Any] = {
+            "training_revision": TRAINING_REVISION,
+            "dataset": self.dataset.model_dump(mode="json"),
+            "model": self.model if self.has_weights else None,
+            "checkpoint": given.checkpoint,
+            "logits": given.logits,
         }
         return {name: value for name, value in everything.items() if value is not None}
 
@@ -276,7 +313,13 @@ class Stage(Value):
         recipe = self.recipe.model_dump(mode="json", exclude={"learning_rate"})
         shared: list[Any] = [self.dataset.model_dump(mode="json"), self.model, self.pretrained, recipe]
         shared += [self._loss_input(), len(self.upstream)]
+        shared += [self.given.digest] if self.given else []
         return json.dumps(shared, sort_keys=True)
+
+    @property
+    def has_weights(self) -> bool:
+        """Or will have; of a stage that is given as logits these are all that is known."""
+        return self.given is None or self.given.logits is None
 
     @property
     def phase(self) -> Phase:
@@ -296,7 +339,7 @@ class Stage(Value):
             models.append("+".join(stage.model for stage in upstream))
             upstream = upstream[0].upstream
         distilled = f" T={self.temperature:.3g} λ={self.lambda_:.2g}" if self.upstream else ""
-        return f"{self.role} {' <- '.join(models)}{distilled} s{self.seed}"
+        return f"{self.role} {' <- '.join(models)}{distilled} {'given' if self.given else f's{self.seed}'}"
 
 
 def check_lambda(value: float, form: str) -> None:
@@ -306,11 +349,19 @@ def check_lambda(value: float, form: str) -> None:
         raise ValueError(f"lambda is {value}; a lambda is {valid}")
 
 
-def check_views(recipe: Recipe, upstream: Recipe) -> None:
+def check_views(recipe: Recipe, upstream: Recipe, given: Given | None = None) -> None:
     """Raises ValueError where a recipe has views that what it learns from has no soft targets of.
 
-    View 0 is the images as they are, so a recipe without views can learn from any.
+    View 0 is the images as they are, so a recipe without views can learn from any; and a given model says what is
+    asked of it, of any view.
     """
+    if recipe.augment and given and given.logits:
+        raise ValueError(
+            f"augment is {recipe.augment} with {recipe.views} views, but logits {given.file} are of the images as they "
+            "are; leave augment out, or give the model itself as checkpoint"
+        )
+    if given:
+        return
     if recipe.augment and (recipe.augment != upstream.augment or (recipe.views or 1) > (upstream.views or 1)):
         found = f"{upstream.augment} with {upstream.views}" if upstream.augment else "none"
         raise ValueError(

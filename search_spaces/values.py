@@ -69,4 +69,4 @@ def explain(error: ValidationError, source: str) -> InputError:
 
 
 _SCALARS = {"bool", "int", "float", "str", "none"}  # of a union: the reader named none of them
-_TAGS = {"fixed", "list-of", "choices-of", "range-of"}
+_TAGS = {"fixed", "list-of", "choices-of", "range-of", "named", "given-of"}

@@ -1,4 +1,4 @@
-"""Whether a space can run: the checks that need its models, its data and its pretrained weights. Trains nothing.
+"""Whether a space can run: the checks that need its models, its data and its weights. Trains nothing.
 
 A study's process calls `check` and `keep_pretrained` in another (`takd.study.apart`): they load torch.
 """
@@ -17,11 +17,13 @@ from takd.search_spaces import (
     Training,
     examples_of,
 )
+from takd.search_spaces.sections import LOGITS
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, load, transfer_set
 from takd.trainables.models.families import check_model, normalises_batches, parameters_of
+from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.store.storage import sha256
@@ -29,24 +31,41 @@ from takd.trainables.training.transfer import check_layer
 
 
 def check(space: Space, source: str, folder: StudyFolder) -> Checked:
-    """The space with the digests of its pretrained weights, its data, and warnings about sizes; raises InputError."""
+    """The space with the digests of its weights, its data, and warnings about sizes; raises InputError."""
     dataset, warnings = check_space(space, source)
     largest = max(dataset.class_counts["validation"])
     return Checked(with_weights(space, dataset, source, folder), dataset.fingerprint, largest, warnings)
 
 
 def keep_pretrained(space: Space, source: str, folder: StudyFolder) -> None:
-    """Puts pretrained weights whose digests a checked space has below the root, those that are not there."""
+    """Puts weights whose digests a checked space has below the root, those that are not there: also what is given."""
     dataset, store = load(space.dataset), folder.artifacts
     for role, section, model in _roles(space):
         digest = space.weights.get(role, {}).get(model)
         if digest is not None and not store.has_pretrained(digest):
-            content = canonical_weights(model, str(section.pretrained), dataset.image_shape, len(dataset.classes))
+            content = _content(space, role, section, model, dataset)
+            assert content is not None
             if sha256(content) != digest:
-                raise InputError(
-                    f"{source}: pretrained {section.pretrained}: changed while the study started; run again"
-                )
+                what = _place(space, role, section, model)
+                raise InputError(f"{source}: {what}: changed while the study started; run again")
             store.keep_pretrained(content)
+
+
+def _place(space: Space, role: Role, section: Training, model: str) -> str:
+    """What an error calls a file of weights."""
+    existing = space.existing(role, model)
+    if existing is None:
+        return f"pretrained {section.pretrained}"
+    return f"{'checkpoint' if existing.checkpoint else 'logits'} {existing.place}"
+
+
+def _content(space: Space, role: Role, section: Training, model: str, dataset: Dataset) -> bytes | None:
+    """What is kept of a model's weights; None of one that starts from random ones."""
+    if existing := space.existing(role, model):
+        return canonical_given(existing, model, dataset)
+    if section.pretrained is None:
+        return None
+    return canonical_weights(model, section.pretrained, dataset.image_shape, len(dataset.classes))
 
 
 def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
@@ -55,19 +74,21 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
         dataset = load(space.dataset)
         used = {(stage.role, stage.model): stage for stage, *_ in stages_by_model(space, dataset)}
         for who, section, model in _roles(space):  # also what no arm uses
+            if (existing := space.existing(who, model)) and existing.logits is not None:
+                continue
             stage = used.get((who, model))
             dropout = stage.recipe.dropout if stage else None
             try:
                 module = check_model(model, dataset.image_shape, len(dataset.classes), dropout)
             except InputError as error:
                 raise InputError(f"{who}: {error}") from None
-            if stage:
+            if stage and not stage.given:
                 _check_layers(stage, module, section)
         for role, part in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
             _check_transfer_sets(role, part, dataset)
             _check_augmentation(role, part, dataset)
-        for _, section, model in _roles(space):
-            if section.pretrained is not None:
+        for role, section, model in _roles(space):
+            if section.pretrained is not None and not space.existing(role, model):
                 check_takes_pretrained(model)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
@@ -97,7 +118,7 @@ def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
     """Every role with its section and each model it may have."""
     sections: list[tuple[Role, Training, Sequence[str]]] = [
         ("teacher", space.teacher, space.teacher.models),
-        ("assistant", space.assistants, space.assistants.models),
+        ("assistant", space.assistants, space.assistants.names),
         ("student", space.student, [space.student.model]),
     ]
     for role, section, models in sections:
@@ -105,26 +126,30 @@ def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
 
 
 def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolder) -> Space:
-    """The space with the digests of its pretrained weights; writes nothing.
+    """The space with the digests of its weights, pretrained and given; writes nothing.
 
     Where weights are gone from this machine, those that the study was started with will do if the root has them.
     """
     found: dict[Role, dict[str, str]] = {}
     for role, section, model in _roles(space):
-        if section.pretrained is not None:
-            try:
-                content = canonical_weights(model, section.pretrained, dataset.image_shape, len(dataset.classes))
-                digest = sha256(content)
-            except MissingWeightsError as error:
-                search = find_search(folder)
-                known = search.space.weights.get(role, {}).get(model) if search else None
-                if known is None or not folder.artifacts.has_pretrained(known):
-                    raise InputError(f"{source}: {error}") from None
-                digest = known
-            except InputError as error:
-                raise InputError(f"{source}: {error}") from None
+        try:
+            content = _content(space, role, section, model, dataset)
+            digest = sha256(content) if content is not None else None
+        except MissingWeightsError as error:
+            search = find_search(folder)
+            digest = search.space.weights.get(role, {}).get(model) if search else None
+            if digest is None or not folder.artifacts.has_pretrained(digest):
+                raise InputError(f"{source}: {_named(space, role, model)}{error}") from None
+        except InputError as error:
+            raise InputError(f"{source}: {_named(space, role, model)}{error}") from None
+        if digest is not None:
             found.setdefault(role, {})[model] = digest
     return space.model_copy(update={"weights": found})
+
+
+def _named(space: Space, role: Role, model: str) -> str:
+    """Before an error of a file that is given: whose it is."""
+    return f"{role}: " if space.existing(role, model) else ""
 
 
 def _check_augmentation(role: str, section: Training, dataset: Dataset) -> None:
@@ -170,11 +195,14 @@ def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
     def parameters(model: str) -> int:
         return parameters_of(model, dataset.image_shape, len(dataset.classes))
 
-    teacher = min(space.teacher.models, key=parameters)
-    student = parameters(space.student.model)
-    silence = "allow_any_size: true silences this"
-    for model in space.assistants.models:
-        if parameters(model) >= parameters(teacher):
+    student, silence = parameters(space.student.model), "allow_any_size: true silences this"
+    known = [model for model in space.teacher.models if model != LOGITS]  # of logits no size is known
+    teacher = min(known, key=parameters, default=None)
+    for model in space.assistants.names:
+        existing = space.assistants.existing(model)
+        if existing and existing.logits is not None:
+            continue
+        if teacher and parameters(model) >= parameters(teacher):
             yield f"assistants.models: {model} is no smaller than the teacher {teacher}; {silence}"
         if parameters(model) <= student:
             yield f"assistants.models: {model} is no larger than the student {space.student.model}; {silence}"

@@ -1,7 +1,7 @@
 """The confirm phase: the chosen configurations from fresh seeds, and the one look at the test split."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from takd.study.results import TEST, read_test
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.families import build
 from takd.trainables.models.pretrained import restore
-from takd.trainables.store.artifacts import WEIGHTS
+from takd.trainables.store.artifacts import LOGITS, WEIGHTS, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.losses import measure
@@ -29,25 +29,28 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
 
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
     (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
-    probabilities; none where a teacher has no weights), `test_reliability` (by bin of confidence: mean confidence,
-    accuracy, count). With two classes, of which the second is the positive one, also those of `binary_metrics`, at the
-    threshold of the best F1 on validation.
+    probabilities; none where it is not known what a teacher says of these images), `test_reliability` (by bin of
+    confidence: mean confidence, accuracy, count). With two classes, of which the second is the positive one, also those
+    of `binary_metrics`, at the threshold of the best F1 on validation. A given teacher whose logits leave out the test
+    images has none.
     """
     known, new = read_test(folder), {stage.key: stage for stage in stages}
     dataset = load_for(stages[0].dataset)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
-    there = {key: each for key, each in teachers.items() if key in new or folder.artifacts.has(key, {WEIGHTS})}
-    logits = predict_stages(folder, [*(new | there).values()], dataset, split.images)
+    there = {key: each for key, each in teachers.items() if folder.artifacts.has(key, needed_files(each))}
+    logits = _logits_of(folder, (new | there).values(), dataset, "test", split.images)
     chosen_on = dataset.validation if len(dataset.classes) == 2 else None
-    validation = predict_stages(folder, [*new.values()], dataset, chosen_on.images) if chosen_on else {}
+    validation = _logits_of(folder, new.values(), dataset, "validation", chosen_on.images) if chosen_on else {}
     for key, stage in new.items():
-        known[key] = measure_logits(logits[key], split.labels)
-        if chosen_on:
+        known[key] = measure_logits(logits[key], split.labels) if key in logits else {}  # not asked for again
+        if chosen_on and key in logits and key in validation:
             threshold = best_threshold(positive_scores(validation[key]), chosen_on.labels.numpy() == 1)
             known[key] |= binary_metrics(positive_scores(logits[key]), split.labels.numpy() == 1, threshold)
         above = _teachers_of(stage)
-        if above and all(each.key in logits for each in above):
+        if (
+            above and key in logits and all(each.key in logits for each in above)
+        ):  # else it is not known what they say of these images
             taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
             agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
@@ -84,6 +87,18 @@ def reliability(confidence: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]
 def _teachers_of(stage: Stage) -> list[Stage]:
     """The teacher at the head of the path, or the members of the ensemble there; none of a stage on labels alone."""
     return [each for each in Path(arm="", student=stage).stages if not each.upstream and each != stage]
+
+
+def _logits_of(
+    folder: StudyFolder, stages: Iterable[Stage], dataset: Dataset, split: str, images: Tensor
+) -> dict[str, Tensor]:
+    """By key `[classes, n]` what stages say of a split's images; of those known by logits alone what these have of it."""
+    stages, found = list(stages), {}
+    for stage in stages:
+        if not stage.has_weights:
+            given = safetensors.torch.load(folder.artifacts.read(stage.key, LOGITS)).get(split)
+            found |= {} if given is None else {stage.key: given.t()}
+    return found | predict_stages(folder, [each for each in stages if each.has_weights], dataset, images)
 
 
 def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:

@@ -12,10 +12,11 @@ import yaml
 
 from takd.search_spaces import InputError, Space, space_from
 from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
+from takd.trainables.store.derived import DERIVED
 from takd.trainables.store.storage import Storage, cache_folder, open_storage
 
 ROOT = "runs"
-_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED)
+_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED)
 
 
 @dataclass(frozen=True)

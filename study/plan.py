@@ -33,6 +33,7 @@ class PlannedStages:
     cached: int
     seconds: float  # to train one, estimated
     cpu: int
+    given: bool = False  # nothing is trained
 
 
 def print_plan(space: Space, source: str, folder: StudyFolder, console: Console) -> None:
@@ -57,7 +58,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     for column in ("role", "model", "stages", "cached", "s each", "CPUs"):
         table.add_column(column, justify="left" if column in ("role", "model") else "right")
     for row in planned:
-        table.add_row(row.role, row.model, str(row.number), str(row.cached), f"{row.seconds:.3g}", str(row.cpu))
+        cached = "given" if row.given else str(row.cached)
+        table.add_row(row.role, row.model, str(row.number), cached, f"{row.seconds:.3g}", str(row.cpu))
     console.print(table)
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
@@ -75,6 +77,9 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
         stage = stages[0]
         cpu = min(space.resources_of(stage.role).cpu, threads)
         number, cached = len(stages), sum(store.has(each.key, needed_files(each)) for each in stages)
+        if stage.given:
+            planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given=True))
+            continue
         if stage.role == "student":
             confirming = space.confirm.seeds * len(space.all_arms) if space.confirm else 0
             number, cached = max(0, space.budget - asked) * space.seeds + confirming, 0

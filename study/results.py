@@ -37,7 +37,7 @@ TRIALS = pa.schema(
         ("temperature", pa.float64()),
         ("lambda", pa.float64()),
         ("learning_rate", pa.float64()),
-        ("examples", pa.int64()),  # size of the transfer set
+        ("examples", pa.int64()),  # size of the transfer set; 0 of what is given
         ("seed", pa.int32()),
         ("stage_key", pa.string()),
         ("status", pa.string()),  # done, failed, pruned or unfinished
@@ -185,9 +185,9 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
         "upstream_models": [upstream.model for upstream in stage.upstream],
         "temperature": stage.temperature,
         "lambda": stage.lambda_,
-        "learning_rate": stage.recipe.learning_rate,
-        "examples": stage.recipe.examples or stage.dataset.sizes["train"],
-        "whole_epochs": stage.recipe.whole_epochs,
+        "learning_rate": None if stage.given else stage.recipe.learning_rate,
+        "examples": 0 if stage.given else stage.recipe.examples or stage.dataset.sizes["train"],
+        "whole_epochs": 0.0 if stage.given else stage.recipe.whole_epochs,
         "seed": stage.seed,
         "stage_key": stage.key,
     }
@@ -224,7 +224,7 @@ def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]
         "study": study,
         "stage_key": description["key"],
         "role": outcome["role"],
-        "model": description["input"]["model"],
+        "model": description["input"].get("model"),  # of logits there is none, and no epoch either
     }
     return (about | epoch for epoch in outcome["epochs"])
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 
 from takd.analysis.tables import best_configurations
-from takd.search_spaces import InputError, Space, Stage
+from takd.search_spaces import InputError, Space, Stage, ViewName
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions
@@ -27,7 +27,7 @@ from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
-from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
+from takd.trainables.store.artifacts import ArtifactStore, needed_files
 from takd.trainables.store.storage import FULL
 
 log = logging.getLogger("takd")
@@ -129,8 +129,7 @@ def _unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
     new = [each for key, each in students.items() if key not in known and store.has(key, needed_files(each))]
     ended = {*known, *(each.key for each in new)}
     taught_by = {each.key: each for path in paths if path.student.key in ended for each in path.stages[:-1]}
-    # What has no weights can't be measured: who is known by logits alone.
-    return new + [each for key, each in taught_by.items() if key not in known and store.has(key, {WEIGHTS})]
+    return new + [each for key, each in taught_by.items() if key not in known and store.has(key, needed_files(each))]
 
 
 def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
@@ -187,7 +186,7 @@ def _train(
         if options.address is None:
             raise InputError(lacking)
         console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
-    graph = StageGraph(find_artifact(folder.artifacts))
+    graph = StageGraph(InStore(folder.artifacts))
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
@@ -206,7 +205,7 @@ def _train(
     print_use(searcher.workers, searcher.use, console)
     if profile:
         profile.workers, profile.use = searcher.workers, searcher.use
-    trained = sum(counts["done"] for counts in graph.counts.values())
+    trained = sum(node.trained for node in graph.nodes.values())
     return RunResult(finished=not search.is_open, trained=trained, profile=profile)
 
 
@@ -216,6 +215,14 @@ def _start_ray(options: RunOptions) -> int:
     return start_ray(options.slots, options.address)
 
 
-def find_artifact(store: ArtifactStore) -> Callable[[Stage], Description | None]:
-    """Looks a stage up in the store."""
-    return lambda stage: store.check(stage.key, needed_files(stage))
+@dataclass(frozen=True)
+class InStore:
+    """What a study graph asks of the artifact store."""
+
+    store: ArtifactStore
+
+    def artifact(self, stage: Stage) -> Description | None:
+        return self.store.check(stage.key, needed_files(stage))
+
+    def lacking(self, stage: Stage, description: Description, views: Collection[ViewName]) -> Collection[ViewName]:
+        return self.store.lacking(stage, description, views)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from takd.search_spaces import InputError, Space, Stage, load_space
+from takd.search_spaces import InputError, Space, Stage, ViewName, load_space
 from takd.study.apart import begin
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.options import CHECK, Mode, RunOptions
@@ -238,10 +238,22 @@ class Study:
         """
         import numpy as np
 
-        from takd.trainables.store.artifacts import SOFT_TARGETS
+        from takd.trainables.store.artifacts import needed_files
 
-        stage = self._stage(stage_key)
-        return np.stack(self._left(stage, SOFT_TARGETS, lambda: self.folder.artifacts.soft_targets(stage.key)))
+        stage, store = self._stage(stage_key), self.folder.artifacts
+        [file] = needed_files(stage)
+        logits = self._left(stage, file, lambda: store.soft_targets(stage, self._views_of(stage)))
+        return np.stack(logits)
+
+    def _views_of(self, stage: Stage) -> list[ViewName]:
+        """In which others learn from it; raises InputError where nobody does."""
+        learn = [each for each in self.stages.values() if stage.key in [upstream.key for upstream in each.upstream]]
+        if not learn:
+            raise InputError(
+                f"study {self.name}: stage {stage.key[:12]} ({stage.name}) has no soft targets: nothing learns from it"
+            )
+        own = {view for each in learn for view in each.recipe.view_names} if stage.given else {*stage.recipe.view_names}
+        return sorted(own, key=lambda view: int((view or "0").rpartition(" ")[2]))
 
     def write_results(self) -> None:
         """Writes the tables as Parquet and the figure below the root, as a run does when it ends."""
@@ -277,10 +289,10 @@ class Study:
             reason = f": {own['error']}" if own["error"] else ""
             raise InputError(f"{about} has left nothing: it is {own['status']}{reason}")
         if file not in description["files"]:
-            raise InputError(f"{about} has no {file}: nothing learns from it")
+            raise InputError(f"{about} has no {file}: logits are all that is known of it")
         try:
             return read()
         except InputError:
             raise
         except (FileNotFoundError, ValueError) as error:
-            raise InputError(f"{about}: {error}; `takd run` trains it again") from None
+            raise InputError(f"{about}: {error}; `takd run` makes it again") from None

@@ -33,7 +33,7 @@ from takd.study.checks import check_space
 from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.options import RunOptions
-from takd.study.run import RunResult, find_artifact, run_study
+from takd.study.run import InStore, RunResult, run_study
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import Search, create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
@@ -225,6 +225,16 @@ def run(folder: StudyFolder, space: Space, wandb: Any = "disabled", workers: boo
     return Study(folder, space, result, console.export_text())
 
 
+@dataclass(frozen=True)
+class Found:
+    """In the place of the artifact store: descriptions by a test's own function, and all soft targets."""
+
+    artifact: Callable[[Stage], Any] = lambda stage: None
+
+    def lacking(self, stage: Stage, description: Any, views: Any) -> list[Any]:
+        return []
+
+
 class Watcher:
     """An observer that notes what starts and calls a test's own functions."""
 
@@ -260,7 +270,7 @@ def run_watched(
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     search = create_search(folder, space, dataset.fingerprint)
-    graph = StageGraph(find_artifact(folder.artifacts))
+    graph = StageGraph(InStore(folder.artifacts))
     searcher = PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop())
     (run_stages if workers else train_here)(searcher)
     return search, graph

@@ -22,6 +22,8 @@ from takd.search_spaces.sections import (
     Assistants,
     CheckpointEvery,
     Confirm,
+    GivenAssistant,
+    Normalize,
     Published,
     Resources,
     Student,
@@ -38,6 +40,8 @@ SECTIONS: Mapping[str, type[Value]] = {
     "The space": Space,
     "teacher": Teacher,
     "assistants": Assistants,
+    "An assistant that exists": GivenAssistant,
+    "normalize": Normalize,
     "student": Student,
     "recipe": Recipe,
     "loss": Loss,
@@ -51,7 +55,7 @@ SECTIONS: Mapping[str, type[Value]] = {
 }
 VARIED = "plain value, choice or range"
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
-PLURALS = {"text": "text", "number": "numbers", "plain value": "plain values"}
+PLURALS = {"text": "text", "number": "numbers", "plain value": "plain values", "section": "sections"}
 
 
 def reference() -> str:
@@ -142,7 +146,7 @@ def kinds_of(annotation: Any) -> list[str]:
     if origin is Literal:
         return [f"`{part}`" for part in parts]
     if origin is tuple:
-        return [f"list of {PLURALS[kinds_of(parts[0])[0]]}"]
+        return [f"list of {' or '.join(PLURALS[kind] for kind in kinds_of(parts[0]))}"]
     if origin is dict:
         by = "role" if parts[0] == Role else "name"
         return ["section"] if parts[1] == Varied else [f"{' or '.join(kinds_of(parts[1]))} by {by}"]

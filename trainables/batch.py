@@ -1,25 +1,23 @@
 """Stages that train side by side: from what the artifact store has of them to their artifacts there. Knows no Ray."""
 
 import logging
-import os
-import platform
-import socket
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from takd.search_spaces import Stage
+from takd.search_spaces import Stage, ViewName
 from takd.trainables.datasets.dataset import load_for
-from takd.trainables.models.families import library_of, size_of
+from takd.trainables.derivation import publish_soft_targets
 from takd.trainables.models.pretrained import read_weights
-from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS, ArtifactStore, needed_files, soft_targets_file
+from takd.trainables.outcome import describe_outcome
+from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
+from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.lanes import Lane
 from takd.trainables.training.loop import StageTraining, Trained
@@ -104,7 +102,10 @@ class StageBatch:
             return None
 
     def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
-        upstream = [[_soft_targets(self.store, each.key) for each in stage.upstream] for stage in stages]
+        views = stages[0].recipe.view_names
+        upstream = [
+            [_soft_targets(self.store, each.model_dump_json(), views) for each in stage.upstream] for stage in stages
+        ]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
         return StageTraining(stages, load_for(stages[0].dataset), upstream, self.device, pretrained)
@@ -146,31 +147,24 @@ class StageBatch:
         _side_by_side(publish, self.training.finish() if self.training else [])
 
     def _publish_one(self, lane: Lane, trained: Trained) -> None:
-        stage, dataset = lane.stage, load_for(lane.stage.dataset)
-        size = size_of(stage.model, dataset.image_shape, len(dataset.classes))
-        outcome = {
-            "name": stage.name,
-            "role": stage.role,
-            "metrics": {"validation": {"accuracy": trained.selected.val_accuracy, "loss": trained.selected.val_loss}},
-            "selected_epoch": trained.selected.epoch,
-            "epochs": [asdict(each) for each in lane.epochs],
-            "train_seconds": sum(each.seconds for each in lane.epochs),
-            "soft_targets_seconds": trained.soft_targets_seconds,
-            "parameters": size.parameters,
-            "flops_per_image": size.flops,
-            "device": torch.cuda.get_device_name() if self.device == "cuda" else platform.machine(),
-            "threads": self.threads,
-            "lanes": len(self.training.lanes) if self.training else 1,
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__} | library_of(stage.model),
-            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "origin": self.origin[stage.key],
-        }
-        files = {WEIGHTS: safetensors.torch.save(trained.weights)}
-        if trained.soft_targets is not None:
-            files[SOFT_TARGETS] = soft_targets_file(trained.soft_targets.numpy())
-        self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, files)
+        stage, weights = lane.stage, safetensors.torch.save(trained.weights)
+        outcome = describe_outcome(
+            stage,
+            load_for(stage.dataset),
+            self.device,
+            self.threads,
+            self.origin[stage.key],
+            metrics={"validation": {"accuracy": trained.selected.val_accuracy, "loss": trained.selected.val_loss}},
+            selected_epoch=trained.selected.epoch,
+            epochs=[asdict(each) for each in lane.epochs],
+            train_seconds=sum(each.seconds for each in lane.epochs),
+            soft_targets_seconds=trained.soft_targets_seconds,
+            lanes=len(self.training.lanes) if self.training else 1,
+        )
+        if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
+            logits = dict(zip(stage.recipe.view_names, trained.soft_targets.numpy(), strict=True))
+            publish_soft_targets(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)
+        self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, {WEIGHTS: weights})
         if self.checkpointed:
             self.store.drop_checkpoint(stage.key)
 
@@ -202,5 +196,6 @@ def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _soft_targets(store: ArtifactStore, key: str) -> ByView:
-    return store.soft_targets(key)
+def _soft_targets(store: ArtifactStore, stage: str, views: tuple[ViewName, ...]) -> ByView:
+    """Of a stage, as JSON, by the numbers of the views."""
+    return store.soft_targets(Stage.model_validate_json(stage), views)

@@ -30,8 +30,9 @@ class StageTrainable(tune.Trainable):
 
     Teacher, assistant and student differ in data, not in code.
 
-    config: `root`, `cpu` and `gpu`. The lists come one at a time by `assign`, between two steps; each has `stages` (of
-    one shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
+    config: `root`, `cpu` and `gpu`. The lists come one at a time by `assign`, between two steps; each has `work`
+    (`train`; or `derive` what is learned from stages whose weights exist, in their `views` by key), `stages` (of one
+    shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
     many at once as go fastest), `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is
     asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`).
 
@@ -67,6 +68,8 @@ class StageTrainable(tune.Trainable):
             return NOTHING | {"node": context.get_node_id(), "actor": context.current_actor}
         if not self.given:
             return self._wait()
+        if self.given["work"] == "derive":
+            return self._derive()
         if self.batch is None:
             self.batch = self._begin()
             if self.batch.ended:
@@ -99,6 +102,22 @@ class StageTrainable(tune.Trainable):
         stages = [Stage.model_validate(stage) for stage in given["stages"]]
         self.checkpointed_at = time.monotonic()
         return StageBatch(stages, self.store, self.threads, given["measure_width"], given["origin"])
+
+    def _derive(self) -> dict[str, Any]:
+        from takd.trainables.derivation import derive
+
+        given, self.given, self.wait_seconds = self.given, {}, 0.0
+        states: list[dict[str, Any]] = []
+        for stage in map(Stage.model_validate, given["stages"]):
+            state: dict[str, Any] = {"key": stage.key, "state": "done", "reason": None, "epochs": []}
+            try:
+                derive(stage, given["views"][stage.key], self.store, self.threads, given["origin"][stage.key])
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                state |= {"state": "no room", "reason": f"{self.store.root}: {error.strerror}"}
+            states.append(state)
+        return {"stages": states, "width": None, "idle": True}
 
     def _train_for_a_while(self, batch: "StageBatch") -> None:
         started = time.monotonic()

@@ -110,14 +110,15 @@ def _stage(student: Student, stage: Stage) -> dict[str, Any]:
         "model": stage.model,
         "key": stage.key,
         "key_input": stage.key_input(),
-        "parameters": size_of(stage.model, student.dataset.image_shape, len(student.dataset.classes)).parameters,
+        "parameters": _parameters(student, stage),
+        "given": {"file": stage.given.file, "sha256": stage.given.digest} if stage.given else None,
         "learned_from": [each.model for each in stage.upstream],
         "temperature": stage.temperature,
         "lambda": stage.lambda_,
         "loss": stage.loss.form if stage.loss else "cross-entropy",
-        "seed": stage.seed,
-        "epochs": stage.recipe.epochs,
-        "examples": stage.recipe.examples or stage.dataset.sizes["train"],
+        "seed": None if stage.given else stage.seed,
+        "epochs": None if stage.given else stage.recipe.epochs,
+        "examples": None if stage.given else stage.recipe.examples or stage.dataset.sizes["train"],
         "validation_accuracy": validation.get("accuracy"),
         "train_seconds": outcome.get("train_seconds"),
     }
@@ -126,6 +127,13 @@ def _stage(student: Student, stage: Stage) -> dict[str, Any]:
 def _outcome(student: Student, stage: Stage) -> Mapping[str, Any]:
     found: Mapping[str, Any] = student.descriptions.get(stage.key, {}).get("outcome", {})
     return found
+
+
+def _parameters(student: Student, stage: Stage) -> int | None:
+    """Of a stage's model; not known where its logits are all that is."""
+    if not stage.has_weights:
+        return None
+    return size_of(stage.model, student.dataset.image_shape, len(student.dataset.classes)).parameters
 
 
 def _validation(student: Student) -> dict[str, Any]:
@@ -310,21 +318,27 @@ def _path(card: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|---:|---|---:|---:|---|---:|---:|---:|---:|---:|---|"
     for stage in card["path"]:
         numbers = ["-" if stage[name] is None else f"{stage[name]:g}" for name in ("temperature", "lambda")]
-        accuracies = [stage[f"{split}_accuracy"] for split in ("validation", "test")]
+        accuracies, given = [stage[f"{split}_accuracy"] for split in ("validation", "test")], stage["given"]
+        trained = [stage["loss"], str(stage["seed"]), str(stage["epochs"])]
         cells = (
             stage["role"],
             f"`{stage['model']}`",
-            f"{stage['parameters']:,}",
-            " + ".join(["labels", *stage["learned_from"]]),
+            "not known" if stage["parameters"] is None else f"{stage['parameters']:,}",
+            "given" if given else " + ".join(["labels", *stage["learned_from"]]),
             *numbers,
-            stage["loss"],
-            str(stage["seed"]),
-            str(stage["epochs"]),
-            f"{stage['examples']:,}",
-            *("-" if accuracy is None else f"{100 * accuracy:.2f} %" for accuracy in accuracies),
+            *(["-"] * 3 if given else trained),
+            "-" if given else f"{stage['examples']:,}",
+            *("not known" if accuracy is None else f"{100 * accuracy:.2f} %" for accuracy in accuracies),
             f"`{stage['key'][:12]}`",
         )
         yield f"| {' | '.join(cells)} |"
+    for stage in card["path"]:
+        if given := stage["given"]:
+            yield ""
+            yield _paragraph(
+                f"The {stage['role']} `{stage['model']}` existed before, as `{given['file']}`: the study keeps what it",
+                f"uses of that under the SHA-256 `{given['sha256']}`.",
+            )
     yield f"\nEverything that determined a stage is in `{CARD}`; its key is the SHA-256 of that."
 
 

@@ -1,19 +1,32 @@
-"""The study graph: which stages the proposed paths need, each once, and which may train now. No Ray, no Optuna."""
+"""The study graph: which stages the proposed paths need, each once, and which may train now. No Ray, no Optuna.
+
+A stage that others learn from needs, beside its weights, its soft targets in their views. Where the weights exist and
+these don't (a student that is needed as an assistant, a given teacher), it becomes ready once more, to be derived from.
+"""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from takd.search_spaces import ROLES, Path, Role, Stage
+from takd.search_spaces import ROLES, Path, Role, Stage, ViewName
 from takd.search_spaces.stage import Phase
 
 State = Literal["waiting", "ready", "running", "done", "failed", "pruned"]
 STATES: tuple[State, ...] = ("waiting", "ready", "running", "done", "failed", "pruned")
 ENDED: tuple[State, ...] = ("done", "failed", "pruned")
 
+Work = Literal["train", "derive"]
+
 Description = Mapping[str, Any]  # an artifact's stage.json
+
+
+class Find(Protocol):
+    """Looks into the artifact store: what a finished stage left, and the views that nobody can learn from it in yet."""
+
+    def artifact(self, stage: Stage) -> Description | None: ...
+    def lacking(self, stage: Stage, description: Description, views: Collection[ViewName]) -> Collection[ViewName]: ...
 
 
 @dataclass(frozen=True)
@@ -49,12 +62,24 @@ class Node:
     cached: bool = False  # its artifact was there before this run of the study needed it
     epoch: int = 0  # the last that was reported
     failures: int = 0  # workers that died while they trained it alone
-    promoted: bool = False  # from student, while a worker trained it as one
+    trained: bool = False  # in this run of the study
+    views: set[ViewName] = field(default_factory=set)  # in which others are to learn from it
+    there: set[ViewName] = field(default_factory=set)  # of these, those whose soft targets were found
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
     description: Description | None = None
     uses: set[int] = field(default_factory=set)  # proposals
     arms: set[str] = field(default_factory=set)  # whose student it is; nearly always one
+
+    @property
+    def work(self) -> Work:
+        """What a worker has to do for it."""
+        return "derive" if self.description is not None or self.stage.given else "train"
+
+    @property
+    def shown(self) -> str:
+        """Its state among `counts`."""
+        return "cached" if self.cached and self.state == "done" else self.state
 
     def forget_epochs(self) -> None:
         """Its metrics by epoch have been told to whom they concern: of ten thousand stages they would fill memory."""
@@ -74,16 +99,16 @@ class Group(NamedTuple):
     phase: Phase  # of the search alone are weak students ended early
     shape: str
     most_lanes: int | None
+    work: Work = "train"
 
 
 class StageGraph:
     """Paths go in, stages come out when all they learn from exists; what is done twice is done once.
 
-    `find` looks up a finished stage's description in the artifact store. `counts` has stages by role and state, those
-    found done as `cached`.
+    `counts` has stages by role and state, those found done as `cached`.
     """
 
-    def __init__(self, find: Callable[[Stage], Description | None]) -> None:
+    def __init__(self, find: Find) -> None:
         self.find = find
         self.counts: dict[str, dict[str, int]] = {role: dict.fromkeys((*STATES, "cached"), 0) for role in ROLES}
         self._ready: dict[str, dict[Group, deque[Node]]] = {role: {} for role in ROLES}
@@ -106,7 +131,7 @@ class StageGraph:
         # The stages it learns from are those of other nodes: one object each, however many learn from them.
         shared = tuple(self.nodes[each.key].stage for each in stage.upstream)
         stage = stage.model_copy(update={"upstream": shared})
-        description = self.find(stage)
+        description = self.find.artifact(stage)
         node = self.nodes[stage.key] = Node(stage, first_use, description=description, cached=description is not None)
         node.forget_epochs()
         self.counts[stage.role]["waiting"] += 1
@@ -115,29 +140,47 @@ class StageGraph:
         if node.cached:
             self._set_state(node, "done")
         else:
-            self._look_upstream(node)
+            self._open(node)
         return node
 
     def _promote(self, node: Node, role: Role) -> None:
-        """Others are to learn from what was a student alone: where it left no soft targets, it trains again."""
-        self.counts[node.stage.role]["cached" if node.cached else node.state] -= 1
-        group = self._group(node)
-        queue = self._ready["student"].get(group, deque())
-        queued = node.state == "ready" and node in queue
-        if queued:
-            queue.remove(node)
-            if not queue:
-                del self._ready["student"][group]
-        node.promoted = node.state == "running" or (node.state == "ready" and not queued)
+        """Others are to learn from what was a student alone, which they do from its weights: it keeps these."""
+        queued = self._unqueue(node)
         node.stage = node.stage.model_copy(update={"role": role})
-        if node.state == "done":
-            node.description = self.find(node.stage)
-        again = queued or node.state == "pruned" or (node.state == "done" and node.description is None)
-        if again:
-            node.state, node.cached = "waiting", False
-        self.counts[role]["cached" if node.cached else node.state] += 1
-        if again:
-            self._look_upstream(node)
+        self.counts["student"][node.shown] -= 1
+        self.counts[role][node.shown] += 1
+        if node.state == "pruned":
+            self._set_state(node, "waiting")
+            self._open(node)
+        elif queued:
+            self._set_state(node, "ready")
+
+    def _unqueue(self, node: Node) -> bool:
+        """Whether it was ready, and not yet taken."""
+        group = self._group(node)
+        queue = self._ready[node.stage.role].get(group, deque())
+        if node not in queue:
+            return False
+        queue.remove(node)
+        if not queue:
+            del self._ready[node.stage.role][group]
+        return True
+
+    def _open(self, node: Node) -> None:
+        """It is to be trained: from soft targets, in the views of its recipe, of the stages upstream."""
+        for stage in node.stage.upstream:
+            upstream = self.nodes[stage.key]
+            upstream.views |= set(node.stage.recipe.view_names)
+            if upstream.state == "done" and self._lacks_soft_targets(upstream):
+                self._set_state(upstream, "ready")
+        self._look_upstream(node)
+
+    def _lacks_soft_targets(self, node: Node) -> bool:
+        """Of a node whose artifact is there. What was found once is not looked at again: thousands learn from one."""
+        assert node.description is not None
+        if unknown := node.views - node.there:
+            node.there |= unknown - set(self.find.lacking(node.stage, node.description, sorted(unknown, key=str)))
+        return bool(node.views - node.there)
 
     def _look_upstream(self, node: Node) -> None:
         """A waiting stage becomes ready when its upstream is done, and fails when it failed."""
@@ -170,7 +213,7 @@ class StageGraph:
         return taken
 
     def _group(self, node: Node) -> "Group":
-        return Group(node.stage.role, node.stage.phase, node.stage.shape, node.most_lanes)
+        return Group(node.stage.role, node.stage.phase, node.stage.shape, node.most_lanes, node.work)
 
     def start(self, key: str) -> None:
         """The stage has its device and trains."""
@@ -178,26 +221,31 @@ class StageGraph:
 
     def _set_state(self, node: Node, state: State) -> None:
         counts = self.counts[node.stage.role]
-        counts[node.state] -= 1
-        counts["cached" if node.cached else state] += 1
+        counts[node.shown] -= 1
         node.state = state
+        counts[node.shown] += 1
         if state == "ready":
             group = self._group(node)
             self._ready[group.role].setdefault(group, deque()).append(node)
 
     def finish(self, key: str) -> None:
-        """The stage's artifact is published; stages that waited for it may become ready."""
+        """A worker is done with the stage: where all is there that others need, they may become ready."""
         node = self.nodes[key]
-        node.description = self.find(node.stage)
-        if node.description is None and node.promoted:
-            node.promoted = False
-            self.give_back(key)
-            return
-        if node.description is None:
+        was = node.work
+        node.description = self.find.artifact(node.stage)
+        node.trained |= was == "train" and node.description is not None
+        if node.description is None and (was == "train" or node.stage.given):
             self.fail(key, "its artifact is not in the store")
-            return
-        self._set_state(node, "done")
-        self._tell_downstream(key)
+        elif node.description is None:  # damaged since it was found: it must be trained again
+            node.cached = node.trained = False
+            node.there.clear()
+            self._set_state(node, "waiting")
+            self._open(node)
+        elif self._lacks_soft_targets(node):
+            self._set_state(node, "ready")
+        else:
+            self._set_state(node, "done")
+            self._tell_downstream(key)
 
     def give_back(self, key: str) -> None:
         """The stage could not train now, though nothing is wrong with it."""

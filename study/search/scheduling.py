@@ -145,6 +145,8 @@ class PathSearcher(Searcher):
         return len(self.graph.open) < max(2 * slots, slots * width // self.search.space.seeds)
 
     def _width(self, group: Group, unknown: int = WIDEST) -> int:
+        if group.work == "derive":
+            return 1
         lanes = self.search.space.lanes
         width = self.widths.get(group.shape, lanes if isinstance(lanes, int) else unknown)
         return min(width, group.most_lanes or width)
@@ -238,6 +240,8 @@ class PathSearcher(Searcher):
     def _given(self, group: Group, nodes: list[Node]) -> dict[str, Any]:
         space, study = self.search.space, self.search.study.study_name
         return {
+            "work": group.work,
+            "views": {node.stage.key: sorted(node.views, key=str) for node in nodes},
             "stages": [node.stage.model_dump(mode="json") for node in nodes],
             "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
             "measure_width": space.lanes == "auto" and group.shape not in self.widths,

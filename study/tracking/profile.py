@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from takd.study.folder import StudyFolder
-from takd.study.search.graph import Node, StageGraph
+from takd.study.search.graph import Node, StageGraph, Work
 from takd.study.search.workers import Use, Worker, Workers
 
 TOO_MUCH = 1 / 3  # of the slots' time unused while stages were ready: said from here on,
@@ -24,24 +24,26 @@ class Profile:
     def __init__(self, slots: int, began: float) -> None:
         self.slots, self.began = slots, began
         self.workers, self.use = Workers({}), Use()  # of the run, once it is over
-        self.starts: dict[str, float] = {}
+        self.starts: dict[str, tuple[float, Work]] = {}
         self.stages: list[dict[str, Any]] = []
 
     def stage_started(self, node: Node) -> None:
-        self.starts[node.stage.key] = self._now()
+        self.starts[node.stage.key] = (self._now(), node.work)
 
     def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None: ...
 
     def stage_ended(self, node: Node) -> None:
         if node.description is None or node.stage.key not in self.starts:
             return
-        outcome = node.description["outcome"]
+        outcome, (start, work), now = node.description["outcome"], self.starts.pop(node.stage.key), self._now()
+        if work == "derive":  # what its artifact says is of its training, wherever that was
+            outcome = outcome | {"epochs": [], "lanes": 1, "soft_targets_seconds": now - start}
         self.stages.append(
             {
                 "role": node.stage.role,
                 "worker": f"{outcome['host']} {outcome['process']}",
-                "start": self.starts[node.stage.key],
-                "end": self._now(),
+                "start": start,
+                "end": now,
                 "cpus": outcome["threads"],
                 "lanes": outcome["lanes"],
                 "training": sum(each["seconds"] - each["val_seconds"] for each in outcome["epochs"]),

@@ -121,12 +121,14 @@ class Progress:
         best = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for arm, accuracy in sorted(self.snapshot.best.items(), key=lambda item: -item[1]):
             best.add_row("best so far", arm, f"{100 * accuracy:.2f} % validation")
-        running = [
-            f"{node.stage.name}  epoch {epoch}/{node.stage.recipe.epochs}" for node, epoch in self.snapshot.running
-        ]
+        running = [f"{node.stage.name}  {_doing(node, epoch)}" for node, epoch in self.snapshot.running]
         shown = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in running[:8]]
         footer = Text(f"elapsed {self._elapsed()}{self._remaining().replace(' | ', ', ')}")
         return Group(table, best, *shown, footer)
+
+
+def _doing(node: Node, epoch: int) -> str:
+    return "soft targets" if node.work == "derive" else f"epoch {epoch}/{node.stage.recipe.epochs}"
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def seconds_left(graph: StageGraph, trials_left: int, seeds: int, slots: int) ->
         kind = (node.stage.role, node.stage.model)
         if node.description:
             costs[kind].append(node.description["outcome"]["train_seconds"])
-        elif node.state in ("waiting", "ready", "running"):
+        elif node.work == "train" and node.state in ("waiting", "ready", "running"):
             left[kind] += 1
     by_role = {role: [one for (of, _), found in costs.items() if of == role for one in found] for role in ROLES}
     if not by_role["student"]:

@@ -63,7 +63,14 @@ def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
     ancestors = _ancestors(stage)
     chain = tuple(each.model for each in (*ancestors, stage) if each.role == "assistant")
     teachers = [each for each in (*ancestors, stage) if each.role == "teacher"]
-    found = [arm for arm in arms if arm.distilled is bool(teachers) and arm.assistants[: len(chain)] == chain]
+    if chain and not teachers:  # an assistant that exists, whoever taught it: paths begin there
+        found = [
+            arm
+            for arm in arms
+            if any(arm.assistants[at : at + len(chain)] == chain for at in range(len(arm.assistants)))
+        ]
+    else:
+        found = [arm for arm in arms if arm.distilled is bool(teachers) and arm.assistants[: len(chain)] == chain]
     if len({each.role for each in stage.upstream}) > 1:
         found = [arm for arm in found if arm.dense]
     elif len(chain) > 1:  # the first assistant is the same in chains and in dense arms
@@ -144,8 +151,8 @@ class RunWriter:
             "upstream_runs": [run_id(studies[each.key], each.key) for each in stage.upstream],
         }
         sizes = [upstream[each.key]["outcome"]["parameters"] for each in stage.upstream if each.key in upstream]
-        if sizes:
-            config["upstream_parameters"] = max(sizes)
+        if known := [size for size in sizes if size is not None]:  # of logits none is
+            config["upstream_parameters"] = max(known)
         if links := [link(id) for id in config["upstream_runs"]] if "WANDB_ENTITY" in os.environ else []:
             config["upstream_links"] = links
         return config
@@ -207,7 +214,7 @@ def _rows(epochs: Sequence[Mapping[str, Any]], started: float) -> Iterator[tuple
 
 def _summary(node: Node) -> dict[str, Any]:
     """How the stage ended: `val_accuracy` of the selected epoch, beside the best and the last."""
-    summary: dict[str, Any] = {"status": node.state}
+    summary: dict[str, Any] = {"status": "done" if node.description else node.state}
     if node.reason:
         summary["error"] = node.reason
     if node.description:
@@ -218,7 +225,8 @@ def _summary(node: Node) -> dict[str, Any]:
             summary |= {"best_val_accuracy": max(accuracies), "last_val_accuracy": accuracies[-1]}
         if test := outcome["metrics"].get("test"):
             summary["test_accuracy"] = test["accuracy"]
-        summary |= {name: outcome[name] for name in ("train_seconds", "parameters", "selected_epoch")}
+        own = {name: outcome[name] for name in ("train_seconds", "parameters", "selected_epoch")}
+        summary |= {name: each for name, each in own.items() if each is not None}
     return summary
 
 
@@ -252,7 +260,9 @@ class WandbTracker:
     def stage_ended(self, node: Node) -> None:
         key = node.stage.key
         self._shown.pop(key, None)
-        self._put(node, self._epochs.pop(key, []), self._started.pop(key, 0.0), open=False)
+        epochs, started = self._epochs.pop(key, []), self._started.pop(key, 0.0)
+        if not node.cached:  # else it was derived from, and another run of a study's has trained it
+            self._put(node, epochs, started, open=False)
 
     def _put(self, node: Node, epochs: list[dict[str, Any]], started: float, open: bool) -> None:
         nodes = self._graph.nodes if self._graph else {}

@@ -115,9 +115,11 @@ def test_a_notebook_reads_a_study_in_a_bucket(finished, bucket):
         storage.replace(f"tiny/results/{kind}.parquet", content)
     trials = pd.read_parquet(finished.folder.trials)
     key = trials[trials["role"] == "teacher"]["stage_key"].iloc[0]
-    local = Path(finished.folder.root) / "artifacts" / key
-    files = {file.name: file.read_bytes() for file in local.iterdir()}
-    storage.publish(f"artifacts/{key}", files, last="stage.json")
+    root = Path(finished.folder.root)
+    [derived] = [each for each in (root / "derived").iterdir() if key in (each / "derived.json").read_text()]
+    for local, last in ((root / "artifacts" / key, "stage.json"), (derived, "derived.json")):
+        files = {file.name: file.read_bytes() for file in local.iterdir()}
+        storage.publish(f"{local.parent.name}/{local.name}", files, last=last)
     assert soft_targets(bucket, key).tolist() == soft_targets(finished.folder.root, key).tolist()
     shown = list(outputs(execute("temperature_lambda", bucket, "tiny")))
     assert {"temperature_lambda_map", "entropy_by_temperature"} <= {figure for _, figure in shown}

@@ -25,7 +25,8 @@ from takd.study.folder import study_folder
 from takd.study.results import EPOCHS, TRIALS
 from takd.study.search.optimization import create_search
 from takd.study.stopping import interrupt, stopped_by_signals
-from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
+from takd.trainables.store.artifacts import WEIGHTS
+from takd.trainables.store.derived import VALUES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 
@@ -235,7 +236,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(study, read):
 
 
 def test_a_student_has_no_soft_targets(study):
-    with pytest.raises(takd.InputError, match=r"\(student mlp-4 .*has no soft_targets.arrow: nothing learns from it"):
+    with pytest.raises(takd.InputError, match=r"\(student mlp-4 .*has no soft targets: nothing learns from it"):
         study.soft_targets(keys(study, "student")[0])
 
 
@@ -257,12 +258,15 @@ def test_a_stage_that_failed_says_why(own, monkeypatch):
         own.soft_targets(key)
 
 
-@pytest.mark.parametrize(("read", "file"), [(takd.Study.model, WEIGHTS), (takd.Study.soft_targets, SOFT_TARGETS)])
+@pytest.mark.parametrize(
+    ("read", "file"), [(takd.Study.model, f"artifacts/*/{WEIGHTS}"), (takd.Study.soft_targets, f"derived/*/{VALUES}")]
+)
 @pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"damaged")], ids=["gone", "damaged"])
 def test_what_is_not_whole_is_no_model(own, read, file, damage):
     key = keys(own, "teacher")[0]
-    damage(Path(own.root) / "artifacts" / key / file)
-    with pytest.raises(takd.InputError, match=rf"study tiny: stage {key[:12]} .*`takd run` trains it again"):
+    for each in Path(own.root).glob(file):
+        damage(each)
+    with pytest.raises(takd.InputError, match=rf"study tiny: stage {key[:12]} .*`takd run` makes it again"):
         read(own, key)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
-from conftest import Study, artifacts, make_stage, run, tiny_space
+from conftest import Found, Study, artifacts, make_stage, run, tiny_space
 
 from takd.analysis.arms import arms_table
 from takd.analysis.tables import BINS, best_configurations
@@ -145,7 +145,7 @@ def test_without_the_test_split_the_search_and_its_tables_are_there_all_the_same
 def test_a_failure_while_confirming_is_kept_with_its_reason(confirmed):
     search = open_search(confirmed.folder)
     student = make_stage(seed=FRESH_SEED)
-    graph = StageGraph(lambda stage: None)
+    graph = StageGraph(Found())
     proposal = Proposal(-1, "labels", (StagePath(arm="labels", student=student),), "confirm")
     graph.add(proposal)
     graph.fail(student.key, "its worker died")

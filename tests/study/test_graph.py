@@ -1,11 +1,12 @@
 """The study graph: stages once each, in the order that what they learn from allows."""
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 from conftest import make_stage
 
-from takd.search_spaces import Path, Stage
+from takd.search_spaces import Given, Path, Recipe, Stage, ViewName
 from takd.search_spaces.stage import FRESH_SEED
 from takd.study.search.graph import Group, Proposal, StageGraph
 
@@ -23,14 +24,17 @@ def kd(seed: int = 0) -> Path:
 
 
 class Store:
-    """A fake artifact store: descriptions with an accuracy."""
+    """A fake artifact store: descriptions with an accuracy, and all soft targets that are asked for."""
 
     def __init__(self, *there: Stage) -> None:
         self.there = {stage.key: 0.5 for stage in there}
 
-    def find(self, stage: Stage) -> dict[str, Any] | None:
+    def artifact(self, stage: Stage) -> dict[str, Any] | None:
         accuracy = self.there.get(stage.key)
         return None if accuracy is None else {"outcome": {"metrics": {"validation": {"accuracy": accuracy}}}}
+
+    def lacking(self, stage: Stage, description: Any, views: Collection[ViewName]) -> Collection[ViewName]:
+        return []
 
     def train(self, graph: StageGraph, stage: Stage, accuracy: float = 0.5) -> None:
         self.there[stage.key] = accuracy
@@ -48,7 +52,7 @@ def taken(graph: StageGraph) -> list[str]:
 
 def test_stages_come_out_when_what_they_learn_from_exists():
     store = Store()
-    graph = StageGraph(store.find)
+    graph = StageGraph(store)
     graph.add(Proposal(0, "setting", (takd(),)))
     assert taken(graph) == ["teacher mlp-64 s0"]
     store.train(graph, TEACHER)
@@ -59,7 +63,7 @@ def test_stages_come_out_when_what_they_learn_from_exists():
 
 def test_a_stage_comes_out_once_however_many_paths_share_it():
     store = Store()
-    graph = StageGraph(store.find)
+    graph = StageGraph(store)
     for number in range(5):
         graph.add(Proposal(number, "setting", (takd(seed=number), kd(seed=number))))
     assert taken(graph) == ["teacher mlp-64 s0"]
@@ -68,14 +72,14 @@ def test_a_stage_comes_out_once_however_many_paths_share_it():
 
 
 def test_what_others_learn_from_comes_out_first():
-    graph = StageGraph(Store(TEACHER).find)
+    graph = StageGraph(Store(TEACHER))
     graph.add(Proposal(0, "setting", (kd(),)))
     graph.add(Proposal(1, "setting", (takd(),)))
     assert taken(graph) == ["assistant mlp-16 <- mlp-64", "student mlp-4 <- mlp-64"]
 
 
 def test_what_exists_is_cached_and_not_trained():
-    graph = StageGraph(Store(TEACHER, ASSISTANT, takd().student).find)
+    graph = StageGraph(Store(TEACHER, ASSISTANT, takd().student))
     graph.add(Proposal(0, "setting", (takd(),)))
     assert taken(graph) == []
     assert [proposal.number for proposal in graph.close_finished()] == [0]
@@ -85,7 +89,7 @@ def test_what_exists_is_cached_and_not_trained():
 
 def test_a_failed_stage_fails_its_paths_with_the_reason_and_no_other():
     store = Store()
-    graph = StageGraph(store.find)
+    graph = StageGraph(store)
     graph.add(Proposal(0, "setting", (takd(),)))
     graph.add(Proposal(1, "setting", (kd(),)))
     taken(graph)
@@ -99,7 +103,7 @@ def test_a_failed_stage_fails_its_paths_with_the_reason_and_no_other():
 
 
 def test_a_path_that_is_proposed_after_its_teacher_failed_fails_at_once():
-    graph = StageGraph(Store().find)
+    graph = StageGraph(Store())
     graph.add(Proposal(0, "setting", (kd(),)))
     taken(graph)
     graph.fail(TEACHER.key, "a bad disk")
@@ -110,7 +114,7 @@ def test_a_path_that_is_proposed_after_its_teacher_failed_fails_at_once():
 
 def test_a_proposal_closes_when_all_its_students_have_ended():
     store = Store(TEACHER)
-    graph = StageGraph(store.find)
+    graph = StageGraph(store)
     graph.add(Proposal(0, "setting", (kd(0), kd(1), kd(2))))
     taken(graph)
     store.train(graph, kd(0).student, 0.8)
@@ -123,7 +127,7 @@ def test_a_proposal_closes_when_all_its_students_have_ended():
 
 def test_the_best_of_an_arm_is_the_best_mean_over_all_seeds_of_a_configuration():
     store = Store(TEACHER)
-    graph = StageGraph(store.find)
+    graph = StageGraph(store)
     graph.add(Proposal(0, "setting", (kd(0), kd(1))))
     taken(graph)
     for seed, accuracy in ((0, 0.8), (1, 0.9)):
@@ -133,7 +137,7 @@ def test_the_best_of_an_arm_is_the_best_mean_over_all_seeds_of_a_configuration()
 
 
 def test_a_stage_without_its_artifact_has_failed_whatever_it_said():
-    graph = StageGraph(Store().find)
+    graph = StageGraph(Store())
     graph.add(Proposal(0, "setting", (kd(),)))
     taken(graph)
     graph.finish(TEACHER.key)
@@ -142,7 +146,7 @@ def test_a_stage_without_its_artifact_has_failed_whatever_it_said():
 
 def test_counts_are_the_states_of_the_nodes():
     store = Store(TEACHER)
-    graph = StageGraph(store.find)
+    graph = StageGraph(store)
     graph.add(Proposal(0, "setting", (takd(), takd(seed=1), kd())))
     taken(graph)
     store.train(graph, kd().student)
@@ -164,7 +168,7 @@ def students(graph: StageGraph, number: int) -> Group:
 
 
 def test_stages_of_one_shape_are_taken_together_and_in_order():
-    graph = StageGraph(Store().find)
+    graph = StageGraph(Store())
     group = students(graph, 5)
     assert graph.ready(group) == 5
     assert [node.stage.seed for node in graph.take(group, 3)] == [0, 1, 2]
@@ -173,7 +177,7 @@ def test_stages_of_one_shape_are_taken_together_and_in_order():
 
 
 def test_stages_of_another_shape_or_role_are_another_group():
-    graph = StageGraph(Store().find)
+    graph = StageGraph(Store())
     other = make_stage("mlp-5")
     graph.add(Proposal(0, "setting", (labels(0), Path(arm="labels", student=other))))
     group = next(graph.groups(), None)
@@ -183,7 +187,7 @@ def test_stages_of_another_shape_or_role_are_another_group():
 
 
 def test_the_stage_that_kills_its_workers_is_soon_alone_and_fails_alone():
-    graph = StageGraph(Store().find)
+    graph = StageGraph(Store())
     group = students(graph, 16)
     companies = []
     while graph.nodes[labels(3).student.key].state != "failed":
@@ -197,12 +201,31 @@ def test_the_stage_that_kills_its_workers_is_soon_alone_and_fails_alone():
     assert graph.counts["student"]["failed"] == 1
 
 
-class StoreWithSoftTargets(Store):
-    """Knows, as the real one, whether a stage was trained as one that others learn from."""
+class StoreWithViews(Store):
+    """Has the soft targets that a test says, by stage and view."""
 
-    def find(self, stage: Stage) -> dict[str, Any] | None:
-        taught = self.there.get(stage.key) == 0.9
-        return super().find(stage) if taught or stage.role == "student" else None
+    def __init__(self, *there: Stage) -> None:
+        super().__init__(*there)
+        self.derived: dict[str, set[ViewName]] = {}
+
+    def lacking(self, stage: Stage, description: Any, views: Collection[ViewName]) -> Collection[ViewName]:
+        return [view for view in views if view not in self.derived.get(stage.key, set())]
+
+    def derive(self, graph: StageGraph, stage: Stage, *views: ViewName) -> None:
+        """What a worker does that is given a stage to be derived from; of a given one it leaves the artifact too."""
+        self.there.setdefault(stage.key, 0.5)
+        self.derived.setdefault(stage.key, set()).update(views)
+        graph.finish(stage.key)
+
+
+def works(graph: StageGraph) -> list[tuple[str, str]]:
+    """Of all that is ready: role and work; all of it starts."""
+    found = []
+    while group := next(graph.groups(), None):
+        for node in graph.take(group, 100):
+            found.append((node.stage.role, group.work))
+            graph.start(node.stage.key)
+    return found
 
 
 # The same stage as a student on labels alone, and as the teacher of another: one key.
@@ -211,15 +234,16 @@ TAUGHT = kd()
 
 
 @pytest.mark.parametrize("state", ["ready", "taken", "running", "done", "cached", "pruned"])
-def test_a_student_that_others_are_to_learn_from_leaves_soft_targets(state):
+def test_a_student_that_others_are_to_learn_from_keeps_its_weights(state):
+    """It is trained once, if at all; its soft targets are derived, or come with the training that knew of it."""
     assert LONE.key == TEACHER.key
-    store = StoreWithSoftTargets(*([LONE] if state == "cached" else []))
-    graph = StageGraph(store.find)
+    store = StoreWithViews(*([LONE] if state == "cached" else []))
+    graph = StageGraph(store)
     graph.add(Proposal(0, "labels", (Path(arm="labels", student=LONE),)))
     if state == "taken":
         graph.take(next(graph.groups(), None), 9)
     elif state in ("running", "done", "pruned"):
-        assert taken(graph) == ["student mlp-64 s0"]
+        assert works(graph) == [("student", "train")]
     if state == "done":
         store.train(graph, LONE)
     elif state == "pruned":
@@ -227,20 +251,100 @@ def test_a_student_that_others_are_to_learn_from_leaves_soft_targets(state):
     graph.add(Proposal(1, "kd", (TAUGHT,)))
     if state == "taken":
         graph.start(LONE.key)
-    if state in ("taken", "running"):  # its worker knew nothing of it
-        store.train(graph, LONE)
-    assert taken(graph) == ["teacher mlp-64 s0"]
-    store.train(graph, TEACHER, accuracy=0.9)
-    assert taken(graph) == ["student mlp-4 <- mlp-64"]
+    if state in ("ready", "pruned"):  # it had no weights
+        assert works(graph) == [("teacher", "train")]
+        store.derived[TEACHER.key] = {None}
+        store.train(graph, TEACHER)
+    else:
+        if state in ("taken", "running"):  # its worker knows nothing of it
+            store.train(graph, LONE)
+        assert works(graph) == [("teacher", "derive")]
+        assert graph.nodes[TAUGHT.student.key].state == "waiting"
+        store.derive(graph, TEACHER, None)
+    assert works(graph) == [("student", "train")]
     store.train(graph, TAUGHT.student)
     assert len(graph.close_finished()) in (1, 2)
     assert not graph.open
     assert all(number >= 0 for states in graph.counts.values() for number in states.values())
     assert sum(sum(states.values()) for states in graph.counts.values()) == 2
+    assert graph.nodes[LONE.key].trained is (state != "cached")
+    assert graph.counts["teacher"]["cached" if state == "cached" else "done"] == 1
+
+
+GIVEN = TEACHER.model_copy(update={"recipe": Recipe(), "given": Given(file="teacher.pth", checkpoint="c" * 64)})
+
+
+def student_of(teacher: Stage, seed: int = 0, **recipe: Any) -> Path:
+    return Path(arm="kd", student=make_stage(upstream=(teacher,), seed=seed, **recipe))
+
+
+def test_a_given_teacher_is_derived_from_and_never_trained():
+    store = StoreWithViews()
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "kd", (student_of(GIVEN),)))
+    assert works(graph) == [("teacher", "derive")]
+    store.derive(graph, GIVEN, None)
+    assert works(graph) == [("student", "train")]
+    assert not graph.nodes[GIVEN.key].trained
+
+
+def test_views_that_are_asked_for_later_are_derived_then_and_no_others():
+    store = StoreWithViews()
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "kd", (student_of(GIVEN),)))
+    works(graph)
+    store.derive(graph, GIVEN, None)
+    graph.add(Proposal(1, "kd", (student_of(GIVEN, augment="crop-flip", views=2),)))
+    assert graph.nodes[GIVEN.key].views == {None, "crop-flip 1"}
+    assert works(graph) == [("teacher", "derive"), ("student", "train")]  # who learns from the first view need not wait
+    store.derive(graph, GIVEN, "crop-flip 1")
+    assert works(graph) == [("student", "train")]
+
+
+def test_a_worker_that_did_not_know_all_views_is_asked_again():
+    store = StoreWithViews()
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "kd", (student_of(GIVEN),)))
+    works(graph)
+    graph.add(Proposal(1, "kd", (student_of(GIVEN, augment="crop-flip", views=2),)))
+    store.derive(graph, GIVEN, None)
+    assert works(graph) == [("teacher", "derive")]
+
+
+def test_where_the_students_are_there_nothing_is_derived_for_them():
+    path = student_of(TEACHER)
+    graph = StageGraph(StoreWithViews(TEACHER, path.student))
+    graph.add(Proposal(0, "kd", (path,)))
+    assert works(graph) == []
+    assert len(graph.close_finished()) == 1
+
+
+def test_weights_that_are_gone_when_they_are_derived_from_are_trained_again():
+    store = StoreWithViews(TEACHER)
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "kd", (TAUGHT,)))
+    assert works(graph) == [("teacher", "derive")]
+    del store.there[TEACHER.key]
+    graph.finish(TEACHER.key)
+    assert works(graph) == [("teacher", "train")]
+    store.derived[TEACHER.key] = {None}
+    store.train(graph, TEACHER)
+    assert works(graph) == [("student", "train")]
+    assert graph.counts["teacher"]["done"] == 1
+
+
+def test_a_worker_that_dies_while_it_derives_fails_the_stage_as_one_that_trains_does():
+    store = StoreWithViews(TEACHER)
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "kd", (TAUGHT,)))
+    for _ in range(3):
+        assert works(graph) == [("teacher", "derive")]
+        graph.retry([TEACHER.key], "its worker died", max_failures=2)
+    assert graph.nodes[TAUGHT.student.key].reason == "teacher mlp-64 failed: its worker died"
 
 
 def test_stages_of_the_search_and_of_the_confirm_phase_do_not_train_together():
-    graph = StageGraph(Store().find)
+    graph = StageGraph(Store())
     graph.add(
         Proposal(0, "labels", tuple(Path(arm="labels", student=make_stage(seed=seed)) for seed in (0, FRESH_SEED)))
     )

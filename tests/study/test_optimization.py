@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import tiny_space
+from conftest import Found, tiny_space
 from optuna.trial import TrialState
 
 from takd.analysis.tables import hyperparameters_of
@@ -85,7 +85,7 @@ def test_a_failed_trial_keeps_the_reason_of_every_stage_that_failed(folder):
     search = start(folder)
     proposal = search.ask()
     assert proposal is not None
-    graph = StageGraph(lambda stage: None)
+    graph = StageGraph(Found())
     graph.add(proposal)
     teacher = proposal.paths[0].stages[0]
     graph.fail(teacher.key, "no memory")

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import make_stage
+from conftest import Found, make_stage
 from rich.console import Console
 
 from takd.search_spaces import Path, Stage
@@ -34,7 +34,7 @@ class Running:
 
     def __init__(self, *paths: Path) -> None:
         self.there: dict[str, dict[str, Any]] = {}
-        self.graph = StageGraph(lambda stage: self.there.get(stage.key))
+        self.graph = StageGraph(Found(lambda stage: self.there.get(stage.key)))
         for number, path in enumerate(paths):
             self.graph.add(Proposal(number, f"setting {number}", (path,)))
 

@@ -15,7 +15,7 @@ from takd.study.folder import StudyFolder, study_folder
 from takd.study.results import write_results
 from takd.study.search.graph import Node
 from takd.study.stopping import Stop
-from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
+from takd.trainables.store.artifacts import WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("ray_slots")
 
@@ -66,7 +66,9 @@ def test_a_finished_study_runs_nothing_and_says_so_in_seconds(finished):
 def test_no_stage_starts_before_what_it_learns_from_exists(folder):
     def upstream_exists(node: Node) -> None:
         for stage in node.stage.upstream:
-            assert folder.artifacts.check(stage.key, {WEIGHTS, SOFT_TARGETS}) is not None
+            description = folder.artifacts.check(stage.key)
+            assert description is not None
+            assert folder.artifacts.lacking(stage, description, [None]) == []
 
     watcher = Watcher(started=upstream_exists)
     run_watched(folder, tiny_space(), watcher)
@@ -100,7 +102,7 @@ def test_a_stage_that_raises_fails_with_what_it_raised(folder):
     write_results(folder, search)
     student = pd.read_parquet(folder.trials).query("role == 'student'").iloc[0]
     assert student["status"] == "failed"
-    assert re.fullmatch(r"FileNotFoundError: .*soft_targets.* of stage .*", student["error"])
+    assert re.fullmatch(r"FileNotFoundError: stage .* is not in .*artifacts", student["error"])
 
 
 def test_a_corrupt_artifact_is_set_aside_and_trained_again(finished, tmp_path, caplog):

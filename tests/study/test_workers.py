@@ -4,20 +4,18 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from conftest import tiny_space
+from conftest import Found, tiny_space
 
-from takd.search_spaces import Stage
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.run import find_artifact
-from takd.study.search.graph import Group, StageGraph
+from takd.study.run import InStore
+from takd.study.search.graph import Find, Group, StageGraph
 from takd.study.search.optimization import create_search
 from takd.study.search.scheduling import PathSearcher, resources
 from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers
@@ -116,12 +114,12 @@ def searcher(ray_slots: int, tmp_path: Path) -> PathSearcher:
     return searcher_of(tmp_path)
 
 
-def searcher_of(tmp_path: Path, find: Callable[[Stage], Any] | None = None, **changes: Any) -> PathSearcher:
+def searcher_of(tmp_path: Path, find: Find | None = None, **changes: Any) -> PathSearcher:
     folder = study_folder(str(tmp_path), "tiny")
     space = tiny_space(lanes=1, resources={"teacher": {"cpu": 2}}, sampler="random", **changes)
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
-    graph = StageGraph(find or find_artifact(folder.artifacts))
+    graph = StageGraph(find or InStore(folder.artifacts))
     made = PathSearcher(create_search(folder, space, dataset.fingerprint), graph, folder.root, Observers([]), Stop())
     made.looked = float("inf")  # not at Ray's own nodes, of which there is one with one CPU
     made.resources = resources(space, {"CPU": 2})
@@ -193,7 +191,7 @@ def test_a_study_is_not_over_while_a_stage_trains_that_no_open_path_needs(ray_sl
     """All but the teacher is found; its artifact was damaged, say."""
     metrics = {"validation": {"accuracy": 0.5, "loss": 1.0}}
     found = {"outcome": {"metrics": metrics, "epochs": [], "train_seconds": 1.0}}
-    searcher = searcher_of(tmp_path, lambda stage: None if stage.role == "teacher" else found)
+    searcher = searcher_of(tmp_path, Found(lambda stage: None if stage.role == "teacher" else found))
     searcher.workers.nodes = {"a": Need(2, 0)}
     assert roles(started(searcher, "1", "a")) == ["teacher"]
     assert searcher.suggest("2") is None

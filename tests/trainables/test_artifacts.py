@@ -9,18 +9,36 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from takd.search_spaces import InputError
-from takd.trainables.store.artifacts import DESCRIPTION, SOFT_TARGETS, WEIGHTS, ArtifactStore, soft_targets_file
-from takd.trainables.store.storage import STALE_SECONDS, open_storage
+from takd.search_spaces import DatasetFingerprint, InputError, Recipe, Stage, soft_targets_of
+from takd.trainables.store.artifacts import DESCRIPTION, SOFT_TARGETS, WEIGHTS, ArtifactStore
+from takd.trainables.store.derived import DESCRIPTION as DERIVED_DESCRIPTION
+from takd.trainables.store.derived import VALUES
+from takd.trainables.store.storage import STALE_SECONDS, open_storage, sha256
 
-KEY, OTHER = "a" * 64, "b" * 64
+OTHER = "b" * 64
+DATA = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 20})
+STAGE = Stage(role="teacher", dataset=DATA, model="mlp-8", recipe=Recipe(), seed=0)
+KEY = STAGE.key
 LOGITS = np.arange(60, dtype=np.float32).reshape(20, 3)
+
+
+def soft_targets_file(logits: np.ndarray) -> bytes:
+    """As artifacts had them inside, before what is derived had a place of its own: a column a view."""
+    columns = [pa.FixedSizeListArray.from_arrays(pa.array(view.reshape(-1)), view.shape[1]) for view in logits]
+    table = pa.table(columns, names=[f"view_{number}" for number in range(len(columns))])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
 FILES = {WEIGHTS: b"weights", SOFT_TARGETS: soft_targets_file(LOGITS[None])}
 
 
@@ -55,12 +73,85 @@ def test_what_is_published_is_found(store):
     assert store.read(KEY, WEIGHTS) == b"weights"
 
 
-def test_soft_targets_come_back_as_they_were_memory_mapped(store):
+def test_soft_targets_of_an_artifact_that_has_them_inside_are_read_from_there(store):
+    """Studies of earlier versions: they are finished, and nothing is derived for them."""
     publish(store)
-    [found] = store.soft_targets(KEY)
+    description = store.check(KEY)
+    assert store.lacking(STAGE, description, [None]) == []
+    [found] = store.soft_targets(STAGE, [None])
     np.testing.assert_array_equal(found, LOGITS)
     assert not found.flags.writeable
     assert not found.flags.owndata
+    assert store.storage.names("derived") == []
+
+
+def derive(store: ArtifactStore, view: str | None = None, values: np.ndarray = LOGITS) -> str:
+    """Soft targets of the artifact's weights; returns their key."""
+    derived = soft_targets_of(STAGE, sha256(b"weights"), view)
+    store.derived.publish(derived, STAGE.key, values, {"seconds": 0.1})
+    return derived.key
+
+
+def test_what_is_derived_comes_back_memory_mapped_by_view(store):
+    publish(store, {WEIGHTS: b"weights"})
+    description = store.check(KEY)
+    assert store.lacking(STAGE, description, [None, "crop-flip 1"]) == [None, "crop-flip 1"]
+    derive(store)
+    assert store.lacking(STAGE, description, [None, "crop-flip 1"]) == ["crop-flip 1"]
+    derive(store, "crop-flip 1", LOGITS + 1)
+    plain, moved = store.soft_targets(STAGE, [None, "crop-flip 1"])
+    np.testing.assert_array_equal(plain, LOGITS)
+    np.testing.assert_array_equal(moved, LOGITS + 1)
+    assert plain.dtype == np.float32
+    assert not plain.flags.writeable
+    assert not plain.flags.owndata
+
+
+def test_what_is_derived_has_rows_of_any_shape(store):
+    """As the maps of a layer have them."""
+    maps = np.arange(120, dtype=np.float32).reshape(5, 2, 3, 4)
+    np.testing.assert_array_equal(store.derived.read(derive(store, values=maps)), maps)
+
+
+def test_other_weights_have_soft_targets_of_their_own():
+    plain = soft_targets_of(STAGE, "c" * 64, None)
+    assert (
+        len({plain.key, soft_targets_of(STAGE, "d" * 64, None).key, plain.model_copy(update={"layer": "x"}).key}) == 3
+    )
+
+
+@pytest.mark.parametrize("file", [VALUES, DERIVED_DESCRIPTION])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "gone"])
+def test_what_is_derived_and_damaged_is_derived_again(store, own_cache, caplog, file, damage):
+    publish(store, {WEIGHTS: b"weights"})
+    key = derive(store)
+    path = f"derived/{key}/{file}"
+    if file == VALUES:
+        path = store.storage.place(f"derived/{key}", file, store.derived.describe(key)["files"][VALUES])
+    content = store.storage.read(path)
+    if damage == "gone":
+        store.storage.delete(path)
+    else:
+        store.storage.replace(path, content[:-9] if damage == "truncated" else b"x" + content[1:])
+    assert store.lacking(STAGE, store.check(KEY), [None]) == [None]
+    if (file, damage) != (DERIVED_DESCRIPTION, "gone"):  # who writes it again replaces that
+        assert key[:12] in caplog.text
+    derive(store)
+    np.testing.assert_array_equal(store.derived.read(key), LOGITS)
+
+
+def test_what_is_derived_goes_a_day_after_its_weights(store, monkeypatch):
+    publish(store, {WEIGHTS: b"weights"})
+    kept = derive(store)
+    other = soft_targets_of(STAGE, sha256(b"weights that were trained again since"), None)
+    store.derived.publish(other, STAGE.key, LOGITS, {})
+    store.prepare()
+    assert set(store.storage.names("derived")) == {kept, other.key}  # its artifact may be about to come
+    now = time.time() + STALE_SECONDS + 60
+    monkeypatch.setattr(time, "time", lambda: now)
+    store.prepare()
+    assert store.storage.names("derived") == [kept]
+    assert store.derived.check(kept)
 
 
 @pytest.mark.parametrize("file", [WEIGHTS, SOFT_TARGETS, DESCRIPTION])
@@ -92,7 +183,7 @@ def test_a_damaged_file_is_not_read_even_where_nobody_checked_before(store, own_
     path = place(store, SOFT_TARGETS)
     store.storage.replace(path, b"x" + store.storage.read(path)[1:])
     with pytest.raises(ValueError, match="has not the digest"):
-        store.soft_targets(KEY)
+        store.soft_targets(STAGE, [None])
 
 
 def test_without_its_description_an_artifact_is_not_there(store):
@@ -108,14 +199,6 @@ def test_an_artifact_under_anothers_key_is_not_believed(store, caplog):
     store.storage.replace(f"artifacts/{OTHER}/{DESCRIPTION}", store.storage.read(place(store, DESCRIPTION)))
     assert store.check(OTHER) is None
     assert OTHER[:12] in caplog.text
-
-
-def test_a_student_that_becomes_an_assistant_gets_its_soft_targets(store):
-    publish(store, {WEIGHTS: b"weights"})
-    assert store.check(KEY, {WEIGHTS}) is not None
-    assert store.check(KEY, {WEIGHTS, SOFT_TARGETS}) is None
-    publish(store)
-    assert store.check(KEY, {WEIGHTS, SOFT_TARGETS}) is not None
 
 
 def test_of_two_writers_the_first_wins_and_neither_fails(store):
@@ -199,7 +282,7 @@ def test_nothing_that_is_read_back_can_run_code(store, tmp_path, caplog):
     for read in (lambda: store.check(KEY), lambda: store.read(KEY, WEIGHTS), lambda: store.load_checkpoint(KEY)):
         read()
     with pytest.raises(pa.ArrowInvalid):
-        store.soft_targets(KEY)
+        store.soft_targets(STAGE, [None])
     store.storage.replace(place(store, DESCRIPTION), planted)
     assert store.check(KEY) is None
     assert not proof.exists()
@@ -221,10 +304,10 @@ def test_what_a_killed_writer_left_is_invisible_and_swept_away_after_a_day(tmp_p
 def test_a_buckets_files_come_to_a_node_once(bucket, own_cache):
     store = ArtifactStore(bucket)
     publish(store)
-    store.soft_targets(KEY)
+    store.soft_targets(STAGE, [None])
     before = {file: file.stat().st_mtime_ns for file in own_cache.rglob("*") if file.is_file()}
     assert len(before) == 1
-    store.soft_targets(KEY)
+    store.soft_targets(STAGE, [None])
     assert {file: file.stat().st_mtime_ns for file in own_cache.rglob("*") if file.is_file()} == before
 
 

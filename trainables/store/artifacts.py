@@ -4,15 +4,17 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from takd.search_spaces import Stage
+from takd.search_spaces import Derived, Stage, ViewName, soft_targets_of
+from takd.trainables.store.derived import DerivedStore
 from takd.trainables.store.storage import Storage, open_storage, sha256
 
 FORMAT = 1
@@ -21,7 +23,8 @@ CHECKPOINTS = "checkpoints"
 PRETRAINED = "weights"
 DESCRIPTION = "stage.json"
 WEIGHTS = "model.safetensors"
-SOFT_TARGETS = "soft_targets.arrow"
+LOGITS = "logits.safetensors"  # in the place of weights, of a stage that is given as what its model says
+SOFT_TARGETS = "soft_targets.arrow"  # of artifacts that were written before what is derived had a place of its own
 _DIGEST_LENGTH = 64  # of SHA-256, as hex digits
 
 log = logging.getLogger("takd")
@@ -37,16 +40,25 @@ class ArtifactStore:
     def storage(self) -> Storage:
         return open_storage(self.root)
 
+    @property
+    def derived(self) -> DerivedStore:
+        return DerivedStore(self.root)
+
     def prepare(self) -> None:
-        """Raises InputError where the root can't be written."""
+        """Raises InputError where the root can't be written. Takes away what nobody can need."""
         self.storage.prepare()
         for folder in (ARTIFACTS, CHECKPOINTS, PRETRAINED):
             self.storage.sweep(folder)
+        self.derived.collect(self._has_file)
+
+    def _has_file(self, key: str, digest: str) -> bool:
+        description = self.describe(key)
+        return description is not None and digest in description["files"].values()
 
     def publish(self, key: str, description: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """Readers see all of it or none. Of two writers of one key the first wins.
 
-        Where what is there lacks a file that this one brings (a student became an assistant), it is replaced.
+        Where what is there lacks a file that this one brings, it is replaced.
         """
         digests = {name: sha256(content) for name, content in files.items()}
         whole = {"format": FORMAT, "key": key, **description, "files": digests}
@@ -109,11 +121,27 @@ class ArtifactStore:
         """A file of an artifact; raises FileNotFoundError where there is none, ValueError where it is damaged."""
         return self._local(key, name).read_bytes()
 
-    def soft_targets(self, key: str) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
-        """By view the logits `[train examples, classes]`, memory-mapped; raises as `read` does."""
-        with pa.memory_map(str(self._local(key, SOFT_TARGETS))) as source:
+    def soft_targets(self, stage: Stage, views: Collection[ViewName]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """By view the logits `[train examples, classes]` of a finished stage, memory-mapped; raises as `read` does."""
+        description = self.describe(stage.key)
+        if description is None:
+            raise FileNotFoundError(f"stage {stage.key[:12]} is not in {self.root}/{ARTIFACTS}")
+        inside = self._inside(stage) if SOFT_TARGETS in description["files"] else {}
+        derived = soft_targets_by_view(stage, description)
+        return [inside[view] if view in inside else self.derived.read(derived(view).key) for view in views]
+
+    def _inside(self, stage: Stage) -> dict[ViewName, np.ndarray[Any, np.dtype[np.float32]]]:
+        """Of an artifact that has its soft targets in it."""
+        with pa.memory_map(str(self._local(stage.key, SOFT_TARGETS))) as source:
             [batch] = pa.ipc.open_file(source).read_all().to_batches()
-        return [column.values.to_numpy(zero_copy_only=True).reshape(len(batch), -1) for column in batch.columns]
+        logits = [column.values.to_numpy(zero_copy_only=True).reshape(len(batch), -1) for column in batch.columns]
+        return dict(zip(stage.recipe.view_names, logits, strict=True))
+
+    def lacking(self, stage: Stage, description: Mapping[str, Any], views: Collection[ViewName]) -> list[ViewName]:
+        """The views in which nobody can learn yet from a finished stage; what is damaged is set aside."""
+        inside = stage.recipe.view_names if SOFT_TARGETS in description["files"] else ()
+        derived = soft_targets_by_view(stage, description)
+        return [view for view in views if view not in inside and not self.derived.check(derived(view).key)]
 
     def _local(self, key: str, name: str) -> Path:
         description = self.describe(key)
@@ -169,8 +197,14 @@ class ArtifactStore:
 
 
 def needed_files(stage: Stage) -> Set[str]:
-    """What a finished stage's artifact must have: what others learn from has its soft targets as well."""
-    return {WEIGHTS} if stage.role == "student" else {WEIGHTS, SOFT_TARGETS}
+    """What a finished stage's artifact must have: what others learn from it is derived from these."""
+    return {WEIGHTS} if stage.has_weights else {LOGITS}
+
+
+def soft_targets_by_view(stage: Stage, description: Mapping[str, Any]) -> Callable[[ViewName], Derived]:
+    """Of a finished stage, what its soft targets are in the store, by view."""
+    [file] = needed_files(stage)
+    return partial(soft_targets_of, stage, description["files"][file])
 
 
 def _folder(key: str) -> str:
@@ -183,14 +217,3 @@ def _checkpoint(key: str) -> str:
 
 def _pretrained(digest: str) -> str:
     return f"{PRETRAINED}/{digest}.safetensors"
-
-
-def soft_targets_file(logits: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    """Arrow IPC of logits `[views, examples, classes]`: one row an example, one fixed-size list of logits a view."""
-    _, examples, classes = logits.shape
-    columns = [pa.FixedSizeListArray.from_arrays(pa.array(view.reshape(-1)), classes) for view in logits]
-    table = pa.table(columns, names=[f"view_{number}" for number in range(len(columns))])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=examples)
-    return sink.getvalue().to_pybytes()

@@ -76,6 +76,10 @@ class Storage(ABC):
         """Moves a published group out of readers' sight, to the folder `aside`."""
 
     @abstractmethod
+    def remove(self, folder: str, last: str) -> None:
+        """Deletes a published group: who finds `last` meanwhile finds all of it. One that isn't there is fine."""
+
+    @abstractmethod
     def sweep(self, folder: str) -> None:
         """Deletes what killed writers left there, when it is a day old."""
 
@@ -156,6 +160,12 @@ class Folder(Storage):
     def withdraw(self, folder: str, aside: str, last: str) -> None:
         with suppress(FileNotFoundError):  # another process was first
             self._path(folder).rename(self._path(aside))
+
+    def remove(self, folder: str, last: str) -> None:
+        aside = self._path(folder).with_name(_temporary())
+        with suppress(FileNotFoundError):  # another process was first
+            self._path(folder).rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
 
     def sweep(self, folder: str) -> None:
         for name in self.names(folder):
@@ -241,6 +251,10 @@ class Bucket(Storage):
             with suppress(FileNotFoundError):  # another process was first
                 self._files.move(self._path(f"{folder}/{name}"), self._path(f"{aside}/{name}"))
 
+    def remove(self, folder: str, last: str) -> None:
+        for name in sorted(self.names(folder), key=lambda name: name != last):
+            self.delete(f"{folder}/{name}")
+
     def sweep(self, folder: str) -> None:
         """Object stores have no temporary names."""
 
@@ -248,6 +262,8 @@ class Bucket(Storage):
         target = cache_folder() / "artifacts" / digest
         if not target.exists():
             content = self.read(path)
+            if sha256(content) != digest:  # else who writes it again would be given this one
+                raise ValueError(f"{self.uri(path)} has not the digest it was written with")
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(_temporary())
             write_synced(temporary, content)

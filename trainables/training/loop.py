@@ -150,12 +150,16 @@ class StageTraining:
         self.taught.load_selected()
         started = time.perf_counter()
         teaches = any(lane.stage.role != "student" for lane in self.running)
-        logits = soft_targets(self.taught, self.inputs) if teaches else None
+        logits = self._soft_targets() if teaches else None
         seconds = (time.perf_counter() - started) / len(self.running)
         return [
             (lane, Trained(self.taught.weights(number), _of_lane(logits, lane, number), lane.selected, seconds))
             for number, lane in enumerate(self.running)
         ]
+
+    def _soft_targets(self) -> Tensor:
+        images = self.inputs.pixels(self.inputs.dataset.train.images)
+        return soft_targets(self.taught.model, images, self.recipe.view_names)
 
 
 def _of_lane(logits: Tensor | None, lane: Lane, number: int) -> Tensor | None:

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from takd.search_spaces import Stage
-from takd.trainables.training.inputs import Inputs, predict
-from takd.trainables.training.lanes import Lanes
+from takd.search_spaces import Stage, ViewName
+from takd.trainables.training.inputs import Inputs, Pixels, predict
+from takd.trainables.training.lanes import LaneModel, Lanes
 from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
+from takd.trainables.training.views import view_named
 
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
@@ -141,10 +142,14 @@ def teaching_of(stage: Stage) -> type[Teaching]:
     return Teaching if stage.loss is None else SoftTeaching
 
 
-def soft_targets(taught: Lanes, inputs: Inputs) -> Tensor:
-    """What is learned from a trained model: float32 logits `[lanes, views, train examples, classes]`, on the CPU."""
-    pixels, views = inputs.pixels(inputs.dataset.train.images), []
-    for number in range(inputs.recipe.views or 1):
-        pixels.view = inputs.drawn(number, slice(None))
-        views.append(predict(taught.model, pixels).transpose(1, 2).cpu())
-    return torch.stack(views, dim=1)
+def soft_targets(model: LaneModel, images: Pixels, views: Sequence[ViewName]) -> Tensor:
+    """What is learned from a model: float32 logits `[lanes, views, train examples, classes]`, on the CPU.
+
+    `images` are all training images, in the data set's order, and end up in the last of the views.
+    """
+    found = []
+    for name in views:
+        drawn = view_named(name, len(images))
+        images.view = drawn.to(images.images.device) if drawn else None
+        found.append(predict(model, images).transpose(1, 2).cpu())
+    return torch.stack(found, dim=1)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from takd.search_spaces import ViewName
+
 _TAG = 0x7669657773  # of the generators of views, so that nothing else draws the same numbers
 PADDING = 4  # pixels on each side that a crop may move by, as He et al. 2016 have it for 32x32
 
@@ -49,6 +51,12 @@ def view(augment: str | None, number: int, examples: int) -> View | None:
         for high in (2, 2 * PADDING + 1, 2 * PADDING + 1, 4)
     )
     return View(augment, flip, down, right, turns)
+
+
+def view_named(name: ViewName, examples: int) -> View | None:
+    """The view of a training set that a recipe, or what is derived, calls by that name."""
+    augment, _, number = (name or "").rpartition(" ")
+    return view(augment, int(number), examples) if name else None
 
 
 def _crop_flip(images: Tensor, drawn: View) -> Tensor:

@@ -1,0 +1,128 @@
+"""What is derived from weights that exist: one stage's, by a Tune trial like any other's, into the store. Knows no Ray.
+
+A given model gets its artifact here too, as a trained one has it: nothing of it is trained.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import safetensors.numpy
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from takd.search_spaces import Stage, ViewName, soft_targets_of
+from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.models.families import build
+from takd.trainables.models.pretrained import restore
+from takd.trainables.outcome import describe_outcome, device_name
+from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
+from takd.trainables.store.derived import Array
+from takd.trainables.training.inputs import Pixels, predict
+from takd.trainables.training.lanes import LaneModel, form_of
+from takd.trainables.training.losses import measure
+from takd.trainables.training.teaching import soft_targets
+
+
+def derive(
+    stage: Stage, views: Sequence[ViewName], store: ArtifactStore, threads: int, origin: Mapping[str, str]
+) -> None:
+    """Computes the soft targets of a stage that the store lacks in these views; of a given one its artifact first.
+
+    Where the artifact of a trained stage is gone or damaged nothing is done: it must be trained again.
+    """
+    torch.set_num_threads(threads)
+    source = _Source(stage, store)
+    description = store.check(stage.key, needed_files(stage))
+    if description is None and stage.given:
+        source.publish(threads, origin)
+        description = store.check(stage.key, needed_files(stage))
+    if description is None or not (lacking := store.lacking(stage, description, views)):
+        return
+    [file] = needed_files(stage)
+    for view in lacking:  # one after the other: what is there stays, whatever happens to the next
+        started = time.perf_counter()
+        logits = {view: source.soft_targets(view)}
+        seconds = time.perf_counter() - started
+        publish_soft_targets(store, stage, description["files"][file], logits, seconds, source.device)
+
+
+def publish_soft_targets(
+    store: ArtifactStore, stage: Stage, weights: str, logits: Mapping[ViewName, Array], seconds: float, device: str
+) -> None:
+    """Into the store, each view `[train examples, classes]` by itself; whether they come of training or not."""
+    about = {"seconds": seconds / len(logits), "device": device_name(device)}
+    for view, values in logits.items():
+        store.derived.publish(soft_targets_of(stage, weights, view), stage.key, values, about)
+
+
+class _Source:
+    """A stage's model with its weights, or what is known of it; of a given stage from what the study keeps."""
+
+    def __init__(self, stage: Stage, store: ArtifactStore) -> None:
+        self.stage, self.store = stage, store
+        self.dataset: Dataset = load_for(stage.dataset)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
+
+    def content(self) -> bytes:
+        """Raises FileNotFoundError where the store has none, ValueError where they are damaged."""
+        if self.stage.given:
+            return self.store.pretrained(self.stage.given.digest)
+        return self.store.read(self.stage.key, WEIGHTS)
+
+    def publish(self, threads: int, origin: Mapping[str, str]) -> None:
+        assert self.stage.given
+        content, validation = self.content(), self._validation()
+        labels = self.dataset.validation.labels
+        [(loss, accuracy)] = [(None, None)] if validation is None else measure(validation, labels.to(validation.device))
+        outcome = describe_outcome(
+            self.stage,
+            self.dataset,
+            self.device,
+            threads,
+            origin,
+            given=self.stage.given.model_dump(exclude_none=True),
+            metrics={"validation": {"accuracy": accuracy, "loss": loss}},
+            selected_epoch=None,
+            epochs=[],
+            train_seconds=0.0,
+            soft_targets_seconds=0.0,
+            lanes=1,
+        )
+        file = WEIGHTS if self.stage.has_weights else LOGITS
+        self.store.publish(self.stage.key, {"input": self.stage.key_input(), "outcome": outcome}, {file: content})
+
+    def _validation(self) -> Tensor | None:
+        """Logits `[1, classes, n]` on the validation images; None where they are not known."""
+        if not self.stage.has_weights:
+            logits = safetensors.numpy.load(self.content()).get("validation")
+            return None if logits is None else torch.from_numpy(logits).t().unsqueeze(0)
+        return predict(self._model, self._pixels(self.dataset.validation.images))
+
+    def soft_targets(self, view: ViewName) -> Array:
+        """`[train examples, classes]`"""
+        if self.stage.has_weights:
+            found: Array = soft_targets(self._model, self._images, [view])[0, 0].numpy()
+            return found
+        if view is not None:
+            raise ValueError(f"{self.stage.name}: its logits are of the images as they are, and of no other view")
+        return safetensors.numpy.load(self.content())["train"]
+
+    @cached_property
+    def _model(self) -> LaneModel:
+        """As it would stand at the end of its training."""
+        stage, dataset = self.stage, self.dataset
+        form, layout = form_of(stage.model)
+        module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
+        lanes = form([restore(module, safetensors.torch.load(self.content()))])
+        model: LaneModel = lanes.to(torch.device(self.device), memory_format=layout)  # type: ignore[call-overload]
+        return model
+
+    @cached_property
+    def _images(self) -> Pixels:
+        return self._pixels(self.dataset.train.images)
+
+    def _pixels(self, images: Tensor) -> Pixels:
+        _, layout = form_of(self.stage.model)
+        return Pixels(images, self.dataset, torch.device(self.device), layout)

@@ -1,0 +1,139 @@
+"""What is derived from models: `derived/<key>/` below a root, shared by all studies there. No torch.
+
+Each is one array, float32, whose rows are the training images of a data set in one view. Whatever it is, and whoever
+computes it, it is written, found, checked, mapped and swept away here.
+"""
+
+import json
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from takd.search_spaces import Derived
+from takd.trainables.store.storage import STALE_SECONDS, Storage, open_storage, sha256
+
+FORMAT = 1
+DERIVED = "derived"
+DESCRIPTION = "derived.json"
+VALUES = "values.arrow"
+_ASIDE = ".set-aside-"
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+log = logging.getLogger("takd")
+
+
+@dataclass(frozen=True)
+class DerivedStore:
+    """Readers see all of an entry or none; of two writers of one key the first wins."""
+
+    root: str
+
+    @property
+    def storage(self) -> Storage:
+        return open_storage(self.root)
+
+    def publish(self, derived: Derived, stage: str, values: Array, about: Mapping[str, Any]) -> None:
+        """Values `[training images, ...]` of the stage with that key, whose artifact has the weights."""
+        content = _arrow(values)
+        description = {
+            "format": FORMAT,
+            "key": derived.key,
+            "input": derived.key_input(),
+            "stage": stage,
+            "shape": list(values.shape),
+            **about,
+            "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "files": {VALUES: sha256(content)},
+        }
+        text = json.dumps(description, indent=1, allow_nan=False).encode()
+        self.storage.publish(_folder(derived.key), {VALUES: content, DESCRIPTION: text}, last=DESCRIPTION)
+
+    def describe(self, key: str) -> dict[str, Any] | None:
+        """Its derived.json, or None where there is none that can be this key's; the array is not looked at."""
+        try:
+            description = json.loads(self.storage.read(f"{_folder(key)}/{DESCRIPTION}"))
+        except (FileNotFoundError, ValueError):
+            return None
+        whole = isinstance(description, dict) and (description.get("key"), description.get("format")) == (key, FORMAT)
+        return description if whole else None
+
+    def check(self, key: str) -> bool:
+        """Whether it is there, whole; what is damaged is set aside with a warning, to be derived again."""
+        try:
+            self.read(key)
+        except FileNotFoundError:
+            if DESCRIPTION not in self.storage.names(_folder(key)):
+                return False
+            self._set_aside(key, "is not whole")
+            return False
+        except ValueError as error:
+            self._set_aside(key, str(error))
+            return False
+        return True
+
+    def read(self, key: str) -> Array:
+        """Memory-mapped `[training images, ...]`; raises FileNotFoundError, and ValueError where it is damaged."""
+        description = self.describe(key)
+        if description is None:
+            raise FileNotFoundError(f"derived {key[:12]} is not in {self.root}/{DERIVED}")
+        digest = description["files"][VALUES]
+        file = self.storage.local(self.storage.place(_folder(key), VALUES, digest), digest)
+        if sha256(file.read_bytes()) != digest:
+            raise ValueError(f"{VALUES} of derived {key[:12]} has not the digest it was written with")
+        with pa.memory_map(str(file)) as source:
+            [batch] = pa.ipc.open_file(source).read_all().to_batches()
+        values: Array = batch.column("values").values.to_numpy(zero_copy_only=True).reshape(description["shape"])
+        return values
+
+    def _set_aside(self, key: str, reason: str) -> None:
+        aside = f"{_ASIDE}{key}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
+        log.warning("derived %s: %s; set aside as %s, it is derived again", key[:12], reason, aside)
+        self.storage.withdraw(_folder(key), f"{DERIVED}/{aside}", last=DESCRIPTION)
+
+    def collect(self, has_weights: Callable[[str, str], bool]) -> list[str]:
+        """Deletes what is a day old and set aside, or of weights that no artifact has any more; returns the keys.
+
+        `has_weights(stage, digest)` says whether the artifact of a stage has a file of that digest. What is younger may
+        be of a stage whose artifact is about to come.
+        """
+        self.storage.sweep(DERIVED)
+        gone = [name for name in self.storage.names(DERIVED) if self._is_garbage(name, has_weights)]
+        for name in gone:
+            self.storage.remove(_folder(name), last=DESCRIPTION)
+        return gone
+
+    def _is_garbage(self, name: str, has_weights: Callable[[str, str], bool]) -> bool:
+        if name.startswith(_ASIDE):
+            with suppress(ValueError):
+                return time.time() - int(name.split("-")[-2]) > STALE_SECONDS
+            return False
+        description = self.describe(name)
+        if description is None:
+            return False  # of another version, or one that is being written
+        age = time.time() - datetime.fromisoformat(description["made_at"]).timestamp()
+        return age > STALE_SECONDS and not has_weights(description["stage"], description["input"]["weights"])
+
+
+def _folder(key: str) -> str:
+    return f"{DERIVED}/{key}"
+
+
+def _arrow(values: Array) -> bytes:
+    """Arrow IPC of one column: a fixed-size list of float32 for each row."""
+    rows, width = len(values), math.prod(values.shape[1:])
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32, copy=False).reshape(-1)), width)
+    table = pa.table({"values": column})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=rows)
+    return sink.getvalue().to_pybytes()
