@@ -92,7 +92,7 @@ def _teachers_of(stage: Stage) -> list[Stage]:
 def _logits_of(
     folder: StudyFolder, stages: Iterable[Stage], dataset: Dataset, split: str, images: Tensor
 ) -> dict[str, Tensor]:
-    """By key `[classes, n]` what stages say of a split's images; of those known by logits alone what these have of it."""
+    """By key `[classes, n]` what stages say of a split's images; of one known by logits alone where these have it."""
     stages, found = list(stages), {}
     for stage in stages:
         if not stage.has_weights:
