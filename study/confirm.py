@@ -93,7 +93,8 @@ def _logits_of(
     folder: StudyFolder, stages: Iterable[Stage], dataset: Dataset, split: str, images: Tensor
 ) -> dict[str, Tensor]:
     """By key `[classes, n]` what stages say of a split's images; of one known by logits alone where these have it."""
-    stages, found = list(stages), {}
+    stages = list(stages)
+    found: dict[str, Tensor] = {}
     for stage in stages:
         if not stage.has_weights:
             given = safetensors.torch.load(folder.artifacts.read(stage.key, LOGITS)).get(split)

@@ -58,9 +58,10 @@ def heads_of(module: nn.Module) -> tuple[str, ...]:
 
 
 def _classifiers(module: nn.Module) -> list[nn.Module]:
-    if not hasattr(module, "get_classifier"):
+    classifier = getattr(module, "get_classifier", None)
+    if classifier is None:
         return []
-    found = module.get_classifier()
+    found = classifier()
     parts = [*(found if isinstance(found, tuple | list) else [found]), getattr(module, "aux_head", None)]
     return [each for each in parts if isinstance(each, nn.Module)]
 
