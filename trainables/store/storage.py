@@ -252,8 +252,9 @@ class Bucket(Storage):
                 self._files.move(self._path(f"{folder}/{name}"), self._path(f"{aside}/{name}"))
 
     def remove(self, folder: str, last: str) -> None:
-        for name in sorted(self.names(folder), key=lambda name: name != last):
-            self.delete(f"{folder}/{name}")
+        self.delete(f"{folder}/{last}")
+        with suppress(FileNotFoundError):  # with the mark of an empty folder that deleting a file can leave
+            self._files.delete_dir(self._path(folder))
 
     def sweep(self, folder: str) -> None:
         """Object stores have no temporary names."""
