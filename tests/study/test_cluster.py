@@ -267,20 +267,23 @@ print(json.dumps([ray.cluster_resources(), limits]))
 HELLO = """
 print(ray.get(ray.remote(num_cpus=0)(lambda: "let in").remote(), timeout=60))
 """
+# Ray's fake nodes, of which none on spot can be had while there is a file `no-spot`.
 WITHOUT_SPOT = """
+from pathlib import Path
+
 from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeProvider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 
 class WithoutSpot(FakeMultiNodeProvider):
     def create_node_with_resources_and_labels(self, node_config, tags, count, resources, labels):
-        if labels["ray.io/market-type"] == "spot":
+        if labels["ray.io/market-type"] == "spot" and Path(__file__).with_name("no-spot").exists():
             raise NodeLaunchException("InsufficientInstanceCapacity", "as AWS says it", None)
         super().create_node_with_resources_and_labels(node_config, tags, count, resources, labels)
 """
 ONE_TRY = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # Ray would try a cluster that refuses it for 20 seconds
 HERE = {"TAKD_STORAGE": "", "TAKD_CACHE": os.environ.get("TAKD_CACHE", "")} | ONE_TRY  # no PostgreSQL of a node's
-FAKE_NODES = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+FAKE_NODES = "without_spot.WithoutSpot"
 
 
 @dataclass(frozen=True)
@@ -289,6 +292,7 @@ class Cluster:
 
     address: str
     environment: dict[str, str]
+    home: Path
 
     def start(self, *command: str, **changes: str) -> subprocess.Popen[str]:
         """Starts a driver of the cluster."""
@@ -334,7 +338,7 @@ def new_home() -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def with_fake_nodes(provider: str, address: str) -> dict[str, Any]:
+def with_fake_nodes(address: str) -> dict[str, Any]:
     """`cluster.yaml` for one machine: its node types and their limits, Ray's fake nodes, idle for seconds at most."""
     small = {"object_store_memory": 80_000_000}
     workers = {
@@ -342,7 +346,7 @@ def with_fake_nodes(provider: str, address: str) -> dict[str, Any]:
     }
     head = {"resources": HEAD["resources"], "node_config": {}, "max_workers": 0}
     # Of another module, because Ray's wheel lacks the file of defaults for the type `fake_multinode`.
-    nodes = {"type": "external", "module": provider, "gcs_address": address, "head_node_id": FAKE_HEAD_NODE_ID}
+    nodes = {"type": "external", "module": FAKE_NODES, "gcs_address": address, "head_node_id": FAKE_HEAD_NODE_ID}
     nodes |= {"use_node_id_as_ip": True, "launch_multiple": True, "disable_node_updaters": True}
     commands = ["initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray"]
     return {
@@ -362,7 +366,7 @@ def with_fake_nodes(provider: str, address: str) -> dict[str, Any]:
 
 
 @contextmanager
-def local_cluster(provider: str = FAKE_NODES) -> Iterator[Cluster]:
+def local_cluster() -> Iterator[Cluster]:
     """A cluster on loopback. Ray's own `AutoscalingCluster` would first end every other Ray on this machine."""
     with new_home() as home, socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -371,7 +375,7 @@ def local_cluster(provider: str = FAKE_NODES) -> Iterator[Cluster]:
         address = f"127.0.0.1:{port}"
         (home / "autoscaling" / "without_spot.py").write_text(WITHOUT_SPOT)
         config = home / "ray_bootstrap_config.yaml"
-        config.write_text(yaml.safe_dump(with_fake_nodes(provider, address)))
+        config.write_text(yaml.safe_dump(with_fake_nodes(address)))
         *_, start, report = STARTS["head"]
         given = environment(start, home) | {
             "PATH": os.environ["PATH"],
@@ -390,7 +394,7 @@ def local_cluster(provider: str = FAKE_NODES) -> Iterator[Cluster]:
             limits = [sys.executable, str(home / "autoscaling" / "report_limits.py"), str(config), address]
             assert limits[1].removeprefix(str(home)) in report.replace("~", "")
             subprocess.run(limits, env=given, check=True, timeout=60)
-            yield Cluster(address, given)
+            yield Cluster(address, given, home)
         finally:
             os.killpg(head.pid, signal.SIGKILL)
             head.wait()
@@ -458,9 +462,10 @@ def test_a_cluster_of_these_node_types_grows_for_a_study_and_shrinks_when_idle(c
 
 
 @pytest.mark.slow
-def test_where_spot_has_no_capacity_a_worker_on_demand_comes():
-    with local_cluster("without_spot.WithoutSpot") as cluster:
-        status, output, errors = outcome(cluster.start(*cluster.join(MARKET_OF_A_GPU_TASK)))
+def test_where_spot_has_no_capacity_a_worker_on_demand_comes(cluster):
+    """After the test above no worker is left."""
+    (cluster.home / "autoscaling" / "no-spot").touch()
+    status, output, errors = outcome(cluster.start(*cluster.join(MARKET_OF_A_GPU_TASK)))
     assert (status, output) == (0, "on-demand\n"), errors
 
 

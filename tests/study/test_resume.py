@@ -153,12 +153,12 @@ def test_whatever_ends_a_run_the_same_command_goes_on(undisturbed, takd, tmp_pat
     finished = {file: file.stat().st_mtime_ns for file in in_the_students.stages()}
 
     twice = Driver(tmp_path, EVERY_EPOCH)
-    twice.until(lambda: twice.children() != [])
+    twice.until(twice.trains)
     children = twice.children()
     twice.process.send_signal(signal.SIGTERM)
     started = time.monotonic()
     time.sleep(0.2)
-    twice.process.send_signal(signal.SIGTERM)
+    twice.process.send_signal(signal.SIGINT)
     code, _, errors = twice.end(60)
     assert (code, "SIGTERM received" in errors) == (130, True)
     assert time.monotonic() - started < STOP_SECONDS

@@ -41,6 +41,8 @@ def worker(root: Path, of: list[Stage]) -> StageTrainable:
     given = {
         "stages": [stage.model_dump(mode="json") for stage in of],
         "origin": {stage.key: {"study": "none", "use": "0.0"} for stage in of},
+        "work": "train",
+        "views": {},
         "measure_width": False,
         "halving": None,
         "halving_epochs": None,
