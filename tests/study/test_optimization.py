@@ -32,9 +32,8 @@ def contents(folder: StudyFolder) -> Any:
 
 
 def complete(search: Search, proposal: Proposal, accuracy: float = 0.5) -> None:
-    graph = StageGraph(
-        lambda stage: {"outcome": {"metrics": {"validation": {"accuracy": accuracy}}, "train_seconds": 1.0}}
-    )
+    outcome = {"metrics": {"validation": {"accuracy": accuracy}}, "train_seconds": 1.0}
+    graph = StageGraph(Found(lambda stage: {"outcome": outcome}))
     graph.add(proposal)
     graph.close_finished()
     search.tell(proposal, graph)
