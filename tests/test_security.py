@@ -13,7 +13,7 @@ KEY, PASSWORD, TOKEN = "d15ea5e" * 5 + "d15ea", "plantedpassword", "plantedtoken
 
 
 @pytest.mark.slow
-def test_planted_secrets_are_nowhere_in_what_a_study_leaves(bucket, database, tmp_path):
+def test_planted_secrets_are_nowhere_in_what_a_study_leaves(bucket, database, takd, tmp_path, monkeypatch):
     """A study with everything that needs a secret: a bucket, a database with a password, a W&B key."""
     space = tmp_path / "tiny.yaml"
     space.write_text(yaml.safe_dump({**TINY, "arms": ["kd"], "trials": 1, "coverage": 0}))
@@ -24,18 +24,17 @@ def test_planted_secrets_are_nowhere_in_what_a_study_leaves(bucket, database, tm
         "AWS_SESSION_TOKEN": TOKEN,
         "TAKD_CACHE": str(tmp_path / "cache"),
     }
-    takd = str(Path(sys.executable).parent / "takd")
+    program = str(Path(sys.executable).parent / "takd")
     options = ["--root", bucket, "--wandb", "offline", "--slots", "1"]
-    done = subprocess.run(
-        [takd, "run", str(space), *options], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
+    command = [program, "run", str(space), *options]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    for name in environment.keys() - os.environ.keys():
+        monkeypatch.setenv(name, environment[name])
     for command in ("status", "results"):
-        again = subprocess.run(
-            [takd, command, "tiny", "--root", bucket], env=environment, cwd=tmp_path, capture_output=True, text=True
-        )
-        assert again.returncode == 0, again.stderr
-        done.stdout += again.stdout + again.stderr
+        again = takd(command, "tiny", "--root", bucket)
+        assert again.code == 0, again.err
+        done.stdout += again.out + again.err
     left = {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     left |= {"output": done.stdout.encode(), "errors": done.stderr.encode()} | contents(bucket)
     assert len(left) > 15

@@ -16,7 +16,9 @@ from conftest import Study, make_stage
 from test_cli import TAKD, write_space
 
 from takd.search_spaces import Path as ModelPath
+from takd.study.folder import study_folder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
+from takd.study.search.optimization import find_search
 
 pytest.importorskip("optuna_dashboard")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -55,9 +57,9 @@ def served(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
 
 
 def states(root: Path) -> str:
-    """Of the proposals, in words, as another process sees them; empty before there is a study."""
-    status = subprocess.run([TAKD, "status", "tiny", "--root", str(root)], capture_output=True, text=True)
-    return status.stdout.partition("(")[2].partition(")")[0].upper()
+    """Of the trials, in words, as another process sees them; empty before there is a study."""
+    search = find_search(study_folder(str(root), "tiny"))
+    return " ".join(trial.state.name for trial in search.study.get_trials(deepcopy=False)) if search else ""
 
 
 def wait_for(condition, seconds: float) -> None:

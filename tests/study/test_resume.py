@@ -10,20 +10,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import psutil
 import pytest
 import yaml
-from conftest import TINY, artifacts, run, run_watched, tiny_space
+from conftest import TINY, Watcher, artifacts, run, run_watched, tiny_space
+from in_process import train_here
 from test_tracking import Run, read_run
 
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.results import write_results
-from takd.study.search.graph import Node, StageGraph
+from takd.study.search.graph import Node
 from takd.study.search.scheduling import STOP_SECONDS
 from takd.study.tracking.events import EVENTS
 from takd.trainables.store.artifacts import CHECKPOINTS
@@ -102,10 +104,6 @@ class Driver:
     def checkpoints(self) -> list[Path]:
         return list((self.root / CHECKPOINTS).glob("[0-9a-f]*"))
 
-    def has_proposed(self) -> bool:
-        journal = self.folder.journal
-        return journal is not None and journal.exists() and b'"seeds"' in journal.read_bytes()
-
 
 def epochs_in(checkpoint: bytes) -> list[dict[str, Any]]:
     return json.loads(checkpoint[64:].partition(b"\n")[0])["epochs"]
@@ -119,12 +117,8 @@ def undisturbed(ray_slots, tmp_path_factory) -> pd.DataFrame:
 
 @pytest.mark.slow
 def test_whatever_ends_a_run_the_same_command_goes_on(undisturbed, takd, tmp_path):
-    """One study, whose driver is killed before anything has trained, asked to stop while the teacher trains, killed
-    while it goes on with that, killed while students train, and asked to stop twice, which is at once."""
-    before_anything = Driver(tmp_path, LATEST)
-    before_anything.until(before_anything.has_proposed)
-    before_anything.kill()
-
+    """One study, whose driver is asked to stop while the teacher trains, killed while it goes on with that, killed
+    while students train, and asked to stop twice, which is at once."""
     asked = Driver(tmp_path, LATEST)
     asked.until(asked.has_begun)
     refused = takd("run", tmp_path / "tiny.yaml", "--root", asked.root)
@@ -191,23 +185,6 @@ def assert_every_epoch_is_in_wandb_once(folder: StudyFolder) -> None:
         assert [part.exit_code for part in parts] == [0]
 
 
-class Watcher:
-    """An observer of the test's own."""
-
-    def __init__(self, reported: Callable[[Node], None]) -> None:
-        self.reported = reported
-        self.epochs: dict[str, list[float]] = {}
-
-    def stage_started(self, node: Node) -> None: ...
-    def stage_ended(self, node: Node) -> None: ...
-    def graph_changed(self, graph: StageGraph, trials_left: int) -> None: ...
-    def close(self) -> None: ...
-
-    def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
-        self.epochs.setdefault(node.stage.role, []).extend(each["epoch"] for each in epochs)
-        self.reported(node)
-
-
 def workers() -> Iterator[psutil.Process]:
     """Processes of this test session's Ray that train."""
     for process in psutil.Process().children(recursive=True):
@@ -224,30 +201,6 @@ def folder(ray_slots, tmp_path) -> StudyFolder:
 
 
 @pytest.mark.slow
-def test_a_stage_whose_worker_is_killed_goes_on_in_another_from_its_checkpoint(folder):
-    killed: list[int] = []
-
-    def kill_once(node: Node) -> None:
-        if node.stage.role == "teacher" and node.epoch > 2 and not killed:
-            for worker in workers():
-                killed.append(worker.pid)
-                worker.kill()
-
-    watcher = Watcher(kill_once)
-    search, graph = run_watched(folder, tiny_space(arms=["kd"], trials=1, coverage=0, **SLOW), watcher, workers=True)
-    assert killed
-    assert not search.is_open
-    assert [node.state for node in graph.nodes.values()] == ["done"] * 3
-    assert watcher.epochs["teacher"] == sorted(set(watcher.epochs["teacher"]))  # no epoch is told twice
-    [teacher] = [node for node in graph.nodes.values() if node.stage.role == "teacher"]
-    description = folder.artifacts.describe(teacher.stage.key)
-    assert description is not None
-    outcome = description["outcome"]
-    assert outcome["process"] not in killed
-    assert [each["epoch"] for each in outcome["epochs"]] == list(range(1, 101))
-
-
-@pytest.mark.slow
 def test_a_stage_whose_worker_dies_again_and_again_fails_with_its_reason_and_only_its_paths(folder):
     def kill_always(node: Node) -> None:
         if node.stage.role == "teacher":
@@ -257,7 +210,7 @@ def test_a_stage_whose_worker_dies_again_and_again_fails_with_its_reason_and_onl
     space = tiny_space(
         arms=["labels", "kd"], trials=2, coverage=1, seeds=1, teacher__recipe={"epochs": 4000}, max_failures=1
     )
-    search, _ = run_watched(folder, space, Watcher(kill_always), workers=True)
+    search, _ = run_watched(folder, space, Watcher(reported=kill_always), workers=True)
     write_results(folder, search)
     rows = pd.read_parquet(folder.trials).set_index(["arm", "role"])
     assert rows.loc[("labels", "student"), "status"] == "done"
@@ -271,7 +224,7 @@ def test_a_model_that_does_not_fit_in_memory_does_not_end_the_study(folder):
     space = tiny_space(
         arms=["labels", "kd"], trials=2, coverage=1, seeds=1, teacher__model="mlp-900000", max_failures=0
     )
-    study = run(folder, space, workers=True)
+    study = run(folder, space)
     rows = pd.read_parquet(study.folder.trials).set_index(["arm", "role"]).sort_index()
     assert rows.loc[("labels", "student"), "status"] == "done"
     assert "memory" in rows.loc[("kd", "teacher"), "error"]
@@ -280,21 +233,26 @@ def test_a_model_that_does_not_fit_in_memory_does_not_end_the_study(folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small disk, which takes root")
-def test_a_full_disk_stops_the_study_with_one_line_and_it_goes_on_when_there_is_room(tmp_path):
+def test_a_full_disk_stops_the_study_with_one_line_and_it_goes_on_when_there_is_room(ray_slots, takd, tmp_path):
+    file = tmp_path / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TINY))
     disk = tmp_path / "runs"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]).returncode:
         pytest.skip("this machine mounts no tmpfs")
     try:
-        code, _, errors = Driver(tmp_path, TINY).end()  # soft targets of 50,000 images take 2 MB a stage
-        assert code == 1
-        assert re.fullmatch(r"takd: stopped: \S+: No space left on device; go on with: takd run \S+ .*\n", errors)
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        driver = Driver(tmp_path, TINY)
-        code, _, errors = driver.end()
-        assert (code, errors) == (0, "")
-        assert set(pd.read_parquet(driver.folder.trials)["status"]) == {"done"}
-        assert len(driver.stages()) == 14
+        with patch("takd.study.search.scheduling.run_stages", train_here):
+            first = takd("run", file, "--root", disk, "--wandb", "disabled")  # soft targets take 2 MB a stage
+            assert first.code == 1
+            assert re.fullmatch(
+                r"takd: stopped: \S+: No space left on device; go on with: takd run \S+ .*\n", first.err
+            )
+            subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+            second = takd("run", file, "--root", disk, "--wandb", "disabled")
+        assert (second.code, second.err) == (0, "")
+        folder = study_folder(str(disk), "tiny")
+        assert set(pd.read_parquet(folder.trials)["status"]) == {"done"}
+        assert len(list(artifacts(folder).glob("[0-9a-f]*/stage.json"))) == 14
     finally:
         subprocess.run(["umount", "-l", str(disk)])
 

@@ -37,7 +37,7 @@ SHORT: dict[str, Any] = {
     },
     "arms": ["kd"],
     "sampler": "grid",
-    "seeds": 15,
+    "seeds": 8,
     "lanes": 1,
     "confirm": None,
     "resources": {"teacher": {"cpu": 2}},

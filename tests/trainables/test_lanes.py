@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -255,12 +256,19 @@ def test_a_batch_whose_worker_is_killed_goes_on_from_its_checkpoints(folder):
                     killed.append(process.pid)
                     process.kill()
 
+    class Listening(Watcher):
+        def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
+            super().stage_reported(node, epochs)
+            told[node.stage.key] += [each["epoch"] for each in epochs]
+
+    told: dict[str, list[int]] = defaultdict(list)
     space = tiny_space(
-        arms=["labels"], trials=2, coverage=1, student__recipe={"epochs": 300}, checkpoint_every={"epochs": 1}
+        arms=["labels"], trials=2, coverage=1, student__recipe={"epochs": 100}, checkpoint_every={"epochs": 1}
     )
-    run_watched(folder, space, Watcher(reported=kill_once), workers=True)
+    run_watched(folder, space, Listening(reported=kill_once), workers=True)
     assert killed
+    assert list(told.values()) == [list(range(1, 101))] * 4  # none twice
     for file in artifacts(folder).glob("[0-9a-f]*/stage.json"):
         outcome = json.loads(file.read_text())["outcome"]
         assert outcome["process"] not in killed
-        assert [each["epoch"] for each in outcome["epochs"]] == list(range(1, 301))
+        assert [each["epoch"] for each in outcome["epochs"]] == list(range(1, 101))

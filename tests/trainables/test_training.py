@@ -209,7 +209,7 @@ def test_training_learns():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_convolutions_train_in_either_precision(precision):
-    [trained] = train([stage("cnn", epochs=1, examples=500, precision=precision)], MNIST, [[]])
+    [trained] = train([stage("plain-2", epochs=4, examples=1000, learning_rate=0.01, precision=precision)], MNIST, [[]])
     assert trained.selected.val_accuracy > 0.5
     assert all(weight.dtype == torch.float32 for weight in trained.weights.values())
 
@@ -261,8 +261,8 @@ def interrupted(stages: list[Stage], upstream: Any, after: int) -> list[dict[str
     "recipe",
     [
         {"dropout": 0.3},
-        {"model": "cnn", "epochs": 3, "evaluate_every": 3},
-        {"model": "cnn", "epochs": 3, "evaluate_every": 3, "optimizer": "sgd", "precision": "bfloat16"},
+        {"model": "plain-2", "epochs": 3, "evaluate_every": 3},
+        {"model": "plain-2", "epochs": 3, "evaluate_every": 3, "optimizer": "sgd", "precision": "bfloat16"},
         {"optimizer": "sgd", "learning_rate": 0.1},
         {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.0},
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "one-cycle"},
