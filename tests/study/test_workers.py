@@ -164,6 +164,17 @@ def test_workers_make_room_on_one_node_for_what_comes_first(searcher):
     assert roles(teacher) == ["teacher"]
 
 
+def test_four_slots_have_four_workers_that_train_a_quarter_each(ray_slots, tmp_path):
+    searcher = searcher_of(tmp_path, arms=["labels"], trials=2, coverage=1, seeds=10)
+    searcher.workers.nodes = {"a": Need(3, 0), "b": Need(1, 0)}
+    actors = {name: started(searcher, name, "b" if name == "4" else "a") for name in "1234"}
+    assert searcher.suggest("5") is None
+    while any(worker.batch for worker in searcher.workers.living.values()):
+        for name in [name for name, worker in searcher.workers.living.items() if worker.batch]:
+            ends(searcher, name)
+    assert [len(roles(actor)) for actor in actors.values()] == [5] * 4
+
+
 def test_a_path_that_waits_holds_no_cpu(ray_slots, tmp_path):
     """Twelve students wait for a teacher that trains on two CPUs of four."""
     searcher = searcher_of(tmp_path, arms=["kd"])
