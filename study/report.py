@@ -1,6 +1,6 @@
 """What a study shows: the table of arms, the figure, the report, and studies side by side, from the Parquet tables."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import pandas as pd
@@ -68,7 +68,7 @@ def print_table(table: pd.DataFrame, title: str, console: Console) -> None:
             left_out.append(column)
     if _width(table) > console.width:
         table = table.map(lambda cell: cell.replace(" (", "\n("))
-    console.print(_rich(table, title))
+    console.print(_rich(table, title, folded=FOLDED))
     if left_out:
         console.print(f"Not shown at this width: {', '.join(left_out)}. A terminal of {needed} characters has all.")
 
@@ -88,11 +88,12 @@ def _heading(column: str) -> str:
     return column.replace(", ", ",\n")
 
 
-def _rich(table: pd.DataFrame, title: str) -> Table:
+def _rich(table: pd.DataFrame, title: str, folded: Collection[str] | None = None) -> Table:
+    """Cells of the columns that may be folded, or of all, go on in a next line where the console is narrow."""
     shown = Table(title=title, title_justify="left", box=None, padding=(0, GAP, 0, 0))
     for column in table.columns:
         justify: Literal["left", "right"] = "left" if column in TEXT_COLUMNS else "right"
-        shown.add_column(_heading(column), justify=justify, no_wrap=column not in FOLDED)
+        shown.add_column(_heading(column), justify=justify, no_wrap=folded is not None and column not in folded)
     for row in table.itertuples(index=False):
         shown.add_row(*map(str, row))
     return shown
