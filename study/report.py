@@ -93,7 +93,9 @@ def _rich(table: pd.DataFrame, title: str, folded: Collection[str] | None = None
     shown = Table(title=title, title_justify="left", box=None, padding=(0, GAP, 0, 0))
     for column in table.columns:
         justify: Literal["left", "right"] = "left" if column in TEXT_COLUMNS else "right"
-        shown.add_column(_heading(column), justify=justify, no_wrap=folded is not None and column not in folded)
+        shown.add_column(
+            _heading(column), justify=justify, no_wrap=folded is not None and column not in folded, overflow="fold"
+        )
     for row in table.itertuples(index=False):
         shown.add_row(*map(str, row))
     return shown
