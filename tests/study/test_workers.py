@@ -33,7 +33,7 @@ SHORT: dict[str, Any] = {
         "model": "mlp-64",
         "temperature": {"choices": [1, 4]},
         "lambda": {"choices": [0.3, 0.7]},
-        "recipe": {"epochs": 10, "examples": 2000},
+        "recipe": {"epochs": 6, "examples": 2000},
     },
     "arms": ["kd"],
     "sampler": "grid",

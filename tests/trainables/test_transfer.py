@@ -174,7 +174,7 @@ def test_what_can_not_be_fetched_says_what_to_put_where(hub):
 
 class _Malicious:
     def __reduce__(self) -> Any:
-        return (print, ("this runs",))
+        return (len, ("this runs",))
 
 
 def test_what_is_no_weights_file_is_one_line_that_names_it(files, tmp_path, capsys):
@@ -188,7 +188,7 @@ def test_what_is_no_weights_file_is_one_line_that_names_it(files, tmp_path, caps
         "other.pth": "can't be read as weights (expected a state dict: tensors by name)",
         "text.pth": "can't be read as weights",
         "numbers.pth": "can't be read as weights",
-        "code.pth": "can't be read as weights (it holds print; only tensors, numbers and text are read",
+        "code.pth": "can't be read as weights (it holds len; only tensors, numbers and text are read",
         "broken.safetensors": "can't be read as ",
         "odd.safetensors": "can't be read as weights (",
         "missing.pth": "no such file",
