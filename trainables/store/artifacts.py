@@ -94,7 +94,8 @@ class ArtifactStore:
                 damaged = self._damaged(key, description)
                 if damaged is None:
                     return description if needed <= set(description["files"]) else None
-                if self.describe(key) == description:  # else another writer replaced it meanwhile
+                # Else another writer replaced it meanwhile, maybe more than once, the last time by the same.
+                if self.describe(key) == description and self._damaged(key, description):
                     self.set_aside(key, f"{damaged} has not the digest it was written with")
         except ValueError:
             self.set_aside(key, f"{DESCRIPTION} can't be read")
