@@ -302,8 +302,11 @@ Call = Callable[..., Called]
 
 
 @pytest.fixture
-def takd(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Runs a command in this process, in an empty folder that has a root for those that name none."""
+def takd(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_slots: int) -> Call:
+    """Runs a command in this process, in an empty folder that has a root for those that name none.
+
+    On the Ray of all tests: a run starts one before its space is checked, which others would find with other slots.
+    """
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: Any) -> Called:
