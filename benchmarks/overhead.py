@@ -31,7 +31,6 @@ from ray import tune
 from takd.search_spaces import Loss, Recipe, Space, Stage, load_space, space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.run import InStore
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
@@ -96,7 +95,7 @@ def run(space: Space, slots: int, wandb: bool) -> tuple[Clock, float]:
         clock = Clock()
         watching: list[Observer] = [clock, *([WandbTracker(folder, space.all_arms, "offline")] if wandb else [])]
         observers = Observers(watching)
-        run_stages(PathSearcher(search, StageGraph(InStore(folder.artifacts)), root, observers, Stop()))
+        run_stages(PathSearcher(search, StageGraph(folder.artifacts), root, observers, Stop()))
         seconds = time.perf_counter() - clock.began
         observers.close()
         return clock, seconds

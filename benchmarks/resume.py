@@ -19,7 +19,6 @@ import yaml
 from takd.search_spaces import Stage, space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.run import InStore
 from takd.study.search.graph import StageGraph
 from takd.study.search.optimization import create_search
 from takd.trainables.store.artifacts import SOFT_TARGETS, WEIGHTS
@@ -61,7 +60,7 @@ def main() -> None:
         dataset, _ = check_space(space, "benchmark")
         folder.prepare()
         search = create_search(folder, space, dataset.fingerprint)
-        graph = StageGraph(InStore(folder.artifacts))
+        graph = StageGraph(folder.artifacts)
         while proposal := search.ask():
             for stage in proposal.paths[0].stages:
                 description = {"input": stage.key_input(), "outcome": outcome(stage)}

@@ -25,7 +25,6 @@ from takd.search_spaces import Space, Stage, space_from
 from takd.study.apart import apart
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.results import write_results
-from takd.study.run import InStore
 from takd.study.search.graph import StageGraph
 from takd.study.search.optimization import Search, create_search
 from takd.study.search.scheduling import PathSearcher, start_ray
@@ -98,7 +97,7 @@ class Assigned:
 
 def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None:
     """The searcher to its end, as Tune drives it, with `slots` workers."""
-    find = InStore(folder.artifacts)
+    find = folder.artifacts
     for name in ("artifact", "lacking"):
         object.__setattr__(find, name, clock.timed("look at artifacts", getattr(find, name)))
     graph, dice = StageGraph(find), random.Random(0)

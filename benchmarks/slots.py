@@ -23,7 +23,6 @@ from ray.cluster_utils import Cluster
 from takd.search_spaces import space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.run import InStore
 from takd.study.search import scheduling
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import create_search
@@ -99,7 +98,7 @@ def measure(slots: int, seconds: float, lanes: int, nodes: int) -> None:
             dataset, _ = check_space(space, "benchmark")
             folder.prepare()
             search = create_search(folder, space, dataset.fingerprint)
-            graph = StageGraph(InStore(folder.artifacts))
+            graph = StageGraph(folder.artifacts)
             scheduling.run_stages(scheduling.PathSearcher(search, graph, root, Observers([ends]), Stop()))
     finally:
         ray.shutdown()

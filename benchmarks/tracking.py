@@ -31,7 +31,6 @@ from takd.search_spaces.arms import parse_arm
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.study.results import write_results
-from takd.study.run import InStore
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
@@ -64,7 +63,7 @@ def study_seconds(tracked: bool) -> float:
         started = time.perf_counter()
         watching: list[Observer] = [WandbTracker(folder, space.all_arms, "offline")] if tracked else []
         observers = Observers(watching)
-        run_stages(PathSearcher(search, StageGraph(InStore(folder.artifacts)), root, observers, Stop()))
+        run_stages(PathSearcher(search, StageGraph(folder.artifacts), root, observers, Stop()))
         observers.close()
         write_results(folder, search)
         if tracked:

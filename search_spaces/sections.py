@@ -142,6 +142,11 @@ class Existing(Value):
         return self.checkpoint is not None or self.logits is not None
 
     @property
+    def kind(self) -> Literal["checkpoint", "logits"]:
+        """Which of the two it is, where it exists."""
+        return "checkpoint" if self.checkpoint else "logits"
+
+    @property
     def place(self) -> str:
         """The path of the file, as the space has it."""
         return self.checkpoint or self.logits or ""
@@ -189,10 +194,9 @@ class Teacher(Training, Existing):
             raise ValueError(f"model is {self.model!r} beside logits; logits are all that is known of their model")
         if not self.exists:
             return self
-        what = "checkpoint" if self.checkpoint else "logits"
         for name in ("pretrained", "recipe", "members"):
             if getattr(self, name):
-                raise ValueError(f"{name} is for a teacher that is trained; with {what} nothing is")
+                raise ValueError(f"{name} is for a teacher that is trained; with {self.kind} nothing is")
         if isinstance(self.model, Choices):
             raise ValueError("model has choices, but a checkpoint is of one model")
         return self
@@ -218,13 +222,12 @@ class GivenAssistant(Existing):
     def _has_one_name(self) -> Self:
         if not self.exists:
             raise ValueError("expected checkpoint: PATH or logits: PATH; a model that is trained is named alone")
-        needed, other = ("model", "name") if self.checkpoint else ("name", "model")
+        of_checkpoint = self.kind == "checkpoint"
+        needed, other = ("model", "name") if of_checkpoint else ("name", "model")
         if getattr(self, needed) is None:
-            raise ValueError(
-                f"{needed} is missing; an assistant with {'checkpoint' if self.checkpoint else 'logits'} has one"
-            )
+            raise ValueError(f"{needed} is missing; an assistant with {self.kind} has one")
         if getattr(self, other) is not None:
-            raise ValueError(f"{other} is only for an assistant with {'logits' if self.checkpoint else 'checkpoint'}")
+            raise ValueError(f"{other} is only for an assistant with {'logits' if of_checkpoint else 'checkpoint'}")
         if self.name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name is {self.name!r}; expected letters, digits, dots and dashes")
         return self

@@ -56,7 +56,7 @@ def _place(space: Space, role: Role, section: Training, model: str) -> str:
     existing = space.existing(role, model)
     if existing is None:
         return f"pretrained {section.pretrained}"
-    return f"{'checkpoint' if existing.checkpoint else 'logits'} {existing.place}"
+    return f"{existing.kind} {existing.place}"
 
 
 def _content(space: Space, role: Role, section: Training, model: str, dataset: Dataset) -> bytes | None:

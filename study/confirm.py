@@ -15,8 +15,7 @@ from takd.study.binary import best_threshold, binary_metrics
 from takd.study.folder import StudyFolder
 from takd.study.results import TEST, read_test
 from takd.trainables.datasets.dataset import Dataset, load_for
-from takd.trainables.models.families import build
-from takd.trainables.models.pretrained import restore
+from takd.trainables.models.pretrained import finished_module
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
@@ -38,8 +37,9 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
     dataset = load_for(stages[0].dataset)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
-    there = {key: each for key, each in teachers.items() if folder.artifacts.has(key, needed_files(each))}
-    logits = _logits_of(folder, (new | there).values(), dataset, "test", split.images)
+    others = [each for key, each in teachers.items() if key not in new]
+    there = [each for each in others if folder.artifacts.has(each.key, needed_files(each))]
+    logits = _logits_of(folder, [*new.values(), *there], dataset, "test", split.images)
     chosen_on = dataset.validation if len(dataset.classes) == 2 else None
     validation = _logits_of(folder, new.values(), dataset, "validation", chosen_on.images) if chosen_on else {}
     for key, stage in new.items():
@@ -48,9 +48,8 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
             threshold = best_threshold(positive_scores(validation[key]), chosen_on.labels.numpy() == 1)
             known[key] |= binary_metrics(positive_scores(logits[key]), split.labels.numpy() == 1, threshold)
         above = _teachers_of(stage)
-        if (
-            above and key in logits and all(each.key in logits for each in above)
-        ):  # else it is not known what they say of these images
+        # Else it is not known what they say of these images.
+        if above and key in logits and all(each.key in logits for each in above):
             taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
             agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
@@ -118,5 +117,4 @@ def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Datase
 
 def trained_module(folder: StudyFolder, stage: Stage, dataset: Dataset) -> nn.Module:
     """The model of a finished stage, with the weights that it left."""
-    module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
-    return restore(module, safetensors.torch.load(folder.artifacts.read(stage.key, WEIGHTS)))
+    return finished_module(stage, dataset, folder.artifacts.read(stage.key, WEIGHTS))

@@ -14,9 +14,8 @@ from takd.search_spaces import InputError
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
 from takd.trainables.datasets.dataset import Dataset, check_name, converted, import_dataset, load
 from takd.trainables.datasets.own_images import Wishes, name_of, opened_images
-from takd.trainables.datasets.sources import Source
+from takd.trainables.datasets.sources import SPLITS, Source
 
-SPLITS = ("train", "validation", "test")
 SHOWN_CLASSES = 20
 
 

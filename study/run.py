@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,12 +9,12 @@ import pandas as pd
 from rich.console import Console
 
 from takd.analysis.tables import best_configurations
-from takd.search_spaces import InputError, Space, Stage, ViewName
+from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions
 from takd.study.results import Tables, build_results, read_test, write_results
-from takd.study.search.graph import Description, Proposal, StageGraph
+from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
 from takd.study.search.optimization import Search, create_search, find_search, open_optuna, refuse_another_space
 from takd.study.stopping import Stop
@@ -27,7 +26,7 @@ from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
-from takd.trainables.store.artifacts import ArtifactStore, needed_files
+from takd.trainables.store.artifacts import needed_files
 from takd.trainables.store.storage import FULL
 
 log = logging.getLogger("takd")
@@ -186,7 +185,7 @@ def _train(
         if options.address is None:
             raise InputError(lacking)
         console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
-    graph = StageGraph(InStore(folder.artifacts))
+    graph = StageGraph(folder.artifacts)
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
@@ -213,16 +212,3 @@ def _start_ray(options: RunOptions) -> int:
     from takd.study.search.scheduling import start_ray
 
     return start_ray(options.slots, options.address)
-
-
-@dataclass(frozen=True)
-class InStore:
-    """What a study graph asks of the artifact store."""
-
-    store: ArtifactStore
-
-    def artifact(self, stage: Stage) -> Description | None:
-        return self.store.check(stage.key, needed_files(stage))
-
-    def lacking(self, stage: Stage, description: Description, views: Collection[ViewName]) -> Collection[ViewName]:
-        return self.store.lacking(stage, description, views)

@@ -25,6 +25,7 @@ os.environ.pop("TAKD_STORAGE", None)
 os.environ.pop("WANDB_API_KEY", None)
 os.environ.pop("COLUMNS", None)  # pytest-xdist's
 
+from image_folders import write_images
 from in_process import train_here
 from rich.console import Console
 
@@ -33,7 +34,7 @@ from takd.study.checks import check_space
 from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.options import RunOptions
-from takd.study.run import InStore, RunResult, run_study
+from takd.study.run import RunResult, run_study
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import Search, create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
@@ -118,6 +119,18 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     load.cache_clear()
     yield tmp_path / "cache"
     load.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of images of three classes, not to be changed."""
+    return write_images(tmp_path_factory.mktemp("made") / "trees")
+
+
+@pytest.fixture
+def trees(made: Path, tmp_path: Path) -> Path:
+    """A copy to do with as a test likes."""
+    return Path(shutil.copytree(made, tmp_path / "trees"))
 
 
 @pytest.fixture(scope="session")
@@ -270,7 +283,7 @@ def run_watched(
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     search = create_search(folder, space, dataset.fingerprint)
-    graph = StageGraph(InStore(folder.artifacts))
+    graph = StageGraph(folder.artifacts)
     searcher = PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop())
     (run_stages if workers else train_here)(searcher)
     return search, graph

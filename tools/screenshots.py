@@ -19,7 +19,6 @@ from rich.console import Console
 from takd.search_spaces import space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.run import InStore
 from takd.study.search.graph import Node, StageGraph
 from takd.study.search.optimization import create_search
 from takd.study.search.scheduling import PathSearcher, run_stages, start_ray
@@ -92,7 +91,7 @@ def main() -> None:
         start_ray(SLOTS)
         progress = Progress("gap", space.seeds, SLOTS, Console(width=WIDTH, file=open(os.devnull, "w")))  # noqa: SIM115
         observers = Observers([progress, Picture(progress, 20, out / "terminal.svg")])
-        run_stages(PathSearcher(search, StageGraph(InStore(folder.artifacts)), root, observers, Stop()))
+        run_stages(PathSearcher(search, StageGraph(folder.artifacts), root, observers, Stop()))
         observers.close()
         take_dashboard(root, chromium, out / "dashboard.png")
     for name in ("terminal.svg", "dashboard.png"):

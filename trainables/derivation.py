@@ -14,8 +14,7 @@ from torch import Tensor
 
 from takd.search_spaces import Stage, ViewName, soft_targets_of
 from takd.trainables.datasets.dataset import Dataset, load_for
-from takd.trainables.models.families import build
-from takd.trainables.models.pretrained import restore
+from takd.trainables.models.pretrained import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
@@ -34,10 +33,10 @@ def derive(
     """
     torch.set_num_threads(threads)
     source = _Source(stage, store)
-    description = store.check(stage.key, needed_files(stage))
+    description = store.artifact(stage)
     if description is None and stage.given:
         source.publish(threads, origin)
-        description = store.check(stage.key, needed_files(stage))
+        description = store.artifact(stage)
     if description is None or not (lacking := store.lacking(stage, description, views)):
         return
     [file] = needed_files(stage)
@@ -114,8 +113,7 @@ class _Source:
         """As it would stand at the end of its training."""
         stage, dataset = self.stage, self.dataset
         form, layout = form_of(stage.model)
-        module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
-        lanes = form([restore(module, safetensors.torch.load(self.content()))])
+        lanes = form([finished_module(stage, dataset, self.content())])
         model: LaneModel = lanes.to(torch.device(self.device), memory_format=layout)  # type: ignore[call-overload]
         return model
 

@@ -14,7 +14,6 @@ from conftest import Found, tiny_space
 
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
-from takd.study.run import InStore
 from takd.study.search.graph import Find, Group, StageGraph
 from takd.study.search.optimization import create_search
 from takd.study.search.scheduling import PathSearcher, resources
@@ -119,7 +118,7 @@ def searcher_of(tmp_path: Path, find: Find | None = None, **changes: Any) -> Pat
     space = tiny_space(lanes=1, resources={"teacher": {"cpu": 2}}, sampler="random", **changes)
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
-    graph = StageGraph(find or InStore(folder.artifacts))
+    graph = StageGraph(find or folder.artifacts)
     made = PathSearcher(create_search(folder, space, dataset.fingerprint), graph, folder.root, Observers([]), Stop())
     made.looked = float("inf")  # not at Ray's own nodes, of which there is one with one CPU
     made.resources = resources(space, {"CPU": 2})

@@ -28,17 +28,6 @@ from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.training.loop import train
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return write_images(tmp_path_factory.mktemp("made") / "trees")
-
-
-@pytest.fixture
-def trees(made, tmp_path) -> Path:
-    """A copy to do with as a test likes."""
-    return Path(shutil.copytree(made, tmp_path / "trees"))
-
-
 def convert(folder: Path, name: str | None = None, validation: int | None = None) -> Dataset:
     return import_files(OWN, folder, name, validation, download=False)
 

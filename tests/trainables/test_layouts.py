@@ -36,17 +36,6 @@ FOUND, PHOTOS = SHARED / "found" / "make_images.py", SHARED / "data" / "ants-bee
 SPLIT = (0.7, 0.15, 0.15)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    return write_images(tmp_path_factory.mktemp("made") / "trees")
-
-
-@pytest.fixture
-def trees(made, tmp_path) -> Path:
-    """A copy to do with as a test likes."""
-    return Path(shutil.copytree(made, tmp_path / "trees"))
-
-
 @pytest.fixture(autouse=True)
 def lines(caplog) -> Callable[[], list[str]]:
     """What was said, as the command line says it."""

@@ -20,7 +20,7 @@ from takd.trainables.datasets.listing import Chosen, Listing, Part, check_learne
 from takd.trainables.datasets.npz import list_npz
 from takd.trainables.datasets.parquet import list_parquet, parquet_files
 from takd.trainables.datasets.reading import CONVERSIONS, UNDECODABLE, Reading, as_it_is
-from takd.trainables.datasets.sources import ALL, SPLITS, Bytes, RawSplit, Source
+from takd.trainables.datasets.sources import ALL, SPLITS, Bytes, Indices, RawSplit, Source
 from takd.trainables.datasets.tables import list_table
 
 SHOWN = 5  # of what a line names
@@ -208,7 +208,7 @@ class _Import:
         return {name: self._raw(name, part) for name, part in self.listing.parts.items()}
 
     def _raw(self, name: str, part: Part) -> RawSplit:
-        kept = np.setdiff1d(np.arange(len(part.labels)), list(self.broken.get(name, {})))
+        kept = self._kept(name)
         whole = len(kept) == len(part.labels)
 
         def left(of: Any) -> Any:
@@ -230,6 +230,10 @@ class _Import:
             rows=kept,
             whole=len(part.labels),
         )
+
+    def _kept(self, part: str) -> Indices:
+        """The rows of a part that are not left out."""
+        return np.setdiff1d(np.arange(len(self.listing.parts[part].labels)), list(self.broken.get(part, {})))
 
     def _splits(self, name: str, part: Part, kept: Any) -> Bytes | None:
         """What the table says, what --split asks for, or validation where groups must stay together."""
@@ -259,9 +263,9 @@ class _Import:
         if survey.sizes:
             raise InputError(self._sizes())
         broken = {part: dict(self.broken.get(part, {})) for part in self.listing.parts}
+        kept = {part: self._kept(part) for part in broken}
         for part, row, why in survey.broken:
-            left = np.setdiff1d(np.arange(len(self.listing.parts[part].labels)), list(self.broken.get(part, {})))
-            broken[part][int(left[row])] = why
+            broken[part][int(kept[part][row])] = why
         if survey.broken and not self.wishes.skip_broken:
             raise InputError(
                 f"{_count(len(survey.broken), 'image')} can't be read (--skip-broken goes on without): "
@@ -317,8 +321,7 @@ class _Import:
             )  # fmt: skip
 
     def _place(self, part: str, row: int) -> str:
-        left = np.setdiff1d(np.arange(len(self.listing.parts[part].labels)), list(self.broken.get(part, {})))
-        return self.listing.parts[part].places[int(left[row])]
+        return self.listing.parts[part].places[int(self._kept(part)[row])]
 
 
 def _count(number: int, what: str) -> str:

@@ -16,9 +16,9 @@ from takd.search_spaces import Existing, InputError
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.families import build, check_model
-from takd.trainables.models.given_classes import class_order, classes_in, some
+from takd.trainables.models.given_classes import class_order, some
 from takd.trainables.models.given_logits import canonical_logits
-from takd.trainables.models.pretrained import SCALE, SHIFT, heads_of, restore
+from takd.trainables.models.pretrained import SCALE, SHIFT, between, heads_of, restore
 from takd.trainables.models.weights_files import fitting, read_file
 
 IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -47,7 +47,7 @@ def _canonical_checkpoint(path: Path, existing: Existing, model: str, dataset: D
     for name, each in tensors.items():
         if not bool(torch.isfinite(each).all()):
             raise InputError(f"{about}: {name} has numbers that are not finite")
-    order = class_order(existing.classes, classes_in(path), dataset, about)
+    order = class_order(existing.classes, found.classes, dataset, about)
     if order != list(range(classes)):
         tensors = _in_order(tensors, heads, order, model, dataset, about)
     pixels = _pixels(existing, found.normalization, model, dataset, about)
@@ -131,9 +131,7 @@ def _input_buffers(pixels: Normalization | None, own: Mapping[str, Tensor], data
     """From the pixels that the data set gives to those that the weights expect; nothing where they are alike."""
     if pixels is None:
         return dict(own)
-    mean, std = (torch.tensor(each).view(-1, 1, 1) for each in pixels)
-    own_mean, own_std = (torch.tensor(each).view(-1, 1, 1) for each in dataset.normalization)
-    scale, shift = own_std / std, (own_mean - mean) / std
+    scale, shift = between(dataset.normalization, pixels)
     if own:
         scale, shift = scale * own[SCALE], shift * own[SCALE] + own[SHIFT]
     return {SCALE: scale, SHIFT: shift}

@@ -11,6 +11,7 @@ import safetensors.numpy
 
 from takd.search_spaces import Existing, InputError
 from takd.trainables.datasets.dataset import Dataset
+from takd.trainables.datasets.sources import SPLITS
 from takd.trainables.models.given_classes import class_order, some
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.store.storage import first_line
@@ -34,7 +35,7 @@ def canonical_logits(path: Path, existing: Existing, dataset: Dataset) -> bytes:
     for name in [each for each in arrays if each.endswith("logits")]:
         _check_array(arrays[name], name, dataset, about)
     rows = _Rows(arrays, dataset, about)
-    found = {split: rows.of(split) for split in ("train", "validation", "test")}
+    found = {split: rows.of(split) for split in SPLITS}
     if found["train"] is None:
         raise InputError(f"{about}: has no row of a training image of {dataset.name}")
     known = {split: np.ascontiguousarray(each[:, order]) for split, each in found.items() if each is not None}
@@ -88,7 +89,7 @@ class _Rows:
 
     def __init__(self, arrays: Mapping[str, Any], dataset: Dataset, about: str) -> None:
         self.arrays, self.dataset, self.about = arrays, dataset, about
-        self.examples = {split: dataset.examples(split) for split in ("train", "validation", "test")}
+        self.examples = {split: dataset.examples(split) for split in SPLITS}
         used = {_ARRAYS[each.part] for each in self.examples.values()}
         self.by_name = {name: self._lookup(name) for name in arrays if name.endswith("logits")}
         for name in self.by_name:

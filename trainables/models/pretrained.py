@@ -10,11 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import InputError
+from takd.search_spaces import InputError, Stage
 from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.families import build, check_model, family_of
 from takd.trainables.models.weights_files import (
@@ -196,9 +198,21 @@ def start_from(pretrained: Pretrained, module: nn.Module, dataset: Normalization
     """
     put_into(module, pretrained.tensors, strict=False)
     if pretrained.normalization is not None:
-        mean, std = (torch.tensor(each).view(-1, 1, 1) for each in pretrained.normalization)
-        own_mean, own_std = (torch.tensor(each).view(-1, 1, 1) for each in dataset)
-        _expect(module, own_std / std, (own_mean - mean) / std)
+        _expect(module, *between(dataset, pretrained.normalization))
+
+
+def between(given: Normalization, expected: Normalization) -> tuple[Tensor, Tensor]:
+    """The scale and the shift `[channels, 1, 1]` that make of images normalised by one such as the other gives."""
+    (own_mean, own_std), (mean, std) = (
+        (torch.tensor(each).view(-1, 1, 1) for each in normalization) for normalization in (given, expected)
+    )
+    return own_std / std, (own_mean - mean) / std
+
+
+def finished_module(stage: Stage, dataset: Dataset, content: bytes) -> nn.Module:
+    """The model of a stage, with the weights of its artifact, or of what is given."""
+    module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
+    return restore(module, safetensors.torch.load(content))
 
 
 def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ class Pretrained:
 
     tensors: dict[str, Tensor]
     normalization: Normalization | None
+    classes: list[str] | None = None  # that a file names, in its order
 
 
 def read_file(path: Path, setting: str = "pretrained") -> Pretrained:
@@ -57,7 +58,7 @@ def read_file(path: Path, setting: str = "pretrained") -> Pretrained:
         raise MissingWeightsError(f"{setting} {path}: no such file; expected {expected} to weights")
     try:
         found = read(path)
-        return Pretrained(_plain_names(found.tensors), found.normalization)
+        return replace(found, tensors=_plain_names(found.tensors))
     except _RefusedError as error:
         raise InputError(f"{setting} {path}: {error}") from None
     except (OSError, ValueError) as error:
@@ -103,7 +104,7 @@ def _read_torch(path: Path) -> Pretrained:
                 'torch.save(model.state_dict(), "weights.pth")'
             ) from None
         raise
-    return Pretrained(_state_dict(content), None)
+    return Pretrained(_state_dict(content), None, _classes(content))
 
 
 _READERS: dict[str, Callable[[Path], Pretrained]] = {
@@ -196,7 +197,26 @@ def unpacked(content: bytes) -> Pretrained:
     """What `packed` wrote, and any other safetensors. Raises SafetensorError, and ValueError on odd metadata."""
     tensors = safetensors.torch.load(content)  # first: it checks that there is a header
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return Pretrained(tensors, _described(header.get("__metadata__", {})))
+    about = header.get("__metadata__", {})
+    return Pretrained(tensors, _described(about), _classes({name: _json_or_text(each) for name, each in about.items()}))
+
+
+def _classes(about: Any) -> list[str] | None:
+    """The names of the classes that stand beside the weights, in the order of the last layer."""
+    for name in ("classes", "class_names", "class_to_idx"):
+        found = about.get(name) if isinstance(about, dict) else None
+        if isinstance(found, dict) and all(isinstance(each, int) for each in found.values()):
+            found = sorted(found, key=found.__getitem__)
+        if isinstance(found, list | tuple) and found and all(isinstance(each, str) for each in found):
+            return list(found)
+    return None
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _described(about: Mapping[str, str]) -> Normalization | None:

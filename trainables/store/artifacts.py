@@ -2,8 +2,6 @@
 
 import json
 import logging
-import time
-import uuid
 from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +13,7 @@ import pyarrow as pa
 
 from takd.search_spaces import Derived, Stage, ViewName, soft_targets_of
 from takd.trainables.store.derived import DerivedStore
-from takd.trainables.store.storage import Storage, open_storage, sha256
+from takd.trainables.store.storage import Storage, aside_name, open_storage, sha256, whole_file
 
 FORMAT = 1
 ARTIFACTS = "artifacts"
@@ -101,6 +99,10 @@ class ArtifactStore:
             self.set_aside(key, f"{DESCRIPTION} can't be read")
         return None
 
+    def artifact(self, stage: Stage) -> dict[str, Any] | None:
+        """stage.json of a stage that is finished, with all that its artifact must have; as `check`."""
+        return self.check(stage.key, needed_files(stage))
+
     def _damaged(self, key: str, description: dict[str, Any]) -> str | None:
         """The first file that is not what the description says; None where all are."""
         for name, digest in description["files"].items():
@@ -114,7 +116,7 @@ class ArtifactStore:
 
     def set_aside(self, key: str, reason: str) -> None:
         """Out of the way, but not deleted: someone may want to look."""
-        aside = f".set-aside-{key}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
+        aside = aside_name(key)
         log.warning("artifact %s: %s; set aside as %s, the stage is trained again", key[:12], reason, aside)
         self.storage.withdraw(_folder(key), f"{ARTIFACTS}/{aside}", last=DESCRIPTION)
 
@@ -149,10 +151,8 @@ class ArtifactStore:
         if description is None or name not in description["files"]:
             raise FileNotFoundError(f"{name} of stage {key[:12]} is not in {self.root}/{ARTIFACTS}")
         digest = description["files"][name]
-        file = self.storage.local(self.storage.place(_folder(key), name, digest), digest)
-        if sha256(file.read_bytes()) != digest:
-            raise ValueError(f"{name} of stage {key[:12]} has not the digest it was written with")
-        return file
+        place = self.storage.place(_folder(key), name, digest)
+        return whole_file(self.storage, place, digest, f"{name} of stage {key[:12]}")
 
     def save_checkpoint(self, key: str, content: bytes) -> None:
         """Replaces the checkpoint of a stage that is not finished."""

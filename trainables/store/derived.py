@@ -8,9 +8,7 @@ import json
 import logging
 import math
 import time
-import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -19,13 +17,20 @@ import numpy as np
 import pyarrow as pa
 
 from takd.search_spaces import Derived
-from takd.trainables.store.storage import STALE_SECONDS, Storage, open_storage, sha256
+from takd.trainables.store.storage import (
+    STALE_SECONDS,
+    Storage,
+    aside_name,
+    open_storage,
+    seconds_aside,
+    sha256,
+    whole_file,
+)
 
 FORMAT = 1
 DERIVED = "derived"
 DESCRIPTION = "derived.json"
 VALUES = "values.arrow"
-_ASIDE = ".set-aside-"
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -87,16 +92,15 @@ class DerivedStore:
         if description is None:
             raise FileNotFoundError(f"derived {key[:12]} is not in {self.root}/{DERIVED}")
         digest = description["files"][VALUES]
-        file = self.storage.local(self.storage.place(_folder(key), VALUES, digest), digest)
-        if sha256(file.read_bytes()) != digest:
-            raise ValueError(f"{VALUES} of derived {key[:12]} has not the digest it was written with")
+        place = self.storage.place(_folder(key), VALUES, digest)
+        file = whole_file(self.storage, place, digest, f"{VALUES} of derived {key[:12]}")
         with pa.memory_map(str(file)) as source:
             [batch] = pa.ipc.open_file(source).read_all().to_batches()
         values: Array = batch.column("values").values.to_numpy(zero_copy_only=True).reshape(description["shape"])
         return values
 
     def _set_aside(self, key: str, reason: str) -> None:
-        aside = f"{_ASIDE}{key}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
+        aside = aside_name(key)
         log.warning("derived %s: %s; set aside as %s, it is derived again", key[:12], reason, aside)
         self.storage.withdraw(_folder(key), f"{DERIVED}/{aside}", last=DESCRIPTION)
 
@@ -113,10 +117,8 @@ class DerivedStore:
         return gone
 
     def _is_garbage(self, name: str, has_weights: Callable[[str, str], bool]) -> bool:
-        if name.startswith(_ASIDE):
-            with suppress(ValueError):
-                return time.time() - int(name.split("-")[-2]) > STALE_SECONDS
-            return False
+        if (aside := seconds_aside(name)) is not None:
+            return aside > STALE_SECONDS
         description = self.describe(name)
         if description is None:
             return False  # of another version, or one that is being written

@@ -26,6 +26,7 @@ from takd.search_spaces import InputError
 READ_ATTEMPTS = 5
 STALE_SECONDS = 24 * 3600.0
 _TEMPORARY = ".tmp-"
+_ASIDE = ".set-aside-"
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what an OSError says when there is no room
 
@@ -286,6 +287,28 @@ def cache_folder() -> Path:
 def sha256(content: bytes | pa.Buffer) -> str:
     """As hex digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def aside_name(key: str) -> str:
+    """Of what is damaged, out of readers' sight: it says when that was seen."""
+    return f"{_ASIDE}{key}-{int(time.time())}-{uuid.uuid4().hex[:6]}"
+
+
+def seconds_aside(name: str) -> float | None:
+    """For how long what has this name has been set aside; None of what was not."""
+    if not name.startswith(_ASIDE):
+        return None
+    with suppress(ValueError):
+        return time.time() - int(name.split("-")[-2])
+    return 0.0
+
+
+def whole_file(storage: Storage, path: str, digest: str, what: str) -> Path:
+    """A published file, for mapping; raises FileNotFoundError, and ValueError, which says `what`, on a damaged one."""
+    file = storage.local(path, digest)
+    if sha256(file.read_bytes()) != digest:
+        raise ValueError(f"{what} has not the digest it was written with")
+    return file
 
 
 def write_synced(path: Path, content: bytes | pa.Buffer) -> None:
