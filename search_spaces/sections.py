@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from takd.search_spaces.stage import COUPLED, Given, Recipe, in_use
+from takd.search_spaces.stage import COUPLED, MOST_PATHS, Given, Recipe, in_use
 from takd.search_spaces.values import Flag, Integer, Number, Value, explain
 from takd.search_spaces.varied import INTEGER_FIELDS, Choices, Range, Varied, examples_of
 
@@ -328,10 +328,29 @@ class Asha(Value):
 class Confirm(Value):
     """After the search each arm's best configuration is trained from fresh seeds; then the test split is read."""
 
-    seeds: Integer = Field(5, ge=1, examples=[20])
-    """Fresh seeds of each arm, the same ones for every arm."""
+    paths: Integer | None = Field(None, ge=1, le=MOST_PATHS, examples=[10])
+    """Whole paths of each arm, the same ones for every arm: each with teacher, assistants, transfer set and order of
+    examples drawn anew. They are what intervals count. Null: the one path of the search, and intervals hold for it."""
+    seeds: Integer = Field(5, ge=1, examples=[4])
+    """Students of each path, from fresh seeds, the same ones for every arm."""
     reseed_path: Flag = Field(False, examples=[True])
-    """Train teacher and assistants again for each seed too, so that intervals also cover their chance."""
+    """As in older studies: `{paths: seeds, seeds: 1}`, with teacher and assistants drawn anew and nothing else."""
+
+    @model_validator(mode="after")
+    def _paths_are_counted_once(self) -> Self:
+        if self.reseed_path and self.paths is not None:
+            raise ValueError("reseed_path is beside paths; paths alone says how many there are")
+        return self
+
+    @property
+    def replicates(self) -> int | None:
+        """How many paths are drawn anew; None where students alone are."""
+        return self.seeds if self.reseed_path else self.paths
+
+    @property
+    def students(self) -> int:
+        """Of each arm, over all its paths."""
+        return self.seeds * (self.paths or 1)
 
 
 class Published(Value):

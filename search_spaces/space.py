@@ -26,6 +26,7 @@ from takd.search_spaces.sections import (
 from takd.search_spaces.stage import (
     FRESH_SEED,
     MEMBER_SEEDS,
+    STUDENT_SEEDS,
     DatasetFingerprint,
     Given,
     Loss,
@@ -37,7 +38,7 @@ from takd.search_spaces.stage import (
     check_views,
     in_use,
 )
-from takd.search_spaces.values import Flag, Integer, Value
+from takd.search_spaces.values import Flag, Integer, Number, Value
 from takd.search_spaces.varied import Choices, Range, Scalar, Trial, examples_of
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
@@ -47,6 +48,7 @@ UNRESOLVED = "unresolved"
 _CHANGEABLE = {
     "published",
     "confirm",
+    "smallest_effect",
     "description",
     "trials",
     "resources",
@@ -96,6 +98,9 @@ class Space(Value):
     """Ends weak students early, see asha below; null trains all of them to their last epoch."""
     confirm: Confirm | None = Field(Confirm(), examples=[{"seeds": 20}])
     """The confirm phase, see confirm below; null has none, and never reads the test split."""
+    smallest_effect: Number | None = Field(None, gt=0, examples=[0.3])
+    """The smallest difference in accuracy that matters, in percentage points. Null: no arm is called as good as
+    another, only that they can't be told apart."""
     resources: dict[Role, Resources] = Field(default_factory=dict, examples=[{"teacher": {"cpu": 2}}])
     """What a worker holds while it trains, by role, see resources below."""
     checkpoint_every: CheckpointEvery = Field(CheckpointEvery(seconds=10.0), examples=[{"epochs": 1}])
@@ -287,12 +292,40 @@ class Space(Value):
         return tuple(self.path(choice.arm, choice.chosen, dataset, seed) for seed in seeds)
 
     def confirming_paths(self, choice: "Configuration", dataset: DatasetFingerprint) -> tuple[Path, ...]:
-        """The configuration from seeds that no search has, one path a seed; the same seeds for every arm."""
+        """The configuration from seeds that no search has, one path a student; the same seeds for every arm.
+
+        A student's seeds follow from its numbers alone: where there are more paths or students, the others stay.
+        """
         if self.confirm is None:
             return ()
-        seeds = range(FRESH_SEED, FRESH_SEED + self.confirm.seeds)
-        reseed = self.confirm.reseed_path
-        return tuple(self.path(choice.arm, choice.chosen, dataset, seed, seed if reseed else 0) for seed in seeds)
+        path = partial(self.path, choice.arm, choice.chosen, dataset)
+        if self.confirm.paths is None:
+            seeds = range(FRESH_SEED, FRESH_SEED + self.confirm.seeds)
+            if self.confirm.reseed_path:
+                return tuple(path(seed, seed, replicate=seed - FRESH_SEED) for seed in seeds)
+            return tuple(map(path, seeds))
+        numbers = itertools.product(range(self.confirm.paths), range(self.confirm.seeds))
+        return tuple(
+            path(FRESH_SEED + number + STUDENT_SEEDS * student, FRESH_SEED + number, FRESH_SEED + number, number)
+            for number, student in numbers
+        )
+
+    @property
+    def redrawn(self) -> tuple[str, ...]:
+        """What each path of the confirm phase has of its own beside its students, in words."""
+        if self.confirm is None or self.confirm.replicates is None:
+            return ()
+        arms = [arm for arm in self.all_arms if arm.distilled]
+        trained = [model for arm in arms for model in arm.assistants if self.assistants.existing(model) is None]
+        own = ["teacher"] if arms and not self.teacher.exists else []
+        own += ["assistants"] if trained else []
+        if self.confirm.reseed_path:
+            return tuple(own)
+        sections: list[Training] = [self.student, *([self.teacher] if own[:1] == ["teacher"] else [])]
+        sections += [self.assistants] if trained else []
+        if any(examples is not None for each in sections for _, examples in examples_of(each.recipe.get("examples"))):
+            own.append("transfer set")
+        return (*own, "order of examples")
 
     def path(
         self,
@@ -301,9 +334,14 @@ class Space(Value):
         dataset: DatasetFingerprint,
         seed: int,
         upstream_seed: int = 0,
+        drawn_by: int | None = None,
+        replicate: int | None = None,
     ) -> Path:
-        """The path of an arm with the chosen hyperparameters, for a student's seed and one of all it learns from."""
-        stage = partial(self._stage, chosen=chosen, dataset=dataset)
+        """The path of an arm with the chosen hyperparameters, for a student's seed and one of all it learns from.
+
+        `drawn_by` is added to the seeds of the order of examples, and of the transfer set where there is one.
+        """
+        stage = partial(self._stage, chosen=chosen, dataset=dataset, drawn_by=drawn_by)
         upstream = tuple(
             stage("teacher", model, self.teacher, seed=upstream_seed + member * MEMBER_SEEDS, upstream=())
             for model, member in self._teachers(arm, chosen)
@@ -315,7 +353,7 @@ class Space(Value):
         student = stage(
             "student", self.student.model, self.student, seed=seed, upstream=upstream, label_smoothing=smoothing
         )
-        return Path(arm=arm.name, student=student)
+        return Path(arm=arm.name, student=student, replicate=replicate)
 
     def _teachers(self, arm: Arm, chosen: Mapping[str, Scalar]) -> list[tuple[str, int]]:
         """The models at the head of a path, each with its number among those that are alike."""
@@ -344,6 +382,7 @@ class Space(Value):
         upstream: tuple[Stage, ...],
         chosen: Mapping[str, Scalar],
         dataset: DatasetFingerprint,
+        drawn_by: int | None,
         label_smoothing: float | None = None,
     ) -> Stage:
         existing = self.existing(role, model)
@@ -358,6 +397,10 @@ class Space(Value):
         recipe = {name: value(name, given) for name, given in section.recipe.items()}
         if label_smoothing is not None:
             recipe["label_smoothing"] = label_smoothing
+        if drawn_by is not None:
+            recipe["order_seed"] = recipe.get("order_seed", 0) + drawn_by
+            if recipe.get("examples") is not None:
+                recipe["examples_seed"] = recipe.get("examples_seed", 0) + drawn_by
         fields: dict[str, Any] = {}
         if upstream and isinstance(section, Distillation):
             ensemble = len({stage.role for stage in upstream}) == 1 and len(upstream) > 1

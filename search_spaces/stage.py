@@ -18,6 +18,8 @@ NEW_HEAD = "normal-0.01"
 
 WIDEST = 64  # lanes of one shape trained at once; more gain nothing, and more is at stake when a worker dies
 FRESH_SEED = 1_000_000  # the first of the confirm phase; searches count from 0
+MOST_PATHS = 10_000  # of the confirm phase
+STUDENT_SEEDS = 100_000  # between the students of one of its paths
 MEMBER_SEEDS = 10_000  # between the members of an ensemble that are alike; the first has the seed of the lone teacher
 
 Role = Literal["teacher", "assistant", "student"]
@@ -377,10 +379,14 @@ def key_of(key_input: dict[str, Any]) -> str:
 
 
 class Path(Value):
-    """Teacher -> assistant... -> student, as one arm proposes it for one student seed."""
+    """Teacher -> assistant... -> student, as one arm proposes it for one student seed.
+
+    `replicate` is its number among the paths that the confirm phase draws anew; None where that draws students alone.
+    """
 
     arm: str
     student: Stage
+    replicate: Integer | None = None
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from takd.analysis.tables import BINS
-from takd.search_spaces import WIDEST, Path, Stage
+from takd.search_spaces import WIDEST, InputError, Path, Stage
 from takd.study.binary import best_threshold, binary_metrics
 from takd.study.folder import StudyFolder
+from takd.study.predictions import add_predictions
 from takd.study.results import TEST, read_test
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
@@ -24,7 +25,7 @@ from takd.trainables.width import widest
 
 
 def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
-    """Measures finished stages on the test split, and adds the numbers to those in the study's folder.
+    """Measures finished stages on the test split, and adds numbers and chosen classes to those in the study's folder.
 
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
     (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
@@ -53,7 +54,17 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
             taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
             agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
             known[key]["test_agreement"] = float(agree.float().mean())
+    classes = {key: logits[key].max(dim=0).indices.numpy().astype(np.uint16) for key in new if key in logits}
+    add_predictions(folder, split.labels.numpy().astype(np.uint16), _names(dataset), classes)
     folder.write(TEST, json.dumps(known, indent=1).encode())
+
+
+def _names(dataset: Dataset) -> Sequence[str] | None:
+    """Of the test images, where they are known."""
+    try:
+        return dataset.examples("test").names
+    except InputError:  # an earlier version made the entry
+        return None
 
 
 def positive_scores(logits: Tensor) -> "np.ndarray[Any, Any]":

@@ -101,6 +101,7 @@ class StudyFolder:
 SPACE = "space.yaml"
 TRIALS = "results/trials.parquet"
 EPOCHS = "results/epochs.parquet"
+PREDICTIONS = "results/predictions.parquet"
 FIGURE = "report/accuracy_by_assistant"  # without its ending: there is a PNG and an SVG
 
 

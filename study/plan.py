@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
+from takd.search_spaces.sections import Confirm
 from takd.study.checks import check_space, stages_by_model, with_weights
 from takd.study.folder import StudyFolder
 from takd.study.search.optimization import find_search
@@ -52,7 +53,7 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     console.print(
         f"{space.budget} trials x {space.seeds} seeds by {space.sampler}, {len(space.guaranteed())} of them guaranteed"
         + (f"; {asked} already started" if asked else "")
-        + (f"; then every arm from {space.confirm.seeds} fresh seeds" if space.confirm else ""),
+        + (f"; then every arm {_confirmed(space.confirm)}" if space.confirm else ""),
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("role", "model", "stages", "cached", "s each", "CPUs"):
@@ -64,6 +65,12 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
     console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps")
+
+
+def _confirmed(confirm: Confirm) -> str:
+    if confirm.replicates is None:
+        return f"from {confirm.seeds} fresh seeds"
+    return f"on {confirm.replicates} fresh paths of {confirm.students // confirm.replicates} students"
 
 
 def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> list[PlannedStages]:
@@ -81,7 +88,7 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
             planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given=True))
             continue
         if stage.role == "student":
-            confirming = space.confirm.seeds * len(space.all_arms) if space.confirm else 0
+            confirming = space.confirm.students * len(space.all_arms) if space.confirm else 0
             number, cached = max(0, space.budget - asked) * space.seeds + confirming, 0
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None

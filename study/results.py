@@ -14,6 +14,7 @@ from takd.search_spaces import Path, Stage
 from takd.study.folder import EPOCHS as EPOCHS_FILE
 from takd.study.folder import TRIALS as TRIALS_FILE
 from takd.study.folder import StudyFolder
+from takd.study.predictions import right_by_stage
 from takd.study.search.graph import Description, Proposal
 from takd.study.search.optimization import Search, configuration_of
 
@@ -29,6 +30,10 @@ TRIALS = pa.schema(
         ("arm", pa.string()),
         ("path", pa.string()),
         ("path_seed", pa.int32()),  # the student's: with `trial` it names the path
+        ("replicate", pa.int32()),  # the path's number among those that the confirm phase draws anew
+        ("redrawn", pa.string()),  # what it then has of its own beside its students, with commas between
+        ("smallest_effect", pa.float64()),  # the smallest difference that matters, in points
+        ("smallest_effect_before", pa.float64()),  # what it was when the confirm phase began, where that was another
         ("role", pa.string()),
         ("model", pa.string()),
         ("parameters", pa.int64()),
@@ -53,6 +58,8 @@ TRIALS = pa.schema(
         ("val_majority", pa.float64()),  # the largest class's share of them: what who knows nothing is right on
         # On test: of confirmed students and of those who taught them.
         *((metric.confirmed, pa.float64()) for metric in METRICS.values()),
+        ("test_images", pa.int64()),
+        ("test_right", pa.binary()),  # a bit an image: 1 where its class was chosen
         ("test_auc_low", pa.float64()),  # 95 % interval over the images
         ("test_auc_high", pa.float64()),
         ("test_threshold", pa.float64()),  # chosen on validation: test_f1 and test_accuracy_at_threshold are at it
@@ -113,9 +120,16 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
     known = {} if known is None else known
     found: dict[str, Description | None] = {}
     rows: list[dict[str, Any]] = []
-    test = read_test(folder)
+    test, right = read_test(folder), right_by_stage(folder)
     images, largest = search.dataset.sizes.get("validation"), search.largest_class
-    about = {"val_images": images, "val_majority": largest / images if images and largest is not None else None}
+    about = {
+        "val_images": images,
+        "val_majority": largest / images if images and largest is not None else None,
+        "smallest_effect": search.space.smallest_effect,
+        "smallest_effect_before": search.smallest_effect_before,
+        "test_images": search.dataset.sizes.get("test"),
+    }
+    redrawn = ", ".join(search.space.redrawn)
     for proposal, ended in _proposals(search):
         for path in proposal.paths:
             for stage in path.stages:
@@ -123,7 +137,9 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
                     found[stage.key] = known.get(stage.key) or folder.artifacts.describe(stage.key)
             use = {"study": folder.name, "use": proposal.use(path)}
             for row in _path_rows(proposal, ended, path, found, use):
-                measured = test.get(row["stage_key"], {}) if proposal.phase == "confirm" else {}
+                measured = {}
+                if proposal.phase == "confirm":
+                    measured = test.get(stage.key, {}) | {"test_right": right.get(stage.key), "redrawn": redrawn}
                 rows.append({"study": folder.name, **about, **row, **measured})
     known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
@@ -170,6 +186,7 @@ def _path_rows(
             "arm": path.arm,
             "path": str(path),
             "path_seed": path.student.seed,
+            "replicate": path.replicate,
             "status": _status(stage, ended, outcome),
             "total_path_seconds": sum(seconds) if len(seconds) == len(path.stages) else None,
             "cached": outcome["origin"] != use if outcome else None,

@@ -26,6 +26,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 SYNC_SECONDS = 1.0
 FIRST_KEPT_REVISION = 2  # of studies that say none
+NEVER = "never said"
 
 
 class Search:
@@ -119,6 +120,8 @@ class Search:
     def choose(self, best: Mapping[str, str]) -> None:
         """Records the configuration of each arm that is to be confirmed, by its name."""
         chosen = self._first_of(best)
+        if "smallest_effect" not in self.study.user_attrs:
+            self.study.set_user_attr("smallest_effect", self.space.smallest_effect)
         if self.study.user_attrs.get("confirmed") != chosen:
             self.study.set_user_attr("confirmed", chosen)
 
@@ -126,6 +129,12 @@ class Search:
         """Of each configuration, by its name, the number of its first trial."""
         first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
         return [first[name] for name in best.values()]
+
+    @property
+    def smallest_effect_before(self) -> float | None:
+        """The smallest difference that matters as it was said when the confirm phase began, where that was another."""
+        before = self.study.user_attrs.get("smallest_effect", NEVER)
+        return None if before in (NEVER, self.space.smallest_effect) else before or 0.0
 
     def note_largest_class(self, images: int) -> None:
         """How many of the validation images are of the largest class, where an older version noted nothing."""

@@ -19,7 +19,7 @@ from takd.search_spaces import InputError
 from takd.search_spaces import Path as StagePath
 from takd.search_spaces.stage import FRESH_SEED
 from takd.study.confirm import measure_logits, measure_on_test, predict_stages
-from takd.study.folder import study_folder
+from takd.study.folder import PREDICTIONS, study_folder
 from takd.study.results import read_test
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.optimization import open_search
@@ -126,6 +126,52 @@ def test_reseed_path_trains_teacher_and_assistants_again(confirmed, tmp_path):
     found = rows(run(study_folder(str(tmp_path), "tiny"), space))
     assert (found["seed"] == found["path_seed"]).all()
     assert found.query("role == 'teacher'")["stage_key"].nunique() == 2
+
+
+def test_each_path_of_the_confirm_phase_has_teacher_assistants_transfer_set_and_order_of_its_own(confirmed, tmp_path):
+    nested = {"confirm": {"paths": 2, "seeds": 2}, "arms": ["labels", "takd:mlp-16"], "trials": 2}
+    space = tiny_space(**nested, student__recipe={"epochs": 1, "examples": 500})
+    study = run(study_folder(str(tmp_path), "tiny"), space)
+    found = rows(study)
+    assert found.groupby(["arm", "replicate"])["path_seed"].nunique().tolist() == [2] * 4  # the same ones for every arm
+    for role in ("teacher", "assistant"):
+        assert found[found["role"] == role].groupby("replicate")["stage_key"].nunique().tolist() == [1, 1]
+    assert found.query("role != 'student'")["stage_key"].nunique() == 4
+    assert set(found["redrawn"]) == {"teacher, assistants, transfer set, order of examples"}
+    more = space.model_copy(update={"confirm": space.confirm.model_copy(update={"paths": 3, "seeds": 3})})
+    [proposal] = [each for each in study.search.confirming() if each.arm == "takd:mlp-16"]
+    wider = more.confirming_paths(more.suggest(study.search.proposed()[-1 - proposal.trial]), study.search.dataset)
+    assert {path.student.key for path in proposal.paths} < {path.student.key for path in wider}
+    recipes = {path.replicate: path.student.recipe for path in proposal.paths}
+    assert recipes[0].order_seed != recipes[1].order_seed
+    assert recipes[0].examples_seed != recipes[1].examples_seed
+
+
+def test_each_confirmed_students_class_on_each_test_image_is_kept(confirmed):
+    predictions = pd.read_parquet(confirmed.folder.place(PREDICTIONS))
+    measured = rows(confirmed).drop_duplicates("stage_key").set_index("stage_key")
+    assert set(predictions) == {"name", "label", *measured.index}
+    assert predictions["label"].tolist() == load("mnist").test().labels.tolist()
+    for key, row in measured.iterrows():
+        right = np.unpackbits(np.frombuffer(row["test_right"], np.uint8), count=row["test_images"])
+        assert (right == (predictions[key] == predictions["label"])).all()
+        assert right.mean() == pytest.approx(row["test_accuracy"])
+
+
+def test_a_study_that_was_measured_without_predictions_gets_them_when_it_is_run_again(confirmed):
+    before = rows(confirmed)
+    Path(confirmed.folder.place(PREDICTIONS)).unlink()
+    assert run(confirmed.folder, confirmed.space).result.trained == 0
+    pd.testing.assert_frame_equal(rows(confirmed), before)
+
+
+def test_a_smallest_effect_that_was_changed_after_the_choice_is_told(confirmed):
+    assert rows(confirmed)["smallest_effect_before"].isna().all()
+    run(confirmed.folder, confirmed.space.model_copy(update={"smallest_effect": 0.5}))
+    assert set(rows(confirmed)["smallest_effect"]) == {0.5}
+    assert set(rows(confirmed)["smallest_effect_before"]) == {0.0}
+    run(confirmed.folder, confirmed.space)
+    assert rows(confirmed)["smallest_effect_before"].isna().all()
 
 
 def test_without_the_test_split_the_search_and_its_tables_are_there_all_the_same(ray_slots, tmp_path):
