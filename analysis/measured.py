@@ -1,0 +1,63 @@
+"""What the chosen students of each arm reached, by path: the numbers that all evidence is made of."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from takd.analysis.tables import arm_order, chosen_students
+
+Right = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An arm's chosen students.
+
+    `rows` are theirs, a row a student, by unit and seed. A unit is what intervals count: a path that was drawn anew,
+    with all its students, or where the study drew students alone, a student.
+    """
+
+    arm: str
+    rows: pd.DataFrame
+
+    @property
+    def units(self) -> int:
+        return self.rows.index.get_level_values(0).nunique()
+
+    def by_unit(self, column: str = "accuracy") -> "pd.Series[float]":
+        """The mean of its students, by unit; of the accuracy in percent."""
+        return self.rows[column].astype(float).groupby(level=0).mean()
+
+    def right(self) -> Right | None:
+        """The part of its students that chose each image's class, `[units, images]`; None where it isn't known."""
+        if "test_right" not in self.rows or self.rows["test_right"].isna().any():
+            return None
+        images = int(self.rows["test_images"].iloc[0])
+        bits = np.stack([np.unpackbits(np.frombuffer(each, np.uint8), count=images) for each in self.rows["test_right"]])
+        units = self.rows.index.get_level_values(0)
+        return np.stack([bits[units == unit].mean(axis=0) for unit in units.unique()])
+
+    def beside(self, other: "Measured") -> tuple["Measured", "Measured"]:
+        """Both with those students alone that the other has as well: of the same path and seed."""
+        common = self.rows.index.intersection(other.rows.index)
+        return Measured(self.arm, self.rows.loc[common]), Measured(other.arm, other.rows.loc[common])
+
+
+def measured(trials: pd.DataFrame) -> Mapping[str, Measured]:
+    """By arm, in the paper's order, of the trials of one study, or of one cell of its factors."""
+    chosen = chosen_students(trials)
+    if "replicate" not in chosen:  # a table of an older version
+        chosen = chosen.assign(replicate=np.nan)
+    unit = chosen["replicate"].where(chosen["replicate"].notna(), chosen["path_seed"]).astype(int)
+    rows = chosen.set_index([unit.rename("unit"), "path_seed"]).sort_index()
+    arms = sorted(rows["arm"].unique(), key=lambda arm: arm_order(trials, arm))
+    return {arm: Measured(arm, rows[rows["arm"] == arm]) for arm in arms}
+
+
+def are_paths(trials: pd.DataFrame) -> bool:
+    """Whether the units are whole paths: in the search, and where the confirm phase draws students alone, they are not."""
+    chosen = chosen_students(trials)
+    return "replicate" in chosen and bool(chosen["replicate"].notna().any())

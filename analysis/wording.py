@@ -1,0 +1,138 @@
+"""What is said of a comparison: every wording, by the situation that it is for.
+
+"As good as" is said of no one without `smallest_effect`, the difference that matters: not to have found a difference is
+no finding.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An arm against a reference, in percentage points, with the 95 % interval; NaN where there is none."""
+
+    arm: str
+    reference: str
+    unit: str  # `path`, or `student` where paths were not drawn anew
+    units: int  # that both have
+    difference: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+    p: float = np.nan  # Holm's, over all comparisons of the study
+    comparisons: int = 1
+    matters: float | None = None  # the smallest difference that does
+    scope: str = ""  # what was the same in all units, `with this teacher`
+
+    @property
+    def sure(self) -> bool:
+        return self.p < ALPHA
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+
+class Wording(NamedTuple):
+    holds: Callable[[Compared], bool]
+    text: str
+
+
+# The first that holds is said.
+VERDICTS: Mapping[str, Wording] = {
+    "nothing in common": Wording(
+        lambda each: each.units == 0, "{arm} and {reference} have no {unit} in common, so nothing can be said of them"
+    ),
+    "one unit": Wording(
+        lambda each: each.units == 1,
+        "{arm} is {size} points {above} {reference} on one {unit}; from one {unit} nothing can be said",
+    ),
+    "no spread": Wording(
+        lambda each: not each.low < each.high,
+        "{arm} is {size} points {above} {reference} in each of {units} {unit}s; without any spread nothing can be said "
+        "of chance",
+    ),
+    "better": Wording(
+        lambda each: each.sure and each.difference > 0, "{arm} is better than {reference} by {size} points ({interval})"
+    ),
+    "worse": Wording(
+        lambda each: each.sure and each.difference < 0, "{arm} is worse than {reference} by {size} points ({interval})"
+    ),
+    "luck": Wording(
+        lambda each: each.one_sided,
+        "{arm} is {size} points {above} {reference} ({interval}), but that may be luck: it is one of {comparisons} "
+        "comparisons (p = {p:.2f} after Holm's correction)",
+    ),
+    "not told apart": Wording(
+        lambda each: True, "{arm} and {reference} can't be told apart ({difference:+.2f} points, {interval})"
+    ),
+}
+# What is added where it is said which difference matters.
+_WITHIN = ", so {arm} is as good as {reference}: less than the {matters:g} points that matter lie between them"
+MARGINS: Mapping[str, Wording] = {
+    "no interval": Wording(lambda each: not each.low < each.high, ""),
+    "more than matters": Wording(
+        lambda each: each.low >= _margin(each) or each.high <= -_margin(each), ", more than the {matters:g} that matter"
+    ),
+    "sure, but less than matters": Wording(
+        lambda each: each.sure and _within(each), ", less than the {matters:g} that matter"
+    ),
+    "less than matters": Wording(lambda each: _within(each), _WITHIN),
+    "not worse": Wording(
+        lambda each: not each.one_sided and each.low > -_margin(each),
+        ", so {arm} is not worse than {reference} by the {matters:g} that matter",
+    ),
+    "open": Wording(lambda each: True, ""),
+}
+
+
+def _margin(each: Compared) -> float:
+    return each.matters or 0.0
+
+
+def _within(each: Compared) -> bool:
+    return each.low > -_margin(each) and each.high < _margin(each)
+
+
+def verdict(each: Compared) -> str:
+    """One comparison in one sentence, without its full stop."""
+    said = _first(VERDICTS, each).text
+    said += _first(MARGINS, each).text if each.matters is not None else ""
+    sentence = said.format(
+        arm=each.arm,
+        reference=each.reference,
+        unit=each.unit,
+        units=each.units,
+        size=f"{abs(each.difference):.2f}",
+        above="below" if each.difference < 0 else "above",
+        difference=without_minus_zero(each.difference),
+        interval=interval_text(each.low, each.high),
+        p=each.p,
+        comparisons=each.comparisons,
+        matters=each.matters or 0.0,
+    )
+    return f"{each.scope}, {sentence}" if each.scope else sentence
+
+
+def _first(wordings: Mapping[str, Wording], each: Compared) -> Wording:
+    return next(wording for wording in wordings.values() if wording.holds(each))
+
+
+def interval_text(low: float, high: float) -> str:
+    """`95 % CI 0.08 to 0.34`, in the direction of the words: of the difference's size where it is sure, else with signs."""
+    if low > 0:
+        return f"95 % CI {low:.2f} to {high:.2f}"
+    if high < 0:
+        return f"95 % CI {-high:.2f} to {-low:.2f}"
+    return f"95 % CI {without_minus_zero(low):+.2f} to {without_minus_zero(high):+.2f}"
+
+
+def without_minus_zero(value: float, digits: int = 2) -> float:
+    """What is printed with so many digits, and never as `-0.00`."""
+    return 0.0 if abs(value) < 0.5 * 10**-digits else value
