@@ -1,28 +1,472 @@
-"""What is real: means and seed-paired differences with their intervals, and what they let one say.
+"""What is real: means and paired differences whose intervals cover paths and test images, and what they let one say.
 
-All of it is of SciPy and statsmodels. Accuracies and differences are in percent and percentage points; intervals are of
-95 %; arrays are `[..., seeds]`, so that one study and a thousand simulated ones take the same road.
+Accuracies, differences and margins are fractions from `Spread` on: 0.003 is 0.3 points. Arrays are `[..., paths,
+images]`, or `[..., paths]` where no predictions are kept, so that one study and a thousand simulated ones take the same
+road. A value is the mean over a path's students of right (1) and wrong (0). Where a study has one path, its unit is the
+student's seed, which then stands wherever it says path. docs/statistics.md derives the formulas.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.int64]
 
 CONFIDENCE = 0.95
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8
+ASSURANCE = 0.8  # how surely the variance that a number of paths is computed from is not above what was measured
+MOST_PATHS = 200  # beyond them no one is told how many would be needed
+TOWARDS_T = 1.25  # by coverage: see `critical_value`
+NO_SPREAD = 1e-18  # of variances of fractions: below it is what rounding leaves
 SMALLEST_EFFECT = 0.1  # percentage points: a smaller difference is of no interest on MNIST
 MOST_SEEDS = 1000  # beyond them no one is told how many would be needed
 REFERENCES = ("kd", "labels")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A mean over paths and images, and the variance of that mean in two parts; arrays `[...]`.
+
+    `of_paths` would fall to nothing with ever more paths, `of_images` with ever more images; for one path they are NaN.
+    `between` is the variance of the path means. `images` is None where only path means are known: then `of_images` is
+    0, and an interval covers paths alone.
+    """
+
+    mean: Floats
+    of_paths: Floats
+    of_images: Floats
+    between: Floats
+    paths: int
+    images: int | None
+
+    @property
+    def variance(self) -> Floats:
+        return self.of_paths + self.of_images
+
+    @property
+    def share(self) -> Floats:
+        """Which part of the variance is of paths; all where nothing else is known, and none where nothing varies."""
+        if self.images is None:
+            return np.ones_like(self.mean)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.where(self.variance > NO_SPREAD, self.of_paths / self.variance, 0.0)
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """What an interval of this spread holds for: `("paths", "images")`, or `("paths",)`."""
+        return ("paths",) if self.images is None else ("paths", "images")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval, arrays `[...]`; the interval is NaN where nothing can be said."""
+
+    mean: Floats
+    low: Floats
+    high: Floats
+    covers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """A paired difference; `p` is two-sided and below 0.05 exactly where the interval leaves out 0.
+
+    `hedges_g` is of the differences' path means, and NaN for two paths.
+    """
+
+    p: Floats
+    hedges_g: Floats
+
+
+def spread_of_images(values: ArrayLike) -> Spread:
+    """Of `[..., paths, images]`: the two-way variance sum of crossed random effects.
+
+    V = (MS_paths + MS_images - MS_rest) / (paths images). A variance can't be negative, so neither mean square counts
+    less than the rest's.
+    """
+    values = np.asarray(values, float)
+    paths, images = values.shape[-2:]
+    by_path, by_image = values.mean(axis=-1), values.mean(axis=-2)
+    mean = by_path.mean(axis=-1)
+    of_paths = images * np.square(by_path - mean[..., None]).sum(axis=-1)
+    of_images = paths * np.square(by_image - mean[..., None]).sum(axis=-1)
+    total = np.einsum("...pi,...pi->...", values, values) - paths * images * mean**2
+    return _spread(mean, total, of_paths, of_images, paths, images)
+
+
+def _spread(mean: Floats, total: Floats, of_paths: Floats, of_images: Floats, paths: int, images: int) -> Spread:
+    """From sums of squares about the mean."""
+    if paths < 2 or images < 2:
+        nothing = np.full_like(mean, np.nan)
+        return Spread(mean, nothing, nothing, nothing, paths, images)
+    rest = np.maximum(total - of_paths - of_images, 0) / ((paths - 1) * (images - 1))
+    between = of_paths / (paths - 1) / images
+    part_of_paths = np.maximum(between, rest / images) / paths
+    part_of_images = np.maximum(of_images / (images - 1) - rest, 0) / (paths * images)
+    return Spread(mean, part_of_paths, part_of_images, between, paths, images)
+
+
+def spread_of_paths(values: ArrayLike) -> Spread:
+    """Of path means `[..., paths]`, where no predictions are kept, and of metrics that no single image has."""
+    values = np.asarray(values, float)
+    paths = values.shape[-1]
+    between = values.var(axis=-1, ddof=1) if paths > 1 else np.full(values.shape[:-1], np.nan)
+    mean = np.asarray(values.mean(axis=-1))
+    return Spread(mean, np.asarray(between / paths), np.zeros_like(mean), np.asarray(between), paths, None)
+
+
+def spreads_of_differences(values: ArrayLike, pairs: ArrayLike) -> Spread:
+    """Of `values[..., arms, paths, images]` the differences `[..., pairs]` of arms `pairs[pairs, 2]`, the first's minus
+    the second's, as `spread_of_images` has each: by products of arms, so that many pairs cost no more than few.
+    """
+    values = np.asarray(values, float)
+    *_, paths, images = values.shape
+    values = values - values.mean(axis=(-3, -2, -1), keepdims=True)
+    by_path, by_image = values.mean(axis=-1), values.mean(axis=-2)
+    means = by_path.mean(axis=-1)
+    flat = values.reshape(*values.shape[:-2], paths * images)
+    first, second = np.asarray(pairs).T
+
+    def squares(each: Floats) -> Floats:
+        products = each @ np.swapaxes(each, -1, -2)
+        single = np.diagonal(products, axis1=-2, axis2=-1)
+        of_pairs = single[..., first] + single[..., second] - 2 * products[..., first, second]
+        return np.where(of_pairs > 1e-12 * paths * images, of_pairs, 0.0)
+
+    return _spread(
+        means[..., first] - means[..., second],
+        squares(flat - means[..., None]),
+        images * squares(by_path - means[..., None]),
+        paths * squares(by_image - means[..., None]),
+        paths,
+        images,
+    )
+
+
+def critical_value(spread: Spread, tail: float | Floats = ALPHA / 2) -> Floats:
+    """How many standard errors a bound lies off the mean that is beyond it with the probability `tail`.
+
+    Between Student's t with images - 1 and with paths - 1 degrees of freedom: nearer to the latter the larger the
+    paths' share of the variance. Satterthwaite's degrees of freedom cover too seldom at two and three paths.
+    """
+    of_paths = -special.stdtrit(max(spread.paths - 1, 1), tail)
+    of_images = -special.stdtrit(spread.images - 1, tail) if spread.images else of_paths
+    return np.asarray(of_images + (of_paths - of_images) * spread.share**TOWARDS_T)
+
+
+def bounded_interval(spread: Spread) -> Interval:
+    """Of an accuracy, or of another mean that lies in [0, 1]: Wilson's, with as many images as would vary so much.
+
+    The effective number is mean (1 - mean) / variance. Where no student errs, or all do, on every image, it is the
+    number of images. NaN for one path, and where path means are all that is known and they are the same.
+    """
+    mean, variance = spread.mean, spread.variance
+    with np.errstate(all="ignore"):
+        number = np.where(variance > NO_SPREAD, mean * (1 - mean) / variance, spread.images or np.nan)
+        number = np.where((mean <= 0) | (mean >= 1), spread.images or np.nan, number)
+        squared = critical_value(spread) ** 2
+        center = (mean + squared / (2 * number)) / (1 + squared / number)
+        half = np.sqrt(squared * (mean * (1 - mean) / number + squared / (4 * number**2))) / (1 + squared / number)
+    unknown = np.isnan(variance) | np.isnan(number)
+    low = np.where(unknown, np.nan, np.clip(np.minimum(center - half, mean), 0, 1))
+    high = np.where(unknown, np.nan, np.clip(np.maximum(center + half, mean), 0, 1))
+    return Interval(mean, low, high, spread.covers)
+
+
+def difference(spread: Spread) -> Difference:
+    """Of paired differences in [-1, 1], path by path and image by image, a spread by any of the three functions above.
+
+    Bonett and Price's two images are added to the images' variance, one that either arm alone has right, so that an
+    interval has a width also where two arms never differ. NaN for one path, and where path means are all that is known
+    and they are the same.
+    """
+    spread = _with_two_images(spread)
+    deviation = np.sqrt(np.where(spread.variance > NO_SPREAD, spread.variance, np.nan))
+    half = critical_value(spread) * deviation
+    low, high = np.clip(spread.mean - half, -1, 1), np.clip(spread.mean + half, -1, 1)
+    p = _two_sided_p(spread, np.abs(spread.mean) / deviation)
+    return Difference(spread.mean, low, high, spread.covers, p, _g(spread))
+
+
+def _with_two_images(spread: Spread) -> Spread:
+    if spread.images is None:
+        return spread
+    return replace(spread, of_images=spread.of_images + 2 / (spread.images + 2) ** 2)
+
+
+def _two_sided_p(spread: Spread, statistic: Floats) -> Floats:
+    """The level at which `critical_value` is the statistic: it falls with the level, so by halving."""
+    low, high = np.full(np.shape(statistic), -40.0), np.zeros(np.shape(statistic))  # logarithms
+    for _ in range(50):
+        middle = (low + high) / 2
+        beyond = critical_value(spread, np.exp(middle) / 2) > statistic
+        low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
+    return np.where(np.isnan(statistic), np.nan, np.exp((low + high) / 2))
+
+
+def _g(spread: Spread) -> Floats:
+    freedom = spread.paths - 1
+    if freedom < 2:
+        return np.full_like(spread.mean, np.nan)
+    with np.errstate(all="ignore"):
+        d = np.where(spread.between > NO_SPREAD, spread.mean / np.sqrt(spread.between), np.nan)
+    return d * _unbiased(freedom)
+
+
+def _unbiased(freedom: int) -> float:
+    """Hedges' exact factor (1981)."""
+    return float(np.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2))
+
+
+def non_inferior(arm: Difference, margin: float) -> Flags:
+    """Whether an arm that lies `arm` above its reference is worse by less than the margin, at a one-sided 2.5 %.
+
+    So the 95 % interval that is printed says the same: it lies above -margin. False where nothing can be said.
+    """
+    return np.asarray(arm.low > -margin)
+
+
+def inferior(arm: Difference, margin: float) -> Flags:
+    """Whether it is worse by more than the margin: the whole interval says so."""
+    return np.asarray(arm.high < -margin)
+
+
+@dataclass(frozen=True)
+class Best:
+    """Hsu's multiple comparisons with the best, at 95 % for all arms together; arrays `[..., arms]`.
+
+    `behind` is how far the arm's mean lies below the highest mean of the others, negative for the highest. `at_most` is
+    the upper bound of how far it truly lies below the best arm, whichever that is; NaN for one path. `may_be_best`: the
+    arms that can't be told from the best.
+    """
+
+    behind: Floats
+    at_most: Floats
+    may_be_best: Flags
+    covers: tuple[str, ...]
+
+    def within(self, margin: float) -> Flags:
+        """The arms that are as good as the best within a margin."""
+        return np.asarray(self.at_most < margin)
+
+
+def best_arms(values: ArrayLike, *, images: bool) -> Best:
+    """Of `[..., arms, paths, images]`, or of `[..., arms, paths]` without `images`; an arm alone is the best.
+
+    For each arm as the best: one-sided bounds of its paired differences to all others, which hold together (Sidak). The
+    event that they hold for the arm which is the best is all that the verdicts need, so no more is corrected for.
+    """
+    values = np.asarray(values, float)
+    arms = values.shape[-3 if images else -2]
+    first, second = np.triu_indices(arms, 1)
+    if images:
+        spread = spreads_of_differences(values, np.stack([first, second], axis=1))
+    else:
+        spread = spread_of_paths(values[..., first, :] - values[..., second, :])
+    spread = _with_two_images(spread)
+    tail = 1 - (1 - ALPHA) ** (1 / max(arms - 1, 1))
+    width = critical_value(spread, tail) * np.sqrt(spread.variance)
+    ahead, bound = (np.zeros((*spread.mean.shape[:-1], arms, arms)) for _ in range(2))  # of the first over the second
+    ahead[..., first, second], ahead[..., second, first] = spread.mean, -spread.mean
+    bound[..., first, second], bound[..., second, first] = spread.mean + width, width - spread.mean
+    others = ~np.eye(arms, dtype=bool)
+    may_be_best = ~np.any((bound < 0) & others, axis=-1)
+    rivals = others & may_be_best[..., :, None]
+    at_most = np.max(np.where(rivals, bound, 0.0), axis=-2, initial=0.0)
+    behind = np.max(np.where(others, ahead, -np.inf), axis=-2, initial=-np.inf if arms > 1 else 0.0)
+    return Best(behind, at_most, may_be_best, spread.covers)
+
+
+@dataclass(frozen=True)
+class Components:
+    """What moves one arm's accuracy, or a paired difference: variances (of fractions), none below 0.
+
+    `students` is NaN where each path has one, and then `paths` holds theirs too. What is of images is NaN where there
+    are no predictions. `paths_by_images`: what a path does to single images; `rest`: what a student does to them.
+    """
+
+    paths: float
+    students: float
+    images: float
+    paths_by_images: float
+    rest: float
+    counts: tuple[int, int, int | None]  # paths, students of each, test images
+
+    def spread(self, paths: int, students: int, images: int | None, mean: float = 0.0) -> Spread:
+        """That of a study with these numbers of paths, students of each, and test images (None: not counted)."""
+        between = self.paths + np.nan_to_num(self.students) / students
+        within = np.nan_to_num(self.paths_by_images) + np.nan_to_num(self.rest) / students
+        between += within / (images or self.counts[2] or 1)
+        of_images = np.nan_to_num(self.images) / images if images else 0.0
+        return Spread(*map(np.asarray, (mean, between / paths, of_images, between)), paths, images)  # type: ignore[arg-type]
+
+    def half_width(self, paths: int, students: int, images: int | None) -> float:
+        """Of the 95 % interval that such a study would have; NaN for one path."""
+        spread = self.spread(paths, students, images)
+        return float(critical_value(spread) * np.sqrt(spread.variance)) if paths > 1 else np.nan
+
+
+def components(values: ArrayLike) -> Components:
+    """Of one study, `[paths, students, images]`, or means `[paths, students]` where no predictions are kept.
+
+    From the mean squares of students within paths, crossed with images. Where the unit is the student's seed, pass
+    `[seeds, 1, images]`: `paths` then is what seeds do. NaN throughout for one path.
+    """
+    values = np.asarray(values, float)
+    paths, students, *rest = values.shape
+    images = rest[0] if rest else None
+    counts = (paths, students, images)
+    if paths < 2:
+        return Components(*[np.nan] * 5, counts)
+    means = values.mean(axis=2) if images else values
+    by_path = means.mean(axis=1)
+    of_students = means.var(axis=1, ddof=1).mean() if students > 1 else np.nan
+    if images is None:
+        between = by_path.var(ddof=1) - np.nan_to_num(of_students) / students
+        return Components(max(between, 0.0), float(of_students), np.nan, np.nan, np.nan, counts)
+    by_both = values.mean(axis=1)  # [paths, images]
+    by_image = by_both.mean(axis=0)
+    crossed = by_both - by_path[:, None] - by_image + values.mean()
+    of_crossed = np.square(crossed).sum() / ((paths - 1) * (images - 1))  # rest / students + paths by images
+    of_rest = np.nan
+    if students > 1:
+        single = values - means[:, :, None] - by_both[:, None, :] + by_path[:, None, None]
+        of_rest = np.square(single).sum() / (paths * (students - 1) * (images - 1))
+        of_students = max(of_students - of_rest / images, 0.0)
+    of_both = max(of_crossed - np.nan_to_num(of_rest) / students, 0.0)
+    between = by_path.var(ddof=1) - np.nan_to_num(of_students) / students - of_crossed / images
+    of_images = by_image.var(ddof=1) - of_crossed / paths
+    kinds = (between, of_students, of_images, of_both, of_rest)
+    return Components(*(float(np.maximum(each, 0.0)) for each in kinds), counts)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Paths that show an effect with a power of 0.8; None beyond `MOST_PATHS`.
+
+    `images_forbid`: not even paths without end would do, for the test images alone vary too much.
+    """
+
+    paths: int | None
+    images_forbid: bool
+
+
+def paths_needed(spread: Spread, effect: float, comparisons: int = 1) -> Needed:
+    """Of a study of paired differences with one spread: how many paths it should have had to show `effect` > 0.
+
+    At the level that is left when the family's 5 % are shared by all comparisons. With one comparison it is also what
+    shows that an arm which is as good as its reference is not worse by `effect`. Students of a path and images stay as
+    they are. Few paths tell little of their own variance, so it is taken as large as it is with a certainty of 0.8.
+    """
+    spread = _with_two_images(spread)
+    if not spread.paths > 1 or not spread.variance > NO_SPREAD:
+        return Needed(None, False)
+    freedom = spread.paths - 1
+    between = float(spread.of_paths * spread.paths * freedom / special.chdtri(freedom, ASSURANCE))
+    of_images, tail = float(spread.of_images), ALPHA / comparisons / 2
+    if _power(effect, np.zeros(()), of_images, 10**6, spread.images, tail) < POWER:
+        return Needed(None, True)
+    numbers = range(2, MOST_PATHS + 1)
+    enough = bisect_left(
+        numbers, True, key=lambda n: bool(_power(effect, between / n, of_images, n, spread.images, tail) >= POWER)
+    )
+    return Needed(numbers[enough] if enough < len(numbers) else None, False)
+
+
+def _power(effect: float, of_paths: Any, of_images: float, paths: int, images: int | None, tail: float) -> float:
+    """How often the interval of a true difference `effect` leaves out 0: over what its paths' variance may turn out."""
+    turned_out = special.chdtri(paths - 1, (np.arange(200) + 0.5) / 200) / (paths - 1)
+    measured = Spread(np.zeros(200), of_paths * turned_out, np.full(200, of_images), np.zeros(200), paths, images)
+    deviation = np.sqrt(of_paths + of_images)
+    bound = critical_value(measured, tail) * np.sqrt(measured.variance)
+    return float(special.ndtr((effect - bound) / deviation).mean()) if deviation > 0 else 1.0
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Corrected for families `[..., comparisons]` (Holm 1979); a NaN stays one and counts for nothing."""
+    p = np.asarray(p, float)
+    order = np.argsort(p, axis=-1)  # NaNs last
+    ranked = np.take_along_axis(p, order, axis=-1)
+    left = np.sum(~np.isnan(p), axis=-1, keepdims=True) - np.arange(p.shape[-1])
+    ranked = np.minimum(np.maximum.accumulate(ranked * left, axis=-1), 1.0)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, ranked, axis=-1)
+    return corrected
+
+
+def choose(accuracy: ArrayLike) -> Numbers:
+    """Which setting an arm's search chooses, `[...]`, by `[..., settings, seeds]`, the preferred settings first.
+
+    Settings within one standard error of the best are tied, and of those the first wins; put the lowest temperature
+    first, and of the same temperature the lowest lambda. With one seed the best wins, and the first of equals. A
+    setting with a seed missing (NaN) is no candidate unless all are so: then missing seeds are left out of the means.
+    """
+    accuracy = np.asarray(accuracy, float)
+    seeds = accuracy.shape[-1]
+    missing = np.isnan(accuracy).any(axis=-1)
+    means = accuracy.mean(axis=-1)
+    if missing.all(axis=-1).any():
+        means = np.where(missing.all(axis=-1)[..., None], np.nanmean(accuracy, axis=-1), means)
+    means = np.where(np.isnan(means), -np.inf, means)
+    best = means.argmax(axis=-1)[..., None]
+    own = np.take_along_axis(accuracy, best[..., None], axis=-2)[..., 0, :]
+    error = np.nan_to_num(own.std(axis=-1, ddof=1) / np.sqrt(seeds)) if seeds > 1 else np.zeros(own.shape[:-1])
+    tied = means >= np.take_along_axis(means, best, axis=-1) - error[..., None] - 1e-9
+    return np.asarray(tied.argmax(axis=-1))
+
+
+def how_often_chosen(accuracy: ArrayLike) -> Floats:
+    """By setting, how often `choose` would have taken it from the search's seeds drawn anew with replacement.
+
+    `[settings, seeds]`, as `choose` has them. All draws where there are at most 5 seeds, else 2,000 of them, always the
+    same. NaN for one seed, which tells nothing of the others.
+    """
+    accuracy = np.asarray(accuracy, float)
+    settings, seeds = accuracy.shape
+    if seeds < 2:
+        return np.full(settings, np.nan)
+    if seeds <= 5:
+        draws = np.stack(np.unravel_index(np.arange(seeds**seeds), (seeds,) * seeds), axis=1)
+    else:
+        draws = np.random.default_rng(0).integers(0, seeds, (2000, seeds))
+    chosen = choose(np.moveaxis(accuracy[:, draws], 1, 0))
+    return np.bincount(chosen, minlength=settings) / len(draws)
+
+
+def winners_curse(search: ArrayLike, fresh: ArrayLike) -> Interval:
+    """Validation of the chosen setting in the search `[seeds]`, minus that of the confirm phase.
+
+    `fresh` is `[paths, students]`, or `[seeds]` where the path is that of the search. Both are measured on the same
+    images, so these add nothing. The search saw one path, so the variance between paths counts in full once more.
+    NaN limits where either has one unit only.
+    """
+    search, fresh = np.asarray(search, float), np.asarray(fresh, float)
+    by_unit = fresh.mean(axis=1) if fresh.ndim == 2 else fresh
+    mean, covers = np.asarray(search.mean() - by_unit.mean()), ("paths",)
+    if len(search) < 2 or len(by_unit) < 2:
+        return Interval(mean, np.asarray(np.nan), np.asarray(np.nan), covers)
+    of_search, of_fresh = search.var(ddof=1) / len(search), by_unit.var(ddof=1) / len(by_unit)
+    if fresh.ndim == 2:
+        of_fresh += components(fresh).paths
+    variance = of_search + of_fresh
+    if not variance > NO_SPREAD:
+        return Interval(mean, np.asarray(np.nan), np.asarray(np.nan), covers)
+    freedom = variance**2 / (of_search**2 / (len(search) - 1) + of_fresh**2 / (len(by_unit) - 1))
+    half = special.stdtrit(freedom, 1 - ALPHA / 2) * np.sqrt(variance)
+    return Interval(mean, np.asarray(mean - half), np.asarray(mean + half), covers)
+
+
+# Of studies whose unit is the seed, in percent: kept until nothing calls them.
 
 
 @dataclass(frozen=True)
@@ -78,15 +522,6 @@ def hedges_g(differences: ArrayLike) -> Floats:
         return np.full(np.shape(differences)[:-1], np.nan)
     correction = np.exp(special.gammaln(freedom / 2) - special.gammaln((freedom - 1) / 2)) / np.sqrt(freedom / 2)
     return cohens_d(differences) * correction
-
-
-def holm(p: ArrayLike) -> Floats:
-    """Corrected for the whole family (Holm 1979); a NaN stays one and counts for nothing."""
-    p = np.asarray(p, float)
-    corrected, told = np.full_like(p, np.nan), ~np.isnan(p)
-    if told.any():
-        corrected[told] = multipletests(p[told], method="holm")[1]
-    return corrected
 
 
 def seeds_needed(deviation: float, comparisons: int) -> int | None:
