@@ -3,19 +3,29 @@
 Accuracies and differences are in percent and percentage points; no number stands without its interval.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import student_costs
+from takd.analysis.measured import Measured, covers_text, measured, scope, smallest_effect, unit_of
 from takd.analysis.metrics import METRICS
-from takd.analysis.statistics import compare_arms, mean_interval
+from takd.analysis.statistics import (
+    Interval,
+    best_arms,
+    bounded_interval,
+    difference,
+    holm,
+    spread_of_images,
+    spread_of_paths,
+)
 from takd.analysis.tables import (
     Missing,
-    accuracy_by_seed,
     arm_order,
+    cells,
     chosen_students,
     confirmed,
     hyperparameters_of,
@@ -24,6 +34,7 @@ from takd.analysis.tables import (
     students,
 )
 from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
+from takd.analysis.wording import Compared, verdict, without_minus_zero
 
 # Columns of the printed table of arms that a reader misses least, the least one first.
 SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best configuration")
@@ -31,44 +42,114 @@ SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best c
 TEST_METRICS = {metric.confirmed: metric.title for metric in METRICS.values() if metric.title}
 
 
+REFERENCES = ("kd", "labels")
+COMPARISON = [
+    "cell", "arm", "reference", "unit", "units", "difference", "low", "high", "hedges_g", "p", "p_holm", "covers",
+    "verdict",
+]  # fmt: skip
+
+
 def comparisons(trials: pd.DataFrame) -> pd.DataFrame:
-    """Every arm against `kd` and `labels`; see `compare_arms`."""
-    return compare_arms(accuracy_by_seed(trials))
+    """Every arm against `kd` and `labels`, within each cell; one row a comparison, one family for Holm's correction.
+
+    Columns: `cell`, `arm`, `reference`, `unit` (`path` or `student`), `units` that both have, `difference` in points
+    with `low` and `high`, `hedges_g`, `p`, `p_holm`, `covers` (what intervals hold for), `verdict`.
+    """
+    rows = [row for cell, part in cells(trials).items() for row in _within_a_cell(cell, part)]
+    table = pd.DataFrame(rows, columns=[*COMPARISON[:-1], "scope"])
+    table["p_holm"] = holm(table["p"].to_numpy(float))
+    matters = smallest_effect(trials)
+    table["verdict"] = [verdict(_compared(row, len(table), matters)) for row in table.to_dict("records")]
+    return table[COMPARISON]
+
+
+def _within_a_cell(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    arms, unit = measured(trials), unit_of(trials)
+    for reference in REFERENCES:
+        for arm in arms:
+            if reference in arms and arm != reference and (arm, reference) != ("labels", "kd"):
+                about = {"cell": cell, "arm": arm, "reference": reference, "unit": unit}
+                yield about | {"scope": scope(trials, arm, reference)} | _difference(arms[arm], arms[reference])
+
+
+def _difference(arm: Measured, reference: Measured) -> dict[str, Any]:
+    arm, reference = arm.beside(reference)
+    if not arm.units:
+        return {"units": 0}
+    right, other = arm.right(), reference.right()
+    if right is not None and other is not None:
+        spread = spread_of_images(right - other)
+    else:
+        spread = spread_of_paths((arm.by_unit() - reference.by_unit()).to_numpy() / 100)
+    found = difference(spread)
+    return {
+        "units": arm.units,
+        "difference": 100 * float(found.mean),
+        "low": 100 * float(found.low),
+        "high": 100 * float(found.high),
+        "hedges_g": float(found.hedges_g),
+        "p": float(found.p),
+        "covers": covers_text(found.covers, unit_of(arm.rows)),
+    }
+
+
+def _compared(row: Mapping[Any, Any], comparisons: int, matters: float | None) -> Compared:
+    own = {name: row[name] for name in ("arm", "reference", "unit", "units", "difference", "low", "high", "scope")}
+    return Compared(**own, p=row["p_holm"], comparisons=comparisons, matters=matters)
 
 
 def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm, in the paper's order: its chosen configuration with mean and 95 % interval over seeds.
+    """One row an arm of each cell, in the paper's order: its chosen configuration with mean and 95 % interval.
 
-    `over_kd` and `over_labels` are mean differences paired by seed, with `_low`, `_high` and `_p` (Holm's). What those
-    who taught reach is in percent, see `takd.analysis.teachers`. Costs are means over the chosen students, see
-    `takd.analysis.cost`; metrics of the test split are fractions.
+    Intervals are over units, and over the test images where `covers` says so. `over_kd` and `over_labels` are mean
+    differences paired by unit, with `_low`, `_high` and `_p` (Holm's, over all cells). What those who taught reach is in
+    percent, see `takd.analysis.teachers`. Costs are means over the chosen students, see `takd.analysis.cost`; metrics of
+    the test split are fractions.
     """
-    chosen = student_costs(trials, chosen_students(trials))
-    tried, compared = budgets(trials).set_index("arm"), comparisons(trials)
-    taught_by = teaching(trials)
+    compared = comparisons(trials)
     rows = []
-    for arm, accuracy in accuracy_by_seed(trials).items():
+    for cell, part in cells(trials).items():
+        if len(chosen_students(part)):
+            rows += _rows_of_a_cell(cell, part, compared[compared["cell"] == cell])
+    return pd.DataFrame(rows)
+
+
+def _rows_of_a_cell(cell: str, trials: pd.DataFrame, compared: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    chosen = student_costs(trials, chosen_students(trials))
+    tried, taught_by = budgets(trials).set_index("arm"), teaching(trials)
+    for arm, reached in measured(trials).items():
         own = chosen[chosen["arm"] == arm]
-        estimate = mean_interval(accuracy)
+        estimate = accuracy_interval(reached)
         row: dict[str, Any] = {
+            "cell": cell,
             "arm": arm,
             "paper": paper_name(arm),
             "split": split_of(trials),
             "configurations": int(tried["configurations"].get(arm, 0)),
             "students": int(tried["students"].get(arm, 0)),
-            "best configuration": hyperparameters_of(own["configuration"].iloc[0]),
-            "seeds": len(accuracy),
-            "accuracy": float(estimate.mean),
-            "low": float(estimate.low),
-            "high": float(estimate.high),
+            "best configuration": hyperparameters_of(own["configuration"].iloc[0], cell),
+            "unit": unit_of(trials),
+            "units": reached.units,
+            "seeds": len(reached.rows),
+            "accuracy": 100 * float(estimate.mean),
+            "low": 100 * float(estimate.low),
+            "high": 100 * float(estimate.high),
+            "covers": covers_text(estimate.covers, unit_of(trials)),
         }
-        for reference in ("kd", "labels"):
+        for reference in REFERENCES:
             row |= _over(compared, arm, reference)
         row |= teaching_columns(taught_by.get(arm, ()))
         row |= {name: own[name].mean() for name in COSTS}
         row |= {name: own[name].mean() for name in TEST_METRICS if name in own and own[name].notna().any()}
-        rows.append(row)
-    return pd.DataFrame(rows)
+        yield row
+
+
+def accuracy_interval(reached: Measured) -> Interval:
+    """Of the accuracy, a fraction."""
+    right = reached.right()
+    if right is not None:
+        return bounded_interval(spread_of_images(right))
+    return bounded_interval(spread_of_paths(reached.by_unit().to_numpy() / 100))
 
 
 COSTS = ("path_seconds", "shared_seconds", "path_flops", "shared_flops")
@@ -116,18 +197,50 @@ def budget_note(trials: pd.DataFrame) -> str:
     )
 
 
-def as_good_as_best(trials: pd.DataFrame, arms: Collection[str]) -> list[str]:
-    """Of these arms the best, and those whose difference to it, paired by seed, has an interval that reaches zero."""
-    accuracy = {arm: values for arm, values in accuracy_by_seed(trials).items() if arm in arms}
-    best = max(accuracy, key=lambda arm: accuracy[arm].mean())
-    behind = {arm: (accuracy[best] - values).dropna() for arm, values in accuracy.items() if arm != best}
-    return [best, *(arm for arm, points in behind.items() if len(points) > 1 and mean_interval(points).low <= 0)]
+@dataclass(frozen=True)
+class Standing:
+    """How arms of one cell stand to the best of them, in points; `docs/statistics.md` has the method.
+
+    `best` has the highest mean. `close` are those, beside it, that can't be told from the best arm; `as_good` those
+    that are as good within the smallest difference that matters, the best itself where that is sure too.
+    """
+
+    best: str
+    close: tuple[str, ...]
+    as_good: tuple[str, ...]
+    at_most: Mapping[str, float]  # how far an arm lies below the best arm, at most; NaN where nothing can be said
 
 
-def cheapest_as_good(trials: pd.DataFrame, table: pd.DataFrame) -> "pd.Series[Any]":
-    """Of the rows of a table of arms the one that cost least, of those as good as the best."""
-    good = as_good_as_best(trials, table["arm"].tolist())
-    return table[table["arm"].isin(good)].sort_values("path_seconds").iloc[0]
+def standing(trials: pd.DataFrame, arms: Collection[str] | None = None) -> Standing:
+    """Of these arms, or of all, by the units and students that all of them have."""
+    every = measured(trials)
+    own = {arm: each for arm, each in every.items() if arms is None or arm in arms}
+    names = list(own)
+    best = max(names, key=lambda arm: own[arm].by_unit().mean())
+    common = own[names[0]]
+    for each in own.values():
+        common = common.beside(each)[0]
+    paired = [own[arm].beside(common)[0] for arm in names]
+    if common.units < 2:
+        return Standing(best, (), (), dict.fromkeys(names, np.nan))
+    right = [each.right() for each in paired]
+    images = all(each is not None for each in right)
+    values = np.stack(right if images else [each.by_unit().to_numpy() / 100 for each in paired])  # type: ignore[arg-type]
+    found, matters = best_arms(values, images=images), smallest_effect(trials)
+    close = tuple(arm for arm, may in zip(names, found.may_be_best, strict=True) if may and arm != best)
+    within = found.within((matters or 0.0) / 100)
+    as_good = tuple(arm for arm, each in zip(names, within, strict=True) if each) if matters else ()
+    return Standing(best, close, as_good, dict(zip(names, 100 * found.at_most, strict=True)))
+
+
+def to_ship(trials: pd.DataFrame, table: pd.DataFrame) -> tuple[Standing, "pd.Series[Any]"]:
+    """How the arms of a table's rows stand, and the row to take: the cheapest that is as good as the best, or the best.
+
+    Where no smallest difference that matters is given, no arm is as good as another.
+    """
+    stand = standing(trials, table["arm"].tolist())
+    good = table[table["arm"].isin([stand.best, *stand.as_good])]
+    return stand, good.sort_values("path_seconds").iloc[0] if stand.as_good else good.set_index("arm", drop=False).loc[stand.best]
 
 
 # For people: cells are text
@@ -147,8 +260,9 @@ def comparison_table(trials: pd.DataFrame) -> pd.DataFrame:
     rows = table.to_dict("records")
     return pd.DataFrame(
         {
+            **_cell_column(table),
             "comparison": [f"{row['arm']} - {row['reference']}" for row in rows],
-            "seeds": [row["seeds"] for row in rows],
+            "of": [f"{row['units']} {row['unit']}s" for row in rows],
             "difference, points (95 % CI)": [
                 with_interval(row["difference"], row["low"], row["high"], "+") for row in rows
             ],
@@ -199,10 +313,8 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
         tried = done[done["arm"] == arm].groupby("configuration")["accuracy"]
         ranked = list(tried.mean().sort_values(ascending=False).index)
         for place in sorted({0, 1, 2, len(ranked) - 1} & set(range(len(ranked)))):
-            estimate = mean_interval(tried.get_group(ranked[place]))
-            mean, low, high = map(float, (estimate.mean, estimate.low, estimate.high))
             chosen = hyperparameters_of(str(ranked[place]))
-            rows.append((arm, f"{place + 1} of {len(ranked)}", chosen, with_interval(mean, low, high)))
+            rows.append((arm, f"{place + 1} of {len(ranked)}", chosen, percents(tried.get_group(ranked[place]) / 100)))
     return pd.DataFrame(rows, columns=["arm", "rank", "configuration", "val. accuracy %"])
 
 
@@ -250,7 +362,7 @@ def test_table(trials: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for arm in sorted(final["arm"].unique(), key=lambda arm: arm_order(trials, arm)):
         own = final[final["arm"] == arm]
-        rows.append([arm, *(_percents(own[name].dropna()) for name in there)])
+        rows.append([arm, *(percents(own[name].dropna()) for name in there)])
     table = pd.DataFrame(rows, columns=["arm", *(TEST_METRICS[name] for name in there)])
     if "test_auc" in there:
         means = 100 * final.groupby("arm")[["test_auc", "test_auc_low", "test_auc_high"]].mean()
@@ -258,11 +370,12 @@ def test_table(trials: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _percents(values: "pd.Series[float]") -> str:
-    if not len(values):
+def percents(fractions: "pd.Series[float]") -> str:
+    """The mean of fractions, one a unit, in percent with its interval."""
+    if not len(fractions):
         return "-"
-    estimate = mean_interval(100 * values)
-    return with_interval(float(estimate.mean), float(estimate.low), float(estimate.high))
+    estimate = bounded_interval(spread_of_paths(fractions.to_numpy(float)))
+    return with_interval(*(100 * float(each) for each in (estimate.mean, estimate.low, estimate.high)))
 
 
 def _number(value: float, form: str) -> str:
@@ -273,7 +386,13 @@ def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:
     """`86.00 (84.75 to 87.25)`: no number without its interval; a dash where there is no number."""
     if np.isnan(mean):
         return "-"
-    return f"{mean:{sign}.2f} " + ("(one seed)" if np.isnan(low) else f"({low:{sign}.2f} to {high:{sign}.2f})")
+    mean, low, high = map(without_minus_zero, (mean, low, high))
+    return f"{mean:{sign}.2f} " + ("(no interval)" if np.isnan(low) else f"({low:{sign}.2f} to {high:{sign}.2f})")
+
+
+def _cell_column(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The cells of a table for people, where it has several."""
+    return {"cell": table["cell"].tolist()} if table["cell"].nunique() > 1 else {}
 
 
 def _teacher(row: Mapping[Any, Any], split: str) -> str:
@@ -292,7 +411,7 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         "configurations",
         "students",
         "best configuration",
-        "seeds",
+        "paths" if len(table) and table["unit"].iloc[0] == "path" else "seeds",
         f"{short} accuracy %",
         "over kd",
         f"teacher, {short} %",
@@ -306,7 +425,7 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
             str(row["configurations"]),
             str(row["students"]),
             row["best configuration"],
-            str(row["seeds"]),
+            str(row["units"]) + (f" x {row['seeds'] // row['units']}" if row["seeds"] > row["units"] else ""),
             with_interval(row["accuracy"], row["low"], row["high"]),
             with_interval(row["over_kd"], row["over_kd_low"], row["over_kd_high"], "+"),
             _teacher(row, split),
@@ -315,4 +434,6 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         ]
         for row in table.to_dict("records")
     ]
+    if cell := _cell_column(table):
+        return [["cell", *header], *([name, *row] for name, row in zip(cell["cell"], rows, strict=True))]
     return [header, *rows]

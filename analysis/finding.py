@@ -1,79 +1,99 @@
 """The finding in words, and five questions answered by a study's own numbers: see QUESTIONS."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from takd.analysis.arms import arms_table, as_good_as_best, cheapest_as_good, comparisons, with_interval
+from takd.analysis.arms import arms_table, comparisons, percents, to_ship, with_interval
 from takd.analysis.cost import pareto_front
 from takd.analysis.importance import importance
-from takd.analysis.statistics import ALPHA, mean_interval
+from takd.analysis.measured import smallest_effect
+from takd.analysis.statistics import ALPHA
 from takd.analysis.tables import (
     Missing,
     assistants_of,
     best_configurations,
+    cells,
     chosen_students,
     confirmed,
     split_of,
     students,
 )
-from takd.analysis.teachers import not_judged, teacher_warnings
+from takd.analysis.teachers import WARNING, not_judged, teacher_warnings
 
 NOTHING_YET = "No student has ended yet, so there is no finding."
 
 
 def finding(trials: pd.DataFrame) -> list[str]:
-    """What taught the student best, whether an assistant was worth it, what it cost; then warnings about teachers."""
+    """What taught the student best, whether an assistant was worth it, what it cost; then what is to be known of it.
+
+    Of a study with factors: in how many of its cells what holds. Warnings come last.
+    """
     if not len(chosen_students(trials)):
         return [NOTHING_YET]
-    table = arms_table(trials)
-    found = [_best(trials, table), _assistant(trials, table), _price(trials, table)]
-    return [*found, *teacher_warnings(trials), *not_judged(trials)]
+    table, compared = arms_table(trials), comparisons(trials)
+    if table["cell"].nunique() > 1:
+        found = list(_by_cell(compared, table))
+    else:
+        found = [_best(trials, table), _assistant(table, compared), _price(trials, table)]
+    return [*found, *_failed(trials), *_changed(trials), *teacher_warnings(trials), *not_judged(trials)]
 
 
 def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     best = table.sort_values("accuracy").iloc[-1]
     student = chosen_students(trials).iloc[0]
     kind = "test" if split_of(trials) == "test" else "validation (not test)"
-    seeds = f"{best['seeds']} seeds" if best["seeds"] > 1 else "one seed"
-    interval = "" if np.isnan(best["low"]) else f", 95 % CI {best['low']:.2f} to {best['high']:.2f}"
+    interval = "" if np.isnan(best["low"]) else f"95 % CI {best['low']:.2f} to {best['high']:.2f}, "
     return (
         f"The highest mean {kind} accuracy of {student['model']} on {student['examples']:,} images is that of "
-        f"{best['arm']}: {best['accuracy']:.2f} % ({seeds}{interval})."
+        f"{best['arm']}: {best['accuracy']:.2f} % ({interval}{of_what(best, trials)})."
     )
 
 
-def _assistant(trials: pd.DataFrame, table: pd.DataFrame) -> str:
+def of_what(row: Mapping[Any, Any], trials: pd.DataFrame) -> str:
+    """What an arm's mean is over: `over 10 paths of 2 students and 10,000 test images`"""
+    units, seeds = int(row["units"]), int(row["seeds"])
+    what = f"{units} {row['unit']}{'s' * (units > 1)}"
+    if seeds > units:
+        what += f" of {seeds / units:g} students"
+    images = "images" in row["covers"] and not np.isnan(row["low"])
+    return f"over {what}" + (f" and {int(trials['test_images'].dropna().iloc[0]):,} test images" if images else "")
+
+
+def _assistant(table: pd.DataFrame, compared: pd.DataFrame) -> str:
     """The verdict on the best arm with assistants, else the one on kd."""
-    compared = comparisons(trials)
     assisted = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
     best = str(assisted.sort_values("accuracy")["arm"].iloc[-1]) if len(assisted) else ""
     arm, reference = (best, "kd") if best else ("kd", "labels")
     row = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
     if not len(row):
         return "There are no two arms to compare yet."
-    said = f"Of the arms with an assistant, {arm} has the highest mean: " if len(assisted) > 1 else ""
-    sentence = f"{said}{row['verdict'].iloc[0]}"
-    return f"{sentence[0].upper() if not said and sentence[:2] == 'no' else sentence[0]}{sentence[1:]}."
+    said = f"Of the arms with an assistant, {arm} has the highest mean. " if len(assisted) > 1 else ""
+    return f"{said}{row['verdict'].iloc[0]}."
 
 
 def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
-    """What the cheapest good assistant costs beside plain distillation."""
+    """What the best assistant, or a cheaper one that is as good, costs beside plain distillation."""
     there = table.dropna(subset=["path_seconds"])
     assisted = there[there["arm"].map(lambda arm: bool(assistants_of(arm)))]
     kd = there[there["arm"] == "kd"]
     if not len(assisted) or not len(kd):
         front = " and ".join(pareto_front(there)) if len(there) else "no arm"
         return f"By the seconds of training of the whole path, {front} gave the most accuracy for the cost."
-    row, plain = cheapest_as_good(trials, assisted), kd.iloc[0]
+    stand, row = to_ship(trials, assisted)
+    plain = kd.iloc[0]
+    who = f"{row['arm']}, which has the highest mean of the arms with an assistant"
+    if row["arm"] != stand.best:
+        who = (
+            f"{row['arm']}, the cheapest arm with an assistant that is as good as the best of them within the "
+            f"{smallest_effect(trials):g} points that matter"
+        )
     return (
-        f"Of the arms with an assistant that these seeds can't tell from the best of them, {row['arm']} is the "
-        f"cheapest: a student's whole path takes {row['path_seconds']:.1f} s of training against "
-        f"{plain['path_seconds']:.1f} s with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}), or "
-        f"{row['shared_seconds']:.2f} s against {plain['shared_seconds']:.2f} s when the students share what is "
-        "trained once."
+        f"A student's whole path takes {row['path_seconds']:.1f} s of training with {who}, and "
+        f"{plain['path_seconds']:.1f} s with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}); it takes "
+        f"{row['shared_seconds']:.2f} s and {plain['shared_seconds']:.2f} s when the students share what is trained once."
     )
 
 
@@ -81,26 +101,75 @@ def _percent(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.0f} %"
 
 
+def _by_cell(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
+    """In which cells each arm is better or worse than kd, and kd than labels."""
+    number = table["cell"].nunique()
+    yield (
+        f"The arms were searched, chosen and confirmed in each of {number} cells of the factors. Holm's correction is for "
+        f"all {len(compared)} comparisons of all cells together."
+    )
+    against = compared[(compared["reference"] == "kd") & (compared["arm"] != "labels")]
+    pairs = [*dict.fromkeys(zip(against["arm"], against["reference"], strict=True)), ("kd", "labels")]
+    for arm, reference in pairs:
+        rows = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
+        if not len(rows):
+            continue
+        sure = rows[rows["p_holm"] < ALPHA]
+        parts = []
+        for word, part in (("better", sure[sure["difference"] > 0]), ("worse", sure[sure["difference"] < 0])):
+            ordered = part.sort_values("difference", key=abs, ascending=False)
+            most = f" (most by {abs(ordered['difference'].iloc[0]):.2f} points, at {ordered['cell'].iloc[0]})" if len(part) else ""
+            parts.append(f"{word} than {reference} in {len(part)}{most}")
+        yield f"{arm} is {' and '.join(parts)}; in {len(rows) - len(sure)} of {len(rows)} cells they can't be told apart."
+
+
+def _failed(trials: pd.DataFrame) -> Iterator[str]:
+    """Arms that have no finished student, and why."""
+    rows = trials[(trials["role"] == "student") & (trials["status"] == "failed")]
+    there = set(trials.loc[(trials["role"] == "student") & (trials["status"] == "done"), "arm"])
+    for arm in [arm for arm in rows["arm"].unique() if arm not in there]:
+        uses = trials[(trials["arm"] == arm) & (trials["status"] == "failed")]
+        reasons = uses["error"].dropna() if "error" in uses else []
+        yield f"{arm} is left out: none of its students ended" + (f" ({reasons.iloc[0]})." if len(reasons) else ".")
+
+
+def _changed(trials: pd.DataFrame) -> Iterator[str]:
+    """That the difference which matters was said after the test split could be known."""
+    before = trials["smallest_effect_before"].dropna() if "smallest_effect_before" in trials else []
+    if len(before):
+        now, then = smallest_effect(trials), before.iloc[0]
+        yield (
+            f"{WARNING}smallest_effect is {f'{now:g}' if now else 'null'} now and was {f'{then:g}' if then else 'null'} when "
+            "the confirm phase began: what is called as good was decided with the numbers known."
+        )
+
+
 def choice(trials: pd.DataFrame) -> str:
     """Which student to ship, and why."""
     if not len(chosen_students(trials)):
         raise Missing(NOTHING_YET)
-    table = arms_table(trials).dropna(subset=["path_seconds"])
-    if not len(table):
+    every = arms_table(trials).dropna(subset=["path_seconds"])
+    if not len(every):
         raise Missing("No path has ended as a whole yet.")
-    good = as_good_as_best(trials, table["arm"].tolist())
-    best, row = good[0], cheapest_as_good(trials, table)
-    ship, others = str(row["arm"]), [arm for arm in good[1:] if arm != row["arm"]]
-    why = "it has the highest mean, and no cheaper arm was found to be as good"
-    if ship != best:
-        why = f"it is the cheapest of those that the seeds can't tell from {best}, which has the highest mean"
-    also = (
-        f" The seeds can't tell these from the best either, but they cost more: {', '.join(others)}." if others else ""
+    parts = cells(trials)
+    return "\n\n".join(
+        (f"At {cell}: " if cell else "") + _choice(parts[cell], table) for cell, table in every.groupby("cell", sort=False)
     )
+
+
+def _choice(trials: pd.DataFrame, table: pd.DataFrame) -> str:
+    stand, row = to_ship(trials, table)
+    ship, matters = str(row["arm"]), smallest_effect(trials)
+    why = "it has the highest mean"
+    if ship != stand.best:
+        why = f"it is the cheapest of those that are as good as {stand.best}, the best, within the {matters:g} points that matter"
+    close = [arm for arm in stand.close if arm != ship]
+    also = f" These can't be told from the best: {', '.join(close)}." if close else ""
+    if close and matters is None:
+        also += " Whether one of them is as good can be said where the space names a `smallest_effect`."
     return (
         f"**{ship}**, {with_interval(row['accuracy'], row['low'], row['high'])} % on the {split_of(trials)} split at "
-        f"{row['path_seconds']:.1f} s: {why}.{also} All students of this study have the same size, so they run at "
-        f"the same speed: the choice is about training alone. `takd export STUDY --arm '{ship}' --out DIR` writes it."
+        f"{row['path_seconds']:.1f} s of training: {why}.{also} `takd export STUDY --arm '{ship}' --out DIR` writes it."
     )
 
 
@@ -155,9 +224,7 @@ def _cell(place: Any) -> str:
 
 def _mean(rows: pd.DataFrame) -> str:
     """Over configurations, not students: those of one configuration share what was chosen."""
-    estimate = mean_interval(rows.groupby("configuration")["accuracy"].mean())
-    text = with_interval(float(estimate.mean), float(estimate.low), float(estimate.high))
-    return text.replace("(one seed)", "(one configuration)")
+    return percents(rows.groupby("configuration")["accuracy"].mean() / 100)
 
 
 def _regulariser(trials: pd.DataFrame) -> str:

@@ -97,11 +97,11 @@ def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
     return done[done["configuration"] == done["arm"].map(best)]
 
 
-def accuracy_by_seed(trials: pd.DataFrame) -> dict[str, "pd.Series[float]"]:
-    """By arm, in the paper's order, the accuracies of its chosen students by the seed that pairs them."""
-    chosen = chosen_students(trials)
-    arms = sorted(chosen["arm"].unique(), key=lambda arm: arm_order(trials, arm))
-    return {arm: chosen[chosen["arm"] == arm].set_index("path_seed")["accuracy"].sort_index() for arm in arms}
+def cells(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """By cell of the study's factors, in its order, the trials there; one cell without a name where it has none."""
+    if "cell" not in trials or not len(trials):
+        return {"": trials}
+    return {str(cell): trials[trials["cell"] == cell] for cell in trials["cell"].unique()}
 
 
 def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
@@ -121,6 +121,14 @@ def assistants_of(arm: str) -> tuple[str, ...]:
         return ()
 
 
+def is_distilled(arm: str) -> bool:
+    """Whether it learns from anyone; so does an arm that this version doesn't know."""
+    try:
+        return parse_arm(arm).distilled
+    except InputError:
+        return True
+
+
 def paper_name(arm: str) -> str:
     """What Mirzadeh et al. 2020 call it; a dash for an arm that they have not."""
     try:
@@ -129,9 +137,11 @@ def paper_name(arm: str) -> str:
         return "-"
 
 
-def hyperparameters_of(configuration: str) -> str:
-    """What was chosen, for people: `temperature=4 lambda=0.7021`; a dash where nothing was."""
-    return " ".join(f"{name}={_short(value)}" for name, value in parameters_of(configuration).items()) or "-"
+def hyperparameters_of(configuration: str, cell: str = "") -> str:
+    """What was chosen, for people, without the cell's factors: `temperature=4 lambda=0.7021`; a dash where nothing was."""
+    factors = parameters_of(f"- {cell}")
+    chosen = {name: value for name, value in parameters_of(configuration).items() if name not in factors}
+    return " ".join(f"{name}={_short(value)}" for name, value in chosen.items()) or "-"
 
 
 def _short(value: str) -> str:
