@@ -16,6 +16,7 @@ from takd.analysis.tables import (
     Missing,
     accuracy_by_seed,
     arm_order,
+    by_cell,
     chosen_students,
     confirmed,
     hyperparameters_of,
@@ -41,8 +42,12 @@ def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
 
     `over_kd` and `over_labels` are mean differences paired by seed, with `_low`, `_high` and `_p` (Holm's). What those
     who taught reach is in percent, see `takd.analysis.teachers`. Costs are means over the chosen students, see
-    `takd.analysis.cost`; metrics of the test split are fractions.
+    `takd.analysis.cost`; metrics of the test split are fractions. Of a study with factors each cell has its own rows,
+    with its name as `cell`.
     """
+    if len(cells := by_cell(trials)) > 1:
+        tables = [arms_table(rows).assign(cell=cell) for cell, rows in cells.items() if len(chosen_students(rows))]
+        return pd.concat(tables, ignore_index=True)
     chosen = student_costs(trials, chosen_students(trials))
     tried, compared = budgets(trials).set_index("arm"), comparisons(trials)
     taught_by = teaching(trials)

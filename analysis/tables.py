@@ -1,5 +1,9 @@
 """Rows of `results/trials.parquet`: which students there are, and which of them an arm is judged by. In percent."""
 
+from collections.abc import Mapping, Sequence
+from math import fsum, sqrt
+from statistics import stdev
+
 import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
@@ -38,16 +42,30 @@ def read_trials(file: str) -> pd.DataFrame:
     return pq.read_table(path, filesystem=filesystem).to_pandas()
 
 
+def by_cell(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each cell by its name, in order; all rows under "" where the study's space has no factors."""
+    if "cell" not in trials:  # a table of an older version
+        return {"": trials}
+    names = trials["cell"].fillna("")
+    return {str(name): trials[names == name] for name in names.unique()} or {"": trials}
+
+
 def students(trials: pd.DataFrame) -> pd.DataFrame:
-    """The search's finished students, one row a stage, with the validation `accuracy` in percent."""
+    """The search's finished students, one row a stage and cell, with the validation `accuracy` in percent."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "search")]
-    return rows.drop_duplicates("stage_key").assign(accuracy=lambda row: 100 * row["val_accuracy"])
+    once = rows.drop_duplicates([*_cell_of(rows), "stage_key"])
+    return once.assign(accuracy=lambda row: 100 * row["val_accuracy"])
+
+
+def _cell_of(rows: pd.DataFrame) -> list[str]:
+    """The column that names the cell; tables of an older version have none."""
+    return [name for name in rows.columns if name == "cell"]
 
 
 def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     """The confirm phase's finished students, with the test `accuracy` in percent; empty before that phase."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "confirm")]
-    rows = rows[rows["test_accuracy"].notna()].drop_duplicates(["arm", "path_seed"])
+    rows = rows[rows["test_accuracy"].notna()].drop_duplicates([*_cell_of(rows), "arm", "path_seed"])
     return rows.assign(accuracy=lambda row: 100 * row["test_accuracy"])
 
 
@@ -74,18 +92,59 @@ def note(trials: pd.DataFrame) -> str:
 
 
 def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:
-    """By arm, in the paper's order, the model of the teacher in its configuration, where that varies."""
+    """By arm, in the paper's order, the model of the teacher in its configuration, where the search chose it."""
+    if any("teacher.model" in parameters_of(f"cell {cell}") for cell in by_cell(trials)):
+        return {}  # it is a factor, which is compared and not chosen
     configurations = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
     chosen = {str(arm): each["teacher.model"] for arm, each in configurations.items() if "teacher.model" in each}
     return {arm: chosen[arm] for arm in sorted(chosen, key=lambda arm: arm_order(trials, arm))}
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
-    """By arm the configuration whose students have the highest mean accuracy; ties by lower path cost."""
-    means = students(trials).groupby(["arm", "configuration"], sort=False)
-    scores = means.agg(accuracy=("accuracy", "mean"), seconds=("total_path_seconds", "mean")).reset_index()
-    ordered = scores.sort_values(["accuracy", "seconds"], ascending=[False, True])
-    return dict(ordered.groupby("arm", sort=False)["configuration"].first().items())  # type: ignore[arg-type]
+    """By arm the configuration that `choose_setting` takes by the students of the search; of the trials of one cell."""
+    done = students(trials)
+    return {
+        str(arm): choose_setting({str(name): each["accuracy"].tolist() for name, each in rows.groupby("configuration")})
+        for arm, rows in done.groupby("arm", sort=False)
+    }
+
+
+def choose_setting(accuracies: Mapping[str, Sequence[float]]) -> str:
+    """The setting that is chosen, by its name `kd temperature=4 lambda=0.7`, from the accuracies of its seeds.
+
+    All whose mean is within one standard error of the best one's mean are tied; with one seed only equal means are. Of
+    those the lowest temperature wins, then the lowest lambda, then the lowest of the other parameters in their order.
+    So neither rounding nor the clock decides. Raises ValueError where there is no setting.
+    """
+    means = {name: fsum(values) / len(values) for name, values in accuracies.items()}
+    best = max(means.values())
+    # Of several that are best the one whose mean is known worst: which of them is not decided by their order.
+    error = max(_standard_error(accuracies[name]) for name, mean in means.items() if mean >= best - _ROUNDING)
+    tied = [name for name, mean in means.items() if mean >= best - error - _ROUNDING]
+    return min(tied, key=_order_of_setting)
+
+
+_ROUNDING = 1e-9  # points
+_FIRST = ("temperature", "lambda")
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of their mean; 0 of one value."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _order_of_setting(name: str) -> list[tuple[float, str]]:
+    parameters = parameters_of(name)
+    first = [parameters.pop(each, "") for each in _FIRST]
+    return [*map(_order_of_value, [*first, *parameters.values()]), (0.0, name)]
+
+
+def _order_of_value(text: str) -> tuple[float, str]:
+    """Numbers by their size, before words; what an arm has not is the same for all its settings."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return float("inf"), text
 
 
 def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
@@ -93,8 +152,9 @@ def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
     final = confirmed(trials)
     if len(final):
         return final
-    done, best = students(trials), best_configurations(trials)
-    return done[done["configuration"] == done["arm"].map(best)]
+    done = students(trials)
+    best = [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
+    return done[done["configuration"].isin(best)]  # whose name has the arm and the cell in it
 
 
 def accuracy_by_seed(trials: pd.DataFrame) -> dict[str, "pd.Series[float]"]:

@@ -15,7 +15,7 @@ from takd.study.folder import EPOCHS as EPOCHS_FILE
 from takd.study.folder import TRIALS as TRIALS_FILE
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description, Proposal
-from takd.study.search.optimization import Search, configuration_of
+from takd.study.search.optimization import Search
 
 TEST = "results/test.json"  # what confirmed students and those who taught them do on the test split, by stage key
 RELIABILITY = pa.struct([("confidence", pa.float64()), ("accuracy", pa.float64()), ("count", pa.int64())])
@@ -26,6 +26,7 @@ TRIALS = pa.schema(
         ("phase", pa.string()),  # search or confirm
         ("trial", pa.int32()),  # of Optuna: one configuration
         ("configuration", pa.string()),  # arm and varied hyperparameters; several trials may repeat one
+        ("cell", pa.string()),  # values of the space's factors, "teacher.model=mlp-200 examples=500"; "" without any
         ("arm", pa.string()),
         ("path", pa.string()),
         ("path_seed", pa.int32()),  # the student's: with `trial` it names the path
@@ -150,7 +151,7 @@ class _Ended:
 def _proposals(search: Search) -> Iterator[tuple[Proposal, _Ended]]:
     for trial in search.proposed():
         ended = _Ended(trial.user_attrs.get("failures", {}), trial.state.name == "PRUNED")
-        yield Proposal(trial.number, configuration_of(trial), search.paths_of(trial)), ended
+        yield search.proposal_of(trial), ended
     for proposal in search.confirming():
         yield proposal, _Ended(search.confirm_failures, False)
 
@@ -167,6 +168,7 @@ def _path_rows(
             "phase": proposal.phase,
             "trial": proposal.trial,
             "configuration": proposal.configuration,
+            "cell": proposal.cell,
             "arm": path.arm,
             "path": str(path),
             "path_seed": path.student.seed,
