@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import student_costs
-from takd.analysis.measured import Measured, covers_text, measured, scope, smallest_effect, unit_of
+from takd.analysis.measured import Measured, measured
 from takd.analysis.metrics import METRICS
 from takd.analysis.statistics import (
     Interval,
@@ -25,13 +25,16 @@ from takd.analysis.statistics import (
 from takd.analysis.tables import (
     Missing,
     arm_order,
-    cells,
+    by_cell,
     chosen_students,
     confirmed,
     hyperparameters_of,
     paper_name,
+    scope,
+    smallest_effect,
     split_of,
     students,
+    unit_of,
 )
 from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
 from takd.analysis.wording import Compared, verdict, without_minus_zero
@@ -55,7 +58,7 @@ def comparisons(trials: pd.DataFrame) -> pd.DataFrame:
     Columns: `cell`, `arm`, `reference`, `unit` (`path` or `student`), `units` that both have, `difference` in points
     with `low` and `high`, `hedges_g`, `p`, `p_holm`, `covers` (what intervals hold for), `verdict`.
     """
-    rows = [row for cell, part in cells(trials).items() for row in _within_a_cell(cell, part)]
+    rows = [row for cell, part in by_cell(trials).items() for row in _within_a_cell(cell, part)]
     table = pd.DataFrame(rows, columns=[*COMPARISON[:-1], "scope"])
     table["p_holm"] = holm(table["p"].to_numpy(float))
     matters = smallest_effect(trials)
@@ -69,7 +72,9 @@ def _within_a_cell(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
         for arm in arms:
             if reference in arms and arm != reference and (arm, reference) != ("labels", "kd"):
                 about = {"cell": cell, "arm": arm, "reference": reference, "unit": unit}
-                yield about | {"scope": scope(trials, arm, reference)} | _difference(arms[arm], arms[reference])
+                where = [f"at {cell}"] if cell else []
+                where += [said] if (said := scope(trials, arm, reference)) else []
+                yield about | {"scope": ", ".join(where)} | _difference(arms[arm], arms[reference])
 
 
 def _difference(arm: Measured, reference: Measured) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def _difference(arm: Measured, reference: Measured) -> dict[str, Any]:
         "high": 100 * float(found.high),
         "hedges_g": float(found.hedges_g),
         "p": float(found.p),
-        "covers": covers_text(found.covers, unit_of(arm.rows)),
+        "covers": ", ".join(found.covers),
     }
 
 
@@ -101,14 +106,14 @@ def _compared(row: Mapping[Any, Any], comparisons: int, matters: float | None) -
 def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of each cell, in the paper's order: its chosen configuration with mean and 95 % interval.
 
-    Intervals are over units, and over the test images where `covers` says so. `over_kd` and `over_labels` are mean
-    differences paired by unit, with `_low`, `_high` and `_p` (Holm's, over all cells). What those who taught reach is in
-    percent, see `takd.analysis.teachers`. Costs are means over the chosen students, see `takd.analysis.cost`; metrics of
-    the test split are fractions.
+    Intervals are over units, a `path` or a `student`, and over the test images where `covers` says so. `over_kd` and
+    `over_labels` are mean differences paired by unit, with `_low`, `_high` and `_p` (Holm's, over all cells). What
+    those who taught reach is in percent, see `takd.analysis.teachers`. Costs are means over the chosen students, see
+    `takd.analysis.cost`; metrics of the test split are fractions.
     """
     compared = comparisons(trials)
     rows = []
-    for cell, part in cells(trials).items():
+    for cell, part in by_cell(trials).items():
         if len(chosen_students(part)):
             rows += _rows_of_a_cell(cell, part, compared[compared["cell"] == cell])
     return pd.DataFrame(rows)
@@ -134,7 +139,7 @@ def _rows_of_a_cell(cell: str, trials: pd.DataFrame, compared: pd.DataFrame) -> 
             "accuracy": 100 * float(estimate.mean),
             "low": 100 * float(estimate.low),
             "high": 100 * float(estimate.high),
-            "covers": covers_text(estimate.covers, unit_of(trials)),
+            "covers": ", ".join(estimate.covers),
         }
         for reference in REFERENCES:
             row |= _over(compared, arm, reference)
@@ -240,7 +245,9 @@ def to_ship(trials: pd.DataFrame, table: pd.DataFrame) -> tuple[Standing, "pd.Se
     """
     stand = standing(trials, table["arm"].tolist())
     good = table[table["arm"].isin([stand.best, *stand.as_good])]
-    return stand, good.sort_values("path_seconds").iloc[0] if stand.as_good else good.set_index("arm", drop=False).loc[stand.best]
+    if stand.as_good:
+        return stand, good.sort_values("path_seconds").iloc[0]
+    return stand, good[good["arm"] == stand.best].iloc[0]
 
 
 # For people: cells are text
@@ -360,14 +367,16 @@ def test_table(trials: pd.DataFrame) -> pd.DataFrame:
     if not there:
         raise Missing("Calibration, agreement, AUC and F1 are of the confirm phase; this study has none yet.")
     rows = []
-    for arm in sorted(final["arm"].unique(), key=lambda arm: arm_order(trials, arm)):
-        own = final[final["arm"] == arm]
-        rows.append([arm, *(percents(own[name].dropna()) for name in there)])
-    table = pd.DataFrame(rows, columns=["arm", *(TEST_METRICS[name] for name in there)])
-    if "test_auc" in there:
-        means = 100 * final.groupby("arm")[["test_auc", "test_auc_low", "test_auc_high"]].mean()
-        table["AUC (%), its interval over images"] = [with_interval(*means.loc[arm]) for arm in table["arm"]]
-    return table
+    for cell, part in by_cell(trials).items():
+        for arm, reached in measured(part).items():
+            row = {"cell": cell, "arm": arm}
+            row |= {TEST_METRICS[name]: percents(reached.by_unit(name).dropna()) for name in there}
+            if "test_auc" in there:
+                means = 100 * reached.rows[["test_auc", "test_auc_low", "test_auc_high"]].mean()
+                row["AUC (%), its interval over images"] = with_interval(*means)
+            rows.append(row)
+    table = pd.DataFrame(rows)
+    return table.drop(columns=[] if _cell_column(table) else ["cell"])
 
 
 def percents(fractions: "pd.Series[float]") -> str:

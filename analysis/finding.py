@@ -9,15 +9,15 @@ import pandas as pd
 from takd.analysis.arms import arms_table, comparisons, percents, to_ship, with_interval
 from takd.analysis.cost import pareto_front
 from takd.analysis.importance import importance
-from takd.analysis.measured import smallest_effect
 from takd.analysis.statistics import ALPHA
 from takd.analysis.tables import (
     Missing,
     assistants_of,
     best_configurations,
-    cells,
+    by_cell,
     chosen_students,
     confirmed,
+    smallest_effect,
     split_of,
     students,
 )
@@ -93,7 +93,8 @@ def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     return (
         f"A student's whole path takes {row['path_seconds']:.1f} s of training with {who}, and "
         f"{plain['path_seconds']:.1f} s with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}); it takes "
-        f"{row['shared_seconds']:.2f} s and {plain['shared_seconds']:.2f} s when the students share what is trained once."
+        f"{row['shared_seconds']:.2f} s and {plain['shared_seconds']:.2f} s when the students share what is trained "
+        "once."
     )
 
 
@@ -105,8 +106,8 @@ def _by_cell(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
     """In which cells each arm is better or worse than kd, and kd than labels."""
     number = table["cell"].nunique()
     yield (
-        f"The arms were searched, chosen and confirmed in each of {number} cells of the factors. Holm's correction is for "
-        f"all {len(compared)} comparisons of all cells together."
+        f"The arms were searched, chosen and confirmed in each of {number} cells of the factors. Holm's correction is "
+        f"for all {len(compared)} comparisons of all cells together."
     )
     against = compared[(compared["reference"] == "kd") & (compared["arm"] != "labels")]
     pairs = [*dict.fromkeys(zip(against["arm"], against["reference"], strict=True)), ("kd", "labels")]
@@ -118,9 +119,14 @@ def _by_cell(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
         parts = []
         for word, part in (("better", sure[sure["difference"] > 0]), ("worse", sure[sure["difference"] < 0])):
             ordered = part.sort_values("difference", key=abs, ascending=False)
-            most = f" (most by {abs(ordered['difference'].iloc[0]):.2f} points, at {ordered['cell'].iloc[0]})" if len(part) else ""
+            most = (
+                f" (most by {abs(ordered['difference'].iloc[0]):.2f} points, at {ordered['cell'].iloc[0]})"
+                if len(part)
+                else ""
+            )
             parts.append(f"{word} than {reference} in {len(part)}{most}")
-        yield f"{arm} is {' and '.join(parts)}; in {len(rows) - len(sure)} of {len(rows)} cells they can't be told apart."
+        open_ = f"in {len(rows) - len(sure)} of {len(rows)} cells they can't be told apart"
+        yield f"{arm} is {' and '.join(parts)}; {open_}."
 
 
 def _failed(trials: pd.DataFrame) -> Iterator[str]:
@@ -139,8 +145,8 @@ def _changed(trials: pd.DataFrame) -> Iterator[str]:
     if len(before):
         now, then = smallest_effect(trials), before.iloc[0]
         yield (
-            f"{WARNING}smallest_effect is {f'{now:g}' if now else 'null'} now and was {f'{then:g}' if then else 'null'} when "
-            "the confirm phase began: what is called as good was decided with the numbers known."
+            f"{WARNING}smallest_effect is {f'{now:g}' if now else 'null'} now and was {f'{then:g}' if then else 'null'} "
+            "when the confirm phase began: what is called as good was decided with the numbers known."
         )
 
 
@@ -151,9 +157,10 @@ def choice(trials: pd.DataFrame) -> str:
     every = arms_table(trials).dropna(subset=["path_seconds"])
     if not len(every):
         raise Missing("No path has ended as a whole yet.")
-    parts = cells(trials)
+    parts = by_cell(trials)
     return "\n\n".join(
-        (f"At {cell}: " if cell else "") + _choice(parts[cell], table) for cell, table in every.groupby("cell", sort=False)
+        (f"At {cell}: " if cell else "") + _choice(parts[cell], table)
+        for cell, table in every.groupby("cell", sort=False)
     )
 
 
@@ -162,7 +169,10 @@ def _choice(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     ship, matters = str(row["arm"]), smallest_effect(trials)
     why = "it has the highest mean"
     if ship != stand.best:
-        why = f"it is the cheapest of those that are as good as {stand.best}, the best, within the {matters:g} points that matter"
+        why = (
+            f"it is the cheapest of those that are as good as {stand.best}, the best, within the {matters:g} points "
+            "that matter"
+        )
     close = [arm for arm in stand.close if arm != ship]
     also = f" These can't be told from the best: {', '.join(close)}." if close else ""
     if close and matters is None:

@@ -1,13 +1,13 @@
 """What the chosen students of each arm reached, by path: the numbers that all evidence is made of."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from takd.analysis.tables import arm_order, assistants_of, chosen_students, is_distilled
+from takd.analysis.tables import arm_order, chosen_students
 
 Right = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -36,7 +36,9 @@ class Measured:
         if "test_right" not in self.rows or self.rows["test_right"].isna().any():
             return None
         images = int(self.rows["test_images"].iloc[0])
-        bits = np.stack([np.unpackbits(np.frombuffer(each, np.uint8), count=images) for each in self.rows["test_right"]])
+        bits = np.stack(
+            [np.unpackbits(np.frombuffer(each, np.uint8), count=images) for each in self.rows["test_right"]]
+        )
         units = self.rows.index.get_level_values(0)
         return np.stack([bits[units == unit].mean(axis=0) for unit in units.unique()])
 
@@ -55,37 +57,3 @@ def measured(trials: pd.DataFrame) -> Mapping[str, Measured]:
     rows = chosen.set_index([unit.rename("unit"), "path_seed"]).sort_index()
     arms = sorted(rows["arm"].unique(), key=lambda arm: arm_order(trials, arm))
     return {arm: Measured(arm, rows[rows["arm"] == arm]) for arm in arms}
-
-
-def unit_of(trials: pd.DataFrame) -> Literal["path", "student"]:
-    """What intervals count: whole paths where the confirm phase drew them anew, else students of one path."""
-    chosen = chosen_students(trials)
-    return "path" if "replicate" in chosen and chosen["replicate"].notna().any() else "student"
-
-
-def covers_text(covers: Collection[str], unit: str) -> str:
-    """What an interval holds for: `paths, images`"""
-    return ", ".join([f"{unit}s", *(["images"] if "images" in covers else [])])
-
-
-def scope(trials: pd.DataFrame, *arms: str) -> str:
-    """What these arms had only one of, in words that begin a sentence: `With this teacher`; nothing where that is none.
-
-    Whose units are students had one of everything else; whose are paths, of what was given.
-    """
-    rows = chosen_students(trials)
-    anew = set() if unit_of(trials) == "student" else set(str(rows["redrawn"].iloc[0]).split(", "))
-    distilled = [arm for arm in arms if is_distilled(arm)]
-    one = ["this teacher"] if distilled and "teacher" not in anew else []
-    assistants = {model for arm in arms for model in assistants_of(arm)}
-    if assistants and "assistants" not in anew:
-        one.append("these assistants" if len(assistants) > 1 else "this assistant")
-    if not one and not anew:
-        one.append("this order of examples")
-    return f"With {' and '.join(one)}" if one else ""
-
-
-def smallest_effect(trials: pd.DataFrame) -> float | None:
-    """The smallest difference that matters, in points, where the space says one."""
-    known = trials["smallest_effect"].dropna() if "smallest_effect" in trials else ()
-    return float(known.iloc[0]) if len(known) else None

@@ -1,27 +1,24 @@
 """Rows of `results/trials.parquet`: which students there are, and which of them an arm is judged by. In percent."""
 
+from collections.abc import Mapping, Sequence
+from math import fsum, sqrt
+from statistics import stdev
+from typing import Literal
+
 import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
 from takd.search_spaces import InputError, parse_arm
 
-# Said wherever the table of arms is shown: what its columns are, and what its numbers are.
-ARMS_NOTE = (
-    "In brackets are 95 % intervals over seeds. `over kd` is the difference to kd in percentage points, paired by "
-    "seed. `teacher` and `assistants` are their own accuracies, those of the assistants in the path's order. `path "
-    "seconds` is the training time of teacher, assistants and student together."
-)
 SEARCH_NOTE = (
     "These are validation numbers of the search: the split that chose the best configuration of each arm also measured "
     "it, so they flatter every arm, and most the arm with the most configurations tried. They can rank the arms, but "
     "they cannot prove that a difference is real."
 )
 CONFIRM_NOTE = (
-    "These are test numbers of the confirm phase: each arm's best configuration was trained again from seeds that the "
-    "search never used, and then the test split was read once. Intervals hold for the configuration that was chosen. A "
-    "sampler that learns from what has ended (TPE) may choose another one the next time; a grid chooses another one "
-    "only where two are equally good."
+    "These are test numbers of the confirm phase: each arm's chosen configuration was trained again from seeds that "
+    "the search never used, and then the test split was read once."
 )
 
 
@@ -38,16 +35,30 @@ def read_trials(file: str) -> pd.DataFrame:
     return pq.read_table(path, filesystem=filesystem).to_pandas()
 
 
+def by_cell(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each cell by its name, in order; all rows under "" where the study's space has no factors."""
+    if "cell" not in trials:  # a table of an older version
+        return {"": trials}
+    names = trials["cell"].fillna("")
+    return {str(name): trials[names == name] for name in names.unique()} or {"": trials}
+
+
 def students(trials: pd.DataFrame) -> pd.DataFrame:
-    """The search's finished students, one row a stage, with the validation `accuracy` in percent."""
+    """The search's finished students, one row a stage and cell, with the validation `accuracy` in percent."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "search")]
-    return rows.drop_duplicates("stage_key").assign(accuracy=lambda row: 100 * row["val_accuracy"])
+    once = rows.drop_duplicates([*_cell_of(rows), "stage_key"])
+    return once.assign(accuracy=lambda row: 100 * row["val_accuracy"])
+
+
+def _cell_of(rows: pd.DataFrame) -> list[str]:
+    """The column that names the cell; tables of an older version have none."""
+    return [name for name in rows.columns if name == "cell"]
 
 
 def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     """The confirm phase's finished students, with the test `accuracy` in percent; empty before that phase."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "confirm")]
-    rows = rows[rows["test_accuracy"].notna()].drop_duplicates(["arm", "path_seed"])
+    rows = rows[rows["test_accuracy"].notna()].drop_duplicates([*_cell_of(rows), "arm", "path_seed"])
     return rows.assign(accuracy=lambda row: 100 * row["test_accuracy"])
 
 
@@ -56,11 +67,23 @@ def split_of(trials: pd.DataFrame) -> str:
     return "test" if len(confirmed(trials)) else "validation"
 
 
+def arms_note(trials: pd.DataFrame) -> str:
+    """What the columns of the table of arms are: said wherever it is shown."""
+    return (
+        f"In brackets are 95 % intervals. `over kd` is the difference to kd in percentage points, paired by "
+        f"{'path' if unit_of(trials) == 'path' else 'seed'}. `teacher` and `assistants` are their own accuracies, those "
+        "of the assistants in the path's order. `path seconds` is the training time of teacher, assistants and student "
+        "together."
+    )
+
+
 def note(trials: pd.DataFrame) -> str:
-    """What the numbers of this study are."""
+    """What the numbers of this study are, and what their intervals hold for."""
     final = set(confirmed(trials)["arm"])
     left_out = [arm for arm in students(trials)["arm"].unique() if arm not in final]
     sentences = [CONFIRM_NOTE if final else SEARCH_NOTE]
+    if len(chosen_students(trials)):
+        sentences.append(intervals_note(trials))
     if final and left_out:
         sentences.append(f"Not confirmed yet, and so left out: {', '.join(left_out)}.")
     teachers = teachers_chosen(trials)
@@ -68,24 +91,116 @@ def note(trials: pd.DataFrame) -> str:
         listed = ", ".join(f"{arm} from {teacher}" for arm, teacher in teachers.items())
         sentences.append(
             f"Each arm chose a teacher too, and not the same one ({listed}): differences between these arms are partly "
-            "those of their teachers."
+            "those of their teachers. As `factors: {teacher.model: [...]}` teachers are compared and not chosen."
         )
     return " ".join(sentences)
 
 
+def intervals_note(trials: pd.DataFrame) -> str:
+    """What intervals hold for, and what they don't."""
+    rows = chosen_students(trials)
+    images = "test_right" in rows and bool(rows["test_right"].notna().all())
+    if unit_of(trials) == "path":
+        numbers = rows["replicate"].dropna().nunique()
+        said = f"Each of {numbers} paths had its own {str(rows['redrawn'].iloc[0]).replace(', ', ' and its own ')}"
+        said = f"{said}, and intervals hold for other such paths"
+    else:
+        said = (
+            "All students of an arm had one teacher, one set of assistants and of examples, and one order of examples"
+        )
+        said += ", and intervals hold for these alone: `confirm: {paths: 5}` draws whole paths anew"
+    said += ", and for other test images." if images else "."
+    if split_of(trials) == "test" and not images:
+        said += (
+            " They take the test images as fixed: an older takd kept no predictions of single images. `takd run` again "
+            "adds them, and trains nothing."
+        )
+    return f"{said} They are of the settings that the search chose, which may be others the next time."
+
+
+def unit_of(trials: pd.DataFrame) -> Literal["path", "student"]:
+    """What intervals count: whole paths where the confirm phase drew them anew, else students of one path."""
+    chosen = chosen_students(trials)
+    return "path" if "replicate" in chosen and chosen["replicate"].notna().any() else "student"
+
+
+def scope(trials: pd.DataFrame, *arms: str) -> str:
+    """What these arms had only one of, in words that begin a sentence: `With this teacher`; nothing where that is none.
+
+    Whose units are students had one of everything else; whose are paths, of what was given.
+    """
+    rows = chosen_students(trials)
+    anew = set() if unit_of(trials) == "student" else set(str(rows["redrawn"].iloc[0]).split(", "))
+    distilled = [arm for arm in arms if is_distilled(arm)]
+    one = ["this teacher"] if distilled and "teacher" not in anew else []
+    assistants = {model for arm in arms for model in assistants_of(arm)}
+    if assistants and "assistants" not in anew:
+        one.append("these assistants" if len(assistants) > 1 else "this assistant")
+    if not one and not anew:
+        one.append("this order of examples")
+    return f"with {' and '.join(one)}" if one else ""
+
+
+def smallest_effect(trials: pd.DataFrame) -> float | None:
+    """The smallest difference that matters, in points, where the space says one."""
+    known = trials["smallest_effect"].dropna() if "smallest_effect" in trials else ()
+    return float(known.iloc[0]) if len(known) else None
+
+
 def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:
-    """By arm, in the paper's order, the model of the teacher in its configuration, where that varies."""
+    """By arm, in the paper's order, the model of the teacher in its configuration, where the search chose it."""
+    if any("teacher.model" in parameters_of(f"cell {cell}") for cell in by_cell(trials)):
+        return {}  # it is a factor, which is compared and not chosen
     configurations = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
     chosen = {str(arm): each["teacher.model"] for arm, each in configurations.items() if "teacher.model" in each}
     return {arm: chosen[arm] for arm in sorted(chosen, key=lambda arm: arm_order(trials, arm))}
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
-    """By arm the configuration whose students have the highest mean accuracy; ties by lower path cost."""
-    means = students(trials).groupby(["arm", "configuration"], sort=False)
-    scores = means.agg(accuracy=("accuracy", "mean"), seconds=("total_path_seconds", "mean")).reset_index()
-    ordered = scores.sort_values(["accuracy", "seconds"], ascending=[False, True])
-    return dict(ordered.groupby("arm", sort=False)["configuration"].first().items())  # type: ignore[arg-type]
+    """By arm the configuration that `choose_setting` takes by the students of the search; of the trials of one cell."""
+    done = students(trials)
+    return {
+        str(arm): choose_setting({str(name): each["accuracy"].tolist() for name, each in rows.groupby("configuration")})
+        for arm, rows in done.groupby("arm", sort=False)
+    }
+
+
+def choose_setting(accuracies: Mapping[str, Sequence[float]]) -> str:
+    """The setting that is chosen, by its name `kd temperature=4 lambda=0.7`, from the accuracies of its seeds.
+
+    All whose mean is within one standard error of the best one's mean are tied; with one seed only equal means are. Of
+    those the lowest temperature wins, then the lowest lambda, then the lowest of the other parameters in their order.
+    So neither rounding nor the clock decides. Raises ValueError where there is no setting.
+    """
+    means = {name: fsum(values) / len(values) for name, values in accuracies.items()}
+    best = max(means.values())
+    # Of several that are best the one whose mean is known worst: which of them is not decided by their order.
+    error = max(_standard_error(accuracies[name]) for name, mean in means.items() if mean >= best - _ROUNDING)
+    tied = [name for name, mean in means.items() if mean >= best - error - _ROUNDING]
+    return min(tied, key=_order_of_setting)
+
+
+_ROUNDING = 1e-9  # points
+_FIRST = ("temperature", "lambda")
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of their mean; 0 of one value."""
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _order_of_setting(name: str) -> list[tuple[float, str]]:
+    parameters = parameters_of(name)
+    first = [parameters.pop(each, "") for each in _FIRST]
+    return [*map(_order_of_value, [*first, *parameters.values()]), (0.0, name)]
+
+
+def _order_of_value(text: str) -> tuple[float, str]:
+    """Numbers by their size, before words; what an arm has not is the same for all its settings."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return float("inf"), text
 
 
 def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
@@ -93,15 +208,9 @@ def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
     final = confirmed(trials)
     if len(final):
         return final
-    done, best = students(trials), best_configurations(trials)
-    return done[done["configuration"] == done["arm"].map(best)]
-
-
-def cells(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """By cell of the study's factors, in its order, the trials there; one cell without a name where it has none."""
-    if "cell" not in trials or not len(trials):
-        return {"": trials}
-    return {str(cell): trials[trials["cell"] == cell] for cell in trials["cell"].unique()}
+    done = students(trials)
+    best = [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
+    return done[done["configuration"].isin(best)]  # whose name has the arm and the cell in it
 
 
 def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
@@ -138,7 +247,7 @@ def paper_name(arm: str) -> str:
 
 
 def hyperparameters_of(configuration: str, cell: str = "") -> str:
-    """What was chosen, for people, without the cell's factors: `temperature=4 lambda=0.7021`; a dash where nothing was."""
+    """What was chosen, for people, without the cell's factors: `temperature=4 lambda=0.7021`; a dash for nothing."""
     factors = parameters_of(f"- {cell}")
     chosen = {name: value for name, value in parameters_of(configuration).items() if name not in factors}
     return " ".join(f"{name}={_short(value)}" for name, value in chosen.items()) or "-"

@@ -117,7 +117,7 @@ def verdict(each: Compared) -> str:
         comparisons=each.comparisons,
         matters=each.matters or 0.0,
     )
-    return f"{each.scope}, {sentence}" if each.scope else sentence
+    return f"{each.scope[0].upper()}{each.scope[1:]}, {sentence}" if each.scope else sentence
 
 
 def _first(wordings: Mapping[str, Wording], each: Compared) -> Wording:
@@ -125,7 +125,7 @@ def _first(wordings: Mapping[str, Wording], each: Compared) -> Wording:
 
 
 def interval_text(low: float, high: float) -> str:
-    """`95 % CI 0.08 to 0.34`, in the direction of the words: of the difference's size where it is sure, else with signs."""
+    """`95 % CI 0.08 to 0.34`, in the direction of the words: of the size where that is sure, else with signs."""
     if low > 0:
         return f"95 % CI {low:.2f} to {high:.2f}"
     if high < 0:

@@ -2,14 +2,15 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from takd.search_spaces.arms import Arm, parse_arm
 from takd.search_spaces.errors import InputError
+from takd.search_spaces.factors import cell_name, check_factors, combinations, in_turn, with_values, without_places
 from takd.search_spaces.sections import (
     Asha,
     Assistants,
@@ -38,7 +39,7 @@ from takd.search_spaces.stage import (
     check_views,
     in_use,
 )
-from takd.search_spaces.values import Flag, Integer, Number, Value
+from takd.search_spaces.values import Flag, Integer, Number, Value, explain
 from takd.search_spaces.varied import Choices, Range, Scalar, Trial, examples_of
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
@@ -65,6 +66,21 @@ class Configuration:
 
     arm: Arm
     chosen: Mapping[str, Scalar]
+    factors: Mapping[str, Scalar] = field(default_factory=dict)  # the values of its cell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the values of factors; the whole of a space that has none."""
+
+    name: str  # `teacher.model=mlp-200 student.model=mlp-4`; empty where there are no factors
+    values: Mapping[str, Scalar]  # by factor
+    space: "Space"  # with these values in it, and no factors
+
+    @property
+    def where(self) -> str:
+        """What an error or a warning about its space says first."""
+        return f"with {self.name}: " if self.name else ""
 
 
 class Space(Value):
@@ -82,14 +98,21 @@ class Space(Value):
     """See student below; a model's name alone is its `model`."""
     arms: tuple[str, ...] = Field((), examples=[("labels", "kd", "takd:mlp-200>mlp-32")])
     """The ways to teach the student that are compared; empty: `labels`, `kd`, and `takd:A` for each assistant A."""
+    factors: dict[str, tuple[Scalar, ...]] = Field(
+        default_factory=dict, examples=[{"teacher.model": ("mlp-200", "mlp-1200"), "examples": (500, 2000)}]
+    )
+    """What is compared beside arms, and never optimised: lists of values by the place in the space, or by `examples`,
+    which sets the transfer set of every role that is trained. Every arm is searched, chosen and confirmed in each
+    combination of them, a cell."""
     loss: Loss = Field(Loss(), examples=[{"kl_reduction": "mean"}])
     """The loss of all that learns from soft targets, see loss below."""
     trials: Integer | None = Field(None, ge=1, examples=[20])
-    """Configurations to try, of all arms together. Required but for `sampler: grid`, where null is the whole grid."""
+    """Configurations to try, of all arms together, in each cell of `factors`. Required but for `sampler: grid`, where
+    null is the whole grid."""
     seeds: Integer = Field(1, ge=1, examples=[8])
     """Students of each trial, from seeds of their own; a trial is judged by their mean validation accuracy."""
     coverage: Integer = Field(1, ge=0, examples=[5])
-    """Trials that every arm gets before the sampler is free to choose arms."""
+    """Trials that every arm gets in each cell before the sampler is free to choose arms."""
     sampler: Literal["tpe", "random", "grid"] = Field("tpe", examples=["grid"])
     """Who chooses configurations: Optuna's TPE, chance, or all combinations in turn."""
     sampler_seed: Integer = Field(0, examples=[1])
@@ -126,7 +149,26 @@ class Space(Value):
         short = {role: {"model": given[role]} for role in ("teacher", "student") if isinstance(given.get(role), str)}
         if isinstance(given.get("assistants"), list):
             short["assistants"] = {"models": given["assistants"]}
-        return given | short
+        return cls._with_factors(given | short) if given.get("factors") else given | short
+
+    @classmethod
+    def _with_factors(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """With the values of the first cell, once all cells are valid. What is wrong in all of them is no cell's."""
+        check_factors(given)
+        cells = [
+            (cell_name(values), with_values(given, values) | {"factors": {}})
+            for values in combinations(given["factors"])
+        ]
+        wrong: dict[str, str] = {}
+        for name, space in cells:
+            try:
+                cls.model_validate(space)
+            except ValidationError as error:
+                wrong[name] = str(explain(error, "space")).removeprefix("space: ")
+        if wrong and (len(cells) == 1 or len(wrong) < len(cells) or len(set(wrong.values())) > 1):
+            name, message = next(iter(wrong.items()))
+            raise ValueError(f"factors: with {name}: {message}")
+        return cells[0][1] | {"factors": given["factors"]}
 
     @field_validator("lanes", mode="before")
     @classmethod
@@ -197,8 +239,30 @@ class Space(Value):
         return tuple(parse_arm(name) for name in names)
 
     @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every combination of the values of factors; without factors there is one, this space."""
+        if not self.factors:
+            return (Cell("", {}, self),)
+        given = self.model_dump(mode="json")
+        found = []
+        for values in combinations(self.factors):
+            space = Space.model_validate(with_values(given, values) | {"factors": {}})
+            found.append(Cell(cell_name(values), values, space))
+        return tuple(found)
+
+    def cell(self, values: Mapping[str, Any]) -> Cell:
+        """The one that has these values, by factor; other names beside them are not looked at."""
+        return self._cells_by_name[cell_name({name: values[name] for name in self.factors})]
+
+    @cached_property
+    def _cells_by_name(self) -> dict[str, Cell]:
+        return {cell.name: cell for cell in self.cells}
+
+    @cached_property
     def budget(self) -> int:
-        """Trials of the search."""
+        """Trials of the search, in all cells together."""
+        if self.factors:
+            return sum(cell.space.budget for cell in self.cells)
         return self.trials or len(self.grid())
 
     @property
@@ -224,6 +288,8 @@ class Space(Value):
             for place in ("checkpoint", "logits"):
                 if isinstance(model, dict):
                     del model[place]
+        if self.factors:  # their order is that of names, and of Optuna's choices
+            found = without_places(found, self.factors) | {"factors": [[*each] for each in self.factors.items()]}
         return found
 
     def varied(self, arm: Arm) -> dict[str, Choices | Range]:
@@ -255,11 +321,27 @@ class Space(Value):
     def guaranteed(self) -> list[dict[str, Scalar]]:
         """The trials, in part or whole, that are run whatever the sampler thinks: the grid, or every arm's coverage.
 
-        Long paths first: what others wait for is trained first.
+        Long paths first: what others wait for is trained first. Cells take turns.
         """
+        if self.factors:
+            return self._of_cells([cell.space.guaranteed() for cell in self.cells])
         if self.sampler == "grid":
             return self.grid()[: self.budget]
         return [{"arm": arm.name} for _ in range(self.coverage) for arm in self._long_paths_first()]
+
+    def queued(self) -> list[dict[str, Scalar]]:
+        """What is told to Optuna before it is asked: the guaranteed trials. Of a space with factors also the others,
+        which then have the values of their cell and nothing else: no sampler chooses a cell."""
+        found = self.guaranteed()
+        if not self.factors:
+            return found
+        free = [[{}] * (cell.space.budget - len(cell.space.guaranteed())) for cell in self.cells]
+        return found + self._of_cells(free)
+
+    def _of_cells(self, by_cell: Sequence[Sequence[Mapping[str, Scalar]]]) -> list[dict[str, Scalar]]:
+        """Trials, each with the values of its cell; cells take turns."""
+        whole = [[{**cell.values, **each} for each in own] for cell, own in zip(self.cells, by_cell, strict=True)]
+        return list(in_turn(whole))
 
     def _long_paths_first(self) -> list[Arm]:
         return sorted(self.all_arms, key=lambda arm: (arm.distilled, len(arm.assistants)), reverse=True)
@@ -267,11 +349,11 @@ class Space(Value):
     def grid(self) -> list[dict[str, Scalar]]:
         """Every combination of every arm, for `sampler: grid`; raises InputError on a range without a step.
 
-        Arms take turns, so that what any of them waits for is trained early.
+        Arms take turns, so that what any of them waits for is trained early; and so do cells.
         """
-        by_arm = [self._points(arm) for arm in self._long_paths_first()]
-        turns = itertools.zip_longest(*by_arm)
-        return [point for turn in turns for point in turn if point is not None]
+        if self.factors:
+            return self._of_cells([cell.space.grid() for cell in self.cells])
+        return list(in_turn([self._points(arm) for arm in self._long_paths_first()]))
 
     def _points(self, arm: Arm) -> list[dict[str, Scalar]]:
         axes: dict[str, tuple[Scalar, ...]] = {"arm": (arm.name,)}
@@ -284,12 +366,16 @@ class Space(Value):
 
     def suggest(self, trial: Trial) -> "Configuration":
         """What an Optuna trial chooses: a live one, or a stored one that repeats what it was told."""
+        factors = {name: trial.suggest_categorical(name, values) for name, values in self.factors.items()}
+        space = self.cell(factors).space
         arm = parse_arm(trial.suggest_categorical("arm", [arm.name for arm in self.all_arms]))
-        return Configuration(arm, {name: value.suggest(trial, name) for name, value in self.varied(arm).items()})
+        chosen = {name: value.suggest(trial, name) for name, value in space.varied(arm).items()}
+        return Configuration(arm, chosen, factors)
 
     def paths(self, choice: "Configuration", dataset: DatasetFingerprint, seeds: Sequence[int]) -> tuple[Path, ...]:
         """The configuration as one path a student seed."""
-        return tuple(self.path(choice.arm, choice.chosen, dataset, seed) for seed in seeds)
+        space = self.cell(choice.factors).space
+        return tuple(space.path(choice.arm, choice.chosen, dataset, seed) for seed in seeds)
 
     def confirming_paths(self, choice: "Configuration", dataset: DatasetFingerprint) -> tuple[Path, ...]:
         """The configuration from seeds that no search has, one path a student; the same seeds for every arm.
@@ -298,6 +384,9 @@ class Space(Value):
         """
         if self.confirm is None:
             return ()
+        if self.factors:
+            own = self.cell(choice.factors).space
+            return own.confirming_paths(Configuration(choice.arm, choice.chosen), dataset)
         path = partial(self.path, choice.arm, choice.chosen, dataset)
         if self.confirm.paths is None:
             seeds = range(FRESH_SEED, FRESH_SEED + self.confirm.seeds)

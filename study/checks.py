@@ -3,12 +3,14 @@
 A study's process calls `check` and `keep_pretrained` in another (`takd.study.apart`): they load torch.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from takd.search_spaces import (
     ROLES,
+    Arm,
     Configuration,
     InputError,
     Role,
@@ -40,15 +42,22 @@ def check(space: Space, source: str, folder: StudyFolder) -> Checked:
 def keep_pretrained(space: Space, source: str, folder: StudyFolder) -> None:
     """Puts weights whose digests a checked space has below the root, those that are not there: also what is given."""
     dataset, store = load(space.dataset), folder.artifacts
-    for role, section, model in _roles(space):
-        digest = space.weights.get(role, {}).get(model)
+    for own, role, section, model in _roles_of_cells(space):
+        digest = own.weights.get(role, {}).get(model)
         if digest is not None and not store.has_pretrained(digest):
-            content = _content(space, role, section, model, dataset)
-            assert content is not None
+            content = _content(own, role, section, model, dataset)
+            if content is None:
+                continue  # of another cell, where the model starts from weights
             if sha256(content) != digest:
-                what = _place(space, role, section, model)
+                what = _place(own, role, section, model)
                 raise InputError(f"{source}: {what}: changed while the study started; run again")
             store.keep_pretrained(content)
+
+
+def _roles_of_cells(space: Space) -> Iterator[tuple[Space, Role, Training, str]]:
+    """Every role with its section and each model it may have, and the space of its cell."""
+    for cell in space.cells:
+        yield from ((cell.space, *each) for each in _roles(cell.space))
 
 
 def _place(space: Space, role: Role, section: Training, model: str) -> str:
@@ -72,27 +81,48 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be."""
     try:
         dataset = load(space.dataset)
-        used = {(stage.role, stage.model): stage for stage, *_ in stages_by_model(space, dataset)}
-        for who, section, model in _roles(space):  # also what no arm uses
-            if (existing := space.existing(who, model)) and existing.logits is not None:
-                continue
-            stage = used.get((who, model))
-            dropout = stage.recipe.dropout if stage else None
-            try:
-                module = check_model(model, dataset.image_shape, len(dataset.classes), dropout)
-            except InputError as error:
-                raise InputError(f"{who}: {error}") from None
-            if stage and not stage.given:
-                _check_layers(stage, module, section)
-        for role, part in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
-            _check_transfer_sets(role, part, dataset)
-            _check_augmentation(role, part, dataset)
-        for role, section, model in _roles(space):
-            if section.pretrained is not None and not space.existing(role, model):
-                check_takes_pretrained(model)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
-    return dataset, [] if space.allow_any_size else list(_odd_sizes(space, dataset))
+    odd: dict[str, list[str]] = {}  # cells by what is odd in them
+    for cell in space.cells:
+        try:
+            _check_one(cell.space, dataset)
+        except InputError as error:
+            raise InputError(f"{source}: {cell.where}{error}") from None
+        for warning in [] if space.allow_any_size else _odd_sizes(cell.space, dataset):
+            odd.setdefault(warning, []).append(cell.name)
+    return dataset, [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
+
+
+SILENCE = "allow_any_size: true silences this"
+
+
+def _in_cells(names: Sequence[str]) -> str:
+    """Where a warning holds, of a space with factors."""
+    if names == [""]:
+        return ""
+    return f" (with {names[0]}" + (f", and in {len(names) - 1} more cells)" if len(names) > 1 else ")")
+
+
+def _check_one(space: Space, dataset: Dataset) -> None:
+    used = {(stage.role, stage.model): stage for stage, *_ in stages_by_model(space, dataset)}
+    for who, section, model in _roles(space):  # also what no arm uses
+        if (existing := space.existing(who, model)) and existing.logits is not None:
+            continue
+        stage = used.get((who, model))
+        dropout = stage.recipe.dropout if stage else None
+        try:
+            module = check_model(model, dataset.image_shape, len(dataset.classes), dropout)
+        except InputError as error:
+            raise InputError(f"{who}: {error}") from None
+        if stage and not stage.given:
+            _check_layers(stage, module, section)
+    for role, part in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
+        _check_transfer_sets(role, part, dataset)
+        _check_augmentation(role, part, dataset)
+    for role, section, model in _roles(space):
+        if section.pretrained is not None and not space.existing(role, model):
+            check_takes_pretrained(model)
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:
@@ -131,19 +161,22 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
     Where weights are gone from this machine, those that the study was started with will do if the root has them.
     """
     found: dict[Role, dict[str, str]] = {}
-    for role, section, model in _roles(space):
+    for own, role, section, model in _roles_of_cells(space):
         try:
-            content = _content(space, role, section, model, dataset)
+            content = _content(own, role, section, model, dataset)
             digest = sha256(content) if content is not None else None
         except MissingWeightsError as error:
             search = find_search(folder)
             digest = search.space.weights.get(role, {}).get(model) if search else None
             if digest is None or not folder.artifacts.has_pretrained(digest):
-                raise InputError(f"{source}: {_named(space, role, model)}{error}") from None
+                raise InputError(f"{source}: {_named(own, role, model)}{error}") from None
         except InputError as error:
-            raise InputError(f"{source}: {_named(space, role, model)}{error}") from None
-        if digest is not None:
-            found.setdefault(role, {})[model] = digest
+            raise InputError(f"{source}: {_named(own, role, model)}{error}") from None
+        if digest is not None and found.setdefault(role, {}).setdefault(model, digest) != digest:
+            raise InputError(
+                f"{source}: factors: {role} {model} starts from other weights in one cell than in another; compare "
+                "null and one of them, or make two studies"
+            )
     return space.model_copy(update={"weights": found})
 
 
@@ -172,30 +205,35 @@ def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None
 
 
 def stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
-    """The stages of each model in each role, with every teacher and the first of whatever else is varied.
+    """The stages of each model in each role that cost the same, with every teacher and the first of all else.
 
     Of the confirm phase, what its students learn from: where the path has fresh seeds too, these are other stages.
     """
-    found: dict[tuple[Role, str], dict[str, Stage]] = {}
-    for arm in space.all_arms:
-        varied = space.varied(arm)
-        first = {name: next(iter(value.examples()))[1] for name, value in varied.items()}
-        for _, teacher in varied["teacher.model"].examples() if "teacher.model" in varied else [("", None)]:
-            chosen = first | ({"teacher.model": teacher} if teacher else {})
-            [path] = space.paths(Configuration(arm, chosen), dataset.fingerprint, [0])
-            for stage in path.stages:
-                found.setdefault((stage.role, stage.model), {})[stage.key] = stage
-        for path in space.confirming_paths(Configuration(arm, first), dataset.fingerprint):
-            for stage in path.stages[:-1]:
-                found.setdefault((stage.role, stage.model), {})[stage.key] = stage
+    found: dict[tuple[Role, str, int, int], dict[str, Stage]] = {}
+    for cell, arm in itertools.product(space.cells, space.all_arms):
+        for stage in first_stages(cell.space, arm, dataset):
+            alike = (stage.role, stage.model, stage.recipe.examples or 0, stage.recipe.epochs)
+            found.setdefault(alike, {})[stage.key] = stage
     return [list(found[each].values()) for each in sorted(found, key=lambda each: ROLES.index(each[0]))]
+
+
+def first_stages(space: Space, arm: Arm, dataset: Dataset, confirming: bool = True) -> Iterator[Stage]:
+    """Of an arm in one cell, with every teacher and the first of what else is varied; each path's student is last."""
+    varied = space.varied(arm)
+    first = {name: next(iter(value.examples()))[1] for name, value in varied.items()}
+    for _, teacher in varied["teacher.model"].examples() if "teacher.model" in varied else [("", None)]:
+        chosen = first | ({"teacher.model": teacher} if teacher else {})
+        [path] = space.paths(Configuration(arm, chosen), dataset.fingerprint, [0])
+        yield from path.stages
+    for path in space.confirming_paths(Configuration(arm, first), dataset.fingerprint) if confirming else ():
+        yield from path.stages[:-1]
 
 
 def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
     def parameters(model: str) -> int:
         return parameters_of(model, dataset.image_shape, len(dataset.classes))
 
-    student, silence = parameters(space.student.model), "allow_any_size: true silences this"
+    student = parameters(space.student.model)
     known = [model for model in space.teacher.models if model != LOGITS]  # of logits no size is known
     teacher = min(known, key=parameters, default=None)
     for model in space.assistants.names:
@@ -203,6 +241,6 @@ def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
         if existing and existing.logits is not None:
             continue
         if teacher and parameters(model) >= parameters(teacher):
-            yield f"assistants.models: {model} is no smaller than the teacher {teacher}; {silence}"
+            yield f"assistants.models: {model} is no smaller than the teacher {teacher}"
         if parameters(model) <= student:
-            yield f"assistants.models: {model} is no larger than the student {space.student.model}; {silence}"
+            yield f"assistants.models: {model} is no larger than the student {space.student.model}"

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
 from takd.search_spaces.sections import Confirm
-from takd.study.checks import check_space, stages_by_model, with_weights
+from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
 from takd.study.folder import StudyFolder
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, most_balanced
@@ -35,6 +36,7 @@ class PlannedStages:
     seconds: float  # to train one, estimated
     cpu: int
     given: bool = False  # nothing is trained
+    apart: str = ""  # what tells them from others of the model in this role: how much they are trained
 
 
 def print_plan(space: Space, source: str, folder: StudyFolder, console: Console) -> None:
@@ -44,23 +46,34 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
         console.print(f"warning: {warning}")
     space, search = with_weights(space, dataset, source, folder), find_search(folder)
     asked = search.asked if search else 0
+    by_cell = Counter(search.space.cell(trial.params).name for trial in search.proposed()) if search else Counter()
     try:
-        planned = plan(space, dataset, folder.artifacts, asked)
+        planned = plan(space, dataset, folder.artifacts, by_cell)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     arms = ", ".join(arm.name for arm in space.all_arms)
     console.print(f"arms: {arms}")
+    if space.factors:
+        per_cell = len(space.all_arms)
+        console.print(
+            f"cells: {len(space.cells)}, each with its own search of {space.cells[0].space.budget} trials for all "
+            f"{per_cell} arms: {'; '.join(f'{name} {list(values)}' for name, values in space.factors.items())}"
+        )
     console.print(
         f"{space.budget} trials x {space.seeds} seeds by {space.sampler}, {len(space.guaranteed())} of them guaranteed"
         + (f"; {asked} already started" if asked else "")
-        + (f"; then every arm {_confirmed(space.confirm)}" if space.confirm else ""),
+        + (
+            f"; then every arm{' of every cell' if space.factors else ''} {_confirmed(space.confirm)}"
+            if space.confirm
+            else ""
+        ),
     )
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("role", "model", "stages", "cached", "s each", "CPUs"):
         table.add_column(column, justify="left" if column in ("role", "model") else "right")
     for row in planned:
         cached = "given" if row.given else str(row.cached)
-        table.add_row(row.role, row.model, str(row.number), cached, f"{row.seconds:.3g}", str(row.cpu))
+        table.add_row(row.role, f"{row.model}{row.apart}", str(row.number), cached, f"{row.seconds:.3g}", str(row.cpu))
     console.print(table)
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
@@ -73,23 +86,26 @@ def _confirmed(confirm: Confirm) -> str:
     return f"on {confirm.replicates} fresh paths of {confirm.students // confirm.replicates} students"
 
 
-def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> list[PlannedStages]:
+def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: Mapping[str, int]) -> list[PlannedStages]:
     """What is left to train. Upstream stages are known where nothing of theirs is varied; students are counted.
+
+    `asked` has the trials that were started, by the name of their cell.
 
     Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets.
     """
     threads = torch.get_num_threads()
     planned = []
-    for stages in stages_by_model(space, dataset):
+    groups, students = stages_by_model(space, dataset), students_left(space, dataset, asked)
+    for stages in groups:
         stage = stages[0]
+        apart = _apart(stage, [each[0] for each in groups])
         cpu = min(space.resources_of(stage.role).cpu, threads)
         number, cached = len(stages), sum(store.has(each.key, needed_files(each)) for each in stages)
         if stage.given:
             planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given=True))
             continue
         if stage.role == "student":
-            confirming = space.confirm.students * len(space.all_arms) if space.confirm else 0
-            number, cached = max(0, space.budget - asked) * space.seeds + confirming, 0
+            number, cached = students[_cost_of(stage)], 0
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
@@ -98,9 +114,36 @@ def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> li
             if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
                 raise
             raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
-        planned.append(PlannedStages(stage.role, stage.model, number, cached, seconds, cpu))
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, seconds, cpu, apart=apart))
     torch.set_num_threads(threads)
     return planned
+
+
+def students_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Counter[tuple[str, int | None, int]]:
+    """How many students are still to train, by model, examples and epochs; a free sampler's are shared out evenly."""
+    found: Counter[tuple[str, int | None, int]] = Counter()
+    for cell in space.cells:
+        own, arms = cell.space, cell.space.all_arms
+        points = Counter(point["arm"] for point in own.grid()) if own.sampler == "grid" else None
+        shares = [points[arm.name] if points else 1 for arm in arms]
+        left = max(0, own.budget - asked.get(cell.name, 0)) * own.seeds
+        for place, arm in enumerate(arms):
+            upto = [left * sum(shares[:end]) // sum(shares) for end in (place, place + 1)]
+            student = list(first_stages(own, arm, dataset, confirming=False))[-1]
+            found[_cost_of(student)] += upto[1] - upto[0] + (own.confirm.students if own.confirm else 0)
+    return found
+
+
+def _cost_of(stage: Stage) -> tuple[str, int | None, int]:
+    return stage.model, stage.recipe.examples, stage.recipe.epochs
+
+
+def _apart(stage: Stage, others: Sequence[Stage]) -> str:
+    """What tells a stage's group from others of the same model and role."""
+    same = [each.recipe for each in others if (each.role, each.model) == (stage.role, stage.model)]
+    differs = [name for name in ("examples", "epochs") if len({getattr(each, name) for each in same}) > 1]
+    said = [f"{'all' if (value := getattr(stage.recipe, name)) is None else value} {name}" for name in differs]
+    return f", {', '.join(said)}" if said else ""
 
 
 def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None) -> float:

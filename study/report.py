@@ -11,7 +11,7 @@ from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_t
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
-from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, chosen_students, confirmed, note, split_of
+from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, by_cell, chosen_students, confirmed, note, split_of
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError
 from takd.study.folder import FIGURE, StudyFolder, check_name
@@ -23,17 +23,31 @@ GAP = 2  # characters between columns
 
 
 def write_figure(folder: StudyFolder, trials: pd.DataFrame) -> None:
-    """The figure as PNG and SVG, where there is a student to draw."""
-    if len(chosen_students(trials)):
-        figure = accuracy_by_assistant(trials)
-        for kind in ("png", "svg"):
-            folder.write(f"{FIGURE}.{kind}", image(figure, kind))
+    """The figure as PNG and SVG, where there is a student to draw; of several cells one each, by their numbers."""
+    cells = by_cell(trials)
+    for number, rows in enumerate(cells.values(), start=1):
+        if len(chosen_students(rows)):
+            figure, name = accuracy_by_assistant(rows), FIGURE if len(cells) == 1 else f"{FIGURE}-{number}"
+            for kind in ("png", "svg"):
+                folder.write(f"{name}.{kind}", image(figure, kind))
 
 
 def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> None:
-    """The table of arms, what its numbers are, the finding, and where the rest is."""
+    """The table of arms, what its numbers are, the finding, and where the rest is; of several cells each its own."""
     if not len(chosen_students(trials)):
         console.print(f"study {folder.name}: no student has ended yet")
+        return
+    if len(cells := by_cell(trials)) > 1:
+        for cell, rows in cells.items():
+            if len(chosen_students(rows)):
+                print_table(accuracy_table(rows), f"study {folder.name} with {cell}", console)
+                _print_finding(rows, console)
+            else:
+                console.print(f"study {folder.name} with {cell}: no student has ended yet")
+        console.print(ARMS_NOTE)
+        console.print(note(trials))
+        console.print(f"figures  {folder.place(f'{FIGURE}-1.png')} to -{len(cells)}.png, in the order of the tables")
+        console.print(f"results  {folder.trials}")
         return
     print_table(accuracy_table(trials), f"study {folder.name}", console)
     console.print(ARMS_NOTE)
@@ -124,7 +138,11 @@ def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
         check_name(name)
     if len(set(names)) < 2:
         raise InputError(f"compare {' '.join(names)}: expected two studies or more, each named once")
-    studies = {name: read_results(root, name).trials for name in names}
+    studies = {
+        f"{name} with {cell}" if cell else name: rows
+        for name in names
+        for cell, rows in by_cell(read_results(root, name).trials).items()
+    }
     console.print(_rich(studies_table(studies), "mean accuracy in %, with its 95 % interval"))
     console.print(_rich(studies_table(studies, "over_kd"), "over kd in percentage points, paired by seed"))
     for name, trials in studies.items():

@@ -16,7 +16,7 @@ from takd.study.folder import TRIALS as TRIALS_FILE
 from takd.study.folder import StudyFolder
 from takd.study.predictions import right_by_stage
 from takd.study.search.graph import Description, Proposal
-from takd.study.search.optimization import Search, configuration_of
+from takd.study.search.optimization import Search
 
 TEST = "results/test.json"  # what confirmed students and those who taught them do on the test split, by stage key
 RELIABILITY = pa.struct([("confidence", pa.float64()), ("accuracy", pa.float64()), ("count", pa.int64())])
@@ -27,6 +27,7 @@ TRIALS = pa.schema(
         ("phase", pa.string()),  # search or confirm
         ("trial", pa.int32()),  # of Optuna: one configuration
         ("configuration", pa.string()),  # arm and varied hyperparameters; several trials may repeat one
+        ("cell", pa.string()),  # values of the space's factors, "teacher.model=mlp-200 examples=500"; "" without any
         ("arm", pa.string()),
         ("path", pa.string()),
         ("path_seed", pa.int32()),  # the student's: with `trial` it names the path
@@ -129,7 +130,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
         "smallest_effect_before": search.smallest_effect_before,
         "test_images": search.dataset.sizes.get("test"),
     }
-    redrawn = ", ".join(search.space.redrawn)
+    redrawn = {cell.name: ", ".join(cell.space.redrawn) for cell in search.space.cells}
     for proposal, ended in _proposals(search):
         for path in proposal.paths:
             for stage in path.stages:
@@ -139,7 +140,8 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
             for row in _path_rows(proposal, ended, path, found, use):
                 measured = {}
                 if proposal.phase == "confirm":
-                    measured = test.get(stage.key, {}) | {"test_right": right.get(stage.key), "redrawn": redrawn}
+                    measured = test.get(stage.key, {}) | {"test_right": right.get(stage.key)}
+                    measured["redrawn"] = redrawn[proposal.cell]
                 rows.append({"study": folder.name, **about, **row, **measured})
     known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
@@ -166,7 +168,7 @@ class _Ended:
 def _proposals(search: Search) -> Iterator[tuple[Proposal, _Ended]]:
     for trial in search.proposed():
         ended = _Ended(trial.user_attrs.get("failures", {}), trial.state.name == "PRUNED")
-        yield Proposal(trial.number, configuration_of(trial), search.paths_of(trial)), ended
+        yield search.proposal_of(trial), ended
     for proposal in search.confirming():
         yield proposal, _Ended(search.confirm_failures, False)
 
@@ -183,6 +185,7 @@ def _path_rows(
             "phase": proposal.phase,
             "trial": proposal.trial,
             "configuration": proposal.configuration,
+            "cell": proposal.cell,
             "arm": path.arm,
             "path": str(path),
             "path_seed": path.student.seed,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from rich.console import Console
 
-from takd.analysis.tables import best_configurations
+from takd.analysis.tables import best_configurations, by_cell
 from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
@@ -147,15 +147,20 @@ def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -
     """Whether students that would confirm a finished search are missing; reads only."""
     if search.space.confirm is None:
         return False
-    proposals = search.confirming(best_configurations(trials))
+    proposals = search.confirming(_best(trials))
     students = [path.student for proposal in proposals for path in proposal.paths]
     return any(folder.artifacts.describe(student.key) is None for student in students)
 
 
 def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
     """Chooses each arm's best configuration by the table of trials, and returns what is to train."""
-    search.choose(best_configurations(trials))
+    search.choose(_best(trials))
     return search.confirming()
+
+
+def _best(trials: pd.DataFrame) -> list[str]:
+    """The best configuration of each arm in each cell."""
+    return [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
 
 
 def _complete_wandb(folder: StudyFolder, search: Search) -> None:

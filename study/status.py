@@ -75,8 +75,9 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
     done = students(trials)
     best = []
     if len(done):
-        means = done.groupby(["arm", "configuration"])["accuracy"].mean().reset_index()
-        highest = means.sort_values("accuracy").groupby("arm").tail(1).sort_values("accuracy", ascending=False)
+        means = done.groupby(["cell", "arm", "configuration"])["accuracy"].mean().reset_index()
+        ordered = means.sort_values("accuracy").groupby(["cell", "arm"]).tail(1)
+        highest = ordered.sort_values(["cell", "accuracy"], ascending=[True, False])
         best = [
             f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
             for _, row in highest.iterrows()

@@ -37,6 +37,7 @@ class Proposal:
     configuration: str  # its arm and hyperparameters; several proposals may repeat one, with other seeds
     paths: tuple[Path, ...]
     phase: Phase = "search"
+    cell: str = ""  # the name of its cell, where the space has factors
 
     @property
     def arm(self) -> str:

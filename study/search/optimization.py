@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from heapq import nlargest
 from statistics import fmean
 from typing import Any
@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from takd.search_spaces.factors import value_text
 from takd.study.folder import StudyFolder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
 from takd.study.search.graph import Proposal, StageGraph
@@ -40,10 +41,10 @@ class Search:
         self._proposed = Counter(_canonical(trial.params) for trial in self.proposed())
         self.asked = self._proposed.total()
 
-    def enqueue_guaranteed(self) -> None:
-        """Queues the trials that run whatever the sampler thinks, those not queued already."""
-        have = Counter(_canonical(trial.system_attrs.get("fixed_params", {})) for trial in self._trials())
-        for parameters in self.space.guaranteed():
+    def enqueue(self) -> None:
+        """Queues what the space says of trials before the sampler is asked, as far as it is not queued already."""
+        have = Counter(_canonical(_told(trial)) for trial in self._trials())
+        for parameters in self.space.queued():
             have[_canonical(parameters)] -= 1
             if have[_canonical(parameters)] < 0:
                 self.study.enqueue_trial(parameters)
@@ -71,11 +72,23 @@ class Search:
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
         self._proposed[configuration] += 1
         self.asked += 1
-        return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths)
+        cell = self.space.cell(parameters).name
+        return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths, cell=cell)
 
     def _set_sampler(self, number: int, trials: Sequence[FrozenTrial]) -> None:
-        """What is drawn for a trial follows from its number, not from what this process drew before."""
+        """What is drawn for a trial follows from its number, not from what this process drew before.
+
+        The sampler sees the trials of its cell alone.
+        """
+        if self.space.factors:
+            own = self._values_of(trials[number])
+            trials = [trial for trial in trials if self._values_of(trial) == own]
         self.study.sampler = _sampler(self.space, number, trials)
+
+    def _values_of(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Of the factors, as it was told."""
+        told = _told(trial)
+        return {name: told[name] for name in self.space.factors}
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
         """The mean validation accuracy of the students; failed or pruned where one of them was.
@@ -105,9 +118,14 @@ class Search:
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         if "seeds" in trial.user_attrs:
-            return Proposal(trial.number, configuration_of(trial), self.paths_of(trial))
+            return self.proposal_of(trial)
         self._set_sampler(trial.number, self._trials())
         return self._propose(optuna.Trial(self.study, trial._trial_id))
+
+    def proposal_of(self, trial: FrozenTrial) -> Proposal:
+        """What a stored trial proposed."""
+        cell = self.space.cell(trial.params).name
+        return Proposal(trial.number, configuration_of(trial), self.paths_of(trial), cell=cell)
 
     def finished(self) -> list[tuple[str, str, list[float]]]:
         """Arm, configuration and its students' mean accuracy, once a seed, of the trials that ended well."""
@@ -117,18 +135,18 @@ class Search:
             if trial.state == TrialState.COMPLETE and trial.value is not None
         ]
 
-    def choose(self, best: Mapping[str, str]) -> None:
-        """Records the configuration of each arm that is to be confirmed, by its name."""
+    def choose(self, best: Iterable[str]) -> None:
+        """Records the configurations that are to be confirmed, by their names: one of each arm in each cell."""
         chosen = self._first_of(best)
         if "smallest_effect" not in self.study.user_attrs:
             self.study.set_user_attr("smallest_effect", self.space.smallest_effect)
         if self.study.user_attrs.get("confirmed") != chosen:
             self.study.set_user_attr("confirmed", chosen)
 
-    def _first_of(self, best: Mapping[str, str]) -> list[int]:
+    def _first_of(self, best: Iterable[str]) -> list[int]:
         """Of each configuration, by its name, the number of its first trial."""
         first = {configuration_of(trial): trial.number for trial in reversed(self.proposed())}
-        return [first[name] for name in best.values()]
+        return [first[name] for name in best]
 
     @property
     def smallest_effect_before(self) -> float | None:
@@ -150,7 +168,7 @@ class Search:
     def confirm_failures(self) -> dict[str, str]:
         return self.study.user_attrs.get("confirm_failures", {})
 
-    def confirming(self, best: Mapping[str, str] | None = None) -> list[Proposal]:
+    def confirming(self, best: Iterable[str] | None = None) -> list[Proposal]:
         """What the confirm phase trains: each chosen configuration from fresh seeds.
 
         Chosen are those that `choose` recorded, or `best`.
@@ -160,7 +178,7 @@ class Search:
         chosen = [trials[number] for number in numbers]
         paths = [self.space.confirming_paths(self.space.suggest(trial), self.dataset) for trial in chosen]
         return [
-            Proposal(-1 - trial.number, configuration_of(trial), each, "confirm")
+            Proposal(-1 - trial.number, configuration_of(trial), each, "confirm", self.space.cell(trial.params).name)
             for trial, each in zip(chosen, paths, strict=True)
             if each
         ]
@@ -202,24 +220,20 @@ class Search:
         return self.study.get_trials(deepcopy=False)
 
 
+def _told(trial: FrozenTrial) -> dict[str, Any]:
+    """The values that a trial had before its sampler was asked."""
+    told: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
+    return told
+
+
 def configuration_of(trial: FrozenTrial) -> str:
     return configuration_name(trial.user_attrs["arm"], trial.params)
 
 
 def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
-    """`kd temperature=4 lambda=0.7`"""
-    chosen = [
-        f"{name}={_exact(value)}" if isinstance(value, float) else f"{name}={value}"
-        for name, value in parameters.items()
-        if name != "arm"
-    ]
+    """`kd temperature=4 lambda=0.7`; the values of factors come first."""
+    chosen = [f"{name}={value_text(value)}" for name, value in parameters.items() if name != "arm"]
     return " ".join([arm, *chosen])
-
-
-def _exact(value: float) -> str:
-    """Four digits where they are all there is: two configurations never have one name."""
-    short = f"{value:.4g}"
-    return short if float(short) == value else repr(value)
 
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
@@ -235,7 +249,7 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
     search = Search(study)
     _refuse_another_space(search, space, dataset)
     search.set_budget(space)
-    search.enqueue_guaranteed()
+    search.enqueue()
     return search
 
 
@@ -344,15 +358,16 @@ BEST = 250  # of these, the best of those it would not see; TPE models the best 
 
 def _sampler(space: Space, trial: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
     sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * trial) % 2**32)
-    return RecentHistory(sampler, trials) if len(trials) > HISTORY else sampler
+    return RecentHistory(sampler, trials) if space.factors or len(trials) > HISTORY else sampler
 
 
 class RecentHistory(optuna.samplers.BaseSampler):
-    """A sampler that sees the newest trials, and the best of the older ones."""
+    """A sampler that sees some trials of a study: of many the newest, and the best of the older ones."""
 
     def __init__(self, sampler: optuna.samplers.BaseSampler, trials: Sequence[FrozenTrial]) -> None:
         self.sampler = sampler
-        older, newest = trials[: BEST - HISTORY], trials[BEST - HISTORY :]
+        newest_count = HISTORY - BEST if len(trials) > HISTORY else HISTORY
+        older, newest = trials[:-newest_count], trials[-newest_count:]
         done = [trial for trial in older if trial.state == TrialState.COMPLETE]
         best = nlargest(BEST, done, key=lambda trial: trial.value or 0.0)
         running = [trial for trial in older if trial.state == TrialState.RUNNING]

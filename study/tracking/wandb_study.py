@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from takd.analysis.tables import best_configurations, read_trials, students
+from takd.analysis.tables import best_configurations, by_cell, read_trials, students
 from takd.search_spaces import Stage
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description, Node
@@ -69,7 +69,8 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
     rows = [[_plain(row[name]) for name in columns] for row in table.to_dict("records")]
     content = json.dumps({"columns": columns, "data": rows}).encode()
     media = {"arms": _Media("table-file", "table", "table.json", content)} | _figures(folder)
-    best = done[done["configuration"].isin(best_configurations(trials).values())].nlargest(1, "accuracy").iloc[0]
+    chosen_ones = [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
+    best = done[done["configuration"].isin(chosen_ones)].nlargest(1, "accuracy").iloc[0]
     chosen = stages[best["stage_key"]]
     now = time.time()
     write_run(
@@ -95,9 +96,9 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
                 )
             ],
             summary={
-                **{f"accuracy {row['arm']}": _plain(row["accuracy"]) for row in table.to_dict("records")},
+                **{f"accuracy {_name_of(row)}": _plain(row["accuracy"]) for row in table.to_dict("records")},
                 **_taught(table),
-                "warnings": teacher_warnings(trials),
+                "warnings": [each for rows in by_cell(trials).values() for each in teacher_warnings(rows)],
                 "best arm": best["arm"],
                 "best student": run_id(folder.name, chosen.key),
             },
@@ -116,10 +117,15 @@ def _taught(table: "pd.DataFrame") -> dict[str, Any]:
     for row in table.to_dict("records"):
         column = "test_accuracy" if row["split"] == "test" else "val_accuracy"
         if row["teachers"]:
-            found[f"teacher accuracy {row['arm']}"] = _plain(row[f"teacher_{column}"])
+            found[f"teacher accuracy {_name_of(row)}"] = _plain(row[f"teacher_{column}"])
         if row[f"assistants_{column}"]:
-            found[f"assistants accuracy {row['arm']}"] = row[f"assistants_{column}"]
+            found[f"assistants accuracy {_name_of(row)}"] = row[f"assistants_{column}"]
     return found
+
+
+def _name_of(row: Mapping[Any, Any]) -> str:
+    """The arm, and where there are several its cell."""
+    return f"{row['arm']} with {row['cell']}" if row.get("cell") else str(row["arm"])
 
 
 def _plain(value: Any) -> Any:

@@ -209,6 +209,25 @@ def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_
     assert [trial.number for trial in sampler.seen] == [3, 4, 5, 6, *range(15, 23)]
 
 
+def test_no_sampler_chooses_a_cell_and_tpe_learns_from_its_own_cell_alone(folder):
+    cells = {"teacher.model": ["mlp-64", "mlp-128"]}
+    space = tiny_space(factors=cells, trials=4, coverage=1, student__temperature={"low": 1.0, "high": 9.0})
+    asked = proposals(start(folder, space))
+    assert [each.cell for each in asked] == ["teacher.model=mlp-64", "teacher.model=mlp-128"] * 4
+    assert asked[1].configuration.startswith("takd:mlp-16 teacher.model=mlp-128 temperature=")
+    more = start(folder, space.model_copy(update={"trials": 6}))
+    assert more.remaining == 4
+    added = []
+    while proposal := more.ask():
+        own = [trial.number for trial in more.study.sampler.seen]  # type: ignore[attr-defined]
+        assert {number % 2 for number in own} == {proposal.number % 2}
+        complete(more, proposal)
+        added.append(proposal.cell)
+    assert added == ["teacher.model=mlp-64", "teacher.model=mlp-128"] * 2
+    with pytest.raises(InputError, match=r'factors was \[\["teacher.model", \["mlp-64", "mlp-128"\]\]\], is'):
+        start(folder, tiny_space(factors={"teacher.model": ["mlp-64", "mlp-128", "mlp-256"]}))
+
+
 def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folder):
     search = start(folder)
     proposals(search)
