@@ -443,6 +443,7 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         ]
         for row in table.to_dict("records")
     ]
-    if cell := _cell_column(table):
-        return [["cell", *header], *([name, *row] for name, row in zip(cell["cell"], rows, strict=True))]
+    if cell := _cell_column(table).get("cell"):
+        first = [name if name != before else "" for name, before in zip(cell, ["", *cell], strict=False)]
+        return [["cell", *header], *([name, *row] for name, row in zip(first, rows, strict=True))]
     return [header, *rows]

@@ -143,10 +143,10 @@ def _changed(trials: pd.DataFrame) -> Iterator[str]:
     """That the difference which matters was said after the test split could be known."""
     before = trials["smallest_effect_before"].dropna() if "smallest_effect_before" in trials else []
     if len(before):
-        now, then = smallest_effect(trials), before.iloc[0]
+        now, then = (f"{each:g}" if each else "null" for each in (smallest_effect(trials), before.iloc[0]))
         yield (
-            f"{WARNING}smallest_effect is {f'{now:g}' if now else 'null'} now and was {f'{then:g}' if then else 'null'} "
-            "when the confirm phase began: what is called as good was decided with the numbers known."
+            f"{WARNING}smallest_effect is {now} now and was {then} when the confirm phase began: what is called as "
+            "good was decided with the numbers known."
         )
 
 

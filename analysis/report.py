@@ -13,17 +13,23 @@ from takd.analysis.files import read_results
 from takd.analysis.finding import answers, choice, finding
 from takd.analysis.page import page
 from takd.analysis.show import markdown_table
-from takd.analysis.statistics import POWER, SMALLEST_EFFECT
-from takd.analysis.tables import ARMS_NOTE, chosen_students, note
+from takd.analysis.tables import arms_note, chosen_students, note, unit_of
 
 AT_ONCE = 2  # notebooks: each takes a core and 250 MB
 
-METHOD = f"""\
-Means are over student seeds, with 95 % intervals of Student's t. Differences are paired by seed; p is of the paired
-t-test, corrected for all comparisons of the study by Holm's method; effect sizes are Hedges' g of the paired
-differences. Seeds needed are for {SMALLEST_EFFECT} points at a power of {POWER}, at the level that is left when 0.05 is
-shared by all comparisons. An arm is called as good as the best where the 95 % interval of its difference to the
-best arm, paired by seed, includes zero. FLOPs are of training: three forward passes a step."""
+
+def method(trials: pd.DataFrame) -> str:
+    """How the numbers were judged."""
+    unit = unit_of(trials)
+    return (
+        f"Means are over {unit}s. Intervals are of 95 % and cover {unit}s and test images, by the variance sum of "
+        "crossed random effects; those of accuracies stay between 0 and 100 %. Differences are paired by "
+        f"{unit}. Their p is of the same variance, corrected for all comparisons of the study by Holm's method. Effect "
+        "sizes are Hedges' g of the paired differences. An arm is called as good as another where the interval of "
+        "their difference lies within the space's `smallest_effect`, and as good as the best by Hsu's multiple "
+        "comparisons with the best; where the space names no such effect nobody is. FLOPs are of training: three forward passes a "
+        "step."
+    )
 
 
 def report_files(root: str, study: str) -> dict[str, bytes]:
@@ -55,12 +61,12 @@ def front_matter(trials: pd.DataFrame) -> str:
     parts = [
         "# The arms",
         markdown_table(page_table(trials)),
-        ARMS_NOTE,
+        arms_note(trials),
         budget_note(trials),
         "# Is the difference real?",
         "\n".join(f"- {verdict}" for verdict in comparisons(trials)["verdict"])
         or "*Missing: there is one arm so far.*",
-        METHOD,
+        method(trials),
         "# The questions",
         *(f"## {question}\n\n{answer}" for question, answer in answers(trials)),
     ]

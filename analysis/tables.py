@@ -70,10 +70,10 @@ def split_of(trials: pd.DataFrame) -> str:
 def arms_note(trials: pd.DataFrame) -> str:
     """What the columns of the table of arms are: said wherever it is shown."""
     return (
-        f"In brackets are 95 % intervals. `over kd` is the difference to kd in percentage points, paired by "
-        f"{'path' if unit_of(trials) == 'path' else 'seed'}. `teacher` and `assistants` are their own accuracies, those "
-        "of the assistants in the path's order. `path seconds` is the training time of teacher, assistants and student "
-        "together."
+        "In brackets are 95 % intervals. `over kd` is the difference to kd in percentage points, paired by "
+        f"{'path' if unit_of(trials) == 'path' else 'seed'}. `teacher` and `assistants` are their own accuracies, "
+        "those of the assistants in the path's order. `path seconds` is the training time of teacher, assistants and "
+        "student together."
     )
 
 

@@ -11,7 +11,7 @@ from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_t
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
-from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, by_cell, chosen_students, confirmed, note, split_of
+from takd.analysis.tables import SEARCH_NOTE, arms_note, by_cell, chosen_students, confirmed, note, split_of
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError
 from takd.study.folder import FIGURE, StudyFolder, check_name
@@ -33,24 +33,15 @@ def write_figure(folder: StudyFolder, trials: pd.DataFrame) -> None:
 
 
 def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> None:
-    """The table of arms, what its numbers are, the finding, and where the rest is; of several cells each its own."""
+    """The table of arms, a block a cell, what its numbers are, the finding, and where the rest is."""
     if not len(chosen_students(trials)):
         console.print(f"study {folder.name}: no student has ended yet")
         return
-    if len(cells := by_cell(trials)) > 1:
-        for cell, rows in cells.items():
-            if len(chosen_students(rows)):
-                print_table(accuracy_table(rows), f"study {folder.name} with {cell}", console)
-                _print_finding(rows, console)
-            else:
-                console.print(f"study {folder.name} with {cell}: no student has ended yet")
-        console.print(ARMS_NOTE)
-        console.print(note(trials))
-        console.print(f"figures  {folder.place(f'{FIGURE}-1.png')} to -{len(cells)}.png, in the order of the tables")
-        console.print(f"results  {folder.trials}")
-        return
     print_table(accuracy_table(trials), f"study {folder.name}", console)
-    console.print(ARMS_NOTE)
+    for cell, rows in by_cell(trials).items():
+        if not len(chosen_students(rows)):
+            console.print(f"At {cell} no student has ended yet.")
+    console.print(arms_note(trials))
     console.print(note(trials))
     _print_finding(trials, console)
     if "test_auc" in trials and confirmed(trials)["test_auc"].notna().any():
@@ -59,7 +50,10 @@ def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> N
     if space and space.published:
         beside = published_table(trials, space.published.accuracy)
         console.print(_rich(beside, f"beside {space.published.source}"))
-    console.print(f"figure   {folder.place(f'{FIGURE}.png')}")
+    if (cells := len(by_cell(trials))) > 1:
+        console.print(f"figures  {folder.place(f'{FIGURE}-1.png')} to -{cells}.png, in the order of the table")
+    else:
+        console.print(f"figure   {folder.place(f'{FIGURE}.png')}")
     console.print(f"results  {folder.trials}")
     console.print(f"more     takd report {folder.name}")
 

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from takd.analysis import figures
 from takd.analysis.arms import (
     arms_table,
-    as_good_as_best,
     budget_note,
-    cheapest_as_good,
     format_arms,
     published_table,
+    standing,
     test_table,
+    to_ship,
 )
 from takd.analysis.cost import pareto_front, student_costs
 from takd.analysis.figures import BY_TRIALS, arm_colors, image
@@ -130,17 +130,23 @@ def test_the_pareto_front_has_what_nothing_cheaper_beats():
     assert pareto_front(table) == ["b", "c", "a"]
 
 
-def test_an_arm_is_as_good_as_the_best_where_paired_seeds_cannot_tell_them_apart():
-    trials = made_up()
-    assert as_good_as_best(trials, list(ACCURACY)) == ["takd:mlp-16"]
-    assert as_good_as_best(trials, ["kd", "takd:mlp-64"]) == ["takd:mlp-64", "kd"]
-    assert as_good_as_best(trials.query("path_seed == 0"), list(ACCURACY)) == ["takd:mlp-16"]  # one seed tells nothing
+def test_no_arm_is_as_good_as_the_best_where_nobody_said_what_matters():
+    stand = standing(made_up())
+    assert (stand.best, stand.close, stand.as_good) == ("takd:mlp-16", (), ())
+    stand = standing(made_up(), ["kd", "takd:mlp-64"])
+    assert {stand.best, *stand.close} == {"kd", "takd:mlp-64"}
+    assert stand.as_good == ()
+    assert to_ship(made_up(), arms_table(made_up()).query("arm in ['kd', 'takd:mlp-64']"))[1]["arm"] == stand.best
 
 
-def test_the_cheapest_of_those_as_good_as_the_best_is_found():
-    table = arms_table(made_up())
-    assert cheapest_as_good(made_up(), table)["arm"] == "takd:mlp-16"
-    assert cheapest_as_good(made_up(), table.query("arm in ['kd', 'takd:mlp-64']"))["arm"] == "kd"
+def test_an_arm_is_as_good_as_the_best_where_it_can_lie_below_it_by_less_than_matters():
+    trials = made_up().assign(smallest_effect=0.2)
+    assert set(standing(trials, ["kd", "takd:mlp-64"]).as_good) == {"kd", "takd:mlp-64"}
+    assert standing(trials).as_good == ("takd:mlp-16",)  # 0.5 above the others
+    row = to_ship(trials, arms_table(trials).query("arm in ['kd', 'takd:mlp-64']"))[1]
+    assert row["arm"] == "kd"  # the cheaper one
+    one = trials.query("path_seed == 0")
+    assert (standing(one).close, standing(one).as_good) == ((), ())  # one seed tells nothing
 
 
 # The phase that numbers are of
@@ -283,17 +289,22 @@ def test_the_finding_is_three_sentences_from_the_statistics():
     best, assistant, price = finding(made_up())
     assert "takd:mlp-16: 87.1" in best
     assert assistant.startswith(
-        "Of the arms with an assistant, takd:mlp-16 has the highest mean: takd:mlp-16 beats kd by 0.5"
+        "Of the arms with an assistant, takd:mlp-16 has the highest mean. With this teacher and this assistant, "
+        "takd:mlp-16 is better than kd by 0.5"
     )
-    assert (
-        "takd:mlp-16 is the cheapest: a student's whole path takes 64.0 s of training against 61.0 s with kd" in price
+    assert price == (
+        "A student's whole path takes 64.0 s of training with takd:mlp-16, which has the highest mean of the arms with "
+        "an assistant, and 61.0 s with kd (+5 %); it takes 5.60 s and 5.00 s when the students share what is trained "
+        "once."
     )
+    price = finding(made_up().query("arm != 'takd:mlp-16'").assign(smallest_effect=0.5))[2]
+    assert "67.0 s of training with takd:mlp-64" in price
 
 
 def test_what_does_not_help_is_said_as_it_is():
     worse = made_up()
     worse.loc[worse["arm"].str.startswith("takd") & (worse["role"] == "student"), "val_accuracy"] -= 0.02
-    assert "loses to kd" in finding(worse)[1]
+    assert "is worse than kd" in finding(worse)[1]
 
 
 def test_every_question_is_answered_or_called_open(real):
@@ -308,9 +319,11 @@ def test_every_question_is_answered_or_called_open(real):
 
 def test_the_student_to_ship_is_the_cheapest_of_the_best():
     assert choice(made_up()).startswith("**takd:mlp-16**, 87.1")
-    alike = made_up().query("arm != 'takd:mlp-16'")
+    alike = made_up().query("arm != 'takd:mlp-16'").assign(smallest_effect=0.2)
     assert choice(alike).startswith("**kd**")
-    assert "can't tell from takd:mlp-64" in choice(alike)
+    unsaid = choice(alike.drop(columns="smallest_effect"))
+    assert "can't be told from the best" in unsaid
+    assert "Whether one of them is as good can be said where the space names a `smallest_effect`." in unsaid
 
 
 # Importance
@@ -408,7 +421,7 @@ def test_a_study_that_searched_its_teacher_is_a_gap_figure_by_itself():
 
 def test_arms_that_chose_different_teachers_are_named():
     trials = with_searched_teacher().query("phase == 'search'")
-    assert "teacher" not in note(trials)  # every arm's best is of mlp-1200
+    assert "Each arm chose a teacher" not in note(trials)  # every arm's best is of mlp-1200
     kd_of_the_small = (trials["arm"] == "kd") & (trials["configuration"].str.endswith("=mlp-200"))
     trials.loc[kd_of_the_small & (trials["role"] == "student"), "val_accuracy"] += 0.05
     assert note(trials).endswith(
