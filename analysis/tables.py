@@ -214,8 +214,10 @@ def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
-    """labels, what has no teacher, kd, ensemble, then by the number of assistants, from the largest down."""
+    """labels, what has no teacher, kd, kd@..., ensemble, then by the number of assistants, from the largest down."""
     assistants = assistants_of(arm)
+    if arm.startswith("kd@"):
+        return (2, 1, 0.0, arm)
     if not assistants:
         return ({"labels": 0, "kd": 2, "ensemble": 3}.get(arm, 1), 0, 0.0, arm)
     parameters = trials.loc[trials["model"] == assistants[-1], "parameters"].max()

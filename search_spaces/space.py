@@ -1,6 +1,7 @@
 """A space says what may be varied; it turns a sampler's suggestions into paths."""
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -44,6 +45,10 @@ from takd.search_spaces.varied import Choices, Range, Scalar, Trial, examples_of
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
 UNRESOLVED = "unresolved"
+
+FIXED_LANES = (
+    16  # of `deterministic: true` with `lanes: auto`: wider gains little where one trial's students are so many
+)
 
 # Fields of a space that say nothing about what is searched.
 _CHANGEABLE = {
@@ -132,6 +137,10 @@ class Space(Value):
     """How often a stage that trains alone may lose its worker; the next time it has failed."""
     lanes: Integer | Literal["auto"] = Field("auto", examples=[16])
     """How many stages of one model and recipe a worker trains side by side, 1 or more; `auto` measures it."""
+    deterministic: Flag = Field(False, examples=[True])
+    """The same study on one machine gives the same numbers to the last digit, whatever its timing: the students of one
+    trial train together and with no others, at most `lanes` at once (16 for `auto`), on as many threads as `resources`
+    says. It takes longer. Not with `sampler: tpe` or `asha`, which learn from what has ended first."""
     allow_any_size: Flag = Field(False, examples=[True])
     """No warning where an assistant is not between teacher and student in size."""
     published: Published | None = Field(None, examples=[{"source": "a paper", "accuracy": {"kd": 72.57}}])
@@ -139,6 +148,8 @@ class Space(Value):
     weights: dict[Role, dict[str, str]] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: the SHA-256 of pretrained weights, and of what is given, by role and model, filled in
     when a study starts."""
+    flops: dict[str, Integer] = Field(default_factory=dict, examples=[{}])
+    """Not to be written by hand: FLOPs of one image by model, filled in when a study with an arm `kd@ARM` starts."""
 
     @model_validator(mode="before")
     @classmethod
@@ -181,13 +192,23 @@ class Space(Value):
     def _arms_and_budget_fit(self) -> Self:
         known = self.assistants.names
         for name in self.arms:
-            for assistant in parse_arm(name).assistants:
+            arm = parse_arm(name)
+            shape = arm.costs_as or arm
+            for assistant in shape.assistants:
                 if assistant not in known:
                     raise ValueError(f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known)}")
-            if parse_arm(name).ensemble and self.teacher.members is None:
+            if arm.costs_as:
+                self._what_an_assistant_costs_is_fixed(name)
+            if shape.ensemble and self.teacher.members is None:
                 raise ValueError(
                     f"arms: {name!r} has an ensemble; say what it is made of in teacher.members, such as 3"
                 )
+        if self.deterministic and (self.asha or self.sampler == "tpe"):
+            learns = "asha" if self.asha else "sampler: tpe"
+            raise ValueError(
+                f"deterministic is true, but {learns} learns from what has ended first, which is a matter of timing; "
+                "use sampler: grid or random, and no asha"
+            )
         if len(set(self.arms)) < len(self.arms):
             raise ValueError("arms: each arm is named once")
         for place, section in (("assistants", self.assistants), ("student", self.student)):
@@ -211,6 +232,14 @@ class Space(Value):
                 f"trials is {self.trials}; a coverage of {self.coverage} for {len(self.all_arms)} arms takes {needed}"
             )
         return self
+
+    def _what_an_assistant_costs_is_fixed(self, arm: str) -> None:
+        for name in ("epochs", "examples", "head_epochs", "augment"):
+            if isinstance(self.assistants.recipe.get(name), Choices | Range):
+                raise ValueError(
+                    f"arms: {arm!r} costs what assistants cost, and assistants.recipe.{name} is varied; fix it, "
+                    "or make it a factor"
+                )
 
     def _soft_targets_of_every_view(self) -> None:
         models = {model for arm in self.all_arms for model in arm.assistants}
@@ -266,6 +295,13 @@ class Space(Value):
         return self.trials or len(self.grid())
 
     @property
+    def fixed_lanes(self) -> int | None:
+        """How many stages train together at most, whatever is ready; None where that is a matter of timing."""
+        if not self.deterministic:
+            return None
+        return FIXED_LANES if self.lanes == "auto" else self.lanes
+
+    @property
     def digests(self) -> set[str]:
         """Of all its pretrained weights, checkpoints and logits, once a study has started."""
         return {digest for by_model in self.weights.values() for digest in by_model.values()}
@@ -283,7 +319,8 @@ class Space(Value):
         """What may not change when a study goes on; budget, machine and words may."""
         # Weights by what they are, not by where they were found.
         places: Any = {role: {"pretrained", "checkpoint", "logits"} for role in ("teacher", "assistants", "student")}
-        found = self.model_dump(mode="json", exclude=places | dict.fromkeys(_CHANGEABLE, True))
+        changeable = _CHANGEABLE - {"lanes", "resources"} if self.deterministic else _CHANGEABLE
+        found = self.model_dump(mode="json", exclude=places | dict.fromkeys(changeable, True))
         for model in found["assistants"]["models"]:
             for place in ("checkpoint", "logits"):
                 if isinstance(model, dict):
@@ -438,11 +475,35 @@ class Space(Value):
         for model in self._chain(arm):
             assistant = stage("assistant", model, self.assistants, seed=upstream_seed, upstream=upstream)
             upstream = (*upstream, assistant) if arm.dense else (assistant,)
-        smoothing = self._value("label_smoothing", self.student.label_smoothing, chosen) if arm.smoothed else None
-        student = stage(
-            "student", self.student.model, self.student, seed=seed, upstream=upstream, label_smoothing=smoothing
-        )
+        own: dict[str, Any] = {}  # of its recipe
+        if arm.smoothed:
+            own["label_smoothing"] = self._value("label_smoothing", self.student.label_smoothing, chosen)
+        if arm.costs_as:
+            own["epochs"] = self._epochs_for(arm.costs_as, chosen, dataset)
+        student = stage("student", self.student.model, self.student, seed=seed, upstream=upstream, own=own)
         return Path(arm=arm.name, student=student, replicate=replicate)
+
+    def _epochs_for(self, arm: Arm, chosen: Mapping[str, Scalar], dataset: DatasetFingerprint) -> int:
+        """Of a student of `kd`, so that its path costs as many training FLOPs as that of an arm, or as little more as
+        whole epochs allow. Where the arm's path is the cheaper one, as of an assistant that exists, the recipe's."""
+        whatever = {name: next(iter(value.examples()))[1] for name, value in self.varied(arm).items()}
+        student, costs = None, []
+        for each in (arm, parse_arm("kd")):
+            path = self.path(each, whatever | dict(chosen), dataset, seed=0)
+            student = path.student
+            costs.append(sum(self._flops_of(stage) * _images_seen(stage) for stage in path.stages))
+        assert student is not None
+        an_epoch = self._flops_of(student) * (student.recipe.examples or dataset.sizes["train"])
+        more = math.ceil((costs[0] - costs[1]) / an_epoch - 1e-9)
+        return student.recipe.epochs + max(0, more)
+
+    def _flops_of(self, stage: Stage) -> int:
+        """Of one image, and of its training alone; raises InputError before a study has started."""
+        if stage.given:
+            return 0
+        if stage.model not in self.flops:
+            raise InputError(f"the FLOPs of {stage.model} are not known; they are filled in when a study starts")
+        return self.flops[stage.model]
 
     def _teachers(self, arm: Arm, chosen: Mapping[str, Scalar]) -> list[tuple[str, int]]:
         """The models at the head of a path, each with its number among those that are alike."""
@@ -472,7 +533,7 @@ class Space(Value):
         chosen: Mapping[str, Scalar],
         dataset: DatasetFingerprint,
         drawn_by: int | None,
-        label_smoothing: float | None = None,
+        own: Mapping[str, Any] | None = None,
     ) -> Stage:
         existing = self.existing(role, model)
         if existing is not None:
@@ -483,9 +544,7 @@ class Space(Value):
         def value(name: str, given: Any) -> Any:
             return self._value(prefix + name, given, chosen)
 
-        recipe = {name: value(name, given) for name, given in section.recipe.items()}
-        if label_smoothing is not None:
-            recipe["label_smoothing"] = label_smoothing
+        recipe = {name: value(name, given) for name, given in section.recipe.items()} | dict(own or {})
         if drawn_by is not None:
             recipe["order_seed"] = recipe.get("order_seed", 0) + drawn_by
             if recipe.get("examples") is not None:
@@ -507,3 +566,8 @@ class Space(Value):
             upstream=upstream,
             **fields,
         )
+
+
+def _images_seen(stage: Stage) -> float:
+    """By a training of all layers that would cost as much; none where nothing is trained. As `takd.analysis.cost`."""
+    return 0.0 if stage.given else stage.recipe.whole_epochs * (stage.recipe.examples or stage.dataset.sizes["train"])

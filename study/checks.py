@@ -24,7 +24,7 @@ from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, load, transfer_set
-from takd.trainables.models.families import check_model, normalises_batches, parameters_of
+from takd.trainables.models.families import check_model, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
 from takd.trainables.models.weights_files import MissingWeightsError
@@ -84,6 +84,10 @@ def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     odd: dict[str, list[str]] = {}  # cells by what is odd in them
+    try:
+        space = space.model_copy(update={"flops": flops_of(space, dataset)})
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     for cell in space.cells:
         try:
             _check_one(cell.space, dataset)
@@ -156,7 +160,7 @@ def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
 
 
 def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolder) -> Space:
-    """The space with the digests of its weights, pretrained and given; writes nothing.
+    """The space with the digests of its weights, pretrained and given, and FLOPs where it needs them; writes nothing.
 
     Where weights are gone from this machine, those that the study was started with will do if the root has them.
     """
@@ -177,7 +181,20 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
                 f"{source}: factors: {role} {model} starts from other weights in one cell than in another; compare "
                 "null and one of them, or make two studies"
             )
-    return space.model_copy(update={"weights": found})
+    return space.model_copy(update={"weights": found, "flops": flops_of(space, dataset)})
+
+
+def flops_of(space: Space, dataset: Dataset) -> dict[str, int]:
+    """Of one image by model, where an arm costs as much as another; raises InputError on a model that can't be."""
+    found: dict[str, int] = {}
+    if any(arm.costs_as for arm in space.all_arms):
+        for own, role, _, model in _roles_of_cells(space):
+            if model not in found and own.existing(role, model) is None:
+                try:
+                    found[model] = size_of(model, dataset.image_shape, len(dataset.classes)).flops
+                except InputError as error:
+                    raise InputError(f"{role}: {error}") from None
+    return found
 
 
 def _named(space: Space, role: Role, model: str) -> str:

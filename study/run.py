@@ -193,7 +193,7 @@ def _train(
         if options.address is None:
             raise InputError(lacking)
         console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
-    graph = StageGraph(folder.artifacts)
+    graph = StageGraph(folder.artifacts, search.space.fixed_lanes)
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])

@@ -283,7 +283,7 @@ def run_watched(
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     search = create_search(folder, space, dataset.fingerprint)
-    graph = StageGraph(folder.artifacts)
+    graph = StageGraph(folder.artifacts, space.fixed_lanes)
     searcher = PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop())
     (run_stages if workers else train_here)(searcher)
     return search, graph

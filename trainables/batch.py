@@ -35,6 +35,7 @@ class StageBatch:
 
     `origin` says of each stage, by key, who asked for it; its description keeps that. With `measure_width` as many are
     trained as go fastest, and `width` says how many. Of those left, the ones at another epoch than most are returned.
+    With `whole` all train together or none: what an interruption left of some alone is trained again, with the others.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class StageBatch:
         threads: int,
         measure_width: bool,
         origin: Mapping[str, Mapping[str, str]],
+        whole: bool = False,
     ) -> None:
-        self.name = stages[0].name
+        self.name, self.whole = stages[0].name, whole
         torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
         self.store, self.threads, self.measure_width, self.origin = store, threads, measure_width, origin
@@ -70,10 +72,15 @@ class StageBatch:
             if description and needed_files(stage) <= set(description["files"]):
                 self.ended[stage.key] = ("done", None)
         left = [stage for stage in stages if stage.key not in self.ended]
+        if self.whole and left:
+            left = list(stages)
+            self.ended.clear()
         checkpoints = {stage.key: self._checkpoint_of(stage) for stage in left}
         epochs = {key: len(each.epochs) if each else 0 for key, each in checkpoints.items()}
         if not epochs:
             return None
+        if self.whole and len(set(epochs.values())) > 1:
+            checkpoints, epochs = dict.fromkeys(checkpoints), dict.fromkeys(epochs, 0)
         [(epoch, _)] = Counter(epochs.values()).most_common(1)
         chosen = [stage for stage in left if epochs[stage.key] == epoch]
         if len(chosen) > 1:
@@ -186,6 +193,12 @@ class StageBatch:
 
     def _new_epochs(self, lane: Lane) -> list[dict[str, Any]]:
         return [asdict(each) for each in lane.epochs if each.epoch > self.told]
+
+
+def fix_algorithms() -> None:
+    """On a GPU, of what can be computed in several orders always the same one; what has no such way raises."""
+    if torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True)
 
 
 def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:

@@ -1,6 +1,7 @@
 """The one Ray class: a Tune trial trains the stages in its config and publishes their artifacts."""
 
 import logging
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +31,13 @@ class StageTrainable(tune.Trainable):
 
     Teacher, assistant and student differ in data, not in code.
 
-    config: `root`, `cpu` and `gpu`. The lists come one at a time by `assign`, between two steps; each has `work`
+    config: `root`, `cpu` and `gpu`; with `deterministic` a GPU is so too. The lists come one at a time by `assign`,
+    between two steps; each has `work`
     (`train`; or `derive` what is learned from stages whose weights exist, in their `views` by key), `stages` (of one
     shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
     many at once as go fastest), `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is
-    asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`).
+    asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`), `threads` (in place of as many as `cpu`,
+    or None) and `whole` (they train together or not at all).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
@@ -50,8 +53,12 @@ class StageTrainable(tune.Trainable):
         return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        import takd.trainables.batch  # noqa: F401 - loads torch, which the study's own process does without: before it is asked
+        if config.get("deterministic"):
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        from takd.trainables.batch import fix_algorithms  # loads torch, which the study's process has not: at once
 
+        if config.get("deterministic"):
+            fix_algorithms()
         self.store, self.threads = ArtifactStore(config["root"]), config["cpu"]
         self.batch: StageBatch | None = None
         self.given: dict[str, Any] = {}
@@ -101,7 +108,8 @@ class StageTrainable(tune.Trainable):
         given, self.wait_seconds = self.given, 0.0
         stages = [Stage.model_validate(stage) for stage in given["stages"]]
         self.checkpointed_at = time.monotonic()
-        return StageBatch(stages, self.store, self.threads, given["measure_width"], given["origin"])
+        threads = given["threads"] or self.threads
+        return StageBatch(stages, self.store, threads, given["measure_width"], given["origin"], given["whole"])
 
     def _derive(self) -> dict[str, Any]:
         from takd.trainables.derivation import derive
@@ -111,7 +119,8 @@ class StageTrainable(tune.Trainable):
         for stage in map(Stage.model_validate, given["stages"]):
             state: dict[str, Any] = {"key": stage.key, "state": "done", "reason": None, "epochs": []}
             try:
-                derive(stage, given["views"][stage.key], self.store, self.threads, given["origin"][stage.key])
+                threads = given["threads"] or self.threads
+                derive(stage, given["views"][stage.key], self.store, threads, given["origin"][stage.key])
             except OSError as error:
                 if error.errno not in FULL:
                     raise

@@ -69,6 +69,9 @@ class Node:
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
     description: Description | None = None
+    chunk: "Chunk | None" = None  # with whom alone it trains, where that is fixed
+    number: int = 0  # of the stages that were needed before it
+    deaths: int = 0  # workers that died while they trained it, with others or alone
     uses: set[int] = field(default_factory=set)  # proposals
     arms: set[str] = field(default_factory=set)  # whose student it is; nearly always one
 
@@ -93,6 +96,13 @@ class Node:
         return self.description["outcome"]["metrics"]["validation"]["accuracy"] if self.description else None
 
 
+class Chunk(NamedTuple):
+    """Stages that train together and with no others, whatever else is ready."""
+
+    number: int
+    role: Role  # in which they were first needed
+
+
 class Group(NamedTuple):
     """Ready stages that may train together."""
 
@@ -101,16 +111,20 @@ class Group(NamedTuple):
     shape: str
     most_lanes: int | None
     work: Work = "train"
+    chunk: int | None = None
 
 
 class StageGraph:
     """Paths go in, stages come out when all they learn from exists; what is done twice is done once.
 
-    `counts` has stages by role and state, those found done as `cached`.
+    `counts` has stages by role and state, those found done as `cached`. With `fixed_lanes` the stages of one proposal
+    that are alike and learn from the same ones train together, so many at most, and with no others: the proposals and
+    their order decide who trains with whom, and not what happens to be ready.
     """
 
-    def __init__(self, find: Find) -> None:
-        self.find = find
+    def __init__(self, find: Find, fixed_lanes: int | None = None) -> None:
+        self.find, self.fixed_lanes = find, fixed_lanes
+        self._chunks: dict[tuple[Any, ...], list[Chunk]] = {}  # the one of each stage so far, by what they share
         self.counts: dict[str, dict[str, int]] = {role: dict.fromkeys((*STATES, "cached"), 0) for role in ROLES}
         self._ready: dict[str, dict[Group, deque[Node]]] = {role: {} for role in ROLES}
         self.nodes: dict[str, Node] = {}
@@ -122,18 +136,25 @@ class StageGraph:
         self.open[proposal.number] = proposal
         for path in proposal.paths:
             for stage in path.stages:
-                node = self.nodes.get(stage.key) or self._new_node(stage, proposal.use(path))
+                node = self.nodes.get(stage.key) or self._new_node(stage, proposal, path)
                 if node.stage.role == "student" and stage.role != "student":
                     self._promote(node, stage.role)
                 node.uses.add(proposal.number)
             self.nodes[path.student.key].arms.add(path.arm)
 
-    def _new_node(self, stage: Stage, first_use: str) -> Node:
+    def _new_node(self, stage: Stage, proposal: Proposal, path: Path) -> Node:
         # The stages it learns from are those of other nodes: one object each, however many learn from them.
         shared = tuple(self.nodes[each.key].stage for each in stage.upstream)
         stage = stage.model_copy(update={"upstream": shared})
         description = self.find.artifact(stage)
-        node = self.nodes[stage.key] = Node(stage, first_use, description=description, cached=description is not None)
+        node = self.nodes[stage.key] = Node(
+            stage,
+            proposal.use(path),
+            number=len(self.nodes),
+            description=description,
+            cached=description is not None,
+            chunk=self._chunk_of(stage, proposal),
+        )
         node.forget_epochs()
         self.counts[stage.role]["waiting"] += 1
         for upstream in stage.upstream:
@@ -143,6 +164,16 @@ class StageGraph:
         else:
             self._open(node)
         return node
+
+    def _chunk_of(self, stage: Stage, proposal: Proposal) -> Chunk | None:
+        """Also of a stage that is there: who is left trains with the same ones in every run of the study."""
+        if self.fixed_lanes is None:
+            return None
+        alike = (proposal.number, stage.role, stage.shape, *(each.key for each in stage.upstream))
+        before = self._chunks.setdefault(alike, [])
+        begins = len(before) % self.fixed_lanes == 0
+        before.append(Chunk(len(self.nodes), stage.role) if begins else before[-1])
+        return before[-1]
 
     def _promote(self, node: Node, role: Role) -> None:
         """Others are to learn from what was a student alone, which they do from its weights: it keeps these."""
@@ -159,12 +190,12 @@ class StageGraph:
     def _unqueue(self, node: Node) -> bool:
         """Whether it was ready, and not yet taken."""
         group = self._group(node)
-        queue = self._ready[node.stage.role].get(group, deque())
+        queue = self._ready[group.role].get(group, deque())
         if node not in queue:
             return False
         queue.remove(node)
         if not queue:
-            del self._ready[node.stage.role][group]
+            del self._ready[group.role][group]
         return True
 
     def _open(self, node: Node) -> None:
@@ -211,10 +242,15 @@ class StageGraph:
         taken = [queue.popleft() for _ in range(min(most, group.most_lanes or most, len(queue)))]
         if not queue:
             del self._ready[group.role][group]
+        if group.chunk is not None:  # the lane that a stage has is fixed too
+            taken.sort(key=lambda node: node.number)
         return taken
 
     def _group(self, node: Node) -> "Group":
-        return Group(node.stage.role, node.stage.phase, node.stage.shape, node.most_lanes, node.work)
+        stage, chunk = node.stage, node.chunk
+        if chunk is None or node.work == "derive":
+            return Group(stage.role, stage.phase, stage.shape, node.most_lanes, node.work)
+        return Group(chunk.role, stage.phase, stage.shape, node.most_lanes, node.work, chunk.number)
 
     def start(self, key: str) -> None:
         """The stage has its device and trains."""
@@ -256,13 +292,17 @@ class StageGraph:
         """The worker that trained these stages died: they train again, a quarter as many together.
 
         So the one that kills its workers is soon alone. Alone it may fail `max_failures` times, then it has failed.
+        Where it is fixed who trains together, that holds as long: so many times all of them train again as they did.
         """
-        for node in [self.nodes[key] for key in keys]:
+        nodes = [self.nodes[key] for key in keys]
+        together = all(node.chunk and node.deaths < max_failures for node in nodes)
+        for node in nodes:
+            node.deaths += 1
             node.failures += len(keys) == 1
             if node.failures > max_failures:
                 self._fail(node, reason)
             else:
-                node.most_lanes = max(1, len(keys) // 4)
+                node.most_lanes = None if together else max(1, len(keys) // 4)
                 self._set_state(node, "ready")
 
     def fail(self, key: str, reason: str) -> None:

@@ -109,7 +109,12 @@ class PathSearcher(Searcher):
         if need is None:
             return None
         self.workers.start(trial_id, need)
-        return {"root": self.root, "cpu": need.cpu, "gpu": need.gpu}
+        return {
+            "root": self.root,
+            "cpu": need.cpu,
+            "gpu": need.gpu,
+            "deterministic": self.search.space.deterministic,
+        }
 
     def _look_at_the_cluster(self) -> None:
         if (now := time.monotonic()) - self.looked >= LOOK_SECONDS:
@@ -147,7 +152,7 @@ class PathSearcher(Searcher):
     def _width(self, group: Group, unknown: int = WIDEST) -> int:
         if group.work == "derive":
             return 1
-        lanes = self.search.space.lanes
+        lanes = self.search.space.fixed_lanes or self.search.space.lanes
         width = self.widths.get(group.shape, lanes if isinstance(lanes, int) else unknown)
         return min(width, group.most_lanes or width)
 
@@ -168,7 +173,9 @@ class PathSearcher(Searcher):
         return None
 
     def _batches(self, group: Group) -> int:
-        """Into how many batches the ready stages of a group are worth dividing."""
+        """Into how many batches the ready stages of a group are worth dividing; a chunk is not divided."""
+        if group.chunk is not None:
+            return -(-self.graph.ready(group) // self._width(group))
         return -(-self.graph.ready(group) // _small(self._width(group, unknown=1)))
 
     def _batch_size(self, group: Group) -> int:
@@ -177,6 +184,8 @@ class PathSearcher(Searcher):
         Workers that are not there yet, or train, leave no share small: lanes are worth more than an early end.
         """
         need, ready = self._need(group.role), self.graph.ready(group)
+        if group.chunk is not None:
+            return min(ready, self._width(group))
         if (idle := self.workers.idle(need)) > 1:
             least = -(-ready // idle)
         else:
@@ -244,7 +253,10 @@ class PathSearcher(Searcher):
             "views": {node.stage.key: sorted(node.views, key=str) for node in nodes},
             "stages": [node.stage.model_dump(mode="json") for node in nodes],
             "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
-            "measure_width": space.lanes == "auto" and group.shape not in self.widths,
+            "measure_width": space.lanes == "auto" and not space.deterministic and group.shape not in self.widths,
+            # The rounding of sums depends on them, and what a worker holds on how many slots there are.
+            "threads": space.resources_of(group.role).cpu if space.deterministic else None,
+            "whole": space.deterministic,
             "halving": self.halving if (group.role, group.phase) == ("student", "search") else None,
             "halving_epochs": space.asha.grace_epochs if space.asha else None,
             "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),
@@ -313,6 +325,12 @@ class PathSearcher(Searcher):
             if self.failed_starts > self.search.space.max_failures:
                 self.stop.request(f"no worker starts: {reason}")
         self.graph.retry(keys, reason, self.search.space.max_failures)
+        if self.search.space.deterministic and any(self.graph.nodes[key].most_lanes for key in keys):
+            log.warning(
+                "deterministic: workers died over and over; %d stages train on apart from those they began with, which "
+                "may change their last digits",
+                len(keys),
+            )
         for node in (self.graph.nodes[key] for key in keys):
             if node.state == "failed":
                 self.observers.stage_ended(node)

@@ -45,6 +45,8 @@ def worker(root: Path, of: list[Stage]) -> StageTrainable:
         "work": "train",
         "views": {},
         "measure_width": False,
+        "threads": None,
+        "whole": False,
         "halving": None,
         "halving_epochs": None,
         "checkpoint_every": {"epochs": 1},
