@@ -32,7 +32,9 @@ from takd.analysis.statistics import (
     mean_interval,
     non_inferior,
     paired_p,
+    paths_needed,
     spread_of_images,
+    spread_of_paths,
     spreads_of_differences,
 )
 
@@ -122,9 +124,11 @@ def right(latent: Halves, random: np.random.Generator, students: int) -> Halves:
     return found / np.float32(students)
 
 
-def simulate(scenario: Scenario, studies: int, random: np.random.Generator) -> tuple[Floats, ...]:
+def simulate(
+    scenario: Scenario, studies: int, random: np.random.Generator, paths: int = max(PATHS)
+) -> tuple[Floats, ...]:
     """A few studies: confirmed right and wrong `[studies, arms, paths, images]`, and the rest of `Studies`."""
-    arms, paths, images = len(scenario.effects), max(PATHS), scenario.images
+    arms, images = len(scenario.effects), scenario.images
     grid, truth = truth_of(scenario)
     base = np.interp(scenario.accuracy + np.array(scenario.effects) / 100, truth, grid)
     means = (base[:, None] + np.array(scenario.settings)).astype(np.float32)  # [arms, settings]
@@ -238,7 +242,8 @@ def rows_of(scenario: Scenario, found: Studies) -> Iterator[list[str]]:
         seeds = found.by_seed[:, :, :n]
         old, old_pairs = mean_interval(seeds), differences_of(seeds, pairs)
         old_pair = mean_interval(old_pairs)
-        missed = np.any((found.at_most[n] < gaps) | ((gaps < 1e-12) & ~found.may_be_best[n]), axis=1)
+        beyond = np.any(found.at_most[n] < gaps, axis=1)
+        worse_than_itself = np.any((gaps < 1e-12) & ~found.may_be_best[n], axis=1)
         share = np.median(found.arms[n].share), np.median(found.pairs[n].share)
         yield [
             scenario.name, str(n),
@@ -246,7 +251,7 @@ def rows_of(scenario: Scenario, found: Studies) -> Iterator[list[str]]:
             covered(pair.low, pair.high, truth),
             false_findings(pair.mean, pair.p, truth),
             f"{100 * called[worse].mean() if worse.any() else 100 * called.mean():.1f}",
-            f"{100 * missed.mean():.1f}",
+            f"{100 * beyond.mean():.1f}, {100 * worse_than_itself.mean():.1f}",
             f"{share[0]:.2f}, {share[1]:.2f}",
             covered(old.low, old.high, found.truth),
             covered(old_pair.low, old_pair.high, truth),
@@ -254,10 +259,59 @@ def rows_of(scenario: Scenario, found: Studies) -> Iterator[list[str]]:
         ]  # fmt: skip
 
 
+def planned(studies: int) -> Iterator[list[str]]:
+    """What becomes of the number of paths that a first study is told: how a second one with as many ends.
+
+    The arm of the second is as good as kd, or worse by just the margin; its interval is the same, a margin lower.
+    """
+    random = np.random.default_rng(19)
+    needed: dict[tuple[int, float], list[int | None]] = {(n, margin): [] for n in PATHS[1:] for margin in MARGINS}
+    called: dict[tuple[int, float], list[tuple[bool, bool]]] = {each: [] for each in needed}
+    for done in range(0, studies, AT_ONCE):
+        confirmed, *_ = simulate(PLANNED, AT_ONCE, random, MOST_PLANNED)
+        values = confirmed[:, 1].astype(float) - confirmed[:, 0]
+        for number in range(AT_ONCE):
+            for (n, margin), stated in needed.items():
+                first = spread_of_images(values[number - 1, :n])
+                paths = paths_needed(first, margin / 100).paths
+                stated.append(paths)
+                if paths and paths <= MOST_PLANNED:
+                    second = difference(spread_of_images(values[number, :paths]))
+                    good = bool(non_inferior(second, margin / 100))
+                    called[n, margin].append((good, bool(second.low > 0)))
+        if (done + AT_ONCE) % max(studies // 4, AT_ONCE) == 0:
+            print(f"planned: {done + AT_ONCE:,} of {studies:,}", flush=True)
+    for (n, margin), stated in needed.items():
+        told = [each for each in stated if each and each <= MOST_PLANNED]
+        good, bad = 100 * np.mean(called[n, margin], axis=0) if told else (np.nan, np.nan)
+        number = f"{np.median(told):.0f}" if told else "-"
+        yield [str(n), f"{margin:g}", number, f"{100 * len(told) / studies:.0f}", f"{good:.1f}", f"{bad:.1f}"]
+
+
+def bounded(studies: int) -> Iterator[list[str]]:
+    """Means in [0, 1] that are known by path alone: normal on the logit, as AUC, F1 and calibration errors may be."""
+    random = np.random.default_rng(20)
+    for typical, deviation in ((0.5, 0.3), (0.9, 0.3), (0.99, 0.5), (0.999, 1.0)):
+        truth = special.expit(special.logit(typical) + deviation * random.standard_normal(1_000_000)).mean()
+        for n in (2, 3, 5, 20):
+            values = special.expit(special.logit(typical) + deviation * random.standard_normal((10 * studies, n)))
+            estimate, plain = bounded_interval(spread_of_paths(values)), mean_interval(values)
+            covers, before = (100 * np.mean((each.low <= truth) & (truth <= each.high)) for each in (estimate, plain))
+            outside = 100 * np.mean((plain.low < 0) | (plain.high > 1))
+            yield [f"{truth:.4f}", str(n), f"{covers:.1f}", f"{before:.1f}", f"{outside:.0f}"]
+
+
+MARGINS = (1.0, 1.5)  # points
+PLANNED = Scenario("planned", effects=(0, 0), settings=(0,))
 HEAD = [
     "scenario", "paths", "accuracies", "differences", "false findings", "inferior called not so", "best missed",
     "share of paths", "per seed: accuracies", "differences", "false findings",
 ]  # fmt: skip
+HEAD_PLANNED = [
+    "paths of the first study", "margin", "paths stated", "stated at all %", "called non-inferior %",
+    "inferior called so %",
+]  # fmt: skip
+HEAD_BOUNDED = ["truth", "paths", "covers %", "plain t covers %", "plain t leaves [0, 1] %"]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -275,10 +329,10 @@ def main() -> None:
             continue
         found = run(scenario, options.studies)
         rows += rows_of(scenario, found)
-        print(
-            f"lost by the rule {100 * found.lost.mean():.3f} points, by the highest mean {100 * found.lost_by_highest.mean():.3f}"
-        )
-    print(table(HEAD, rows))
+    print("\n" + table(HEAD, rows))
+    if not options.only:
+        print("\n" + table(HEAD_PLANNED, list(planned(options.studies))))
+        print("\n" + table(HEAD_BOUNDED, list(bounded(options.studies))))
 
 
 if __name__ == "__main__":
