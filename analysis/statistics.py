@@ -26,7 +26,6 @@ ALPHA = 1 - CONFIDENCE
 POWER = 0.8
 ASSURANCE = 0.8  # how surely the variance that a number of paths is computed from is not above what was measured
 MOST_PATHS = 200  # beyond them no one is told how many would be needed
-TOWARDS_T = 1.25  # by coverage: see `critical_value`
 NO_SPREAD = 1e-18  # of variances of fractions: below it is what rounding leaves
 SMALLEST_EFFECT = 0.1  # percentage points: a smaller difference is of no interest on MNIST
 MOST_SEEDS = 1000  # beyond them no one is told how many would be needed
@@ -38,14 +37,16 @@ class Spread:
     """A mean over paths and images, and the variance of that mean in two parts; arrays `[...]`.
 
     `of_paths` would fall to nothing with ever more paths, `of_images` with ever more images; for one path they are NaN.
-    `between` is the variance of the path means. `images` is None where only path means are known: then `of_images` is
-    0, and an interval covers paths alone.
+    `between` is the variance of the path means. `noise` is what `of_paths` can't truly lie below: chance in single
+    images, which is well known, for there are many. `images` is None where only path means are known: then `of_images`
+    and `noise` are 0, and an interval covers paths alone.
     """
 
     mean: Floats
     of_paths: Floats
     of_images: Floats
     between: Floats
+    noise: Floats
     paths: int
     images: int | None
 
@@ -91,8 +92,7 @@ class Difference(Interval):
 def spread_of_images(values: ArrayLike) -> Spread:
     """Of `[..., paths, images]`: the two-way variance sum of crossed random effects.
 
-    V = (MS_paths + MS_images - MS_rest) / (paths images). A variance can't be negative, so neither mean square counts
-    less than the rest's.
+    V = (MS_paths + MS_images - MS_rest) / (paths images), of which the last two are the images' part, and not negative.
     """
     values = np.asarray(values, float)
     paths, images = values.shape[-2:]
@@ -108,12 +108,11 @@ def _spread(mean: Floats, total: Floats, of_paths: Floats, of_images: Floats, pa
     """From sums of squares about the mean."""
     if paths < 2 or images < 2:
         nothing = np.full_like(mean, np.nan)
-        return Spread(mean, nothing, nothing, nothing, paths, images)
+        return Spread(mean, nothing, nothing, nothing, nothing, paths, images)
     rest = np.maximum(total - of_paths - of_images, 0) / ((paths - 1) * (images - 1))
     between = of_paths / (paths - 1) / images
-    part_of_paths = np.maximum(between, rest / images) / paths
     part_of_images = np.maximum(of_images / (images - 1) - rest, 0) / (paths * images)
-    return Spread(mean, part_of_paths, part_of_images, between, paths, images)
+    return Spread(mean, between / paths, part_of_images, between, rest / (paths * images), paths, images)
 
 
 def spread_of_paths(values: ArrayLike) -> Spread:
@@ -122,7 +121,8 @@ def spread_of_paths(values: ArrayLike) -> Spread:
     paths = values.shape[-1]
     between = values.var(axis=-1, ddof=1) if paths > 1 else np.full(values.shape[:-1], np.nan)
     mean = np.asarray(values.mean(axis=-1))
-    return Spread(mean, np.asarray(between / paths), np.zeros_like(mean), np.asarray(between), paths, None)
+    nothing = np.zeros_like(mean)
+    return Spread(mean, np.asarray(between / paths), nothing, np.asarray(between), nothing, paths, None)
 
 
 def spreads_of_differences(values: ArrayLike, pairs: ArrayLike) -> Spread:
@@ -153,65 +153,80 @@ def spreads_of_differences(values: ArrayLike, pairs: ArrayLike) -> Spread:
     )
 
 
-def critical_value(spread: Spread, tail: float | Floats = ALPHA / 2) -> Floats:
-    """How many standard errors a bound lies off the mean that is beyond it with the probability `tail`.
+def half_width(spread: Spread, tail: float | Floats = ALPHA / 2) -> Floats:
+    """How far off the mean a bound lies that is beyond it with the probability `tail`.
 
-    Between Student's t with images - 1 and with paths - 1 degrees of freedom: nearer to the latter the larger the
-    paths' share of the variance. Satterthwaite's degrees of freedom cover too seldom at two and three paths.
+    Its number of standard errors lies between Student's t with images - 1 and with paths - 1 degrees of freedom: nearer
+    to the latter the larger the paths' share of the variance, and the farther out the sooner, as `_curve` says. At 95 %
+    it is no less than one standard error that images alone leave: the means of few paths may happen to be the same.
     """
-    of_paths = -special.stdtrit(max(spread.paths - 1, 1), tail)
+    freedom = max(spread.paths - 1, 1)
+    of_paths = -special.stdtrit(freedom, tail)
     of_images = -special.stdtrit(spread.images - 1, tail) if spread.images else of_paths
-    return np.asarray(of_images + (of_paths - of_images) * spread.share**TOWARDS_T)
+    errors = of_images + (of_paths - of_images) * spread.share ** _curve(of_images, of_paths, freedom)
+    least = np.sqrt(spread.noise + spread.of_images) * special.ndtri(tail) / special.ndtri(ALPHA / 2)
+    return np.maximum(errors * np.sqrt(spread.variance), least)
+
+
+def _curve(of_images: Floats, of_paths: Floats, freedom: int) -> Floats:
+    """The power of the paths' share at which intervals miss about as often as they say, whatever the share truly is.
+
+    Found by computing that for 2 to 10 paths and tails from 0.2 to 0.0005. Satterthwaite's degrees of freedom, that of
+    a power of about 2, miss up to twice as often at two paths, and 20 times in the far tail that Holm's family needs.
+    """
+    with np.errstate(all="ignore"):
+        nearness = np.where(np.asarray(of_paths) > 1e-9, of_images / of_paths, 1.0)
+    return 0.5 + max(1.5, 4.5 / freedom) * nearness
 
 
 def bounded_interval(spread: Spread) -> Interval:
-    """Of an accuracy, or of another mean that lies in [0, 1]: Wilson's, with as many images as would vary so much.
+    """Of an accuracy, or of another mean that lies in [0, 1]: Wilson's, of as many images as would vary so much.
 
-    The effective number is mean (1 - mean) / variance. Where no student errs, or all do, on every image, it is the
-    number of images. NaN for one path, and where path means are all that is known and they are the same.
+    Where no student errs, or all do, on every image, their number is that of the images. NaN for one path, and where
+    path means are all that is known and they are the same.
     """
-    mean, variance = spread.mean, spread.variance
+    mean, variance = spread.mean, spread.mean * (1 - spread.mean)
+    squared_t = special.stdtrit(max((spread.images or 2) - 1, 1), ALPHA / 2) ** 2
+    without = squared_t / spread.images if spread.images else np.nan
     with np.errstate(all="ignore"):
-        number = np.where(variance > NO_SPREAD, mean * (1 - mean) / variance, spread.images or np.nan)
-        number = np.where((mean <= 0) | (mean >= 1), spread.images or np.nan, number)
-        squared = critical_value(spread) ** 2
-        center = (mean + squared / (2 * number)) / (1 + squared / number)
-        half = np.sqrt(squared * (mean * (1 - mean) / number + squared / (4 * number**2))) / (1 + squared / number)
-    unknown = np.isnan(variance) | np.isnan(number)
-    low = np.where(unknown, np.nan, np.clip(np.minimum(center - half, mean), 0, 1))
-    high = np.where(unknown, np.nan, np.clip(np.maximum(center + half, mean), 0, 1))
-    return Interval(mean, low, high, spread.covers)
+        squared = half_width(spread) ** 2
+        ratio = np.where((variance > NO_SPREAD) & (squared > NO_SPREAD), squared / variance, without)
+        ratio = np.where(np.isnan(squared), np.nan, ratio)
+    center = (mean + ratio / 2) / (1 + ratio)
+    half = np.sqrt(ratio * variance + ratio**2 / 4) / (1 + ratio)
+    low, high = np.minimum(center - half, mean), np.maximum(center + half, mean)  # but for rounding they are
+    return Interval(mean, np.clip(low, 0, 1) + 0.0, np.clip(high, 0, 1), spread.covers)  # + 0.0: never -0
 
 
 def difference(spread: Spread) -> Difference:
     """Of paired differences in [-1, 1], path by path and image by image, a spread by any of the three functions above.
 
-    Bonett and Price's two images are added to the images' variance, one that either arm alone has right, so that an
-    interval has a width also where two arms never differ. NaN for one path, and where path means are all that is known
-    and they are the same.
+    Bonett and Price's two images are added to each path, one that either arm alone has right, so that an interval has a
+    width also where two arms never differ. NaN for one path, and where path means are all that is known and they are
+    the same.
     """
     spread = _with_two_images(spread)
-    deviation = np.sqrt(np.where(spread.variance > NO_SPREAD, spread.variance, np.nan))
-    half = critical_value(spread) * deviation
+    half = half_width(spread)
+    half = np.where(half > np.sqrt(NO_SPREAD), half, np.nan)
     low, high = np.clip(spread.mean - half, -1, 1), np.clip(spread.mean + half, -1, 1)
-    p = _two_sided_p(spread, np.abs(spread.mean) / deviation)
+    p = np.where(np.isnan(half), np.nan, _two_sided_p(spread))
     return Difference(spread.mean, low, high, spread.covers, p, _g(spread))
 
 
 def _with_two_images(spread: Spread) -> Spread:
     if spread.images is None:
         return spread
-    return replace(spread, of_images=spread.of_images + 2 / (spread.images + 2) ** 2)
+    return replace(spread, of_images=spread.of_images + 2 / (spread.images + 2) ** 2 / spread.paths)
 
 
-def _two_sided_p(spread: Spread, statistic: Floats) -> Floats:
-    """The level at which `critical_value` is the statistic: it falls with the level, so by halving."""
-    low, high = np.full(np.shape(statistic), -40.0), np.zeros(np.shape(statistic))  # logarithms
+def _two_sided_p(spread: Spread) -> Floats:
+    """The level at which an interval just reaches 0: by halving."""
+    low, high = np.full(np.shape(spread.mean), -40.0), np.zeros(np.shape(spread.mean))  # logarithms
     for _ in range(50):
         middle = (low + high) / 2
-        beyond = critical_value(spread, np.exp(middle) / 2) > statistic
-        low, high = np.where(beyond, middle, low), np.where(beyond, high, middle)
-    return np.where(np.isnan(statistic), np.nan, np.exp((low + high) / 2))
+        reaches = half_width(spread, np.exp(middle) / 2) > np.abs(spread.mean)
+        low, high = np.where(reaches, middle, low), np.where(reaches, high, middle)
+    return np.asarray(np.exp((low + high) / 2))
 
 
 def _g(spread: Spread) -> Floats:
@@ -247,7 +262,7 @@ class Best:
 
     `behind` is how far the arm's mean lies below the highest mean of the others, negative for the highest. `at_most` is
     the upper bound of how far it truly lies below the best arm, whichever that is; NaN for one path. `may_be_best`: the
-    arms that can't be told from the best.
+    arms that can't be told from the best; of the others it is known, at 95 % for all together, that another is better.
     """
 
     behind: Floats
@@ -263,8 +278,9 @@ class Best:
 def best_arms(values: ArrayLike, *, images: bool) -> Best:
     """Of `[..., arms, paths, images]`, or of `[..., arms, paths]` without `images`; an arm alone is the best.
 
-    For each arm as the best: one-sided bounds of its paired differences to all others, which hold together (Sidak). The
-    event that they hold for the arm which is the best is all that the verdicts need, so no more is corrected for.
+    `at_most`: for each arm as the best, one-sided bounds of its paired differences to all others hold together (Sidak).
+    That those of the arm which is the best do is all that the bounds need, so no more is corrected for. That an arm is
+    not the best takes a paired difference of Holm's family of all pairs: Hsu's bounds tell equal arms apart too often.
     """
     values = np.asarray(values, float)
     arms = values.shape[-3 if images else -2]
@@ -273,17 +289,22 @@ def best_arms(values: ArrayLike, *, images: bool) -> Best:
         spread = spreads_of_differences(values, np.stack([first, second], axis=1))
     else:
         spread = spread_of_paths(values[..., first, :] - values[..., second, :])
+    found = holm(difference(spread).p) < ALPHA
     spread = _with_two_images(spread)
-    tail = 1 - (1 - ALPHA) ** (1 / max(arms - 1, 1))
-    width = critical_value(spread, tail) * np.sqrt(spread.variance)
-    ahead, bound = (np.zeros((*spread.mean.shape[:-1], arms, arms)) for _ in range(2))  # of the first over the second
-    ahead[..., first, second], ahead[..., second, first] = spread.mean, -spread.mean
-    bound[..., first, second], bound[..., second, first] = spread.mean + width, width - spread.mean
+    width = half_width(spread, 1 - (1 - ALPHA) ** (1 / max(arms - 1, 1)))
+
+    def table(one_way: Floats, other_way: Floats) -> Floats:
+        """`[..., pairs]` as `[..., arms, arms]`: of the first over the second."""
+        both = np.zeros((*spread.mean.shape[:-1], arms, arms))
+        both[..., first, second], both[..., second, first] = one_way, other_way
+        return both
+
+    ahead, bound = table(spread.mean, -spread.mean), table(spread.mean + width, width - spread.mean)
     others = ~np.eye(arms, dtype=bool)
-    may_be_best = ~np.any((bound < 0) & others, axis=-1)
+    may_be_best = ~np.any((ahead > 0) & (table(found, found) > 0), axis=-2)
     rivals = others & may_be_best[..., :, None]
     at_most = np.max(np.where(rivals, bound, 0.0), axis=-2, initial=0.0)
-    behind = np.max(np.where(others, ahead, -np.inf), axis=-2, initial=-np.inf if arms > 1 else 0.0)
+    behind = np.max(np.where(others, ahead, -np.inf), axis=-2) if arms > 1 else np.zeros((*spread.mean.shape[:-1], 1))
     return Best(behind, at_most, may_be_best, spread.covers)
 
 
@@ -302,18 +323,18 @@ class Components:
     rest: float
     counts: tuple[int, int, int | None]  # paths, students of each, test images
 
-    def spread(self, paths: int, students: int, images: int | None, mean: float = 0.0) -> Spread:
+    def spread(self, paths: int, students: int, images: int | None) -> Spread:
         """That of a study with these numbers of paths, students of each, and test images (None: not counted)."""
-        between = self.paths + np.nan_to_num(self.students) / students
-        within = np.nan_to_num(self.paths_by_images) + np.nan_to_num(self.rest) / students
-        between += within / (images or self.counts[2] or 1)
+        chance = np.nan_to_num(self.paths_by_images) + np.nan_to_num(self.rest) / students
+        noise = chance / (images or self.counts[2] or 1)
+        between = self.paths + np.nan_to_num(self.students) / students + noise
         of_images = np.nan_to_num(self.images) / images if images else 0.0
-        return Spread(*map(np.asarray, (mean, between / paths, of_images, between)), paths, images)  # type: ignore[arg-type]
+        parts = (0.0, between / paths, of_images, between, noise / paths)
+        return Spread(*(np.asarray(each, float) for each in parts), paths, images)
 
     def half_width(self, paths: int, students: int, images: int | None) -> float:
         """Of the 95 % interval that such a study would have; NaN for one path."""
-        spread = self.spread(paths, students, images)
-        return float(critical_value(spread) * np.sqrt(spread.variance)) if paths > 1 else np.nan
+        return float(half_width(self.spread(paths, students, images))) if paths > 1 else np.nan
 
 
 def components(values: ArrayLike) -> Components:
@@ -371,25 +392,27 @@ def paths_needed(spread: Spread, effect: float, comparisons: int = 1) -> Needed:
     spread = _with_two_images(spread)
     if not spread.paths > 1 or not spread.variance > NO_SPREAD:
         return Needed(None, False)
-    freedom = spread.paths - 1
-    between = float(spread.of_paths * spread.paths * freedom / special.chdtri(freedom, ASSURANCE))
-    of_images, tail = float(spread.of_images), ALPHA / comparisons / 2
-    if _power(effect, np.zeros(()), of_images, 10**6, spread.images, tail) < POWER:
+    freedom, tail = spread.paths - 1, ALPHA / comparisons / 2
+    between = float(spread.between * freedom / special.chdtri(freedom, ASSURANCE))
+
+    def enough(paths: int) -> bool:
+        return _power(effect, replace(spread, between=np.asarray(between), paths=paths), tail) >= POWER
+
+    of_images = float(np.sqrt(spread.of_images))
+    if of_images and special.ndtr(effect / of_images + special.ndtri(tail)) < POWER:
         return Needed(None, True)
     numbers = range(2, MOST_PATHS + 1)
-    enough = bisect_left(
-        numbers, True, key=lambda n: bool(_power(effect, between / n, of_images, n, spread.images, tail) >= POWER)
-    )
-    return Needed(numbers[enough] if enough < len(numbers) else None, False)
+    first = bisect_left(numbers, True, key=enough)
+    return Needed(numbers[first] if first < len(numbers) else None, False)
 
 
-def _power(effect: float, of_paths: Any, of_images: float, paths: int, images: int | None, tail: float) -> float:
-    """How often the interval of a true difference `effect` leaves out 0: over what its paths' variance may turn out."""
-    turned_out = special.chdtri(paths - 1, (np.arange(200) + 0.5) / 200) / (paths - 1)
-    measured = Spread(np.zeros(200), of_paths * turned_out, np.full(200, of_images), np.zeros(200), paths, images)
-    deviation = np.sqrt(of_paths + of_images)
-    bound = critical_value(measured, tail) * np.sqrt(measured.variance)
-    return float(special.ndtr((effect - bound) / deviation).mean()) if deviation > 0 else 1.0
+def _power(effect: float, true: Spread, tail: float) -> float:
+    """How often an interval leaves out 0 where the difference is `effect`: over what paths' variances turn out."""
+    freedom, of_images = true.paths - 1, np.full(200, true.of_images)
+    of_paths = true.between / true.paths * special.chdtri(freedom, (np.arange(200) + 0.5) / 200) / freedom
+    measured = replace(true, mean=np.zeros(200), of_paths=of_paths, of_images=of_images, noise=np.zeros(200))
+    deviation = np.sqrt(true.between / true.paths + true.of_images)
+    return float(special.ndtr((effect - half_width(measured, tail)) / deviation).mean())
 
 
 def holm(p: ArrayLike) -> Floats:
@@ -444,26 +467,14 @@ def how_often_chosen(accuracy: ArrayLike) -> Floats:
 
 
 def winners_curse(search: ArrayLike, fresh: ArrayLike) -> Interval:
-    """Validation of the chosen setting in the search `[seeds]`, minus that of the confirm phase.
+    """By how much the chosen setting's validation in the search, `[seeds]`, lies above what new seeds give on average.
 
-    `fresh` is `[paths, students]`, or `[seeds]` where the path is that of the search. Both are measured on the same
-    images, so these add nothing. The search saw one path, so the variance between paths counts in full once more.
-    NaN limits where either has one unit only.
+    `fresh` is validation of the confirm phase by path (or by seed, where the path is that of the search), `[paths]`.
+    What the search measured is known, and the images are the same, so only new paths make it uncertain. NaN limits for
+    one of them, or where all are the same.
     """
-    search, fresh = np.asarray(search, float), np.asarray(fresh, float)
-    by_unit = fresh.mean(axis=1) if fresh.ndim == 2 else fresh
-    mean, covers = np.asarray(search.mean() - by_unit.mean()), ("paths",)
-    if len(search) < 2 or len(by_unit) < 2:
-        return Interval(mean, np.asarray(np.nan), np.asarray(np.nan), covers)
-    of_search, of_fresh = search.var(ddof=1) / len(search), by_unit.var(ddof=1) / len(by_unit)
-    if fresh.ndim == 2:
-        of_fresh += components(fresh).paths
-    variance = of_search + of_fresh
-    if not variance > NO_SPREAD:
-        return Interval(mean, np.asarray(np.nan), np.asarray(np.nan), covers)
-    freedom = variance**2 / (of_search**2 / (len(search) - 1) + of_fresh**2 / (len(by_unit) - 1))
-    half = special.stdtrit(freedom, 1 - ALPHA / 2) * np.sqrt(variance)
-    return Interval(mean, np.asarray(mean - half), np.asarray(mean + half), covers)
+    flattered = difference(spread_of_paths(np.mean(search) - np.asarray(fresh, float)))
+    return Interval(flattered.mean, flattered.low, flattered.high, flattered.covers)
 
 
 # Of studies whose unit is the seed, in percent: kept until nothing calls them.
