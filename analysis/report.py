@@ -27,8 +27,8 @@ def method(trials: pd.DataFrame) -> str:
         f"{unit}. Their p is of the same variance, corrected for all comparisons of the study by Holm's method. Effect "
         "sizes are Hedges' g of the paired differences. An arm is called as good as another where the interval of "
         "their difference lies within the space's `smallest_effect`, and as good as the best by Hsu's multiple "
-        "comparisons with the best; where the space names no such effect nobody is. FLOPs are of training: three forward "
-        "passes a step."
+        "comparisons with the best; where the space names no such effect nobody is. FLOPs are of training: three "
+        "forward passes a step."
     )
 
 
