@@ -109,6 +109,12 @@ def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
     }
 
 
+def chosen_configurations(trials: pd.DataFrame) -> dict[str, str]:
+    """By arm what was confirmed, else the best; of the trials of one cell."""
+    final = confirmed(trials).groupby("arm")["configuration"].first().to_dict()
+    return {arm: str(final.get(arm, best)) for arm, best in best_configurations(trials).items()}
+
+
 def choose_setting(accuracies: Mapping[str, Sequence[float]]) -> str:
     """The setting that is chosen, by its name `kd temperature=4 lambda=0.7`, from the accuracies of its seeds.
 

@@ -139,6 +139,26 @@ class Search:
         chosen = self._first_of(best)
         if self.study.user_attrs.get("confirmed") != chosen:
             self.study.set_user_attr("confirmed", chosen)
+        self.keep_choice()
+
+    def keep_choice(self) -> None:
+        """Records that the choice is one from all trials that have ended well so far."""
+        if not self.choice_stands:
+            self.study.set_user_attr("confirmed_from", self._ended_well)
+
+    @property
+    def choice_stands(self) -> bool:
+        """Whether no trial has ended well since what is to be confirmed was chosen."""
+        return "confirmed" in self.study.user_attrs and self.study.user_attrs.get("confirmed_from") == self._ended_well
+
+    @property
+    def choice_is_old(self) -> bool:
+        """Whether it was recorded by a version that didn't say from how many trials it was made."""
+        return "confirmed" in self.study.user_attrs and self.study.user_attrs.get("confirmed_from") is None
+
+    @property
+    def _ended_well(self) -> int:
+        return sum(trial.state == TrialState.COMPLETE for trial in self._trials())
 
     def _first_of(self, best: Iterable[str]) -> list[int]:
         """Of each configuration, by its name, the number of its first trial."""
