@@ -23,9 +23,10 @@ SEARCH_NOTE = (
 )
 CONFIRM_NOTE = (
     "These are test numbers of the confirm phase: each arm's best configuration was trained again from seeds that the "
-    "search never used, and then the test split was read once. Intervals hold for the configuration that was chosen. A "
-    "sampler that learns from what has ended (TPE) may choose another one the next time; a grid chooses another one "
-    "only where two are equally good."
+    "search never used, and then the test split was read once. Intervals hold for the configuration that was chosen. "
+    "Settings within one standard error of the best are tied, and the lowest temperature, then the lowest lambda wins. "
+    "A sampler that learns from what has ended (TPE) may choose another one the next time; so may a grid, more rarely, "
+    "unless its space is deterministic and the machine the same."
 )
 
 
