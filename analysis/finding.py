@@ -13,8 +13,8 @@ from takd.analysis.statistics import ALPHA
 from takd.analysis.tables import (
     Missing,
     assistants_of,
-    best_configurations,
     by_cell,
+    chosen_configurations,
     chosen_students,
     confirmed,
     smallest_effect,
@@ -218,14 +218,14 @@ def _parameter(trials: pd.DataFrame, name: str, symbol: str) -> str:
             f" {symbol} explains {100 * row['explained']:.0f} % of the variance between configurations, {sure} "
             f"(which explains up to {100 * row['chance']:.0f} %)."
         )
-    best = best_configurations(trials)
+    best = chosen_configurations(trials)
     chosen = {
         arm: f"{done.loc[done['configuration'] == configuration, name].iloc[0]:.3g}"
         for arm, configuration in best.items()
         if (done["configuration"] == configuration).any()
     }
     listed = ", ".join(f"{value} ({arm})" for arm, value in sorted(chosen.items()))
-    return f"{text} The best configuration of each arm has {symbol} = {listed}."
+    return f"{text} The chosen configuration of each arm has {symbol} = {listed}."
 
 
 def _cell(place: Any) -> str:

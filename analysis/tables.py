@@ -18,7 +18,8 @@ SEARCH_NOTE = (
 )
 CONFIRM_NOTE = (
     "These are test numbers of the confirm phase: each arm's chosen configuration was trained again from seeds that "
-    "the search never used, and then the test split was read once."
+    "the search never used, and then the test split was read once. Of settings within one standard error of the best "
+    "the one with the lowest temperature was chosen, then with the lowest lambda."
 )
 
 
@@ -163,6 +164,12 @@ def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
         str(arm): choose_setting({str(name): each["accuracy"].tolist() for name, each in rows.groupby("configuration")})
         for arm, rows in done.groupby("arm", sort=False)
     }
+
+
+def chosen_configurations(trials: pd.DataFrame) -> dict[str, str]:
+    """By arm what was confirmed, else the best; of the trials of one cell."""
+    final = confirmed(trials).groupby("arm")["configuration"].first().to_dict()
+    return {arm: str(final.get(arm, best)) for arm, best in best_configurations(trials).items()}
 
 
 def choose_setting(accuracies: Mapping[str, Sequence[float]]) -> str:

@@ -75,6 +75,8 @@ def run_study(
             apart("takd.study.checks:keep_pretrained", space, source, folder)
         search = create_search(folder, space, data)
         search.note_largest_class(largest_class)
+        if _choice_stands(folder, search):
+            search.keep_choice()
         folder.write_space(space)
         if search.is_open or _choose_and_look(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began)
@@ -147,15 +149,27 @@ def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -
     """Whether students that would confirm a finished search are missing; reads only."""
     if search.space.confirm is None:
         return False
-    proposals = search.confirming(_best(trials))
+    proposals = search.confirming(None if _choice_stands(folder, search) else _best(trials))
     students = [path.student for proposal in proposals for path in proposal.paths]
     return any(folder.artifacts.describe(student.key) is None for student in students)
 
 
 def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
     """Chooses each arm's best configuration by the table of trials, and returns what is to train."""
-    search.choose(_best(trials))
+    if not search.choice_stands:
+        search.choose(_best(trials))
     return search.confirming()
+
+
+def _choice_stands(folder: StudyFolder, search: Search) -> bool:
+    """Whether what was chosen is confirmed, or goes on being so: a finished study stays finished.
+
+    What a version chose that didn't record from what is kept while there is a student that confirms it.
+    """
+    if search.choice_stands or not search.choice_is_old:
+        return search.choice_stands
+    students = [path.student for proposal in search.confirming() for path in proposal.paths]
+    return any(folder.artifacts.describe(student.key) is not None for student in students)
 
 
 def _best(trials: pd.DataFrame) -> list[str]:

@@ -142,6 +142,26 @@ class Search:
             self.study.set_user_attr("smallest_effect", self.space.smallest_effect)
         if self.study.user_attrs.get("confirmed") != chosen:
             self.study.set_user_attr("confirmed", chosen)
+        self.keep_choice()
+
+    def keep_choice(self) -> None:
+        """Records that the choice is one from all trials that have ended well so far."""
+        if not self.choice_stands:
+            self.study.set_user_attr("confirmed_from", self._ended_well)
+
+    @property
+    def choice_stands(self) -> bool:
+        """Whether no trial has ended well since what is to be confirmed was chosen."""
+        return "confirmed" in self.study.user_attrs and self.study.user_attrs.get("confirmed_from") == self._ended_well
+
+    @property
+    def choice_is_old(self) -> bool:
+        """Whether it was recorded by a version that didn't say from how many trials it was made."""
+        return "confirmed" in self.study.user_attrs and self.study.user_attrs.get("confirmed_from") is None
+
+    @property
+    def _ended_well(self) -> int:
+        return sum(trial.state == TrialState.COMPLETE for trial in self._trials())
 
     def _first_of(self, best: Iterable[str]) -> list[int]:
         """Of each configuration, by its name, the number of its first trial."""

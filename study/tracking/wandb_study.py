@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from takd.analysis.tables import best_configurations, by_cell, read_trials, students
+from takd.analysis.tables import by_cell, chosen_configurations, read_trials, students
 from takd.search_spaces import Stage
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description, Node
@@ -69,7 +69,7 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
     rows = [[_plain(row[name]) for name in columns] for row in table.to_dict("records")]
     content = json.dumps({"columns": columns, "data": rows}).encode()
     media = {"arms": _Media("table-file", "table", "table.json", content)} | _figures(folder)
-    chosen_ones = [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
+    chosen_ones = [name for rows in by_cell(trials).values() for name in chosen_configurations(rows).values()]
     best = done[done["configuration"].isin(chosen_ones)].nlargest(1, "accuracy").iloc[0]
     chosen = stages[best["stage_key"]]
     now = time.time()

@@ -22,7 +22,16 @@ from takd.analysis.cost import pareto_front, student_costs
 from takd.analysis.figures import BY_TRIALS, arm_colors, image
 from takd.analysis.finding import QUESTIONS, answers, choice, finding
 from takd.analysis.importance import importance, omega_squared
-from takd.analysis.tables import Missing, chosen_students, note, read_trials, split_of, students
+from takd.analysis.tables import (
+    Missing,
+    best_configurations,
+    choose_setting,
+    chosen_students,
+    note,
+    read_trials,
+    split_of,
+    students,
+)
 from takd.analysis.teachers import NOT_JUDGED, not_judged, teacher_warnings, teaching, teaching_columns
 
 test_table.__test__ = False  # a table of the test split
@@ -30,6 +39,7 @@ test_table.__test__ = False  # a table of the test split
 SEEDS = range(5)
 ACCURACY = {"labels": 84.0, "label_smoothing": 84.4, "kd": 86.0, "takd:mlp-64": 85.99, "takd:mlp-16": 86.5}
 SIZES = {"mlp-1200": 2_395_210, "mlp-64": 55_050, "mlp-16": 13_002, "mlp-8": 6_442}
+TEACHERS = ("mlp-1200", "mlp-64")
 SECONDS = {"mlp-1200": 60.0, "mlp-64": 6.0, "mlp-16": 3.0, "mlp-8": 1.0}
 
 
@@ -87,6 +97,55 @@ def with_confirmation() -> pd.DataFrame:
 @pytest.fixture
 def real(finished) -> pd.DataFrame:
     return read_trials(finished.folder.trials)
+
+
+# Choice
+
+
+def test_settings_within_one_standard_error_are_tied_and_the_lowest_temperature_then_lambda_wins():
+    best = [84.0, 86.0]  # mean 85, standard error 1
+    settings = {"kd temperature=16 lambda=0.7": best, "kd temperature=4 lambda=0.9": [84.0, 84.0]}
+    assert choose_setting(settings) == "kd temperature=4 lambda=0.9"
+    assert choose_setting(settings | {"kd temperature=4 lambda=0.3": [84.5, 84.5]}) == "kd temperature=4 lambda=0.3"
+    assert choose_setting(settings | {"kd temperature=2 lambda=0.3": [83.9, 83.9]}) == "kd temperature=4 lambda=0.9"
+    assert choose_setting({name: settings[name] for name in reversed(settings)}) == choose_setting(settings)
+
+
+def test_with_one_seed_only_equal_means_are_tied_and_numbers_are_ordered_as_such():
+    assert choose_setting({"kd temperature=10": [85.0], "kd temperature=9": [85.0]}) == "kd temperature=9"
+    assert choose_setting({"kd temperature=10": [85.01], "kd temperature=9": [85.0]}) == "kd temperature=10"
+    assert choose_setting({"labels": [85.0]}) == "labels"
+    others = {f"kd learning_rate={rate} optimizer={name}": [85.0] for rate in (0.01, 0.001) for name in ("sgd", "adam")}
+    assert choose_setting(others) == "kd learning_rate=0.001 optimizer=adam"
+
+
+def test_neither_rounding_nor_seconds_decide_between_equal_settings():
+    values = [84.1, 84.2, 84.3, 85.7]
+    names = ["kd temperature=2 lambda=0.3", "kd temperature=1 lambda=0.9"]
+    assert choose_setting(dict(zip(names, (values, values[::-1]), strict=True))) == names[1]
+    trials = made_up()
+    trials = pd.concat([trials, trials.assign(trial=9, configuration=trials["configuration"].str.replace("=4", "=2"))])
+    trials["stage_key"] += "-" + trials["trial"].astype(str)
+    trials.loc[trials["trial"] == 9, "total_path_seconds"] = 99.0
+    assert best_configurations(trials)["kd"] == "kd temperature=2 lambda=0.7"
+
+
+def test_every_cell_has_its_own_choice_and_its_own_rows_in_the_table_of_arms():
+    small, large = (
+        made_up(teacher=teacher).assign(cell=f"teacher.model={teacher}") for teacher in SIZES if teacher in TEACHERS
+    )
+    for rows in (small, large):
+        names = rows["configuration"].str.split(" ", n=1)
+        rows["configuration"] = [
+            " ".join([name[0], cell, *name[1:]]) for name, cell in zip(names, rows["cell"], strict=True)
+        ]
+    both = pd.concat([small, large], ignore_index=True)
+    assert len(students(both)) == 2 * len(students(small))  # also the students that both cells share
+    table = arms_table(both)
+    assert table.groupby("cell", sort=False)["arm"].nunique().to_dict() == {
+        rows["cell"].iloc[0]: 5 for rows in (small, large)
+    }
+    assert note(both) == note(small)  # nothing of teachers that arms had chosen
 
 
 # Cost

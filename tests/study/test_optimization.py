@@ -228,6 +228,26 @@ def test_no_sampler_chooses_a_cell_and_tpe_learns_from_its_own_cell_alone(folder
         start(folder, tiny_space(factors={"teacher.model": ["mlp-64", "mlp-128", "mlp-256"]}))
 
 
+def test_a_choice_stands_until_another_trial_has_ended_well(folder):
+    search = start(folder)
+    first = proposals(search)
+    assert not search.choice_stands
+    names = list({each.arm: each.configuration for each in first}.values())
+    search.choose(names)
+    again = start(folder)
+    assert again.choice_stands
+    assert [each.configuration for each in again.confirming(names)] == names
+    more = start(folder, tiny_space(trials=7))
+    assert more.choice_stands
+    proposals(more)
+    assert not more.choice_stands
+    more.study.set_user_attr("confirmed_from", None)  # as an older version left it
+    assert more.choice_is_old
+    assert not more.choice_stands
+    more.keep_choice()
+    assert more.choice_stands
+
+
 def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folder):
     search = start(folder)
     proposals(search)
