@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from takd.analysis.statistics import fraction_interval, mean_interval
 from takd.analysis.tables import BINS
-from takd.search_spaces import Stage
+from takd.search_spaces import Stage, some
 from takd.study.binary import binary_metrics
 from takd.study.confirm import measure_logits, positive_scores
 from takd.study.export.candidates import Student
@@ -205,7 +205,7 @@ def _head(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {card['name']}\n"
     yield _paragraph(
         f"An image classifier with {card['parameters']:,} parameters. It sorts images of {_image(card)} into",
-        f"{len(card['classes'])} classes ({_some(card['classes'])}), and is right on **{_percent(test)}** of",
+        f"{len(card['classes'])} classes ({some(card['classes'], SHOWN)}), and is right on **{_percent(test)}** of",
         f"{test['of']:,} test images (95 % interval {_percents(test)}).",
         f"It learned from labels and from the soft targets of `{taught}`."
         if taught
@@ -426,10 +426,6 @@ def _item(*parts: str) -> str:
 def _image(card: Mapping[str, Any]) -> str:
     _, channels, height, width = card["input"]["shape"]
     return f"{height} x {width} pixels and {_count(channels, 'channel')}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names if len(names) <= SHOWN else [*names[:SHOWN], "..."])
 
 
 def _shape(about: Mapping[str, Any]) -> str:
