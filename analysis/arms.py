@@ -16,6 +16,7 @@ from takd.analysis.tables import (
     Missing,
     accuracy_by_seed,
     arm_order,
+    blocks_of,
     chosen_students,
     confirmed,
     hyperparameters_of,
@@ -222,6 +223,16 @@ def studies_table(studies: Mapping[str, pd.DataFrame], value: str = "accuracy") 
             for arm in arms
         ]
     return pd.DataFrame(columns)
+
+
+def accuracies_by_block(trials: pd.DataFrame) -> pd.DataFrame:
+    """Every arm's accuracy by study and cell."""
+    return studies_table(blocks_of(trials))
+
+
+def gains_by_block(trials: pd.DataFrame) -> pd.DataFrame:
+    """What every arm has over kd, by study and cell."""
+    return studies_table(blocks_of(trials), "over_kd")
 
 
 def cost_table(trials: pd.DataFrame) -> pd.DataFrame:

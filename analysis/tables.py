@@ -51,6 +51,21 @@ def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(accuracy=lambda row: 100 * row["test_accuracy"])
 
 
+def cells_of(trials: pd.DataFrame) -> list[str]:
+    """The cells of a study's factors, in the order of its rows: `[""]` of one without factors."""
+    return list(trials["cell"].fillna("").unique()) if "cell" in trials and len(trials) else [""]
+
+
+def blocks_of(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What has a table of its own: each study, and each cell of its factors. By a name, "" where there is one alone."""
+    several = trials["study"].nunique() > 1
+    cell = trials["cell"].fillna("") if "cell" in trials else pd.Series("", index=trials.index)
+    found: dict[str, pd.DataFrame] = {}
+    for (study, name), rows in trials.groupby([trials["study"], cell], sort=False):
+        found[" ".join(filter(None, [str(study) if several else "", str(name)]))] = rows
+    return found or {"": trials}
+
+
 def split_of(trials: pd.DataFrame) -> str:
     """`test` where the study has confirmed students, else `validation`: what every accuracy shown was measured on."""
     return "test" if len(confirmed(trials)) else "validation"
