@@ -21,6 +21,7 @@ from takd.analysis.tables import (
     confirmed,
     hyperparameters_of,
     paper_name,
+    remembered,
     split_of,
     students,
 )
@@ -32,11 +33,13 @@ SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best c
 TEST_METRICS = {metric.confirmed: metric.title for metric in METRICS.values() if metric.title}
 
 
+@remembered
 def comparisons(trials: pd.DataFrame) -> pd.DataFrame:
     """Every arm against `kd` and `labels`; see `compare_arms`."""
     return compare_arms(accuracy_by_seed(trials))
 
 
+@remembered
 def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm, in the paper's order: its chosen configuration with mean and 95 % interval over seeds.
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from takd.analysis.tables import cells_of
+from takd.analysis.tables import cells_of, remembered
 from takd.search_spaces import Derived, InputError, Space, some, space_from
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
@@ -29,10 +30,11 @@ class Results:
     all_trials: pd.DataFrame  # of all studies named and all of their cells: see the columns `study` and `cell`
     cell: str | None = None
 
-    @property
+    @cached_property
     def trials(self) -> pd.DataFrame:
         """Of one study and one cell; raises InputError where several cells are there and none, or no such, is named."""
-        rows = self.all_trials[self.all_trials["study"] == self.names[0]]
+        one = len(self.names) == 1
+        rows = self.all_trials if one else self.all_trials[self.all_trials["study"] == self.names[0]]
         cells = cells_of(rows)
         if self.cell is None and len(cells) < 2:
             return rows
@@ -54,6 +56,7 @@ class Results:
         return {row["model"]: soft_targets(self.root, row["stage_key"]) for row in ordered.to_dict("records")}
 
 
+@remembered
 def read_results(root: str, names: str, cell: str | None = None) -> Results:
     """Of a study, or of several with commas between; raises InputError where one has no results yet.
 

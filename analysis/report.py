@@ -14,7 +14,7 @@ from takd.analysis.methods import methods
 from takd.analysis.page import Output, folded, markdown, outputs_html, page, table_html
 from takd.analysis.show import markdown_table
 from takd.analysis.statistics import POWER, SMALLEST_EFFECT
-from takd.analysis.tables import ARMS_NOTE, Missing, blocks_of, chosen_students, note
+from takd.analysis.tables import ARMS_NOTE, Missing, blocks_of, chosen_students, note, remembering
 
 METHOD = f"""\
 Means are over student seeds, with 95 % intervals of Student's t. Differences are paired by seed; p is of the paired
@@ -38,10 +38,15 @@ def report_files(root: str, names: Sequence[str]) -> dict[str, bytes]:
 
     Raises InputError where one has no results, NotebookError from a cell.
     """
-    results = read_results(root, ",".join(names))
+    with remembering():
+        return _files(root, ",".join(names))
+
+
+def _files(root: str, names: str) -> dict[str, bytes]:
+    results = read_results(root, names)
     blocks = blocks_of(results.all_trials)
     notebooks = OF_ONE if len(blocks) == 1 else OF_SEVERAL
-    executed = {name: execute(name, root, ",".join(names)) for name in notebooks}
+    executed = {name: execute(name, root, names) for name in notebooks}
     shown = {name: list(outputs(notebook)) for name, notebook in executed.items()}
     files = {f"{name}.ipynb": written(notebook) for name, notebook in executed.items()}
     figures = {figure: forms for each in shown.values() for forms, figure in each if figure}
@@ -73,10 +78,10 @@ class Words:
 
     def __init__(self, results: Results, blocks: Mapping[str, pd.DataFrame]) -> None:
         self.results, self.blocks = results, blocks
-        self.studies = dict(list(results.all_trials.groupby("study", sort=False))) or {
-            results.names[0]: results.all_trials
-        }
-        self.names = list(self.studies)
+        every = results.all_trials
+        several = len(results.names) > 1
+        self.studies = {name: every[every["study"] == name] if several else every for name in results.names}
+        self.names = results.names
         self.there = {name: rows for name, rows in blocks.items() if len(chosen_students(rows))}
 
     @property

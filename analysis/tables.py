@@ -1,5 +1,11 @@
 """Rows of `results/trials.parquet`: which students there are, and which of them an arm is judged by. In percent."""
 
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
 import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
@@ -25,11 +31,47 @@ CONFIRM_NOTE = (
 )
 
 
+P, T = ParamSpec("P"), TypeVar("T")
+
 BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
 
 
 class Missing(Exception):  # noqa: N818  # it is no error: a study may be young
     """What a figure or a table needs and this study has not, in a sentence."""
+
+
+_known: dict[tuple[Any, ...], tuple[Any, Any]] | None = None  # while something remembers
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """What is made of tables by a function that is `remembered` is made once; nobody may change tables meanwhile."""
+    global _known
+    before, _known = _known, {} if _known is None else _known
+    try:
+        yield
+    finally:
+        _known = before
+
+
+def remembered(make: Callable[P, T]) -> Callable[P, T]:
+    """A function whose result is kept, by what it was given, as long as `remembering` lasts; of a table by itself."""
+    signature = inspect.signature(make)
+
+    @wraps(make)
+    def made(*given: P.args, **named: P.kwargs) -> T:
+        if _known is None:
+            return make(*given, **named)
+        bound = signature.bind(*given, **named)
+        bound.apply_defaults()
+        values = tuple(bound.arguments.values())
+        place = (make, *(id(each) if isinstance(each, pd.DataFrame) else each for each in values))
+        if place not in _known:
+            _known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
+        found: Any = _known[place][1]
+        return found.copy() if isinstance(found, pd.DataFrame) else found
+
+    return made
 
 
 def read_trials(file: str) -> pd.DataFrame:
@@ -38,12 +80,14 @@ def read_trials(file: str) -> pd.DataFrame:
     return pq.read_table(path, filesystem=filesystem).to_pandas()
 
 
+@remembered
 def students(trials: pd.DataFrame) -> pd.DataFrame:
     """The search's finished students, one row a stage, with the validation `accuracy` in percent."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "search")]
     return rows.drop_duplicates("stage_key").assign(accuracy=lambda row: 100 * row["val_accuracy"])
 
 
+@remembered
 def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     """The confirm phase's finished students, with the test `accuracy` in percent; empty before that phase."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "confirm")]
@@ -59,11 +103,13 @@ def cells_of(trials: pd.DataFrame) -> list[str]:
 def blocks_of(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What has a table of its own: each study, and each cell of its factors. By a name, "" where there is one alone."""
     several = trials["study"].nunique() > 1
+    if not several and len(cells_of(trials)) < 2:
+        return {"": trials}
     cell = trials["cell"].fillna("") if "cell" in trials else pd.Series("", index=trials.index)
     found: dict[str, pd.DataFrame] = {}
     for (study, name), rows in trials.groupby([trials["study"], cell], sort=False):
         found[" ".join(filter(None, [str(study) if several else "", str(name)]))] = rows
-    return found or {"": trials}
+    return found
 
 
 def split_of(trials: pd.DataFrame) -> str:
@@ -103,6 +149,7 @@ def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
     return dict(ordered.groupby("arm", sort=False)["configuration"].first().items())  # type: ignore[arg-type]
 
 
+@remembered
 def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
     """The students that an arm is judged by: the confirmed ones, else those of its best configuration in the search."""
     final = confirmed(trials)

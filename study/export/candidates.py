@@ -18,7 +18,6 @@ from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.store.artifacts import WEIGHTS
 
-
 Measure = Callable[[Sequence[str]], Mapping[str, Mapping[str, float]]]  # by keys of stages, on validation
 
 

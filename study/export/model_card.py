@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -419,8 +419,8 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
     yield _item(f"On average it is {abs(off):.1f} points too {'sure' if off > 0 else 'unsure'} of what it says.")
     if card["chosen_by"]["phase"] == "search":
         yield _item(
-            "Its configuration was chosen by the search's validation results, which flatter what they choose: the study",
-            "has no confirm phase.",
+            "Its configuration was chosen by the search's validation results, which flatter what they choose: no",
+            "student of the study is confirmed.",
         )
     if INT8 in card["files"]:
         about = card["files"][INT8]
