@@ -10,7 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from takd.analysis.arms import arms_table, comparisons
@@ -68,10 +71,21 @@ def image(figure: Figure, kind: str) -> bytes:
     """`png` (150 dpi, on white) or `svg` (on nothing)."""
     buffer = BytesIO()
     with matplotlib.rc_context(STYLE):
+        if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+            figure.draw_without_rendering()  # finds every place once, for all the forms that it is written in
+            figure.set_layout_engine("none")
+        # As `Figure.savefig`, which would draw it twice.
         if kind == "svg":
-            figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+            patches = [each.patch for each in (figure, *figure.axes)]
+            alphas = [patch.get_alpha() for patch in patches]
+            for patch in patches:
+                patch.set_alpha(0)
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+            for patch, alpha in zip(patches, alphas, strict=True):
+                patch.set_alpha(alpha)
         else:
-            figure.savefig(buffer, format="png", dpi=150)
+            figure.set_dpi(150)
+            FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 

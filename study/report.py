@@ -11,7 +11,16 @@ from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_t
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
-from takd.analysis.tables import ARMS_NOTE, SEARCH_NOTE, blocks_of, chosen_students, confirmed, note, split_of
+from takd.analysis.tables import (
+    ARMS_NOTE,
+    SEARCH_NOTE,
+    blocks_of,
+    chosen_students,
+    confirmed,
+    note,
+    remembering,
+    split_of,
+)
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError
 from takd.study.folder import FIGURE, StudyFolder, check_name
@@ -118,15 +127,17 @@ def write_report(root: str, names: Sequence[str], console: Console) -> None:
         from takd.analysis.report import report_files
     except ModuleNotFoundError as error:
         raise InputError(f"report needs {error.name}; install it with: pip install 'takd[report]'") from None
-    files, storage = report_files(root, names), open_storage(root)
-    for file, content in files.items():
-        storage.replace(f"{folder}/report/{file}", content)
-    for name in names:
-        trials = read_results(root, name).all_trials
-        if len(names) > 1:
-            console.print(f"study {name}", style="bold")
-        _print_finding(trials, console)
-        console.print(note(trials))
+    storage = open_storage(root)
+    with remembering():
+        files = report_files(root, names)
+        for file, content in files.items():
+            storage.replace(f"{folder}/report/{file}", content)
+        for name in names:
+            trials = read_results(root, name).all_trials
+            if len(names) > 1:
+                console.print(f"study {name}", style="bold")
+            _print_finding(trials, console)
+            console.print(note(trials))
     console.print(f"report   {storage.uri(f'{folder}/report/report.html')}")
     console.print(f"beside it: summary.md, arms.csv, {sum(file.endswith('.png') for file in files)} figures, notebooks")
 
