@@ -189,7 +189,8 @@ def over_factor(rows: pd.DataFrame, axis: str, factors: Sequence[str], colors: d
         for shift, arm in zip(_shifts(places, len(arms)), arms, strict=True):
             line = own[own["arm"] == arm]
             line = line.assign(x=line[axis].map(places) + shift).sort_values("x")
-            axes.plot(line["x"], line["accuracy"], color=colors[arm], lw=1.4)
+            if f"{axis} size" in rows:  # names alone have no order
+                axes.plot(line["x"], line["accuracy"], color=colors[arm], lw=1.4)
             errors = np.nan_to_num([line["accuracy"] - line["low"], line["high"] - line["accuracy"]])
             axes.errorbar(
                 line["x"], line["accuracy"], yerr=errors, fmt="o", color=colors[arm], ms=4, capsize=2, lw=1, label=arm
