@@ -30,6 +30,8 @@ from takd.analysis.tables import (
     confirmed,
     hyperparameters_of,
     paper_name,
+    blocks_of,
+    remembered,
     scope,
     smallest_effect,
     split_of,
@@ -52,6 +54,7 @@ COMPARISON = [
 ]  # fmt: skip
 
 
+@remembered
 def comparisons(trials: pd.DataFrame) -> pd.DataFrame:
     """Every arm against `kd` and `labels`, within each cell; one row a comparison, one family for Holm's correction.
 
@@ -103,6 +106,7 @@ def _compared(row: Mapping[Any, Any], comparisons: int, matters: float | None) -
     return Compared(**own, p=row["p_holm"], comparisons=comparisons, matters=matters)
 
 
+@remembered
 def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of each cell, in the paper's order: its chosen configuration with mean and 95 % interval.
 
@@ -341,6 +345,16 @@ def studies_table(studies: Mapping[str, pd.DataFrame], value: str = "accuracy") 
             for arm in arms
         ]
     return pd.DataFrame(columns)
+
+
+def accuracies_by_block(trials: pd.DataFrame) -> pd.DataFrame:
+    """Every arm's accuracy by study and cell."""
+    return studies_table(blocks_of(trials))
+
+
+def gains_by_block(trials: pd.DataFrame) -> pd.DataFrame:
+    """What every arm has over kd, by study and cell."""
+    return studies_table(blocks_of(trials), "over_kd")
 
 
 def cost_table(trials: pd.DataFrame) -> pd.DataFrame:

@@ -10,7 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from takd.analysis.arms import arms_table, comparisons
@@ -24,7 +27,6 @@ from takd.analysis.tables import (
     assistants_of,
     chosen_students,
     confirmed,
-    parameters_of,
     split_of,
     students,
 )
@@ -69,10 +71,21 @@ def image(figure: Figure, kind: str) -> bytes:
     """`png` (150 dpi, on white) or `svg` (on nothing)."""
     buffer = BytesIO()
     with matplotlib.rc_context(STYLE):
+        if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+            figure.draw_without_rendering()  # finds every place once, for all the forms that it is written in
+            figure.set_layout_engine("none")
+        # As `Figure.savefig`, which would draw it twice.
         if kind == "svg":
-            figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+            patches = [each.patch for each in (figure, *figure.axes)]
+            alphas = [patch.get_alpha() for patch in patches]
+            for patch in patches:
+                patch.set_alpha(0)
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+            for patch, alpha in zip(patches, alphas, strict=True):
+                patch.set_alpha(alpha)
         else:
-            figure.savefig(buffer, format="png", dpi=150)
+            figure.set_dpi(150)
+            FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
@@ -156,80 +169,6 @@ def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
     kind, _, chain = arm.partition(":")
     name = chain.replace(">", ">\n") or arm  # a line an assistant
     return f"{name if kind == 'takd' else f'{kind} {name}'}{about}"
-
-
-@styled
-def accuracy_by_teacher(trials: pd.DataFrame) -> Figure:
-    """The paper's gap figure (Mirzadeh et al. 2020, figure 2): the student fixed, its teacher larger and larger."""
-    return _accuracy_by_size(trials, "teacher", "student")
-
-
-@styled
-def accuracy_by_student(trials: pd.DataFrame) -> Figure:
-    """The teacher fixed, its student larger and larger."""
-    return _accuracy_by_size(trials, "student", "teacher")
-
-
-def _accuracy_by_size(trials: pd.DataFrame, varied: str, fixed: str) -> Figure:
-    """Accuracy of every arm by the size of one role's model, over studies that share the other's."""
-    trials = _apart_by_teacher(trials)
-    points = pd.concat([_study_points(rows) for _, rows in trials.groupby("study")], ignore_index=True)
-    if not len(points):
-        raise Missing("No student has ended yet.")
-    points = points.dropna(subset=[f"{varied}_parameters"])
-    counts = points.groupby(fixed)[varied].nunique()
-    if not len(counts) or counts.max() < 2:
-        raise Missing(
-            f"All of these results have one {varied} size. Name several studies with the same {fixed} "
-            f"(TAKD_STUDY=a,b) to see accuracy by {varied} size."
-        )
-    points = points[points[fixed] == counts.idxmax()]
-    figure, axes = _figure()
-    colors = arm_colors(trials)
-    for arm, rows in points.groupby("arm", sort=False):
-        rows = rows.sort_values(f"{varied}_parameters")
-        x = rows[f"{varied}_parameters"].to_numpy()
-        axes.plot(x, rows["accuracy"], "o-", color=colors[str(arm)])
-        axes.fill_between(x, rows["low"], rows["high"], color=colors[str(arm)], alpha=0.13, linewidth=0)
-    axes.set_xscale("log")
-    axes.set_xlabel(f"{varied}'s parameters (log scale)")
-    axes.set_ylabel(_accuracy_label(trials))
-    axes.set_title(f"{fixed.capitalize()} {counts.idxmax()}: accuracy by {varied} size")
-    last = points.sort_values(f"{varied}_parameters").groupby("arm").tail(1)
-    _labels_apart(axes, [(row["arm"], row["accuracy"], colors[row["arm"]]) for row in last.to_dict("records")])
-    return figure
-
-
-def _apart_by_teacher(trials: pd.DataFrame) -> pd.DataFrame:
-    """A study that searched its teacher as one study a teacher, each with the arms that have none.
-
-    The confirm phase has one teacher an arm, so all are then looked at as the search measured them.
-    """
-    teacher = trials["configuration"].map(lambda configuration: parameters_of(configuration).get("teacher.model"))
-    if not teacher.notna().any():
-        return trials
-    searched, teacher = trials[trials["phase"] == "search"], teacher[trials["phase"] == "search"]
-    parts = []
-    for study, rows in searched.groupby("study"):
-        own = teacher[rows.index]
-        taught = rows["arm"].isin(rows.loc[own.notna(), "arm"].unique())
-        for model in own.dropna().unique() if own.notna().any() else [None]:
-            part = rows[(own == model) | ~taught] if model else rows
-            parts.append(part.assign(study=f"{study} {model or ''}"))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _study_points(trials: pd.DataFrame) -> pd.DataFrame:
-    """The arms of one study with the models of its teacher and student."""
-    if not len(chosen_students(trials)):
-        return pd.DataFrame()
-    table = arms_table(trials)
-    for role in ("teacher", "student"):
-        lone = ~trials["arm"].str.startswith("ensemble")  # an ensemble's members are no one teacher
-        rows = trials[(trials["role"] == role) & trials["parameters"].notna() & lone]
-        table[role] = rows["model"].iloc[0] if len(rows) else None
-        table[f"{role}_parameters"] = rows["parameters"].iloc[0] if len(rows) else np.nan
-    return table
 
 
 @styled
@@ -563,8 +502,6 @@ BY_TRIALS: dict[str, Callable[[pd.DataFrame], Figure]] = {
     for each in (
         accuracy_by_assistant,
         differences,
-        accuracy_by_teacher,
-        accuracy_by_student,
         temperature_lambda_map,
         slices,
         parameter_importance,

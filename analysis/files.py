@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -10,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 from pyarrow.fs import FileSystem, LocalFileSystem
 
-from takd.search_spaces import Derived, InputError
+from takd.analysis.tables import cells_of, remembered
+from takd.search_spaces import Derived, InputError, Space, some, space_from
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -23,9 +26,23 @@ class Results:
 
     root: str
     names: tuple[str, ...]
-    trials: pd.DataFrame
     epochs: pd.DataFrame
-    all_trials: pd.DataFrame  # of all studies named; the column `study` tells them apart
+    all_trials: pd.DataFrame  # of all studies named and all of their cells: see the columns `study` and `cell`
+    cell: str | None = None
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """Of one study and one cell; raises InputError where several cells are there and none, or no such, is named."""
+        one = len(self.names) == 1
+        rows = self.all_trials if one else self.all_trials[self.all_trials["study"] == self.names[0]]
+        cells = cells_of(rows)
+        if self.cell is None and len(cells) < 2:
+            return rows
+        if self.cell not in cells:
+            asked = "has" if self.cell is None else f"has no cell {self.cell!r}, but"
+            listed = some(map(repr, cells), separator=" or ")
+            raise InputError(f"study {self.names[0]}: {asked} {len(cells)} cells; name one in TAKD_CELL: {listed}")
+        return rows[rows["cell"] == self.cell]
 
     def upstream_logits(self) -> dict[str, Logits | None]:
         """By model, the teacher first and then by size, the soft targets of the stages that others learn from.
@@ -39,15 +56,39 @@ class Results:
         return {row["model"]: soft_targets(self.root, row["stage_key"]) for row in ordered.to_dict("records")}
 
 
-def read_results(root: str, names: str) -> Results:
-    """Of a study, or of several with commas between; raises InputError where one has no results yet."""
+@remembered
+def read_results(root: str, names: str, cell: str | None = None) -> Results:
+    """Of a study, or of several with commas between; raises InputError where one has no results yet.
+
+    `cell` is one of the study's factors' cells; see `takd.search_spaces.Space.cells`.
+    """
     studies = tuple(name.strip() for name in names.split(",") if name.strip())
     if not studies:
         raise InputError(f"study {names!r}: expected a study's name, or several with commas between")
-    all_trials = [_read(root, name, "trials") for name in studies]
+    all_trials = [_read(root, name, "trials").assign(study=name) for name in studies]  # a copy has another name
     return Results(
-        root, studies, all_trials[0], _read(root, studies[0], "epochs"), pd.concat(all_trials, ignore_index=True)
+        root, studies, _read(root, studies[0], "epochs"), pd.concat(all_trials, ignore_index=True), cell or None
     )
+
+
+def read_space(root: str, name: str) -> Space | None:
+    """A study's space as it was last run; None where there is none that this version can read."""
+    files, base = open_root(root)
+    try:
+        with files.open_input_file(f"{base}/{name}/space.yaml") as file:
+            return space_from(yaml.safe_load(file.readall()), "space.yaml")
+    except (OSError, InputError, yaml.YAMLError):
+        return None
+
+
+def image_counts(root: str, key: str) -> dict[str, int]:
+    """By split the images of the data set that a stage was trained on; empty where its artifact is not there."""
+    files, base = open_root(root)
+    try:
+        sizes = _json(files, f"{base}/artifacts/{key}/stage.json")["input"]["dataset"]["sizes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {str(split): int(size) for split, size in sizes.items()}
 
 
 def _read(root: str, name: str, kind: str) -> pd.DataFrame:

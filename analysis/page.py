@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+import pandas as pd
 from markdown_it import MarkdownIt
 
 from takd.analysis.figures import INK
@@ -14,16 +15,28 @@ STYLE = Path(__file__).with_name("page.css")
 # Nothing on the page may be fetched or run, also where a study's own words would ask for it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 LONG = 50  # characters from which a cell may break into lines
+OPEN = 3  # blocks that are unfolded when the page opens
 _markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
 
 Output = tuple[Mapping[str, str], str | None]  # the forms of an output, and a figure's name
 
 
-def page(title: str, finding: Sequence[str], note: str, front: str, sections: Mapping[str, Iterable[Output]]) -> str:
-    """HTML. `front` is Markdown; `sections` are the outputs of notebooks by their names."""
-    parts = {name: section(name, shown) for name, shown in sections.items()}
-    links = "".join(f'<a href="#{name}">{escape(_heading(html, name))}</a>' for name, html in parts.items())
-    sentences = "".join(_sentence(each) for each in finding)
+def page(
+    title: str,
+    picture: Output | None,
+    finding: Mapping[str, Sequence[str]],
+    note: Sequence[str],
+    sections: Mapping[str, str],
+) -> str:
+    """HTML that opens with a picture and the finding beside it.
+
+    `finding` has sentences by what they are of, "" where that is the whole page; `sections` are HTML by their ids, in
+    order, each with a heading.
+    """
+    links = "".join(f'<a href="#{name}">{_heading(html, name)}</a>' for name, html in sections.items())
+    shown = "".join(_found(of, sentences) for of, sentences in finding.items())
+    notes = "".join(f'<p class="note">{escape(each)}</p>' for each in note)
+    parts = "".join(f'<section id="{escape(name)}">\n{html}\n</section>\n' for name, html in sections.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -38,17 +51,23 @@ def page(title: str, finding: Sequence[str], note: str, front: str, sections: Ma
 <body>
 <header>
 <h1>{escape(title)}</h1>
-<div class="finding">{sentences}</div>
-<p class="note">{escape(note)}</p>
+<div class="opening">
+{_html(*picture) if picture else ""}
+<div class="finding">{shown}</div>
+</div>
+{notes}
 <nav>{links}</nav>
 </header>
 <main>
-{markdown(front)}
-{"".join(parts.values())}
+{parts}
 </main>
 </body>
 </html>
 """
+
+
+def _found(of: str, sentences: Sequence[str]) -> str:
+    return (f"<h2>{escape(of)}</h2>" if of else "") + "".join(map(_sentence, sentences))
 
 
 def _sentence(text: str) -> str:
@@ -56,9 +75,14 @@ def _sentence(text: str) -> str:
     return f"<p{kind}>{escape(text)}</p>"
 
 
-def section(name: str, shown: Iterable[Output]) -> str:
-    """What a notebook shows, one after the other."""
-    return f'<section id="{name}">\n' + "\n".join(_html(forms, figure) for forms, figure in shown) + "\n</section>\n"
+def outputs_html(shown: Iterable[Output], at_the_top: str | None = None) -> str:
+    """What a notebook shows, one after the other; the page's own picture only as a word that leads to it."""
+    return "\n".join(
+        '<p class="note"><a href="#">This figure is at the top of the page.</a></p>'
+        if figure is not None and figure == at_the_top
+        else _html(forms, figure)
+        for forms, figure in shown
+    )
 
 
 def _html(forms: Mapping[str, str], figure: str | None) -> str:
@@ -78,6 +102,39 @@ def markdown(text: str) -> str:
     return html.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
 
+def table_html(blocks: Mapping[str, pd.DataFrame]) -> str:
+    """Tables of text with the same columns as one, each below a line with its name; "" has none.
+
+    Where columns differ a new table begins. Words in brackets stay on one line, all else may break.
+    """
+    parts: list[str] = []
+    columns: list[str] | None = None
+    for name, table in blocks.items():
+        if columns != list(table.columns):
+            parts += ["</table></div>"] if parts else []
+            columns = list(table.columns)
+            header = "".join(f"<th>{escape(column)}</th>" for column in columns)
+            parts.append(f'<div class="wide"><table class="arms">\n<thead><tr>{header}</tr></thead>')
+        heading = f'<tr class="block"><th colspan="{len(columns)}">{escape(name)}</th></tr>' if name else ""
+        rows = [f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.itertuples(index=False)]
+        parts.append(f"<tbody>{heading}{''.join(rows)}</tbody>")
+    return "\n".join([*parts, "</table></div>"]) if parts else ""
+
+
+def _cell(value: object) -> str:
+    return f"<td>{re.sub(r'[(][^()]*[)]', lambda words: words[0].replace(' ', '&nbsp;'), escape(str(value)))}</td>"
+
+
+def folded(blocks: Mapping[str, str]) -> str:
+    """HTML by name, one below the other; where there are many, each opens when its name is clicked."""
+    if set(blocks) == {""}:
+        return blocks[""]
+    state = " open" if len(blocks) <= OPEN else ""
+    return "\n".join(
+        f"<details{state}><summary>{escape(name)}</summary>\n{html}\n</details>" for name, html in blocks.items()
+    )
+
+
 def inline_svg(svg: str) -> str:
     """The element alone, its ink the page's."""
     svg = svg[svg.index("<svg") :]
@@ -87,4 +144,4 @@ def inline_svg(svg: str) -> str:
 
 def _heading(html: str, otherwise: str) -> str:
     found = re.search(r"<h2>(.*?)</h2>", html)
-    return found[1] if found else otherwise
+    return found[1] if found else escape(otherwise)

@@ -1,9 +1,12 @@
 """Rows of `results/trials.parquet`: which students there are, and which of them an arm is judged by. In percent."""
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
 from math import fsum, sqrt
 from statistics import stdev
-from typing import Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -23,11 +26,47 @@ CONFIRM_NOTE = (
 )
 
 
+P, T = ParamSpec("P"), TypeVar("T")
+
 BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
 
 
 class Missing(Exception):  # noqa: N818  # it is no error: a study may be young
     """What a figure or a table needs and this study has not, in a sentence."""
+
+
+_known: dict[tuple[Any, ...], tuple[Any, Any]] | None = None  # while something remembers
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """What is made of tables by a function that is `remembered` is made once; nobody may change tables meanwhile."""
+    global _known
+    before, _known = _known, {} if _known is None else _known
+    try:
+        yield
+    finally:
+        _known = before
+
+
+def remembered(make: Callable[P, T]) -> Callable[P, T]:
+    """A function whose result is kept, by what it was given, as long as `remembering` lasts; of a table by itself."""
+    signature = inspect.signature(make)
+
+    @wraps(make)
+    def made(*given: P.args, **named: P.kwargs) -> T:
+        if _known is None:
+            return make(*given, **named)
+        bound = signature.bind(*given, **named)
+        bound.apply_defaults()
+        values = tuple(bound.arguments.values())
+        place = (make, *(id(each) if isinstance(each, pd.DataFrame) else each for each in values))
+        if place not in _known:
+            _known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
+        found: Any = _known[place][1]
+        return found.copy() if isinstance(found, pd.DataFrame) else found
+
+    return made
 
 
 def read_trials(file: str) -> pd.DataFrame:
@@ -44,6 +83,7 @@ def by_cell(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {str(name): trials[names == name] for name in names.unique()} or {"": trials}
 
 
+@remembered
 def students(trials: pd.DataFrame) -> pd.DataFrame:
     """The search's finished students, one row a stage and cell, with the validation `accuracy` in percent."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "search")]
@@ -56,11 +96,29 @@ def _cell_of(rows: pd.DataFrame) -> list[str]:
     return [name for name in rows.columns if name == "cell"]
 
 
+@remembered
 def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
     """The confirm phase's finished students, with the test `accuracy` in percent; empty before that phase."""
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "confirm")]
     rows = rows[rows["test_accuracy"].notna()].drop_duplicates([*_cell_of(rows), "arm", "path_seed"])
     return rows.assign(accuracy=lambda row: 100 * row["test_accuracy"])
+
+
+def cells_of(trials: pd.DataFrame) -> list[str]:
+    """The cells of a study's factors, in the order of its rows: `[""]` of one without factors."""
+    return list(trials["cell"].fillna("").unique()) if "cell" in trials and len(trials) else [""]
+
+
+def blocks_of(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What has a table of its own: each study, and each cell of its factors. By a name, "" where there is one alone."""
+    several = trials["study"].nunique() > 1
+    if not several and len(cells_of(trials)) < 2:
+        return {"": trials}
+    cell = trials["cell"].fillna("") if "cell" in trials else pd.Series("", index=trials.index)
+    found: dict[str, pd.DataFrame] = {}
+    for (study, name), rows in trials.groupby([trials["study"], cell], sort=False):
+        found[" ".join(filter(None, [str(study) if several else "", str(name)]))] = rows
+    return found
 
 
 def split_of(trials: pd.DataFrame) -> str:
@@ -210,6 +268,7 @@ def _order_of_value(text: str) -> tuple[float, str]:
         return float("inf"), text
 
 
+@remembered
 def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
     """The students that an arm is judged by: the confirmed ones, else those of its best configuration in the search."""
     final = confirmed(trials)

@@ -21,6 +21,7 @@ from takd.search_spaces.stage import (
     key_of,
 )
 from takd.search_spaces.varied import examples_of
+from takd.search_spaces.words import some
 
 __all__ = [
     "ROLES",
@@ -47,5 +48,6 @@ __all__ = [
     "parse_arm",
     "presets",
     "soft_targets_of",
+    "some",
     "space_from",
 ]

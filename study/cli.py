@@ -87,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_argument("--report", action="store_true", help="create a W&B report of the study (needs WANDB_ENTITY)")
     _command(commands, "watch", _watch, "show a study's W&B runs in W&B's own terminal view", study=True)
     _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
-    _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables", study=True)
+    report = _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables")
+    report.add_argument("names", nargs="+", metavar="NAME", help="name of a study; of several, one report on all")
     compare = _command(commands, "compare", _compare, "show studies side by side")
     compare.add_argument("names", nargs="+", metavar="NAME", help="names of two or more studies")
     export = _command(
@@ -107,6 +108,12 @@ def _parser() -> argparse.ArgumentParser:
         "--top", type=_positive, default=1, metavar="K", help="the best K configurations, in DIR/1 to DIR/K"
     )
     export.add_argument("--int8", action="store_true", help="write an int8 ONNX file too")
+    export.add_argument(
+        "--max-drop",
+        type=_points,
+        metavar="P",
+        help="with --int8: leave that file out where it loses more than P points of validation accuracy (default: 1)",
+    )
     export.add_argument(
         "--with-preprocessing", action="store_true", help="make files that take raw pixels and give probabilities"
     )
@@ -242,6 +249,13 @@ def _milliseconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"is {text!r}; expected milliseconds, above 0")
 
 
+def _points(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 100:
+            return value
+    raise argparse.ArgumentTypeError(f"is {text!r}; expected percentage points, 0 to 100")
+
+
 def _port(text: str) -> int:
     if not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"is {text!r}; expected a port, 0 to 65535 (0: any that is free)")
@@ -353,7 +367,7 @@ def _results(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from takd.study.report import write_report
 
-    write_report(absolute_root(options.root), options.name, text_console())
+    write_report(absolute_root(options.root), options.names, text_console())
     return OK
 
 
@@ -365,19 +379,19 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from takd.study.export.export import Wanted, export_best  # imports torch
+    from takd.study.export.export import Wanted, export_best, print_export, refusals  # imports torch
 
+    if options.max_drop is not None and not options.int8:
+        raise InputError("--max-drop is only for --int8, whose accuracy it limits")
     study, console = _study(options), text_console()
-    wanted = Wanted(**{name: getattr(options, name) for name in Wanted.__dataclass_fields__})
-    for exported in export_best(study, options.out, wanted):
-        candidate, test = exported.candidate, exported.card["metrics"]["test"]["accuracy"]
-        by = "confirm results on test" if candidate.split == "test" else "search results on validation (none confirmed)"
-        console.print(f"exported {candidate} to {exported.folder}")
-        console.print(
-            f"chosen by {by}: mean {candidate.metric} {candidate.mean:.4f}; stage {exported.card['stage_key']}"
-        )
-        console.print(f"test accuracy {100 * test['value']:.2f} %; {exported.folder}/MODEL_CARD.md says more")
-    return OK
+    asked = {name: getattr(options, name) for name in Wanted.__dataclass_fields__}
+    refused = []
+    for exported in export_best(study, options.out, Wanted(**{k: v for k, v in asked.items() if v is not None})):
+        print_export(exported, console)
+        refused += refusals(exported)
+    for line in refused:
+        print(f"takd: {line}", file=sys.stderr)
+    return FAILED if refused else OK
 
 
 def _verify(options: argparse.Namespace) -> int:

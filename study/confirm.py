@@ -43,17 +43,13 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
     logits = _logits_of(folder, [*new.values(), *there], dataset, "test", split.images)
     chosen_on = dataset.validation if len(dataset.classes) == 2 else None
     validation = _logits_of(folder, new.values(), dataset, "validation", chosen_on.images) if chosen_on else {}
+    thresholds = {
+        key: best_threshold(positive_scores(logits_of), chosen_on.labels.numpy() == 1)
+        for key, logits_of in validation.items()
+        if chosen_on
+    }
     for key, stage in new.items():
-        known[key] = measure_logits(logits[key], split.labels) if key in logits else {}  # not asked for again
-        if chosen_on and key in logits and key in validation:
-            threshold = best_threshold(positive_scores(validation[key]), chosen_on.labels.numpy() == 1)
-            known[key] |= binary_metrics(positive_scores(logits[key]), split.labels.numpy() == 1, threshold)
-        above = _teachers_of(stage)
-        # Else it is not known what they say of these images.
-        if above and key in logits and all(each.key in logits for each in above):
-            taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
-            agree = logits[key].max(dim=0).indices == taught.max(dim=0).indices
-            known[key]["test_agreement"] = float(agree.float().mean())
+        known[key] = _measures(stage, logits, split.labels, thresholds.get(key))
     classes = {key: logits[key].max(dim=0).indices.numpy().astype(np.uint16) for key in new if key in logits}
     add_predictions(folder, split.labels.numpy().astype(np.uint16), _names(dataset), classes)
     folder.write(TEST, json.dumps(known, indent=1).encode())
@@ -65,6 +61,41 @@ def _names(dataset: Dataset) -> Sequence[str] | None:
         return dataset.examples("test").names
     except InputError:  # an earlier version made the entry
         return None
+
+
+def measure_on_validation(folder: StudyFolder, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+    """By key what `measure_on_test` measures, of the images that choose, under the same names without `test_`.
+
+    With two classes the threshold is chosen on the same images.
+    """
+    dataset = load_for(stages[0].dataset)
+    split, new = dataset.validation, {stage.key: stage for stage in stages}
+    teachers = {each.key: each for stage in stages for each in _teachers_of(stage) if each.key not in new}
+    there = [each for each in teachers.values() if folder.artifacts.has(each.key, needed_files(each))]
+    logits = _logits_of(folder, [*new.values(), *there], dataset, "validation", split.images)
+    found = {}
+    for key, stage in new.items():
+        threshold = None
+        if len(dataset.classes) == 2 and key in logits:
+            threshold = best_threshold(positive_scores(logits[key]), split.labels.numpy() == 1)
+        measured = _measures(stage, logits, split.labels, threshold)
+        found[key] = {name.removeprefix("test_"): value for name, value in measured.items()}
+    return found
+
+
+def _measures(stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None) -> dict[str, Any]:
+    """Of one stage, by the logits of all on the same images; nothing where it is not known what it says of them."""
+    if stage.key not in logits:
+        return {}
+    own = logits[stage.key]
+    found = measure_logits(own, labels)
+    if threshold is not None:
+        found |= binary_metrics(positive_scores(own), labels.numpy() == 1, threshold)
+    above = _teachers_of(stage)
+    if above and all(each.key in logits for each in above):  # else it is not known what they say of these images
+        taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
+        found["test_agreement"] = float((own.max(dim=0).indices == taught.max(dim=0).indices).float().mean())
+    return found
 
 
 def positive_scores(logits: Tensor) -> "np.ndarray[Any, Any]":

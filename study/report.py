@@ -11,7 +11,17 @@ from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_t
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
-from takd.analysis.tables import SEARCH_NOTE, arms_note, by_cell, chosen_students, confirmed, note, split_of
+from takd.analysis.tables import (
+    SEARCH_NOTE,
+    arms_note,
+    blocks_of,
+    by_cell,
+    chosen_students,
+    confirmed,
+    note,
+    remembering,
+    split_of,
+)
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError
 from takd.study.folder import FIGURE, StudyFolder, check_name
@@ -20,6 +30,7 @@ from takd.trainables.store.storage import open_storage
 TEXT_COLUMNS = ("arm", "paper", "best configuration")
 FOLDED = ("best configuration",)
 GAP = 2  # characters between columns
+LONGEST = 200  # characters of a folder's name
 
 
 def write_figure(folder: StudyFolder, trials: pd.DataFrame) -> None:
@@ -109,20 +120,34 @@ def _rich(table: pd.DataFrame, title: str, folded: Collection[str] | None = None
     return shown
 
 
-def write_report(root: str, name: str, console: Console) -> None:
-    """Writes a study's `report/` and prints the finding; raises InputError where there is nothing to report."""
-    check_name(name)
+def write_report(root: str, names: Sequence[str], console: Console) -> None:
+    """Writes a study's `report/`, or that of several into `NAME+NAME/report/`, and prints the findings.
+
+    Raises InputError where there is nothing to report.
+    """
+    for name in names:
+        check_name(name)
+    folder = "+".join(names)  # no study's name has a plus
+    if len(set(names)) < len(names):
+        raise InputError(f"report {' '.join(names)}: each study is named once")
+    if len(folder) > LONGEST:
+        raise InputError(f"report: the names have {len(folder)} characters together; expected at most {LONGEST}")
     try:
         from takd.analysis.report import report_files
     except ModuleNotFoundError as error:
         raise InputError(f"report needs {error.name}; install it with: pip install 'takd[report]'") from None
-    files, storage = report_files(root, name), open_storage(root)
-    for file, content in files.items():
-        storage.replace(f"{name}/report/{file}", content)
-    trials = read_results(root, name).trials
-    _print_finding(trials, console)
-    console.print(note(trials))
-    console.print(f"report   {storage.uri(f'{name}/report/report.html')}")
+    storage = open_storage(root)
+    with remembering():
+        files = report_files(root, names)
+        for file, content in files.items():
+            storage.replace(f"{folder}/report/{file}", content)
+        for name in names:
+            trials = read_results(root, name).all_trials
+            if len(names) > 1:
+                console.print(f"study {name}", style="bold")
+            _print_finding(trials, console)
+            console.print(note(trials))
+    console.print(f"report   {storage.uri(f'{folder}/report/report.html')}")
     console.print(f"beside it: summary.md, arms.csv, {sum(file.endswith('.png') for file in files)} figures, notebooks")
 
 
@@ -132,13 +157,10 @@ def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
         check_name(name)
     if len(set(names)) < 2:
         raise InputError(f"compare {' '.join(names)}: expected two studies or more, each named once")
-    studies = {
-        f"{name} with {cell}" if cell else name: rows
-        for name in names
-        for cell, rows in by_cell(read_results(root, name).trials).items()
-    }
-    console.print(_rich(studies_table(studies), "mean accuracy in %, with its 95 % interval"))
-    console.print(_rich(studies_table(studies, "over_kd"), "over kd in percentage points, paired by seed"))
+    studies = {name: read_results(root, name).all_trials for name in names}
+    blocks = blocks_of(pd.concat(studies.values(), ignore_index=True))
+    console.print(_rich(studies_table(blocks), "mean accuracy in %, with its 95 % interval"))
+    console.print(_rich(studies_table(blocks, "over_kd"), "over kd in percentage points, paired by seed"))
     for name, trials in studies.items():
         console.print(f"{name}: {' '.join(finding(trials))}")
     if any(split_of(trials) == "validation" for trials in studies.values()):

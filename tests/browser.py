@@ -20,6 +20,17 @@ def find_browser() -> str | None:
     return next((path for name in BINARIES if (path := shutil.which(name))), None)
 
 
+@dataclass(frozen=True)
+class Box:
+    """Where an element is on the page, in CSS pixels, and how wide what is in it is."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+    scroll_width: float
+
+
 @dataclass
 class Seen:
     """What a page did while it was loaded."""
@@ -32,22 +43,27 @@ class Seen:
     requests: list[str] = field(default_factory=list)
     screenshot: bytes = b""
     pdf: bytes = b""
+    boxes: dict[str, Box] = field(default_factory=dict)  # by selector: the first element of each
 
 
-def look(binary: str, page: Path, folder: Path, widths: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Seen]:
+def look(
+    binary: str, page: Path, folder: Path, widths: Sequence[tuple[int, str]], selectors: Sequence[str] = ()
+) -> dict[tuple[int, str], Seen]:
     """By width in CSS pixels and colour scheme (`light`, `dark`) what a page on this machine does."""
     command = [binary, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-dev-shm-usage", f"--user-data-dir={folder}"]
     with (folder / "log").open("w") as log:
         browser = subprocess.Popen([*command, "about:blank"], stderr=log, stdout=log)
     try:
-        return asyncio.run(_look(page, folder, widths))
+        return asyncio.run(_look(page, folder, widths, selectors))
     finally:
         browser.terminate()
         browser.wait(20)
 
 
-async def _look(page: Path, folder: Path, widths: Sequence[tuple[int, str]]) -> dict[tuple[int, str], Seen]:
+async def _look(
+    page: Path, folder: Path, widths: Sequence[tuple[int, str]], selectors: Sequence[str]
+) -> dict[tuple[int, str], Seen]:
     async with asyncio.timeout(120):
         port = (await _when_written(folder / "DevToolsActivePort")).split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
@@ -56,7 +72,7 @@ async def _look(page: Path, folder: Path, widths: Sequence[tuple[int, str]]) -> 
         tab = Tab(connection)
         for domain in ("Page", "Runtime", "Log", "Network"):
             await tab.call(f"{domain}.enable")
-        return {(width, scheme): await tab.visit(page, width, scheme) for width, scheme in widths}
+        return {(width, scheme): await tab.visit(page, width, scheme, selectors) for width, scheme in widths}
 
 
 async def _when_written(file: Path) -> str:
@@ -96,7 +112,7 @@ class Tab:
     async def value(self, expression: str) -> Any:
         return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"].get("value")
 
-    async def visit(self, page: Path, width: int, scheme: str) -> Seen:
+    async def visit(self, page: Path, width: int, scheme: str, selectors: Sequence[str] = ()) -> Seen:
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
@@ -105,6 +121,7 @@ class Tab:
         self.events.clear()
         await self.call("Page.navigate", url=page.as_uri())
         await self._until("Page.loadEventFired")
+        boxes = {each: Box(*await self.value(BOX % json.dumps(each))) for each in selectors}
         screenshot = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
         pdf = await self.call("Page.printToPDF", printBackground=True)
         return Seen(
@@ -120,9 +137,14 @@ class Tab:
             ],
             screenshot=base64.b64decode(screenshot["data"]),
             pdf=base64.b64decode(pdf["data"]),
+            boxes=boxes,
         )
 
 
+BOX = """(() => {
+    const found = document.querySelector(%s), box = found.getBoundingClientRect();
+    return [box.left, box.top + scrollY, box.right, box.bottom + scrollY, found.scrollWidth];
+})()"""
 SAID = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 
 

@@ -1,13 +1,13 @@
 """Which student ships: a study's configurations in order, and the student of one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 from torch import nn
 
-from takd.analysis.metrics import METRICS
+from takd.analysis.metrics import METRICS, Metric
 from takd.analysis.tables import confirmed, students
 from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import InputError, Path, Stage
@@ -18,6 +18,8 @@ from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.store.artifacts import WEIGHTS
 
+Measure = Callable[[Sequence[str]], Mapping[str, Mapping[str, float]]]  # by keys of stages, on validation
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -25,8 +27,9 @@ class Candidate:
 
     row: Mapping[Any, Any]  # of results/trials.parquet
     metric: str
-    split: str
-    by_seed: Sequence[float]
+    phase: str  # whose students these are: confirm, fresh ones of what was chosen, else search
+    by_seed: Sequence[float]  # on validation: it chooses
+    on_test: Sequence[float]  # of the same students: it reports; empty of the search's
     trials: pd.DataFrame = field(compare=False, repr=False)
     students: pd.DataFrame = field(compare=False, repr=False)  # this one alone, of those
 
@@ -49,34 +52,46 @@ class Candidate:
         return f"{self.row['path']} (seed {self.row['seed']}, {self.row['configuration']})"
 
 
-def find_candidates(trials: pd.DataFrame, study: str, metric: str, arm: str | None) -> list[Candidate]:
-    """Best first: configurations by their mean over seeds, each with its student of the highest validation accuracy.
+def find_candidates(
+    trials: pd.DataFrame, study: str, metric: str, arm: str | None, measure: Measure
+) -> list[Candidate]:
+    """Best first: configurations by their mean on validation, each with its student of the best validation accuracy.
 
-    Of the confirm results where there are any, else of the search's. No seed is chosen by the test split.
+    Of the confirm phase's fresh students where there are any, else of the search's. Nothing is chosen by the test
+    split. `measure` is asked for a metric that the tables have of the test split alone.
     """
-    rows, kind = confirmed(trials), METRICS[metric]
-    split = "test" if len(rows) else "validation"
-    rows = rows if len(rows) else students(trials)
+    final, kind = confirmed(trials), METRICS[metric]
+    fresh = len(final) > 0
+    rows = final if fresh else students(trials)
     if not len(rows):
         raise InputError(f"study {study}: no student has ended yet")
     known = ", ".join(rows["arm"].unique())
     rows = rows[rows["arm"] == arm] if arm is not None else rows
     if not len(rows):
         raise InputError(f"--arm {arm}: no finished student; arms with one: {known}")
-    columns = {name: each.confirmed if split == "test" else each.searched for name, each in METRICS.items()}
+    columns = {name: each.confirmed if fresh else each.searched for name, each in METRICS.items()}
     valid = [name for name, column in columns.items() if column in rows and rows[column].notna().any()]
     if metric not in valid:
         whose = f"study {study}" if arm is None else f"arm {arm} of study {study}"
-        kind_of = "confirmed student" if split == "test" else "student (none is confirmed)"
+        kind_of = "confirmed student" if fresh else "student (none is confirmed)"
         raise InputError(f"--metric {metric}: no {kind_of} of {whose} has it; valid: {', '.join(valid)}")
-    column = columns[metric]
-    rows = rows[rows[column].notna()]
+    rows = rows[rows[columns[metric]].notna()]
+    rows = rows.assign(chosen_by=_on_validation(rows, kind, measure))
     found = []
     for _, group in rows.groupby("configuration"):
         best = group.sort_values(["val_accuracy", "seed"], ascending=[False, True]).iloc[0]
-        by_seed, itself = group[column].tolist(), group.loc[[best.name]]
-        found.append(Candidate(best.to_dict(), metric, split, by_seed, trials, itself))
+        by_seed, on_test = group["chosen_by"].tolist(), group[kind.confirmed].tolist() if fresh else []
+        phase, itself = "confirm" if fresh else "search", group.loc[[best.name]]
+        found.append(Candidate(best.to_dict(), metric, phase, by_seed, on_test, trials, itself))
     return sorted(found, key=lambda each: -each.mean if kind.higher else each.mean)
+
+
+def _on_validation(rows: pd.DataFrame, kind: Metric, measure: Measure) -> "pd.Series[float]":
+    """Of each student: as the tables have it, else measured now."""
+    if kind.searched is not None:
+        return rows[kind.searched]
+    measured, name = measure(rows["stage_key"].tolist()), kind.confirmed.removeprefix("test_")
+    return rows["stage_key"].map(lambda key: measured[key][name])
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from takd.search_spaces import InputError, Stage
-from takd.study.confirm import predict_stages
+from takd.study.confirm import measure_on_validation, predict_stages
 from takd.study.export.candidates import Candidate, Student, find_candidates, student_of
 from takd.study.export.exported import (
     BYTECODE,
@@ -34,12 +35,15 @@ from takd.study.export.torch_files import WithPreprocessing, load_file, pt2_file
 from takd.study.folder import StudyFolder
 from takd.study.study import Study
 from takd.study.tracking.wandb_export import write_export_run
-from takd.trainables.datasets.dataset import transfer_set
+from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.datasets.dataset import Split, transfer_set
 from takd.trainables.store.storage import sha256
 
 TOLERANCE = 1e-4  # of probabilities, between an exported file and the student that was measured
 EXACT = (ONNX, PT2)  # what must compute the same
+DROPS = ("validation_drop", "test_drop")  # percentage points that the int8 file loses against float32
 CALIBRATION = 1000  # training images
+MAX_DROP = 1.0  # percentage points of validation accuracy that the int8 file may lose
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,15 @@ class Wanted:
     max_latency: float | None = None  # milliseconds of one image
     top: int = 1
     int8: bool = False
+    max_drop: float = MAX_DROP
     with_preprocessing: bool = False
     force: bool = False
 
 
 @dataclass(frozen=True)
 class Exported:
+    """What was written. The card's `refused` has what an int8 file lost that was not."""
+
     folder: Path
     candidate: Candidate
     card: Mapping[str, Any]
@@ -71,7 +78,11 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     """
     needs_onnx("takd export")
     _check_place(out, wanted.force)
-    candidates = find_candidates(study.trials, study.name, wanted.metric, wanted.arm)
+
+    def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+        return measure_on_validation(study.folder, [study.stages[key] for key in keys])
+
+    candidates = find_candidates(study.trials, study.name, wanted.metric, wanted.arm, measure)
     chosen = _meeting(study.folder, study.stages, candidates, wanted)
     names = ["."] if wanted.top == 1 else [str(number + 1) for number in range(len(chosen))]
     made = [_make(student, wanted) for student in chosen]
@@ -82,6 +93,37 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
         Exported(out / name, student.candidate, card)
         for name, student, (card, _) in zip(names, chosen, made, strict=True)
     ]
+
+
+def print_export(exported: Exported, console: Console) -> None:
+    """Who was exported, what chose it, and what the test split says of it."""
+    candidate, card = exported.candidate, exported.card
+    whose = "fresh students of the confirm phase" if candidate.phase == "confirm" else "the search (none is confirmed)"
+    console.print(f"exported {candidate} to {exported.folder}")
+    console.print(
+        f"chosen on validation, by the mean {candidate.metric} of {whose}: {candidate.mean:.4f}; "
+        f"stage {card['stage_key']}"
+    )
+    if tested := card["chosen_by"]["on_test"]:
+        console.print(f"on test the mean {candidate.metric} of the same students is {tested['mean']:.4f}")
+    accuracy = card["metrics"]["test"]["accuracy"]["value"]
+    console.print(f"test accuracy {100 * accuracy:.2f} %; {exported.folder}/MODEL_CARD.md says more")
+    if about := card["files"].get(INT8):
+        console.print(f"{INT8} loses {_lost(about)}, against float32")
+
+
+def refusals(exported: Exported) -> list[str]:
+    """A line for each file that was asked for and not written."""
+    return [
+        f"{exported.folder}/{name}: not written, as it loses {_lost(about)}, against float32, and --max-drop is "
+        f"{about['max_drop']:g}; all other files are there"
+        for name, about in exported.card["refused"].items()
+    ]
+
+
+def _lost(about: Mapping[str, Any]) -> str:
+    validation, test = (f"{about[name]:.2f} points on {name.removesuffix('_drop')}" for name in DROPS)
+    return f"{validation} and {test}"
 
 
 def _meeting(
@@ -136,7 +178,7 @@ def _make(student: Student, wanted: Wanted) -> tuple[dict[str, Any], dict[str, b
     if wanted.int8:
         train = dataset.train
         files[INT8] = quantized(files[ONNX], given(train.images[_calibration(train.labels)], normalization))
-    test = dataset.test()
+    validation, test = dataset.validation, dataset.test()
     logits = predict_stages(student.folder, [student.stage], dataset, test.images)[student.stage.key]
     expected = logits.softmax(dim=0).t().numpy()
     about: dict[str, dict[str, Any]] = {}
@@ -150,7 +192,19 @@ def _make(student: Student, wanted: Wanted) -> tuple[dict[str, Any], dict[str, b
             check_same(name, about[name], len(test.labels))
         if name in (ONNX, INT8):
             about[name]["latency"] = latency(content, given(test.images[:1], normalization)[0])
-    card = model_card(student, logits, test.labels, about, raw)
+    refused: dict[str, Any] = {}
+    if wanted.int8:
+        right = {name: _accuracy(name, files[name], validation, normalization) for name in (ONNX, INT8)}
+        about[INT8] |= {
+            "validation_accuracy": right[INT8],
+            "validation_drop": 100 * (right[ONNX] - right[INT8]),
+            "test_drop": 100 * (about[ONNX]["test_accuracy"] - about[INT8]["test_accuracy"]),
+        }
+        if about[INT8]["validation_drop"] > wanted.max_drop + 1e-9:
+            del files[INT8]
+            lost = about.pop(INT8)
+            refused[INT8] = {name: lost[name] for name in DROPS} | {"max_drop": wanted.max_drop}
+    card = model_card(student, logits, test.labels, about, refused, raw)
     files |= {CARD: card_file(card), CARD_TEXT: card_text(card).encode()}
     return card, files | {CHECKSUMS: checksums(files).encode()}
 
@@ -159,6 +213,11 @@ def _calibration(labels: torch.Tensor) -> torch.Tensor:
     """Of the training images, as many of each class, the same ones every time."""
     least = int(labels.bincount().min()) * int(labels.max() + 1)
     return transfer_set(labels, min(CALIBRATION, least), seed=0)
+
+
+def _accuracy(name: str, content: bytes, split: Split, normalization: Normalization | None) -> float:
+    chosen = probabilities(name, content, split.images, normalization).argmax(axis=1)
+    return float((chosen == split.labels.numpy()).mean())
 
 
 def _compared(found: Array, expected: Array, labels: Array) -> dict[str, Any]:

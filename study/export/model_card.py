@@ -16,7 +16,7 @@ from torch import Tensor
 
 from takd.analysis.statistics import fraction_interval, mean_interval
 from takd.analysis.tables import BINS
-from takd.search_spaces import Stage
+from takd.search_spaces import Stage, some
 from takd.study.binary import binary_metrics
 from takd.study.confirm import measure_logits, positive_scores
 from takd.study.export.candidates import Student
@@ -31,11 +31,17 @@ VERSIONS = ("takd", "torch", "onnx", "onnxruntime")
 
 
 def model_card(
-    student: Student, logits: Tensor, labels: Tensor, files: Mapping[str, Mapping[str, Any]], raw: bool
+    student: Student,
+    logits: Tensor,
+    labels: Tensor,
+    files: Mapping[str, Mapping[str, Any]],
+    refused: Mapping[str, Mapping[str, float]],
+    raw: bool,
 ) -> dict[str, Any]:
     """Everything an export says. `logits` `[classes, n]` are the measured student's on the test split.
 
-    `files` has by name size, digest, accuracy and latency; `raw`: the files take images as they are.
+    `files` has by name size, digest, accuracy and latency; `refused` what files lost that were not written; `raw`: the
+    files take images as they are.
     """
     stage, dataset, candidate = student.stage, student.dataset, student.candidate
     size = size_of(stage.model, dataset.image_shape, len(dataset.classes))
@@ -63,10 +69,12 @@ def model_card(
         "output": {"name": PROBABILITIES if raw else LOGITS, "shape": ["batch", len(dataset.classes)]},
         "chosen_by": {
             "metric": candidate.metric,
-            "split": candidate.split,
+            "split": "validation",
+            "phase": candidate.phase,
             "mean": candidate.mean,
             **_interval(mean_interval(candidate.by_seed)),
             "students": len(candidate.by_seed),
+            "on_test": _mean_and_interval(candidate.on_test),
         },
         "path": _stages(student, logits, labels),
         "warnings": list(candidate.warnings),
@@ -79,6 +87,7 @@ def model_card(
         },
         "metrics": {"validation": _validation(student), "test": _test(student, logits, labels)},
         "files": {name: dict(about) for name, about in files.items()},
+        "refused": {name: dict(about) for name, about in refused.items()},
         "machine": {
             "processor": _processor(),
             "system": platform.system(),
@@ -93,6 +102,10 @@ def _interval(estimate: Any) -> dict[str, float | None]:
     """Of 95 %; null where one value alone has none."""
     found = {"low": float(estimate.low), "high": float(estimate.high)}
     return {name: None if np.isnan(value) else value for name, value in found.items()}
+
+
+def _mean_and_interval(values: Sequence[float]) -> dict[str, float | None] | None:
+    return {"mean": sum(values) / len(values), **_interval(mean_interval(values))} if len(values) else None
 
 
 def _stages(student: Student, logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
@@ -205,7 +218,7 @@ def _head(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {card['name']}\n"
     yield _paragraph(
         f"An image classifier with {card['parameters']:,} parameters. It sorts images of {_image(card)} into",
-        f"{len(card['classes'])} classes ({_some(card['classes'])}), and is right on **{_percent(test)}** of",
+        f"{len(card['classes'])} classes ({some(card['classes'], SHOWN)}), and is right on **{_percent(test)}** of",
         f"{test['of']:,} test images (95 % interval {_percents(test)}).",
         f"It learned from labels and from the soft targets of `{taught}`."
         if taught
@@ -300,15 +313,25 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"| calibration error, {BINS} bins | {100 * test['calibration_error']:.2f} % | |"
     yield f"| mean confidence | {100 * test['mean_confidence']:.2f} % | |"
     yield ""
-    interval = ""
-    if chosen["low"] is not None:
-        interval = f" (95 % interval over seeds {chosen['low']:.4f} to {chosen['high']:.4f})"
+    whose = "fresh students of the confirm phase" if chosen["phase"] == "confirm" else "students of the search"
     yield _paragraph(
-        f"It was chosen by each configuration's mean {chosen['metric']} on the {chosen['split']} split: that of",
-        f"`{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}{interval}.",
-        f"Of these students it is the best on validation, {100 * card['metrics']['validation']['accuracy']:.2f} %,",
-        "so that the test split chose no seed.",
+        f"It was chosen on validation images: by each configuration's mean {chosen['metric']} there, over its {whose}.",
+        f"That of `{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}",
+        f"{_seeds_interval(chosen)}. Of these students it is the best on validation,",
+        f"{100 * card['metrics']['validation']['accuracy']:.2f} %. No test image chose anything.",
     )
+    if tested := chosen["on_test"]:
+        yield ""
+        yield _paragraph(
+            f"On the test split the mean {chosen['metric']} of the same students is {tested['mean']:.4f}",
+            f"{_seeds_interval(tested)}.",
+        )
+
+
+def _seeds_interval(about: Mapping[str, Any]) -> str:
+    if about["low"] is None:
+        return ""
+    return f"(95 % interval over seeds {about['low']:.4f} to {about['high']:.4f})"
 
 
 def _path(card: Mapping[str, Any]) -> Iterator[str]:
@@ -394,15 +417,22 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
     for warning in card["warnings"]:
         yield _item(warning)
     yield _item(f"On average it is {abs(off):.1f} points too {'sure' if off > 0 else 'unsure'} of what it says.")
-    if card["chosen_by"]["split"] == "test":
+    if card["chosen_by"]["phase"] == "search":
         yield _item(
-            "Its configuration was chosen by the test results of all configurations, so its own are a little too good."
+            "Its configuration was chosen by the search's validation results, which flatter what they choose: no",
+            "student of the study is confirmed.",
         )
-    else:
-        yield _item("Its configuration was chosen by the search's validation results: the study has no confirm phase.")
     if INT8 in card["files"]:
-        gained = 100 * (card["files"][INT8]["test_accuracy"] - test["accuracy"]["value"])
-        yield _item(f"`{INT8}` is not the same model: its test accuracy differs by {gained:+.2f} points.")
+        about = card["files"][INT8]
+        yield _item(
+            f"`{INT8}` is not the same model: its accuracy is {_change(about['validation_drop'])} on validation and",
+            f"{_change(about['test_drop'])} on test.",
+        )
+    for name, about in card["refused"].items():
+        yield _item(
+            f"There is no `{name}`: its accuracy would be {_change(about['validation_drop'])} on validation and",
+            f"{_change(about['test_drop'])} on test, and {about['max_drop']:g} was allowed.",
+        )
     yield _item(f"`{SOURCE}` and `{PT2}` are programs: run those of people you trust. The other files are data.")
 
 
@@ -413,6 +443,11 @@ def _check(card: Mapping[str, Any]) -> Iterator[str]:
         f"`sha256sum -c {CHECKSUMS}` checks the digests alone.",
         f"Made on {card['made_at'][:10]} by takd {card['machine']['versions']['takd']}.",
     )
+
+
+def _change(drop: float) -> str:
+    """Of float32's accuracy, in points."""
+    return f"{abs(drop):.2f} points {'below' if drop >= 0 else 'above'} that of float32"
 
 
 def _paragraph(*parts: str) -> str:
@@ -426,10 +461,6 @@ def _item(*parts: str) -> str:
 def _image(card: Mapping[str, Any]) -> str:
     _, channels, height, width = card["input"]["shape"]
     return f"{height} x {width} pixels and {_count(channels, 'channel')}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names if len(names) <= SHOWN else [*names[:SHOWN], "..."])
 
 
 def _shape(about: Mapping[str, Any]) -> str:

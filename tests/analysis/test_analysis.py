@@ -432,14 +432,6 @@ def test_of_nothing_there_is_no_figure():
             make(empty())
 
 
-def test_studies_with_several_teachers_make_the_papers_gap_figure():
-    several = pd.concat([made_up(), made_up(teacher="mlp-400", study="other")], ignore_index=True)
-    axes = figures.accuracy_by_teacher(several).axes[0]
-    assert axes.get_title(loc="left") == "Student mlp-8: accuracy by teacher size"
-    with pytest.raises(Missing, match="one student size"):
-        figures.accuracy_by_student(several)
-
-
 def test_an_arm_has_one_colour_whatever_else_is_there():
     colors = arm_colors(made_up())
     assert len(set(colors.values())) == len(colors)
@@ -468,14 +460,6 @@ def with_searched_teacher() -> pd.DataFrame:
     parts[1]["stage_key"] += "-small"
     parts[1].loc[parts[1]["role"] == "student", "val_accuracy"] -= 0.01
     return pd.concat([*parts, made_up("confirm")], ignore_index=True)
-
-
-def test_a_study_that_searched_its_teacher_is_a_gap_figure_by_itself():
-    axes = figures.accuracy_by_teacher(with_searched_teacher()).axes[0]
-    assert "validation" in axes.get_ylabel()
-    assert {tuple(line.get_xdata()) for line in axes.lines} == {(1_000_000, 2_395_210)}
-    slopes = sorted(round(float(line.get_ydata()[1] - line.get_ydata()[0]), 2) for line in axes.lines)
-    assert slopes.count(1.0) == 3  # kd and two assistants gain a point; labels and label_smoothing have no teacher
 
 
 def test_arms_that_chose_different_teachers_are_named():

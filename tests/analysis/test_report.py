@@ -1,11 +1,14 @@
-"""`takd report` and `takd compare` on a real study: notebooks executed, files written, the page in a real browser."""
+"""`takd report` and `takd compare` on real studies: notebooks executed, files written, the page in a real browser."""
 
+import json
+import os
 import re
 import shutil
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
+import nbclient
 import nbformat
 import pandas as pd
 import pytest
@@ -15,25 +18,28 @@ from rich.console import Console
 from test_analysis import with_confirmation
 
 from takd.analysis.arms import accuracy_table, page_table
-from takd.analysis.execution import FOLDER, NAMES, execute, outputs
+from takd.analysis.execution import FOLDER, NAMES, OF_ONE, NotebookError, execute, outputs
 from takd.analysis.files import open_root, read_results, soft_targets
-from takd.analysis.page import inline_svg, markdown, page
+from takd.analysis.page import folded, inline_svg, markdown, page, table_html
 from takd.search_spaces import InputError
 from takd.study.cli import main
 from takd.study.report import print_table
 from takd.trainables.store.storage import open_storage
 
 FIGURES = ("accuracy_by_assistant", "differences", "temperature_lambda_map", "slices", "pareto", "training_curves")
-WIDTHS = ((390, "light"), (390, "dark"), (1280, "light"), (1280, "dark"))
+BOXES = (".opening figure", ".finding", "#arms .wide")
+WIDTHS = ((390, "light"), (1300, "light"), (1300, "dark"))
 
 
 @pytest.fixture(scope="module")
 def reported(finished: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a copy of the finished study, reported by the command; `printed` has what that said."""
+    """A root with the finished study and a copy of it, one reported and both together; `printed` has what was said."""
     root = tmp_path_factory.mktemp("report") / "runs"
     shutil.copytree(finished.folder.root, root)
+    shutil.copytree(root / "tiny", root / "again")
     with redirect_stdout(StringIO()) as out:
         assert main(["report", "tiny", "--root", str(root)]) == 0
+        assert main(["report", "tiny", "again", "--root", str(root)]) == 0
     (root / "printed").write_text(out.getvalue())
     return root
 
@@ -49,7 +55,7 @@ def seen(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[i
     binary = find_browser()
     if binary is None:
         pytest.skip("no Chromium is installed (apt-get install chromium)")
-    return look(binary, report / "report.html", tmp_path_factory.mktemp("browser"), WIDTHS)
+    return look(binary, report / "report.html", tmp_path_factory.mktemp("browser"), WIDTHS, BOXES)
 
 
 # Notebooks
@@ -77,12 +83,41 @@ def test_a_notebook_is_thin_and_needs_no_framework(name):
     assert imported == {"os", "takd.analysis"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OF_ONE)
 def test_a_notebook_ran_on_the_real_study_and_shows_something(report, name):
-    notebook = nbformat.read(report / f"{name}.ipynb", as_version=4)
+    notebook = json.loads((report / f"{name}.ipynb").read_text())
     shown = [forms for forms, _ in outputs(notebook)]
     assert any("image/svg+xml" in forms for forms in shown)
-    assert not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", []))
+    nbformat.validate(notebook)
+
+
+def test_a_user_runs_a_notebook_in_jupyter_and_sees_what_the_report_has(reported, monkeypatch):
+    monkeypatch.setenv("TAKD_ROOT", str(reported))
+    monkeypatch.setenv("TAKD_STUDY", "tiny")
+    notebook = nbformat.read(FOLDER / "cost_and_choice.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, kernel_name="python3").execute(cwd=str(FOLDER))
+    seen = [(sorted(forms), figure) for forms, figure in outputs(json.loads(nbformat.writes(notebook)))]
+    own = json.loads((reported / "tiny" / "report" / "cost_and_choice.ipynb").read_text())
+    assert seen == [(sorted(forms), figure) for forms, figure in outputs(own)]
+
+
+def test_a_cell_that_raises_is_named_and_the_environment_is_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("takd.analysis.execution.FOLDER", tmp_path)
+    monkeypatch.setenv("TAKD_STUDY", "mine")
+    cells = [
+        {
+            "cell_type": "code",
+            "source": ["import os\n", "print(os.environ['TAKD_STUDY'])\n", "os.environ['TAKD_ROOT']"],
+        },
+        {"cell_type": "code", "source": ["1 / 0"]},
+    ]
+    for name, number in (("fine", 1), ("broken", 2)):
+        (tmp_path / f"{name}.ipynb").write_text(json.dumps({"cells": cells[:number]}))
+    printed, shown = execute("fine", "a root", "a,b")["cells"][0]["outputs"]
+    assert (printed["text"], shown["data"]) == ("a,b\n", {"text/plain": "'a root'"})
+    with pytest.raises(NotebookError, match=r"broken\.ipynb: ZeroDivisionError: division by zero"):
+        execute("broken", "a root", "a,b")
+    assert (os.environ["TAKD_STUDY"], "TAKD_ROOT" in os.environ) == ("mine", False)
 
 
 def test_partial_results_are_shown_with_what_is_missing(finished, tmp_path):
@@ -147,6 +182,48 @@ def test_summary_opens_with_the_finding_and_has_the_tables(report):
     assert "validation numbers of the search" in text
     assert "| takd:mlp-16 - kd |" in text
     assert "## Cost" in text
+    order = [
+        text.index(f"\n## {each}\n") for each in ("The arms", "The questions", "Is the difference real?", "Methods")
+    ]
+    assert order == sorted(order)
+
+
+def test_the_methods_paragraph_says_what_ran(report):
+    """Of this study's space and stages, each number of it."""
+    text = (report / "summary.md").read_text()
+    [paragraph] = [line for line in text.splitlines() if line.startswith("We used the data set mnist")]
+    for words in (
+        "(50,000 training, 10,000 validation and 10,000 test images)", "assistant was mlp-16 (13,002 parameters)",
+        "student was mlp-4 (3,210 parameters)", "Students were trained for 3 epochs in batches of 256 with Adam (learning rate 0.01, ",
+        "on a class-balanced transfer set of 200 training images", "T was one of 1 or 4 and lambda 0.7",
+        "3 arms: labels, kd, takd:mlp-16", "6 configurations were chosen by Optuna's TPE sampler (seed 0), with 2 student seeds each",
+        "There was no confirm phase",
+    ):  # fmt: skip
+        assert words in paragraph, words
+    assert paragraph in (report / "report.html").read_text().replace("&gt;", ">")
+
+
+# Several studies
+
+
+def test_several_studies_make_one_report_with_a_block_each(reported):
+    folder = reported / "tiny+again" / "report"
+    text = (folder / "report.html").read_text()
+    assert "<title>Studies tiny, again</title>" in text
+    blocks = re.findall(r'<tr class="block"><th colspan="11">(\w+)</th></tr>', text)
+    assert blocks == ["tiny", "again"]
+    assert text.count("<details open><summary>tiny</summary>") == 2  # its questions and its differences
+    table = pd.read_csv(folder / "arms.csv", keep_default_na=False)
+    assert table["study"].tolist() == ["tiny"] * 3 + ["again"] * 3
+    assert set(pd.read_csv(folder / "comparisons.csv")["study"]) == {"tiny", "again"}
+    assert {file.stem for file in folder.glob("*.svg")} == {"accuracy_by_study", "gain_by_factor"}
+    assert text.index('aria-label="accuracy by study"') < text.index("The highest mean") < text.index("<table")
+    summary = (folder / "summary.md").read_text()
+    assert "### tiny" in summary
+    assert "### again" in summary
+    printed = (reported / "printed").read_text()
+    assert "study again\nThe highest mean" in printed
+    assert f"report   {reported}/tiny+again/report/report.html" in printed
 
 
 # The page
@@ -157,23 +234,41 @@ def test_the_page_fetches_nothing_and_runs_nothing(report):
     assert "<script" not in text
     assert "default-src 'none'" in text
     assert not re.findall(r"(?:src|href)=\"(?!#|data:)[^\"]*\"", text.replace('xlink:href="#', 'href="#'))
-    assert text.index("The highest mean") < text.index("<table")
+    order = ['aria-label="accuracy by assistant"', "The highest mean", "<table", "What does temperature do?", "<li>"]
+    assert [text.index(each) for each in order] == sorted(text.index(each) for each in order)
+    assert text.count('aria-label="accuracy by assistant"') == 1
 
 
 def test_what_a_study_says_is_text_and_no_markup():
+    evil = "<img src=x onerror=alert(1)>"
+    table = table_html({evil: pd.DataFrame({evil: [evil]})})
     html = page(
-        "<b>study</b>", ["<script>alert(1)</script>"], "<i>", "| a |\n| --- |\n| <img src=x onerror=alert(1)> |", {}
+        "<b>study</b>",
+        None,
+        {evil: ["<script>alert(1)</script>"]},
+        ["<i>"],
+        {evil: table, "front": markdown(f"| a |\n| --- |\n| {evil} |") + folded({evil: "", "b": ""})},
     )
     assert "<script>alert" not in html
     assert "<img" not in html
     assert "<b>study" not in html
+    assert "<i>" not in html
     assert "<a " not in markdown("[click](javascript:alert(1)) <http://example.invalid>")
 
 
 def test_a_warning_stands_out_from_the_finding():
-    html = page("study", ["The best is kd.", "Warning: the teacher <b> is at chance."], "", "", {})
+    html = page("study", None, {"": ["The best is kd.", "Warning: the teacher <b> is at chance."]}, [], {})
     assert "<p>The best is kd.</p>" in html
     assert '<p class="warning">Warning: the teacher &lt;b&gt; is at chance.</p>' in html
+
+
+def test_blocks_with_the_same_columns_are_one_table_and_an_interval_stays_on_its_line():
+    same, other = pd.DataFrame({"a": ["1.0 (0.9 to 1.1)"]}), pd.DataFrame({"b": ["2"]})
+    html = table_html({"first": same, "second": same, "third": other})
+    assert html.count("<table") == html.count("</table>") == 2
+    assert "<td>1.0 (0.9&nbsp;to&nbsp;1.1)</td>" in html
+    assert folded({"": "<p>all</p>"}) == "<p>all</p>"
+    assert "<details>" in folded(dict.fromkeys("abcd", ""))
 
 
 def test_the_page_shows_what_matters_of_an_arm_without_scrolling_to_it():
@@ -198,6 +293,14 @@ def test_the_page_in_a_browser(seen, report, width, scheme):
     assert page.scroll_width <= width
     assert page.background == ("rgb(20, 23, 26)" if scheme == "dark" else "rgb(255, 255, 255)")
     assert page.pdf.startswith(b"%PDF")
+    picture, finding, table = (page.boxes[each] for each in (".opening figure", ".finding", "#arms .wide"))
+    if width == 1300:
+        assert picture.right < finding.left, "the finding stands beside the picture"
+        assert table.scroll_width <= table.right - table.left + 1, "the table of arms is whole"
+        assert picture.bottom < table.top < 1300
+    else:
+        assert picture.bottom <= finding.top, "the finding stands below the picture"
+    assert finding.bottom < table.top
 
 
 # The command line
@@ -230,7 +333,6 @@ def test_the_report_ends_with_the_finding_and_where_it_is(reported):
 
 
 def test_compare_puts_studies_side_by_side(reported, capsys):
-    shutil.copytree(reported / "tiny", reported / "again")
     assert main(["compare", "tiny", "again", "--root", str(reported)]) == 0
     out = capsys.readouterr().out
     assert re.search(r"arm +tiny \(validation\) +again \(validation\)", out)
@@ -244,6 +346,9 @@ def test_compare_puts_studies_side_by_side(reported, capsys):
     [
         (["report", "nothing"], "study nothing: no results/trials.parquet below"),
         (["report", "../elsewhere"], "--name ../elsewhere: expected letters"),
+        (["report", "tiny", "tiny"], "report tiny tiny: each study is named once"),
+        (["report", "tiny", "nothing"], "study nothing: no results/trials.parquet below"),
+        (["report", *(f"{number}{'x' * 80}" for number in range(3))], "245 characters together; expected at most 200"),
         (["compare", "tiny", "nothing"], "study nothing: no results/trials.parquet below"),
         (["compare", "tiny"], "expected two studies or more"),
         (["compare", "tiny", "tiny"], "each named once"),
@@ -276,6 +381,6 @@ def test_a_root_that_is_no_uri_is_named():
 
 
 def test_several_studies_are_read_as_one_and_told_apart(reported):
-    shutil.copytree(reported / "tiny", reported / "second", dirs_exist_ok=True)
-    results = read_results(str(reported), "tiny,second")
+    results = read_results(str(reported), "tiny,again")
     assert len(results.all_trials) == 2 * len(results.trials)
+    assert results.all_trials["study"].unique().tolist() == ["tiny", "again"]

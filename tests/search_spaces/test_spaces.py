@@ -6,7 +6,7 @@ import optuna
 import pytest
 from conftest import TINY, tiny_space
 
-from takd.search_spaces import DatasetFingerprint, InputError, load_space, parse_arm, presets, space_from
+from takd.search_spaces import DatasetFingerprint, InputError, load_space, parse_arm, presets, some, space_from
 
 MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
 
@@ -376,3 +376,11 @@ def test_smoothing_is_varied_in_one_place():
 def test_values_that_are_none_are_one_line(override, words):
     with pytest.raises(InputError, match=words):
         load_space("mnist-gap", [override])
+
+
+def test_a_list_that_is_too_long_for_a_sentence_says_how_many_are_left():
+    names = [f"class-{number}" for number in range(2005)]
+    assert some(names[:5]) == "class-0, class-1, class-2, class-3, class-4"
+    assert some(names, 2) == "class-0, class-1 and 2,003 more"
+    assert some(iter(names[:3]), 1, separator="; ") == "class-0 and 2 more"
+    assert some([]) == ""

@@ -164,7 +164,7 @@ def test_damage_says_the_command_that_mends_it(own_cache, made, file):
 def test_an_image_that_is_in_train_and_test_is_a_warning(own_cache, trees, caplog):
     shutil.copy(trees / "train/ash/00.png", trees / "test/birch/00.png")
     convert(trees)
-    assert re.search(r"the same image is there twice: .*train/ash/00\.png and .*test/birch/00\.png", caplog.text)
+    assert re.search(r"the same image is there twice: .*test/birch/00\.png is .*train/ash/00\.png", caplog.text)
 
 
 def resized(path: Path) -> None:

@@ -72,9 +72,7 @@ def found(tmp_path_factory) -> Iterator[Path]:
 
 
 def test_found_sizes_are_said_with_the_flag_and_brought_to_one(own_cache, found, lines):
-    line = refused(
-        r"^the images have 116 sizes: \d+x\d+ \(\d+\), .*, and 111 more sizes; .*; --size \d+, or", found / "sizes"
-    )
+    line = refused(r"^the images have 116 sizes: \d+x\d+ \(\d+\), .* and 111 more; .*; --size \d+, or", found / "sizes")
     assert "24 to 89 wide" in line
     assert lines() == []
     dataset = convert(found / "sizes", size=(32, 32))

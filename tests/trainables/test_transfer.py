@@ -210,7 +210,7 @@ def test_weights_of_another_architecture_are_one_line_with_the_first_that_do_not
         f"pretrained {file}: these are not the weights of torchvision/resnet50: layer1.0.conv1.weight is "
         "[64, 64, 3, 3], the model's [64, 64, 1, 1]; layer1.0.conv3.weight is missing; "
     )
-    assert str(caught.value).endswith(" more)")
+    assert str(caught.value).endswith(" more")
 
 
 def test_weights_below_a_root_are_whole_or_written_again(files, tmp_path):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from takd.search_spaces import InputError
+from takd.search_spaces import InputError, some
 from takd.trainables.datasets.division import held_out
 from takd.trainables.datasets.reading import of_shape
 from takd.trainables.datasets.sources import ALL, SPLITS, Bytes, Images, Indices, RawSplit, Source
@@ -21,7 +21,6 @@ from takd.trainables.datasets.splits import SplitFile
 from takd.trainables.store.storage import write_synced
 
 EXAMPLES = "examples.parquet"
-SHOWN = 5  # of what a warning names
 _SLICE = 1 << 24  # bytes of pixels that are in memory at once
 
 
@@ -94,8 +93,7 @@ def _rare(classes: Sequence[str], counts: Mapping[str, Sequence[int]]) -> Iterat
             f"{name} ({counts['train'][each]} in train)" for each, name in enumerate(classes) if not counts[split][each]
         ]
         if gone:
-            more = f", and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
-            yield f"no {split} image of {', '.join(gone[:SHOWN])}{more}; what is measured there says nothing of that"
+            yield f"no {split} image of {some(gone)}; what is measured there says nothing of that"
 
 
 class _Piece(NamedTuple):
@@ -185,6 +183,4 @@ class _Twice:
 
     def lines(self) -> Iterator[str]:
         if self.found:
-            earlier, name = self.found[0]
-            more = f", and {len(self.found) - 1} more pairs" if len(self.found) > 1 else ""
-            yield f"the same image is there twice: {earlier} and {name}{more}"
+            yield f"the same image is there twice: {some((f'{name} is {earlier}' for earlier, name in self.found), 1)}"

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from takd.search_spaces import InputError
+from takd.search_spaces import InputError, some
 from takd.trainables.datasets.listing import SPLIT_NAMES, Listing, Part, check_learnable, labels_of
 from takd.trainables.datasets.reading import SUFFIXES
 from takd.trainables.datasets.sources import ALL, SPLITS
-
-_SHOWN = 5  # of what a line names
 
 
 @dataclass
@@ -29,11 +27,7 @@ class _Skipped:
             "in no class folder": self.no_class,
             "beside the splits": self.no_split,
         }
-        return tuple(
-            f"skipped {len(names)}, {why}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-            for why, names in reasons.items()
-            if names
-        )
+        return tuple(f"skipped {len(names)}, {why}: {some(names)}" for why, names in reasons.items() if names)
 
 
 def list_folder(folder: Path, shown: str) -> Listing:
@@ -71,9 +65,7 @@ def list_folder(folder: Path, shown: str) -> Listing:
         parts,
         frozenset(parts),
         skipped.notes(),
-        f"has the classes {', '.join(classes[:_SHOWN])}{', ...' if len(classes) > _SHOWN else ''} and no splits"
-        if ALL in parts
-        else "has no test split",
+        f"has the classes {some(classes)}, and no splits" if ALL in parts else "has no test split",
     )
 
 

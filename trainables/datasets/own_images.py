@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from takd.search_spaces import InputError
+from takd.search_spaces import InputError, some
 from takd.trainables.datasets.decoding import Decoders, EncodedImages, Survey
 from takd.trainables.datasets.division import a_tenth, divided, divided_by_group, held_out
 from takd.trainables.datasets.folders import list_folder
@@ -23,7 +23,6 @@ from takd.trainables.datasets.reading import CONVERSIONS, UNDECODABLE, Reading, 
 from takd.trainables.datasets.sources import ALL, SPLITS, Bytes, Indices, RawSplit, Source
 from takd.trainables.datasets.tables import list_table
 
-SHOWN = 5  # of what a line names
 _PROBED = 64  # images that say what size and colours to expect
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".zip")
 
@@ -290,12 +289,11 @@ class _Import:
         expected = (self.reading.width, self.reading.height)
         images = sum(len(part.labels) for part in self.listing.parts.values())
         sizes[expected] += images - sum(sizes.values()) - len(self.survey.broken)
-        common = [f"{width}x{height} ({number:,})" for (width, height), number in sizes.most_common(SHOWN)]
-        more = f", and {len(sizes) - SHOWN} more sizes" if len(sizes) > SHOWN else ""
+        common = [f"{width}x{height} ({number:,})" for (width, height), number in sizes.most_common()]
         widths, heights = ([size[side] for size in sizes] for side in (0, 1))
         asked = int(np.median([min(size) for size in sizes.elements()]))
         return (
-            f"the images have {len(sizes)} sizes: {', '.join(common)}{more}; {min(widths)} to {max(widths)} wide, "
+            f"the images have {len(sizes)} sizes: {some(common)}; {min(widths)} to {max(widths)} wide, "
             f"{min(heights)} to {max(heights)} high; --size {asked}, or another, brings all to one"
         )
 
@@ -311,13 +309,10 @@ class _Import:
             if number := self.survey.conversions[kind]:
                 log.info("%s %s", _count(number, "image"), sentence)
         if extreme := self.survey.extreme:
-            some = ", ".join(
-                f"{self._place(part, row)} ({width}x{height})" for part, row, (width, height) in extreme[:SHOWN]
-            )
-            more = f", and {len(extreme) - SHOWN} more" if len(extreme) > SHOWN else ""
+            named = some(f"{self._place(part, row)} ({width}x{height})" for part, row, (width, height) in extreme)
             log.warning(
-                "%s of which %dx%d shows little, as they are far smaller or of another shape: %s%s",
-                _count(len(extreme), "image"), self.reading.width, self.reading.height, some, more,
+                "%s of which %dx%d shows little, as they are far smaller or of another shape: %s",
+                _count(len(extreme), "image"), self.reading.width, self.reading.height, named,
             )  # fmt: skip
 
     def _place(self, part: str, row: int) -> str:

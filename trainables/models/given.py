@@ -12,11 +12,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import Existing, InputError
+from takd.search_spaces import Existing, InputError, some
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.families import build, check_model
-from takd.trainables.models.given_classes import class_order, some
+from takd.trainables.models.given_classes import NAMED, class_order
 from takd.trainables.models.given_logits import canonical_logits
 from takd.trainables.models.pretrained import SCALE, SHIFT, between, heads_of, restore
 from takd.trainables.models.weights_files import fitting, read_file
@@ -59,7 +59,7 @@ def _check_head(tensors: Mapping[str, Tensor], head: str, dataset: Dataset, abou
     if weight is not None and weight.dim() and len(weight) != len(dataset.classes):
         raise InputError(
             f"{about}: is of {len(weight):,} classes ({head}.weight is {list(weight.shape)}); dataset {dataset.name} "
-            f"has {len(dataset.classes)} ({some(dataset.classes)})"
+            f"has {len(dataset.classes)} ({some(dataset.classes, NAMED)})"
         )
 
 
@@ -73,7 +73,7 @@ def _in_order(
     if not torch.allclose(before[:, rows], after, rtol=1e-3, atol=1e-3 * float(before.abs().max())):
         raise InputError(
             f"{about}: has the classes in another order than dataset {dataset.name}, and {model} can't be brought into "
-            f"that order by its last layer; expected {some(dataset.classes)}"
+            f"that order by its last layer; expected {some(dataset.classes, NAMED)}"
         )
     return moved
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from takd.search_spaces import Existing, InputError
+from takd.search_spaces import Existing, InputError, some
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.datasets.sources import SPLITS
-from takd.trainables.models.given_classes import class_order, some
+from takd.trainables.models.given_classes import NAMED, class_order
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.store.storage import first_line
 
@@ -75,7 +75,7 @@ def _check_array(logits: Any, name: str, dataset: Dataset, about: str) -> None:
     if logits.shape[1] != classes:
         raise InputError(
             f"{about}: {name} is of {logits.shape[1]:,} classes; dataset {dataset.name} has {classes} "
-            f"({some(dataset.classes)})"
+            f"({some(dataset.classes, NAMED)})"
         )
     with np.errstate(over="ignore"):
         odd = np.argwhere(~np.isfinite(logits.astype(np.float32)))

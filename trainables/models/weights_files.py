@@ -10,7 +10,6 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import InputError
+from takd.search_spaces import InputError, some
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.store.storage import first_line
 
@@ -168,8 +167,7 @@ def fitting(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], complai
     ]
     wrong += [f"{name} is none of the model's" for name in given if name not in expected]
     if wrong:
-        more = f" (and {len(wrong) - _TOLD} more)" if len(wrong) > _TOLD else ""
-        raise InputError(f"{complaint}: {'; '.join(islice(wrong, _TOLD))}{more}")
+        raise InputError(f"{complaint}: {some(wrong, _TOLD, separator='; ')}")
     return {
         name: given.get(name, torch.tensor(0)).to(each.dtype, copy=True, memory_format=torch.contiguous_format)
         for name, each in expected.items()

@@ -1,0 +1,215 @@
+"""The methods paragraph of a paper, as a study's space and tables have it: what was trained, chosen, measured, and how.
+
+Everything in it is read from these, so that it says what ran.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from takd.analysis.tables import confirmed, students
+from takd.search_spaces import Recipe, Space, Training, examples_of, some
+from takd.search_spaces.stage import in_use
+
+NOT_READ = "This version of takd can't read the study's space.yaml, so there is no methods paragraph."
+NAMED = 20  # of a list
+_OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+_SAMPLERS = {"tpe": "Optuna's TPE sampler", "random": "random search"}
+
+
+def methods(space: Space | None, trials: pd.DataFrame, images: Mapping[str, int]) -> str:
+    """One paragraph. `trials` are the study's rows; `images` are the data set's by split, empty where not known."""
+    if space is None:
+        return NOT_READ
+    parts = (_data, _models, _training, _loss, _arms, _search, _confirm)
+    return " ".join(sentence for part in parts for sentence in part(space, trials, images) if sentence)
+
+
+Sentences = Iterator[str]
+
+
+def _data(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
+    names = {"train": "training", "validation": "validation", "test": "test"}
+    sizes = [f"{images[split]:,} {name}" for split, name in names.items() if split in images]
+    yield f"We used the data set {space.dataset}" + (f" ({_and(sizes)} images)." if sizes else ".")
+
+
+def _models(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
+    known = trials.dropna(subset=["parameters"]).groupby("model")["parameters"].max()
+
+    def sized(models: Any) -> list[str]:
+        return [f"{each} ({known[each]:,.0f} parameters)" if each in known else str(each) for each in models]
+
+    factors = _factors(space)
+    teachers = factors.get("teacher.model", space.teacher.models)
+    pupils = factors.get("student.model", (space.student.model,))
+    yield f"The {_plural('teacher', teachers)} {_and(sized(teachers))}."
+    if names := space.assistants.names:
+        yield f"The {_plural('teacher assistant', names)} {_and(sized(names))}."
+    yield f"The {_plural('student', pupils)} {_and(sized(pupils))}."
+    if factors:
+        listed = "; ".join(f"{name} ({_and([*map(_number, values)])})" for name, values in factors.items())
+        yield (
+            f"Factors that were compared and not optimised were {listed}: in each of the "
+            f"{_cells(factors)} cells every arm was searched, chosen and confirmed by itself."
+        )
+
+
+def _plural(role: str, models: Any) -> str:
+    return f"{role} was" if len(models) == 1 else f"{role}s were"
+
+
+def _factors(space: Space) -> dict[str, tuple[Any, ...]]:
+    given = getattr(space, "factors", None) or {}
+    given = given if isinstance(given, Mapping) else given.model_dump(by_alias=True)
+    return {name: tuple(values) for name, values in given.items() if values}
+
+
+def _cells(factors: Mapping[str, tuple[Any, ...]]) -> int:
+    count = 1
+    for values in factors.values():
+        count *= len(values)
+    return count
+
+
+def _training(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
+    """Recipes, those that are alike in one sentence; and what was given."""
+    existing = [name for name in space.assistants.names if space.assistants.existing(name)]
+    sections: dict[str, Training] = {} if space.teacher.exists else {"the teacher": space.teacher}
+    sections |= {"assistants": space.assistants} if len(existing) < len(space.assistants.names) else {}
+    by_recipe: dict[str, list[str]] = {}
+    for who, section in (sections | {"students": space.student}).items():
+        by_recipe.setdefault(_recipe(section), []).append(who)
+    for recipe, who in by_recipe.items():
+        named = _and(who)
+        yield f"{named[0].upper()}{named[1:]} {'was' if who == ['the teacher'] else 'were'} trained for {recipe}."
+    if space.teacher.exists:
+        yield f"The teacher was given, as a {space.teacher.kind} file, and not trained here."
+    if existing:
+        were = "was" if len(existing) == 1 else "were"
+        yield f"Of the assistants {_and(existing)} {were} given and not trained here."
+
+
+def _recipe(section: Training) -> str:
+    """`60 epochs in batches of 256 with Adam (...)`, and what is unusual."""
+    first = {name: next(iter(examples_of(value)))[1] for name, value in section.recipe.items()}
+    plain = Recipe.model_validate(in_use(first)).model_dump()
+
+    def told(name: str) -> str:
+        return _told(section.recipe[name] if name in section.recipe else plain[name])
+
+    optimizer = told("optimizer")
+    about = [f"learning rate {told('learning_rate')}", f"{told('schedule')} schedule"]
+    about += [f"momentum {told('momentum')}"] if plain["momentum"] is not None else []
+    about += [f"weight decay {told('weight_decay')}"] if plain["weight_decay"] or "weight_decay" in first else []
+    text = (
+        f"{told('epochs')} epochs in batches of {told('batch_size')} with {_OPTIMIZERS.get(optimizer, optimizer)} "
+        f"({', '.join(about)})"
+    )
+    said = {
+        "examples": "on a class-balanced transfer set of {} training images",
+        "dropout": "dropout {}",
+        "label_smoothing": "label smoothing {}",
+        "augment": "augmentation {}",
+        "class_weights": "class weights {}",
+        "head_epochs": "the first {} epochs on the last layer alone",
+        "finetune_from": "then all layers from {} on",
+        "precision": "precision {}",
+    }
+    extra = [text.format(told(name)) for name, text in said.items() if plain.get(name) not in (None, "float32")]
+    extra += [f"starting from the weights {section.pretrained}"] if section.pretrained else []
+    selected = "the epoch with the best validation accuracy" if plain["select"] == "best" else "the last epoch"
+    return f"{', '.join([text, *extra])}, and the weights of {selected} were kept"
+
+
+def _told(value: Any) -> str:
+    """A fixed value, or among what it was varied."""
+    if hasattr(value, "choices"):
+        return f"one of {_and([*map(_number, value.choices)], 'or')}"
+    if hasattr(value, "low"):
+        scale = " on a logarithmic scale" if value.log else f" in steps of {_number(value.step)}" if value.step else ""
+        return f"between {_number(value.low)} and {_number(value.high)}{scale}"
+    return _number(value)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _loss(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
+    if not any(arm.distilled for arm in space.all_arms):
+        return
+    form = {"convex": "(1 - lambda) CE + lambda T^2 KL", "additive": "CE + lambda T^2 KL"}[space.loss.form]
+    of = {"batchmean": "summed over classes", "mean": "averaged over classes"}[space.loss.kl_reduction]
+    yield (
+        f"Models that learn from soft targets minimised {form}, with the cross-entropy CE with the labels and the "
+        f"Kullback-Leibler divergence KL ({of}) of the distributions softened at temperature T."
+    )
+    unusual = {
+        "KL was replaced by the decoupled divergence of Zhao et al. 2022": space.loss.divergence,
+        "logits were standardised before they were softened (Sun et al. 2024)": space.loss.standardize,
+    }
+    for text, there in unusual.items():
+        if there:
+            yield f"{text[0].upper()}{text[1:]}."
+    yield f"For students T was {_told(space.student.temperature)} and lambda {_told(space.student.lambda_)}"
+    if any(arm.assistants for arm in space.all_arms):
+        yield f"(assistants: T {_told(space.assistants.temperature)}, lambda {_told(space.assistants.lambda_)})."
+    else:
+        yield "throughout."
+
+
+def _arms(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
+    names = [arm.name for arm in space.all_arms]
+    yield f"We compared {len(names)} arms: {some(names, NAMED)}."
+
+
+def _search(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
+    done = students(trials)
+    each = f"with {space.seeds} student seeds each" if space.seeds > 1 else "with one student seed each"
+    if space.sampler == "grid":
+        how = f"All {space.budget:,} configurations of a grid were tried"
+    else:
+        how = f"{space.budget:,} configurations were chosen by {_SAMPLERS[space.sampler]} (seed {space.sampler_seed})"
+    ended = ""
+    if space.asha:
+        ended = "Asynchronous successive halving (Li et al. 2020) ended weak students early."
+    yield f"{how}, {each} ({len(done):,} students in all), and each arm's best was chosen by mean validation accuracy."
+    yield ended
+
+
+def _confirm(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
+    final = confirmed(trials)
+    if space.confirm is None or not len(final):
+        why = "There was no confirm phase" if space.confirm is None else "The confirm phase has not ended"
+        yield f"{why}, so all accuracies are validation accuracies of the search."
+        return
+    paths = getattr(space.confirm, "paths", None)
+    if paths:
+        yield (
+            f"Then each arm's choice was trained again on {paths} whole paths, each with teacher, assistants, transfer "
+            f"set and order of examples drawn anew, with {_count(space.confirm.seeds, 'student')} a path; paths were "
+            "the same for all arms."
+        )
+    else:
+        again = "with teacher and assistants trained anew for each" if space.confirm.reseed_path else (
+            "with the teacher and the assistants of the search"
+        )  # fmt: skip
+        yield (
+            f"Then each arm's choice was trained again from {_count(space.confirm.seeds, 'fresh seed')}, the same ones "
+            f"for all arms, {again}."
+        )
+    yield "The test split was read once, after that."
+
+
+def _count(number: int, what: str) -> str:
+    return f"one {what}" if number == 1 else f"{number} {what}s"
+
+
+def _and(names: list[str], word: str = "and") -> str:
+    if len(names) > NAMED:
+        return some(names, NAMED)
+    return f" {word} ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else ""
