@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import student_costs
-from takd.analysis.measured import Measured, measured
-from takd.analysis.metrics import METRICS
-from takd.analysis.statistics import (
+from takd.analysis.evidence.measured import Measured, measured
+from takd.analysis.evidence.statistics import (
     Interval,
     best_arms,
     bounded_interval,
@@ -22,15 +21,17 @@ from takd.analysis.statistics import (
     spread_of_images,
     spread_of_paths,
 )
+from takd.analysis.evidence.wording import Compared, verdict, without_minus_zero
+from takd.analysis.metrics import METRICS
 from takd.analysis.tables import (
     Missing,
     arm_order,
+    blocks_of,
     by_cell,
     chosen_students,
     confirmed,
     hyperparameters_of,
     paper_name,
-    blocks_of,
     remembered,
     scope,
     smallest_effect,
@@ -39,7 +40,6 @@ from takd.analysis.tables import (
     unit_of,
 )
 from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
-from takd.analysis.wording import Compared, verdict, without_minus_zero
 
 # Columns of the printed table of arms that a reader misses least, the least one first.
 SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best configuration")

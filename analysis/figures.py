@@ -18,8 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from takd.analysis.arms import arms_table, comparisons
 from takd.analysis.cost import pareto_front
+from takd.analysis.evidence.statistics import ALPHA, REFERENCES, mean_interval
 from takd.analysis.importance import importance
-from takd.analysis.statistics import ALPHA, REFERENCES, mean_interval
 from takd.analysis.tables import (
     BINS,
     Missing,

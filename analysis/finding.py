@@ -8,8 +8,8 @@ import pandas as pd
 
 from takd.analysis.arms import arms_table, comparisons, percents, to_ship, with_interval
 from takd.analysis.cost import pareto_front
+from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
-from takd.analysis.statistics import ALPHA
 from takd.analysis.tables import (
     Missing,
     assistants_of,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import USE
-from takd.analysis.statistics import fraction_interval
+from takd.analysis.evidence.statistics import fraction_interval
 from takd.analysis.tables import chosen_students, split_of
 
 WARNING = "Warning: "

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from takd.analysis.statistics import (
+from takd.analysis.evidence.statistics import (
     ALPHA,
     Spread,
     best_arms,

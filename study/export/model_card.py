@@ -14,7 +14,7 @@ import torch
 from pandas import isna
 from torch import Tensor
 
-from takd.analysis.statistics import fraction_interval, mean_interval
+from takd.analysis.evidence.statistics import fraction_interval, mean_interval
 from takd.analysis.tables import BINS
 from takd.search_spaces import Stage, some
 from takd.study.binary import binary_metrics

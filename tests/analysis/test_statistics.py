@@ -15,8 +15,8 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from takd.analysis.agreement import agreement, discordance, gain
-from takd.analysis.statistics import (
+from takd.analysis.evidence.agreement import agreement, discordance, gain
+from takd.analysis.evidence.statistics import (
     ALPHA,
     Needed,
     _power,
