@@ -8,6 +8,7 @@ import pandas as pd
 
 from takd.analysis.arms import arms_table, comparisons, percents, to_ship, with_interval
 from takd.analysis.cost import pareto_front
+from takd.analysis.evidence.certainty import choice_table, what_would_help
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
 from takd.analysis.tables import (
@@ -247,7 +248,10 @@ def _regulariser(trials: pd.DataFrame) -> str:
     if "label_smoothing" not in arms or "kd" not in arms:
         missing = "It can't be told from a regulariser here: this study has no arm label_smoothing beside kd."
         return f"{text} {missing}".strip()
-    row = compared[(compared["arm"] == "label_smoothing") & (compared["reference"] == "kd")].iloc[0]
+    rows = compared[(compared["arm"] == "label_smoothing") & (compared["reference"] == "kd")]
+    if len(rows) > 1:
+        return _listed([*over_labels["verdict"], *rows["verdict"]])
+    row = rows.iloc[0]
     more = row["p_holm"] < ALPHA and row["difference"] < 0
     conclusion = "So it is more than a regulariser here." if more else "So nothing here shows that it is more than one."
     return (
@@ -274,6 +278,15 @@ def _listed(lines: Iterable[str]) -> str:
 
 
 def _cost(trials: pd.DataFrame) -> str:
+    parts = by_cell(trials)
+    if len(parts) == 1:
+        return _cost_of_one(trials)
+    fronts = {cell: arms_table(part).dropna(subset=["path_seconds"]) for cell, part in parts.items()}
+    listed = [f"at {cell}: {', '.join(pareto_front(table))}" for cell, table in fronts.items() if len(table)]
+    return f"On the Pareto front of accuracy against training seconds are, from the cheapest:\n\n{_listed(listed)}"
+
+
+def _cost_of_one(trials: pd.DataFrame) -> str:
     table = arms_table(trials).dropna(subset=["path_seconds"])
     kd = table[table["arm"] == "kd"]
     if not len(kd):
@@ -295,10 +308,39 @@ def _cost(trials: pd.DataFrame) -> str:
     return f"{text} On the Pareto front, from the cheapest: {', '.join(pareto_front(table))}."
 
 
+def _certainty(trials: pd.DataFrame) -> str:
+    """What would make the main difference surer, and how firm the choices of settings are."""
+    said = []
+    for cell, part in by_cell(trials).items():
+        if len(chosen_students(part)) and (pair := _main_pair(arms_table(part))):
+            said.append((f"At {cell}: " if cell else "") + what_would_help(part, *pair))
+    try:
+        table = choice_table(trials)
+    except Missing:
+        table = None
+    text = "\n\n".join(each for each in said if each) or (
+        "What would make it surer can be said of a confirm phase with two paths or two seeds."
+    )
+    if table is not None and "cell" not in table:
+        firm = ", ".join(f"{row['arm']} {row['chosen again']}" for row in table.to_dict("records"))
+        text += f"\n\nDrawn anew from the search's seeds, the same setting would have been chosen in: {firm}."
+    return text
+
+
+def _main_pair(table: pd.DataFrame) -> tuple[str, str] | None:
+    """The arm with the highest mean of those with an assistant against kd, else kd against labels."""
+    there = set(table["arm"])
+    assisted = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
+    if len(assisted) and "kd" in there:
+        return str(assisted.sort_values("accuracy")["arm"].iloc[-1]), "kd"
+    return ("kd", "labels") if {"kd", "labels"} <= there else None
+
+
 QUESTIONS: Mapping[str, Callable[[pd.DataFrame], str]] = {
     "What does temperature do?": _temperature,
     "How does lambda balance labels and soft targets?": _lambda,
     "Is distillation a regulariser here?": _regulariser,
     "What does a teacher assistant change?": _assistants,
     "What does it cost?": _cost,
+    "How sure is it?": _certainty,
 }

@@ -242,7 +242,7 @@ def choose_setting(accuracies: Mapping[str, Sequence[float]]) -> str:
     # Of several that are best the one whose mean is known worst: which of them is not decided by their order.
     error = max(_standard_error(accuracies[name]) for name, mean in means.items() if mean >= best - _ROUNDING)
     tied = [name for name, mean in means.items() if mean >= best - error - _ROUNDING]
-    return min(tied, key=_order_of_setting)
+    return min(tied, key=order_of_setting)
 
 
 _ROUNDING = 1e-9  # points
@@ -254,7 +254,8 @@ def _standard_error(values: Sequence[float]) -> float:
     return stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
 
 
-def _order_of_setting(name: str) -> list[tuple[float, str]]:
+def order_of_setting(name: str) -> list[tuple[float, str]]:
+    """What settings of one arm are sorted by: the one that is preferred among equals first."""
     parameters = parameters_of(name)
     first = [parameters.pop(each, "") for each in _FIRST]
     return [*map(_order_of_value, [*first, *parameters.values()]), (0.0, name)]

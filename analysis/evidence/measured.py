@@ -31,16 +31,29 @@ class Measured:
         """The mean of its students, by unit; of the accuracy in percent."""
         return self.rows[column].astype(float).groupby(level=0).mean()
 
-    def right(self) -> Right | None:
-        """The part of its students that chose each image's class, `[units, images]`; None where it isn't known."""
+    def bits(self) -> Right | None:
+        """Whether each student chose each image's class, `[students, images]`; None where it isn't known."""
         if "test_right" not in self.rows or self.rows["test_right"].isna().any():
             return None
         images = int(self.rows["test_images"].iloc[0])
-        bits = np.stack(
-            [np.unpackbits(np.frombuffer(each, np.uint8), count=images) for each in self.rows["test_right"]]
-        )
+        each = [np.unpackbits(np.frombuffer(packed, np.uint8), count=images) for packed in self.rows["test_right"]]
+        return np.stack(each) if each else np.zeros((0, images))
+
+    def right(self) -> Right | None:
+        """The part of its students that chose each image's class, `[units, images]`; None where it isn't known."""
+        bits = self.bits()
+        if bits is None:
+            return None
         units = self.rows.index.get_level_values(0)
         return np.stack([bits[units == unit].mean(axis=0) for unit in units.unique()])
+
+    def by_student(self) -> Right | None:
+        """As `bits`, `[units, students of each, images]`; None where units have not as many each, or it isn't known."""
+        bits = self.bits()
+        counts = self.rows.groupby(level=0).size()
+        if bits is None or counts.nunique() != 1:
+            return None
+        return bits.reshape(len(counts), int(counts.iloc[0]), -1).astype(float)
 
     def beside(self, other: "Measured") -> tuple["Measured", "Measured"]:
         """Both with those students alone that the other has as well: of the same path and seed."""
