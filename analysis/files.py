@@ -44,6 +44,16 @@ class Results:
             raise InputError(f"study {self.names[0]}: {asked} {len(cells)} cells; name one in TAKD_CELL: {listed}")
         return rows[rows["cell"] == self.cell]
 
+    @cached_property
+    def predictions(self) -> pd.DataFrame | None:
+        """Of one study, a row a test image: `name`, `label`, and by stage key the class that was chosen; None without."""
+        files, base = open_root(self.root)
+        try:
+            place = f"{base}/{self.names[0]}/results/predictions.parquet"
+            return pq.read_table(place, filesystem=files).to_pandas()
+        except (FileNotFoundError, pa.ArrowException):
+            return None
+
     def upstream_logits(self) -> dict[str, Logits | None]:
         """By model, the teacher first and then by size, the soft targets of the stages that others learn from.
 

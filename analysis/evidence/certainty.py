@@ -1,4 +1,4 @@
-"""How sure it is: what moves the numbers, what would make an interval narrower, and how firm the search's choices are."""
+"""How sure it is: what moves the numbers, what would make an interval narrower, how firm the search's choices are."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +11,7 @@ from takd.analysis.evidence.measured import Measured, measured
 from takd.analysis.evidence.statistics import (
     Components,
     components,
+    difference,
     how_often_chosen,
     paths_needed,
     spread_of_images,
@@ -83,7 +84,10 @@ def what_would_help(trials: pd.DataFrame, arm: str, reference: str) -> str:
         return ""
     paths, each, images = found.counts
     assert images is not None
-    now = found.half_width(paths, each, images)
+    pair = [right for part in arms[arm].beside(arms[reference]) if (right := part.right()) is not None]
+    measured_now = difference(spread_of_images(pair[0] - pair[1]))
+    now = float(measured_now.high - measured_now.low) / 2
+    scale = now / found.half_width(paths, each, images)  # its variances are estimates that can't fall below zero
     more = {
         f"{MORE_PATHS} more paths": found.half_width(paths + MORE_PATHS, each, images),
         f"{MORE_STUDENTS} more students of each path": found.half_width(paths, each + MORE_STUDENTS, images),
@@ -95,7 +99,7 @@ def what_would_help(trials: pd.DataFrame, arm: str, reference: str) -> str:
         more = {f"{MORE_STUDENTS} more students": found.half_width(paths + MORE_STUDENTS, 1, images)} | {
             name: width for name, width in more.items() if "images" in name
         }
-    listed = ", ".join(f"±{100 * width:.2f} with {name}" for name, width in more.items())
+    listed = ", ".join(f"±{100 * scale * width:.2f} with {name}" for name, width in more.items())
     return (
         f"The difference of {arm} to {reference} is known to ±{100 * now:.2f} points, by {what} and {images:,} test "
         f"images. It would be {listed}. {_needed(trials, arms[arm], arms[reference])}"
