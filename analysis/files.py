@@ -46,7 +46,7 @@ class Results:
 
     @cached_property
     def predictions(self) -> pd.DataFrame | None:
-        """Of one study, a row a test image: `name`, `label`, and by stage key the class that was chosen; None without."""
+        """Of one study, a row a test image: `name`, `label`, and by stage key the chosen class; None without."""
         files, base = open_root(self.root)
         try:
             place = f"{base}/{self.names[0]}/results/predictions.parquet"
