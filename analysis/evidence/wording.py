@@ -40,55 +40,74 @@ class Compared:
 
 
 class Wording(NamedTuple):
+    where: str  # for people: the situation
     holds: Callable[[Compared], bool]
     text: str
 
 
-# The first that holds is said.
+# The first that holds is said; docs/report.md has these tables.
 VERDICTS: Mapping[str, Wording] = {
     "nothing in common": Wording(
-        lambda each: each.units == 0, "{arm} and {reference} have no {unit} in common, so nothing can be said of them"
+        "they share no path",
+        lambda each: each.units == 0,
+        "{arm} and {reference} have no {unit} in common, so nothing can be said of them",
     ),
     "one unit": Wording(
+        "they share one",
         lambda each: each.units == 1,
         "{arm} is {size} points {above} {reference} on one {unit}; from one {unit} nothing can be said",
     ),
     "no spread": Wording(
+        "no interval can be computed",
         lambda each: not each.low < each.high,
         "{arm} is {size} points {above} {reference} in each of {units} {unit}s; without any spread nothing can be said "
         "of chance",
     ),
     "better": Wording(
-        lambda each: each.sure and each.difference > 0, "{arm} is better than {reference} by {size} points ({interval})"
+        "p < 0.05 after Holm's correction, the difference is positive",
+        lambda each: each.sure and each.difference > 0,
+        "{arm} is better than {reference} by {size} points ({interval})",
     ),
     "worse": Wording(
-        lambda each: each.sure and each.difference < 0, "{arm} is worse than {reference} by {size} points ({interval})"
+        "p < 0.05 after Holm's correction, the difference is negative",
+        lambda each: each.sure and each.difference < 0,
+        "{arm} is worse than {reference} by {size} points ({interval})",
     ),
     "luck": Wording(
+        "its own interval leaves out 0, but not after Holm's correction",
         lambda each: each.one_sided,
         "{arm} is {size} points {above} {reference} ({interval}), but that may be luck: it is one of {comparisons} "
         "comparisons (p = {p:.2f} after Holm's correction)",
     ),
     "not told apart": Wording(
-        lambda each: True, "{arm} and {reference} can't be told apart ({difference:+.2f} points, {interval})"
+        "else",
+        lambda each: True,
+        "{arm} and {reference} can't be told apart ({difference:+.2f} points, {interval})",
     ),
 }
-# What is added where it is said which difference matters.
-_WITHIN = ", so {arm} is as good as {reference}: less than the {matters:g} points that matter lie between them"
 MARGINS: Mapping[str, Wording] = {
-    "no interval": Wording(lambda each: not each.low < each.high, ""),
+    "no interval": Wording("there is no interval", lambda each: not each.low < each.high, ""),
     "more than matters": Wording(
-        lambda each: each.low >= _margin(each) or each.high <= -_margin(each), ", more than the {matters:g} that matter"
+        "the whole interval is beyond what matters",
+        lambda each: each.low >= _margin(each) or each.high <= -_margin(each),
+        ", more than the {matters:g} that matter",
     ),
     "sure, but less than matters": Wording(
-        lambda each: each.sure and _within(each), ", less than the {matters:g} that matter"
+        "better or worse, and the whole interval is within what matters",
+        lambda each: each.sure and _within(each),
+        ", less than the {matters:g} that matter",
     ),
-    "less than matters": Wording(lambda each: _within(each), _WITHIN),
+    "less than matters": Wording(
+        "the whole interval is within what matters",
+        lambda each: _within(each),
+        ", so {arm} is as good as {reference}: less than the {matters:g} points that matter lie between them",
+    ),
     "not worse": Wording(
+        "the interval holds 0 and lies above minus what matters",
         lambda each: not each.one_sided and each.low > -_margin(each),
         ", so {arm} is not worse than {reference} by the {matters:g} that matter",
     ),
-    "open": Wording(lambda each: True, ""),
+    "open": Wording("else", lambda each: True, ""),
 }
 
 
