@@ -146,7 +146,7 @@ def test_path_means_that_happen_to_be_the_same_make_no_interval_of_nothing():
     values[0, :10] = values[1, 10:20] = 0
     spread = spread_of_images(values)
     assert spread.of_paths == 0
-    assert half_width(spread) == pytest.approx(np.sqrt(0.1 * 0.9 / 200), rel=0.15)
+    assert 1 < half_width(spread) / np.sqrt(0.1 * 0.9 / 200) < 2
 
 
 def test_non_inferiority_is_what_the_printed_interval_says():
@@ -238,7 +238,7 @@ def test_no_number_of_paths_makes_up_for_test_images_that_are_too_few():
     assert not paths_needed(spread_of_images(arm - kd), 0.5).images_forbid
 
 
-def test_of_settings_within_a_standard_error_the_first_is_chosen():
+def test_of_configurations_within_a_standard_error_the_first_is_chosen():
     noisy, best, worse = [0.80, 0.82, 0.84], [0.81, 0.82, 0.845], [0.70, 0.70, 0.70]
     assert choose([worse, noisy, best]) == 1
     assert choose([worse, best, noisy]) == 1
@@ -248,8 +248,8 @@ def test_of_settings_within_a_standard_error_the_first_is_chosen():
     assert choose([[0.7, np.nan], [np.nan, 0.9]]) == 1
 
 
-def test_how_often_a_setting_would_be_chosen_counts_all_draws_of_the_seeds():
-    # Of the draws of two seeds (11, 12, 21, 22) the first setting wins where seed 1 is drawn twice, or ties.
+def test_how_often_a_configuration_would_be_chosen_counts_all_draws_of_the_seeds():
+    # Of the draws of two seeds (11, 12, 21, 22) the first configuration wins where seed 1 is drawn twice, or ties.
     accuracy = [[0.9, 0.8], [0.7, 0.85]]
     assert how_often_chosen(accuracy).tolist() == [0.75, 0.25]
     assert np.isnan(how_often_chosen([[0.9], [0.8]])).all()
