@@ -197,7 +197,7 @@ def bounded_interval(spread: Spread) -> Interval:
     center = (mean + ratio / 2) / (1 + ratio)
     half = np.sqrt(ratio * variance + ratio**2 / 4) / (1 + ratio)
     low, high = np.minimum(center - half, mean), np.maximum(center + half, mean)  # but for rounding they are
-    return Interval(mean, np.clip(low, 0, 1) + 0.0, np.clip(high, 0, 1), spread.covers)  # + 0.0: never -0
+    return Interval(mean, np.clip(low, 0, 1), np.clip(high, 0, 1), spread.covers)
 
 
 def difference(spread: Spread) -> Difference:
