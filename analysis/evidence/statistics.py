@@ -161,6 +161,8 @@ def half_width(spread: Spread, tail: float | Floats = ALPHA / 2) -> Floats:
     it is no less than one standard error that images alone leave: the means of few paths may happen to be the same.
     """
     freedom = max(spread.paths - 1, 1)
+    if spread.images:  # path means come in steps, so that two of them are often the same
+        spread = replace(spread, of_paths=spread.of_paths + 1 / (12 * spread.images**2 * spread.paths))
     of_paths = -special.stdtrit(freedom, tail)
     of_images = -special.stdtrit(spread.images - 1, tail) if spread.images else of_paths
     errors = of_images + (of_paths - of_images) * spread.share ** _curve(of_images, of_paths, freedom)
@@ -195,7 +197,7 @@ def bounded_interval(spread: Spread) -> Interval:
     center = (mean + ratio / 2) / (1 + ratio)
     half = np.sqrt(ratio * variance + ratio**2 / 4) / (1 + ratio)
     low, high = np.minimum(center - half, mean), np.maximum(center + half, mean)  # but for rounding they are
-    return Interval(mean, np.clip(low, 0, 1) + 0.0, np.clip(high, 0, 1), spread.covers)  # + 0.0: never -0
+    return Interval(mean, np.clip(low, 0, 1), np.clip(high, 0, 1), spread.covers)
 
 
 def difference(spread: Spread) -> Difference:
@@ -428,11 +430,12 @@ def holm(p: ArrayLike) -> Floats:
 
 
 def choose(accuracy: ArrayLike) -> Numbers:
-    """Which setting an arm's search chooses, `[...]`, by `[..., settings, seeds]`, the preferred settings first.
+    """Which configuration an arm's search chooses, `[...]`, of `[..., configurations, seeds]`, preferred first.
 
-    Settings within one standard error of the best are tied, and of those the first wins; put the lowest temperature
-    first, and of the same temperature the lowest lambda. With one seed the best wins, and the first of equals. A
-    setting with a seed missing (NaN) is no candidate unless all are so: then missing seeds are left out of the means.
+    Configurations within one standard error of the best are tied, and of those the first wins; put the lowest
+    temperature first, and of the same temperature the lowest lambda. With one seed the best wins, and the first of
+    equals. A configuration with a seed missing (NaN) is no candidate unless all are so: then missing seeds are left
+    out of the means.
     """
     accuracy = np.asarray(accuracy, float)
     seeds = accuracy.shape[-1]
@@ -449,25 +452,25 @@ def choose(accuracy: ArrayLike) -> Numbers:
 
 
 def how_often_chosen(accuracy: ArrayLike) -> Floats:
-    """By setting, how often `choose` would have taken it from the search's seeds drawn anew with replacement.
+    """By configuration, how often `choose` would have taken it from the search's seeds drawn anew with replacement.
 
-    `[settings, seeds]`, as `choose` has them. All draws where there are at most 5 seeds, else 2,000 of them, always the
-    same. NaN for one seed, which tells nothing of the others.
+    `[configurations, seeds]`, as `choose` has them. All draws where there are at most 5 seeds, else 2,000 of them,
+    always the same. NaN for one seed, which tells nothing of the others.
     """
     accuracy = np.asarray(accuracy, float)
-    settings, seeds = accuracy.shape
+    configurations, seeds = accuracy.shape
     if seeds < 2:
-        return np.full(settings, np.nan)
+        return np.full(configurations, np.nan)
     if seeds <= 5:
         draws = np.stack(np.unravel_index(np.arange(seeds**seeds), (seeds,) * seeds), axis=1)
     else:
         draws = np.random.default_rng(0).integers(0, seeds, (2000, seeds))
     chosen = choose(np.moveaxis(accuracy[:, draws], 1, 0))
-    return np.bincount(chosen, minlength=settings) / len(draws)
+    return np.bincount(chosen, minlength=configurations) / len(draws)
 
 
 def winners_curse(search: ArrayLike, fresh: ArrayLike) -> Interval:
-    """By how much the chosen setting's validation in the search, `[seeds]`, lies above what new seeds give on average.
+    """By how much the chosen configuration's validation in the search, `[seeds]`, lies above the mean of new seeds.
 
     `fresh` is validation of the confirm phase by path (or by seed, where the path is that of the search), `[paths]`.
     What the search measured is known, and the images are the same, so only new paths make it uncertain. NaN limits for
