@@ -19,6 +19,9 @@ from takd.study.folder import study_folder
 from takd.study.search import scheduling
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.workers import Need
+from takd.trainables.batch import StageBatch
+from takd.trainables.datasets.dataset import load
+from takd.trainables.store.artifacts import ArtifactStore
 
 GAP = {"teacher.model": ["mlp-64", "mlp-32"], "student.model": ["mlp-4"]}
 
@@ -143,6 +146,39 @@ def test_who_trains_together_is_fixed_by_the_proposals_and_not_by_what_is_ready(
     assert fixed[1:] == [keys(one, 0, 3), keys(one, 3, 5), keys(other, 0, 3), keys(other, 3, 5)]
     assert sorted(batches(other, lanes=3)[1:]) == sorted(fixed[3:])
     assert len(batches(one, other, lanes=None)) == 2
+
+
+def test_a_chunk_whose_worker_died_trains_whole_again_as_often_as_a_stage_may_fail():
+    paths = tuple(StagePath(arm="labels", student=make_stage(seed=seed)) for seed in range(3))
+    graph = StageGraph(Found(), 3)
+    graph.add(Proposal(0, "labels", paths))
+    sizes = []
+    for _ in range(4):
+        [group] = list(graph.groups())[:1]
+        taken = [node.stage.key for node in graph.take(group, 99)]
+        sizes.append(len(taken))
+        for key in taken:
+            graph.start(key)
+        graph.retry(taken, "it died", max_failures=2)
+    assert sizes == [3, 3, 3, 1]
+
+
+def test_lanes_that_an_interruption_left_at_different_epochs_begin_again_together(tmp_path: Path):
+    mnist, store = load("mnist"), ArtifactStore(str(tmp_path))
+    store.prepare()
+    stages = [make_stage(seed=seed, dataset=mnist.fingerprint) for seed in range(2)]
+
+    def batch(whole: bool) -> StageBatch:
+        return StageBatch(stages, store, 1, measure_width=False, origin={}, whole=whole)
+
+    first = batch(whole=True)
+    first.run_epoch()
+    first.write_checkpoints()
+    assert batch(whole=True).epoch == 1
+    store.drop_checkpoint(stages[0].key)
+    again = batch(whole=True)
+    assert (again.epoch, len(again.lanes), again.ended) == (0, 2, {})
+    assert len(batch(whole=False).lanes) == 1
 
 
 @pytest.mark.parametrize(

@@ -229,15 +229,15 @@ def test_no_sampler_chooses_a_cell_and_tpe_learns_from_its_own_cell_alone(folder
 
 
 def test_a_choice_stands_until_another_trial_has_ended_well(folder):
-    search = start(folder)
+    search = start(folder, tiny_space(confirm={"seeds": 1}))
     first = proposals(search)
     assert not search.choice_stands
     names = list({each.arm: each.configuration for each in first}.values())
     search.choose(names)
-    again = start(folder)
+    again = start(folder, search.space)
     assert again.choice_stands
-    assert [each.configuration for each in again.confirming(names)] == names
-    more = start(folder, tiny_space(trials=7))
+    assert [each.configuration for each in again.confirming()] == names
+    more = start(folder, tiny_space(confirm={"seeds": 1}, trials=7))
     assert more.choice_stands
     proposals(more)
     assert not more.choice_stands
