@@ -323,7 +323,7 @@ def _certainty(trials: pd.DataFrame) -> str:
     )
     if table is not None and "cell" not in table:
         firm = ", ".join(f"{row['arm']} {row['chosen again']}" for row in table.to_dict("records"))
-        text += f"\n\nDrawn anew from the search's seeds, the same setting would have been chosen in: {firm}."
+        text += f"\n\nDrawn anew from the search's seeds, the same configuration would have been chosen in: {firm}."
     return text
 
 

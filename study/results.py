@@ -140,7 +140,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
             for row in _path_rows(proposal, ended, path, found, use):
                 measured = {}
                 if proposal.phase == "confirm":
-                    measured = test.get(stage.key, {}) | {"test_right": right.get(stage.key)}
+                    measured = test.get(row["stage_key"], {}) | {"test_right": right.get(row["stage_key"])}
                     measured["redrawn"] = redrawn[proposal.cell]
                 rows.append({"study": folder.name, **about, **row, **measured})
     known |= {key: description for key, description in found.items() if description}

@@ -144,7 +144,7 @@ def test_reseed_path_trains_teacher_and_assistants_again(confirmed, tmp_path):
 
 
 def test_each_path_of_the_confirm_phase_has_teacher_assistants_transfer_set_and_order_of_its_own(confirmed, tmp_path):
-    nested = {"confirm": {"paths": 2, "seeds": 2}, "arms": ["labels", "takd:mlp-16"], "trials": 2}
+    nested = {"confirm": {"paths": 2, "seeds": 2}, "arms": ["labels", "takd:mlp-16"], "coverage": 1, "trials": 2}
     space = tiny_space(**nested, student__recipe={"epochs": 1, "examples": 500})
     study = run(study_folder(str(tmp_path), "tiny"), space)
     found = rows(study)
@@ -154,8 +154,9 @@ def test_each_path_of_the_confirm_phase_has_teacher_assistants_transfer_set_and_
     assert found.query("role != 'student'")["stage_key"].nunique() == 4
     assert set(found["redrawn"]) == {"teacher, assistants, transfer set, order of examples"}
     more = space.model_copy(update={"confirm": space.confirm.model_copy(update={"paths": 3, "seeds": 3})})
-    [proposal] = [each for each in study.search.confirming() if each.arm == "takd:mlp-16"]
-    wider = more.confirming_paths(more.suggest(study.search.proposed()[-1 - proposal.trial]), study.search.dataset)
+    search = open_search(study.folder)
+    [proposal] = [each for each in search.confirming() if each.arm == "takd:mlp-16"]
+    wider = more.confirming_paths(more.suggest(search.proposed()[-1 - proposal.trial]), search.dataset)
     assert {path.student.key for path in proposal.paths} < {path.student.key for path in wider}
     recipes = {path.replicate: path.student.recipe for path in proposal.paths}
     assert recipes[0].order_seed != recipes[1].order_seed
