@@ -21,8 +21,8 @@ SEARCH_NOTE = (
 )
 CONFIRM_NOTE = (
     "These are test numbers of the confirm phase: each arm's chosen configuration was trained again from seeds that "
-    "the search never used, and then the test split was read once. Of configurations within one standard error of the best "
-    "the one with the lowest temperature was chosen, then with the lowest lambda."
+    "the search never used, and then the test split was read once. Of configurations within one standard error of the "
+    "best the one with the lowest temperature was chosen, then with the lowest lambda."
 )
 
 
