@@ -26,7 +26,7 @@ TAKD = Path(sys.executable).with_name("takd")
 IMAGES_OPTIONS = ["--size", "--fit", "--color", "--split", "--table", "--skip-broken"]
 SPACE_OPTIONS = ["SPACE", "--name", "--root", "--storage", "--trials", "--set", "--debug"]
 STUDY_OPTIONS = ["NAME", "--root", "--storage", "--debug"]
-EXPORT_SWITCHES = ["--int8", "--with-preprocessing", "--force"]
+EXPORT_SWITCHES = ["--int8", "--max-drop", "--with-preprocessing", "--force"]
 OPTIONS = {
     "run": [*SPACE_OPTIONS, "--wandb", "--slots", "--address", "--tensorboard"],
     "plan": SPACE_OPTIONS,
