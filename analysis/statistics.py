@@ -1,6 +1,7 @@
 """What is real: means and seed-paired differences with their intervals, and what they let one say.
 
-All of it is of SciPy and statsmodels. Accuracies and differences are in percent and percentage points; intervals are of
+All of it is of SciPy and statsmodels, but for Holm's correction: statsmodels' frees memory first, for half a second
+of each table. Accuracies and differences are in percent and percentage points; intervals are of
 95 %; arrays are `[..., seeds]`, so that one study and a thousand simulated ones take the same road.
 """
 
@@ -12,7 +13,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 Floats = NDArray[np.float64]
@@ -83,9 +83,8 @@ def hedges_g(differences: ArrayLike) -> Floats:
 def holm(p: ArrayLike) -> Floats:
     """Corrected for the whole family (Holm 1979); a NaN stays one and counts for nothing."""
     p = np.asarray(p, float)
-    corrected, told = np.full_like(p, np.nan), ~np.isnan(p)
-    if told.any():
-        corrected[told] = multipletests(p[told], method="holm")[1]
+    corrected, order = np.full_like(p, np.nan), np.argsort(p)[: np.count_nonzero(~np.isnan(p))]  # NaN are last
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
     return corrected
 
 
