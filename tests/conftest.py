@@ -44,20 +44,24 @@ from takd.study.tracking.observers import Observer, Observers
 # Of the Ray that tests share: two processes of tests have two cores, and a second worker costs seconds of both.
 SLOTS = 1
 
-# Files whose tests wait for processes that die and start: first, so that two processes of tests end together.
+# Files that take longest: first, so that two processes of tests end together.
 SLOW_FILES = (
     "test_resume.py",
+    "test_report.py",
+    "test_wheel.py",
+    "test_apart.py",
+    "test_export.py",
     "test_cluster.py",
     "test_uploading.py",
     "test_workers.py",
-    "test_wheel.py",
-    "test_transfer.py",
+    "test_api.py",
     "test_lanes.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 # Before a test module loads a dataset; the caller may have a folder to keep.

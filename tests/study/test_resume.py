@@ -6,6 +6,7 @@ Drivers that are killed run in processes of their own here, as `takd run` does, 
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -237,7 +238,13 @@ def test_a_model_that_does_not_fit_in_memory_does_not_end_the_study(folder):
     space = tiny_space(
         arms=["labels", "kd"], trials=2, coverage=1, seeds=1, teacher__model="mlp-900000", max_failures=0
     )
-    study = run(folder, space)
+    # Else Linux would give it memory page by page, until something dies.
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 2**31, limits[1]))
+    try:
+        study = run(folder, space)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
     rows = pd.read_parquet(study.folder.trials).set_index(["arm", "role"]).sort_index()
     assert rows.loc[("labels", "student"), "status"] == "done"
     assert "memory" in rows.loc[("kd", "teacher"), "error"]
