@@ -232,17 +232,18 @@ def test_a_study_no_worker_of_which_starts_stops_and_says_why(searcher):
 
 
 ON_A_CLUSTER = """
-import json, sys, threading, time
+import json, subprocess, sys, time
 from contextlib import suppress
 from pathlib import Path
 import psutil
 from ray.cluster_utils import Cluster
-from takd.study.cli import main
 
 space, root = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
 first = cluster.add_node(num_cpus=1, num_gpus=1)
 cluster.wait_for_nodes()
+command = [sys.executable, "-m", "takd", "run", space, "--root", root, "--wandb", "disabled"]
+study = subprocess.Popen([*command, "--address", cluster.address])
 
 def name(process):
     with suppress(psutil.NoSuchProcess):
@@ -258,34 +259,32 @@ def students_of(worker):
 
 def until(happened):
     while not happened():
+        assert study.poll() is None, "it never happened"
         time.sleep(0.02)
 
 def say(what, *workers):
     print(what, *(each.pid for each in workers), flush=True)
 
-def disturb():
-    until(lambda: list(Path(root).glob("checkpoints/[0-9a-f]*")))
-    cluster.remove_node(first, allow_graceful=False)
-    say("gone")
-    second = cluster.add_node(num_cpus=2, num_gpus=1)
-    until(lambda: len(workers(second)) == 2 and all(map(students_of, workers(second))))
-    early = workers(second)
-    for each in early:
-        each.suspend()  # so that they leave something to those who come
-    say("early", *early)
-    third = cluster.add_node(num_cpus=1, num_gpus=1)
-    until(lambda: any(map(students_of, workers(third))))
-    [killed] = workers(third)
-    killed.kill()
-    say("killed", killed)
-    until(lambda: any(each != killed and students_of(each) for each in workers(third)))
-    for each in early:
-        each.resume()
-    cluster.remove_node(second, allow_graceful=True)
-    say("reclaimed")
-
-threading.Thread(target=disturb, daemon=True).start()
-sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--address", cluster.address]))
+until(lambda: list(Path(root).glob("checkpoints/[0-9a-f]*")))
+cluster.remove_node(first, allow_graceful=False)
+say("gone")
+second = cluster.add_node(num_cpus=2, num_gpus=1)
+until(lambda: len(workers(second)) == 2 and all(map(students_of, workers(second))))
+early = workers(second)
+for each in early:
+    each.suspend()  # so that they leave something to those who come
+say("early", *early)
+third = cluster.add_node(num_cpus=1, num_gpus=1)
+until(lambda: any(map(students_of, workers(third))))
+[killed] = workers(third)
+killed.kill()
+say("killed", killed)
+until(lambda: any(each != killed and students_of(each) for each in workers(third)))
+for each in early:
+    each.resume()
+cluster.remove_node(second, allow_graceful=True)
+say("reclaimed")
+sys.exit(study.wait())
 """
 
 
