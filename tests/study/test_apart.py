@@ -69,7 +69,7 @@ def alone(s3_server: str, postgres: str, tmp_path_factory: pytest.TempPathFactor
     recipe = {"epochs": 1, "examples": 200}
     space = TINY | {
         "teacher": {"model": "plain-2", "pretrained": str(folder / "start.pth"), "recipe": recipe},
-        "assistants": {"models": ["mlp-16"], "recipe": recipe | {"learning_rate": 1e30}},
+        "assistants": TINY["assistants"] | {"recipe": TINY["assistants"]["recipe"] | {"learning_rate": 1e30}},
         "trials": 3,
         "coverage": 1,
         "confirm": {"seeds": 2},
