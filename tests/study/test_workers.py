@@ -253,9 +253,10 @@ def workers(node):
     children = psutil.Process(node.all_processes["raylet"][0].process.pid).children()
     return [child for child in children if name(child) == "ray::StageTrain"]
 
-def students_of(worker):
+def of_students(node):
     outcomes = [json.loads(file.read_text())["outcome"] for file in Path(root).glob("artifacts/[0-9a-f]*/stage.json")]
-    return [each for each in outcomes if (each["role"], each["process"]) == ("student", worker.pid)]
+    busy = {each["process"] for each in outcomes if each["role"] == "student"}
+    return [worker for worker in workers(node) if worker.pid in busy]
 
 def until(happened):
     while not happened():
@@ -269,17 +270,17 @@ until(lambda: list(Path(root).glob("checkpoints/[0-9a-f]*")))
 cluster.remove_node(first, allow_graceful=False)
 say("gone")
 second = cluster.add_node(num_cpus=2, num_gpus=1)
-until(lambda: len(workers(second)) == 2 and all(map(students_of, workers(second))))
-early = workers(second)
+until(lambda: len(of_students(second)) == 2)
+early = of_students(second)
 for each in early:
     each.suspend()  # so that they leave something to those who come
 say("early", *early)
 third = cluster.add_node(num_cpus=1, num_gpus=1)
-until(lambda: any(map(students_of, workers(third))))
-[killed] = workers(third)
+until(lambda: of_students(third))
+[killed] = of_students(third)
 killed.kill()
 say("killed", killed)
-until(lambda: any(each != killed and students_of(each) for each in workers(third)))
+until(lambda: [each for each in of_students(third) if each != killed])
 for each in early:
     each.resume()
 cluster.remove_node(second, allow_graceful=True)
