@@ -44,20 +44,24 @@ from takd.study.tracking.observers import Observer, Observers
 # Of the Ray that tests share: two processes of tests have two cores, and a second worker costs seconds of both.
 SLOTS = 1
 
-# Files whose tests wait for processes that die and start: first, so that two processes of tests end together.
+# Files that take longest: first, so that two processes of tests end together.
 SLOW_FILES = (
     "test_resume.py",
+    "test_report.py",
+    "test_wheel.py",
+    "test_apart.py",
+    "test_export.py",
     "test_cluster.py",
     "test_uploading.py",
     "test_workers.py",
-    "test_wheel.py",
-    "test_transfer.py",
+    "test_api.py",
     "test_lanes.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in SLOW_FILES)
+    order = {name: place for place, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 # Before a test module loads a dataset; the caller may have a folder to keep.
@@ -153,6 +157,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def bucket(s3_server: str) -> str:
+    return new_bucket(s3_server)
+
+
+def new_bucket(s3_server: str) -> str:
     """The URI of an empty place in a bucket."""
     files = fs.S3FileSystem(endpoint_override=s3_server, scheme="http", region="us-east-1", allow_bucket_creation=True)
     files.create_dir("takd")
@@ -172,6 +180,10 @@ def postgres() -> Iterator[str]:
 
 @pytest.fixture
 def database(postgres: str) -> str:
+    return new_database(postgres)
+
+
+def new_database(postgres: str) -> str:
     """The URL of an empty database."""
     import sqlalchemy
 
@@ -291,13 +303,18 @@ def run_watched(
 
 @pytest.fixture(scope="session")
 def finished(ray_slots: int, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A small study, run to its end."""
+    return run_without_test_split(tmp_path_factory.mktemp("runs"))
+
+
+def run_without_test_split(root: Path, workers: bool = False) -> Study:
     """A small study, run to its end while the test split was nowhere to be found."""
     space = tiny_space()
     dataset, _ = check_space(space, "space tiny")
     hidden = dataset.folder / "test.arrow"
     hidden.rename(hidden.with_suffix(".hidden"))
     try:
-        return run(study_folder(str(tmp_path_factory.mktemp("runs")), "tiny"), space, wandb="offline", workers=True)
+        return run(study_folder(str(root), "tiny"), space, wandb="offline", workers=workers)
     finally:
         hidden.with_suffix(".hidden").rename(hidden)
 

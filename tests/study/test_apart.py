@@ -1,25 +1,32 @@
-"""A study's own process does without torch: what needs it is done in another."""
+"""A study in a process of its own, which does without torch: what needs it is done in another."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 import yaml
-from conftest import TINY
+from conftest import TINY, new_bucket, new_database
+from pyarrow import fs
+from test_cli import row
 
 from takd.trainables.models.families import build
 
 WITHOUT_TORCH = "import sys\nfrom takd.study.apart import apart\n{}\nassert 'torch' not in sys.modules\n"
 
 
-def python(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(code: str, folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """With its streams piped, without a terminal's variables."""
     command = [sys.executable, "-c", WITHOUT_TORCH.format(code), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "FORCE_COLOR"}} | environment
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
 
 
 def children(parent: psutil.Process, ready: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
@@ -31,31 +38,113 @@ def children(parent: psutil.Process, ready: Callable[[psutil.Process], bool]) ->
     return found
 
 
-def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(tmp_path, cache):
-    torch.save(build("plain-2", (1, 28, 28), 10).state_dict(), tmp_path / "start.pth")
-    teacher = {"model": "plain-2", "pretrained": str(tmp_path / "start.pth"), "recipe": {"epochs": 1, "examples": 200}}
+# One study in a process of its own: with a bucket, a database with a password, a W&B key, weights that its teacher
+# starts from, an assistant that can't be trained, and a confirm phase.
+
+KEY, PASSWORD, TOKEN = "d15ea5e" * 5 + "d15ea", "plantedpassword", "plantedtoken"
+RUN_TWICE = """
+from pyarrow import fs
+from takd.study.cli import main
+files, place = fs.FileSystem.from_uri(sys.argv[sys.argv.index("--root") + 1])
+assert main([*sys.argv[1:], "--set", "teacher.model=cnn"]) == 2
+assert files.get_file_info(place).type == fs.FileType.NotFound
+assert main(sys.argv[1:]) == 1
+"""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A study that ran in a process of its own, and was refused before with another teacher."""
+
+    ran: subprocess.CompletedProcess[str]
+    folder: Path  # that it ran in
+    root: str
+    environment: dict[str, str]  # what it had beside that of the tests
+
+
+@pytest.fixture(scope="module")
+def alone(s3_server: str, postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    folder, root = tmp_path_factory.mktemp("alone"), new_bucket(s3_server)
+    torch.save(build("plain-2", (1, 28, 28), 10).state_dict(), folder / "start.pth")
+    recipe = {"epochs": 1, "examples": 200}
     space = TINY | {
-        "teacher": teacher,
-        "assistants": [],
-        "trials": 2,
+        "teacher": {"model": "plain-2", "pretrained": str(folder / "start.pth"), "recipe": recipe},
+        "assistants": TINY["assistants"] | {"recipe": TINY["assistants"]["recipe"] | {"learning_rate": 1e30}},
+        "trials": 3,
         "coverage": 1,
-        "seeds": 1,
         "confirm": {"seeds": 2},
     }
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(space))
-    code = """import os
-from takd.study.cli import main
-assert main([*sys.argv[1:], "--set", "teacher.model=cnn"]) == 2
-assert not os.path.exists("runs/weights")
-assert main(sys.argv[1:]) == 0
-"""
-    ran = python(code, tmp_path, "run", "tiny.yaml", "--slots", "1", "--wandb", "offline")
-    assert ran.returncode == 0, ran.stderr
-    assert "takd: space tiny.yaml: pretrained" in ran.stderr
-    assert "these are not the weights of cnn" in ran.stderr
-    assert "These are test numbers of the confirm phase" in ran.stdout
-    [kept] = (tmp_path / "runs" / "weights").iterdir()
-    assert kept.suffix == ".safetensors"
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(space))
+    planted = {
+        "TAKD_STORAGE": new_database(postgres).replace("postgres:@", f"postgres:{PASSWORD}@"),
+        "WANDB_API_KEY": KEY,
+        "AWS_SESSION_TOKEN": TOKEN,
+        "TAKD_CACHE": str(folder / "cache"),
+    }
+    options = ("run", "tiny.yaml", "--root", root, "--slots", "1", "--wandb", "offline")
+    return Alone(python(RUN_TWICE, folder, *options, **planted), folder, root, planted)
+
+
+def contents(root: str) -> dict[str, bytes]:
+    files, path = fs.FileSystem.from_uri(root)
+    entries = files.get_file_info(fs.FileSelector(path, recursive=True))
+    return {entry.path: files.open_input_file(entry.path).read() for entry in entries if entry.is_file}
+
+
+@pytest.mark.slow
+def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(alone):
+    assert alone.ran.returncode == 0, alone.ran.stderr  # torch was not loaded, see WITHOUT_TORCH
+    assert "takd: space tiny.yaml: pretrained" in alone.ran.stderr
+    assert "these are not the weights of cnn" in alone.ran.stderr
+    assert "These are test numbers of the confirm phase" in alone.ran.stdout
+    [kept] = [name for name in contents(alone.root) if "/weights/" in name]
+    assert kept.endswith(".safetensors")
+
+
+@pytest.mark.slow
+def test_a_study_with_failed_stages_exits_1_and_lists_them(alone):
+    failed = [line for line in alone.ran.stdout.splitlines() if line.startswith("failed ")]
+    assert [line.split()[1] for line in failed] == ["assistant", "student", "student"]
+    assert all("the training loss became" in line for line in failed)
+
+
+@pytest.mark.slow
+def test_piped_output_is_plain_lines_and_the_table(alone):
+    assert "\x1b" not in alone.ran.stdout + alone.ran.stderr
+    assert "\r" not in alone.ran.stdout
+    [progress] = [line for line in alone.ran.stdout.splitlines() if line.startswith("[")][-1:]
+    assert "teacher 1 done" in progress
+    assert "assistant 1 failed" in progress
+    assert row(alone.ran.stdout, "kd")[1] == "BLKD"
+    assert "Traceback" not in alone.ran.stdout + alone.ran.stderr
+
+
+@pytest.mark.slow
+def test_what_failed_is_in_status_too(alone, takd, monkeypatch):
+    for name, value in alone.environment.items():
+        monkeypatch.setenv(name, value)
+    out = takd("status", "tiny", "--root", alone.root).out
+    assert dict(zip(row(out, "role")[1:], row(out, "assistant")[1:], strict=True))["failed"] == "1"
+    assert sum(line.startswith("failed ") for line in out.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_planted_secrets_are_nowhere_in_what_a_study_leaves(alone, takd, monkeypatch):
+    """They come from the environment and go nowhere else. What is read back runs no code: see test_artifacts.py."""
+    for name, value in alone.environment.items():
+        monkeypatch.setenv(name, value)
+    said = {"output": alone.ran.stdout, "errors": alone.ran.stderr}
+    for command in ("status", "results"):
+        again = takd(command, "tiny", "--root", alone.root)
+        assert again.code == 0, again.err
+        said[command] = again.out + again.err
+    left = {str(file): file.read_bytes() for file in alone.folder.rglob("*") if file.is_file()}
+    left |= {name: text.encode() for name, text in said.items()} | contents(alone.root)
+    assert len(left) > 15
+    assert any(name.endswith(".wandb") for name in left)
+    assert any(name.endswith("stage.json") for name in left)
+    for secret in (KEY, PASSWORD, TOKEN):
+        assert [name for name, content in left.items() if secret.encode() in content] == []
 
 
 def test_a_job_that_is_told_to_end_while_its_space_is_checked_ends_as_at_any_time(tmp_path, cache):
@@ -114,10 +203,12 @@ for function, expected in (("os:abort", "exit code -6"), ("threading:Lock", "can
     assert ran.returncode == 0, ran.stderr
 
 
-def test_a_check_that_is_killed_is_one_line(tmp_path, cache):
+def test_a_check_that_is_killed_is_one_line(root, tmp_path):
+    """Of a study that is finished: there no Ray is started meanwhile."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     takd = Path(sys.executable).with_name("takd")
-    job = subprocess.Popen([takd, "run", "tiny.yaml"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    command = [takd, "run", "tiny.yaml", "--root", root]
+    job = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     [child] = children(psutil.Process(job.pid), lambda each: each.num_threads() > 1)
     child.kill()
     _, errors = job.communicate(timeout=60)

@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import SLOTS, TINY, Study, tiny_space
+from in_process import train_here
 from rich.console import Console
 
 import takd
@@ -56,8 +58,9 @@ def example(ray_slots: int, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     os.chdir(tmp_path_factory.mktemp("notebook"))
     names: dict[str, Any] = {}
     try:
-        for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-            exec(compile(block, "docs/api.md", "exec"), names)
+        with patch("takd.study.search.scheduling.run_stages", train_here):
+            for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+                exec(compile(block, "docs/api.md", "exec"), names)
         yield names
     finally:
         os.chdir(before)
@@ -279,7 +282,7 @@ def quiet() -> Console:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A study that was interrupted in the main thread, and went on in another with other slots."""
+    """A study that was interrupted in the main thread, and went on in another with other slots, there with workers."""
 
     raised: BaseException
     handler_kept: bool
@@ -302,7 +305,10 @@ def resumed(ray_slots: int, tmp_path_factory: pytest.TempPathFactory) -> Resumed
 
     before = signal.getsignal(signal.SIGINT)
     threading.Thread(target=interrupt_when_something_is_done).start()
-    with pytest.raises(KeyboardInterrupt) as raised:
+    with (
+        pytest.raises(KeyboardInterrupt) as raised,
+        patch("takd.study.search.scheduling.run_stages", train_here),
+    ):
         takd.run(space, "tiny", slots=SLOTS, **own)
     handler_kept, stopped = signal.getsignal(signal.SIGINT) is before, takd.open_study("tiny", root)
     _ = stopped.trials  # as they are now
@@ -385,7 +391,8 @@ def test_a_study_that_is_not_there_is_one_line(tmp_path, monkeypatch):
 
 def test_a_study_in_a_bucket_is_run_and_opened(ray_slots, bucket, database):
     space = tiny_space(arms=["kd"], trials=1, seeds=1, coverage=1, assistants__models=[])
-    takd.run(space, "tiny", root=bucket, storage=database, slots=SLOTS, wandb="disabled", console=quiet())
+    with patch("takd.study.search.scheduling.run_stages", train_here):
+        takd.run(space, "tiny", root=bucket, storage=database, slots=SLOTS, wandb="disabled", console=quiet())
     study = takd.open_study("tiny", bucket, database)
     [teacher], [student] = keys(study, "teacher"), keys(study, "student")
     assert study.is_finished

@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import subprocess
-import time
+import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,27 +12,33 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 import pytest
-from conftest import Study, make_stage
-from test_cli import TAKD, write_space
+from conftest import Study, Watcher, make_stage, run_watched, tiny_space
+from optuna.trial import TrialState
+from test_cli import TAKD
 
 from takd.search_spaces import Path as ModelPath
-from takd.study.folder import study_folder
+from takd.study.folder import StudyFolder, study_folder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
-from takd.study.search.optimization import find_search
+from takd.study.search.graph import Node
+from takd.study.search.lease import acquire_lease
+from takd.study.search.optimization import find_search, open_optuna
 
 pytest.importorskip("optuna_dashboard")
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-TRIALS = 60  # of a study that is not at its end while the first pages are looked at
+TRIALS = 9  # of which some are left when each arm has one that is complete
 
 
 @dataclass(frozen=True)
 class Served:
-    """A dashboard of a study that ran beside it."""
+    """A dashboard, in a process of its own, of a study that trains in this one and is held while something is open."""
 
     page: str
-    study: subprocess.Popen[str]
+    root: Path
+    study: threading.Thread
+    go_on: threading.Event
 
     @property
     def server(self) -> str:
@@ -40,33 +46,39 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    root = tmp_path_factory.mktemp("served")
-    space = write_space(root / "tiny.yaml", trials=TRIALS)
-    options = [str(space), "--root", str(root), "--wandb", "disabled", "--slots", "1"]
-    study = subprocess.Popen([TAKD, "run", *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    wait_for(lambda: "COMPLETE" in states(root), 120)
-    dashboard = subprocess.Popen(
-        [TAKD, "dashboard", "tiny", "--root", str(root), "--port", "0"], stdout=subprocess.PIPE, text=True
-    )
+def served(ray_slots: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root, held, go_on = tmp_path_factory.mktemp("served"), threading.Event(), threading.Event()
+    folder = study_folder(str(root), "tiny")
+
+    def hold(node: Node) -> None:
+        if len(complete_arms(folder)) == 3:
+            held.set()
+            go_on.wait()
+
+    def study() -> None:
+        folder.prepare()
+        lease = acquire_lease(open_optuna(folder), "tiny", on_lost=print, on_wait=print)
+        run_watched(folder, tiny_space(trials=TRIALS, lanes=1), Watcher(started=hold))
+        lease.release()
+
+    thread = threading.Thread(target=study)
+    thread.start()
+    assert held.wait(240)
+    command = [TAKD, "dashboard", "tiny", "--root", str(root), "--port", "0"]
+    dashboard = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert dashboard.stdout
-    yield Served(dashboard.stdout.readline().split()[0], study)
-    for process in (dashboard, study):
-        process.terminate()
-        process.communicate(timeout=60)
+    yield Served(dashboard.stdout.readline().split()[0], root, thread, go_on)
+    go_on.set()
+    thread.join()
+    dashboard.terminate()
+    dashboard.communicate(timeout=60)
 
 
-def states(root: Path) -> str:
-    """Of the trials, in words, as another process sees them; empty before there is a study."""
-    search = find_search(study_folder(str(root), "tiny"))
-    return " ".join(trial.state.name for trial in search.study.get_trials(deepcopy=False)) if search else ""
-
-
-def wait_for(condition, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.5)
+def complete_arms(folder: StudyFolder) -> set[str]:
+    """Those that have a trial which is complete."""
+    search = find_search(folder)
+    trials = search.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]) if search else []
+    return {trial.params["arm"] for trial in trials}
 
 
 def browse(page: str) -> tuple[str, list[str]]:
@@ -82,7 +94,7 @@ def browse(page: str) -> tuple[str, list[str]]:
 
 def test_the_dashboard_shows_the_arms_while_the_study_runs(served):
     html, errors = browse(f"{served.page}/analytics")
-    assert served.study.poll() is None, "the study ended too early to show anything"
+    assert served.study.is_alive(), "the study ended too early to show anything"
     for arm in ("labels", "kd", "takd:mlp-16"):
         assert arm in html
     assert errors == []
@@ -128,14 +140,17 @@ def test_attributes_say_what_a_trial_trained_and_reached(finished: Study):
     assert outcome_attributes([path], found) == {"students": '{"3": 93.76}', "path_seconds": 3.0}
 
 
-def test_follow_shows_a_study_of_another_process_until_it_ends(served, tmp_path):
-    root = Path(served.study.args[3 + 1])
-    follow = subprocess.run(
-        [TAKD, "status", "tiny", "--root", str(root), "--follow"], capture_output=True, text=True, timeout=240
-    )
-    assert (follow.returncode, follow.stderr) == (0, "")
-    blocks = re.findall(rf"study tiny: (\d+) of {TRIALS} trials started", follow.stdout)
+def test_follow_shows_a_study_of_another_process_until_it_ends(served):
+    """The last test: it lets the study go on."""
+    command = [TAKD, "status", "tiny", "--root", str(served.root), "--follow"]
+    follow = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert follow.stdout
+    first = follow.stdout.readline()
+    served.go_on.set()
+    others, errors = follow.communicate(timeout=240)
+    assert (follow.returncode, errors) == (0, "")
+    blocks = re.findall(rf"study tiny: (\d+) of {TRIALS} trials started", first + others)
+    assert len(blocks) > 1
     assert blocks[-1] == str(TRIALS)
     assert blocks == sorted(blocks, key=int)
-    assert "\x1b" not in follow.stdout
-    assert served.study.wait(60) == 0
+    assert "\x1b" not in first + others

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pandas as pd
 import pytest
-from conftest import SLOTS, Study, Watcher, artifacts, run, run_watched, tiny_space
+from conftest import SLOTS, Study, Watcher, artifacts, run, run_watched, run_without_test_split, tiny_space
 
 from takd.search_spaces import InputError, key_of
 from takd.study.folder import StudyFolder, study_folder
@@ -18,6 +18,12 @@ from takd.study.stopping import Stop
 from takd.trainables.store.artifacts import WEIGHTS
 
 pytestmark = pytest.mark.usefixtures("ray_slots")
+
+
+@pytest.fixture(scope="module")
+def finished(ray_slots, cache, tmp_path_factory) -> Study:
+    """That of the other tests, but trained by workers."""
+    return run_without_test_split(tmp_path_factory.mktemp("runs"), workers=True)
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def test_a_stage_is_trained_once_however_many_paths_share_it(finished):
 
 
 def test_the_search_reads_no_test_split(finished):
-    """The fixture took the test split's file away before the study ran."""
+    """Its file was taken away before the study ran."""
     assert table(finished)["test_accuracy"].isna().all()
 
 

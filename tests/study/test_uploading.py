@@ -34,11 +34,25 @@ def point_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
 
 
+def copy_of(study: Study, tmp_path: Path) -> StudyFolder:
+    return study_folder(str(shutil.copytree(study.folder.root, tmp_path / "runs")), "tiny")
+
+
 @pytest.fixture
 def synced(finished: Study, tmp_path: Path) -> StudyFolder:
     """A copy of the finished study, whose runs nobody has sent."""
-    root = Path(shutil.copytree(finished.folder.root, tmp_path / "runs"))
-    return study_folder(str(root), "tiny")
+    return copy_of(finished, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def two_students(ray_slots: int, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return run(study_folder(str(tmp_path_factory.mktemp("two")), "tiny"), tiny_space(**LABELS), wandb="offline")
+
+
+@pytest.fixture
+def small(two_students: Study, tmp_path: Path) -> StudyFolder:
+    """Likewise of a study of three runs: two students, and its own."""
+    return copy_of(two_students, tmp_path)
 
 
 def sync(folder: StudyFolder, *options: str) -> int:
@@ -68,8 +82,8 @@ def test_sync_sends_every_run_with_its_history_and_lineage_and_nothing_twice(syn
     assert {id: len(rows) for id, rows in server.history.items()} == rows
 
 
-def test_sync_goes_on_where_it_was(synced, server, monkeypatch, capsys):
-    monkeypatch.setattr("takd.study.tracking.uploading.BATCH", 6)
+def test_sync_goes_on_where_it_was(small, server, monkeypatch, capsys):
+    monkeypatch.setattr("takd.study.tracking.uploading.BATCH", 1)
     whole = Upload.wait
     waits = []
 
@@ -78,18 +92,20 @@ def test_sync_goes_on_where_it_was(synced, server, monkeypatch, capsys):
         return whole(self) if len(waits) == 1 else "the network is gone"
 
     monkeypatch.setattr(Upload, "wait", fails_second)
-    assert sync(synced) == 1
+    assert sync(small) == 1
     assert "the network is gone" in capsys.readouterr().err
+    sent = len(unsynced(local(small)))
+    assert 1 <= sent <= 2
     monkeypatch.setattr(Upload, "wait", whole)
-    assert sync(synced) == 0
-    assert "10 of 10 runs sent" in capsys.readouterr().out.splitlines()[-1]
-    assert len(server.runs) == 15
+    assert sync(small) == 0
+    assert f"{sent} of {sent} runs sent" in capsys.readouterr().out.splitlines()[-1]
+    assert len(server.runs) == 3
 
 
-def test_sync_writes_the_runs_that_are_missing(synced, server):
-    shutil.rmtree(local(synced) / "wandb")
-    assert sync(synced) == 0
-    assert len(server.runs) == 15
+def test_sync_writes_the_runs_that_are_missing(small, server):
+    shutil.rmtree(local(small) / "wandb")
+    assert sync(small) == 0
+    assert len(server.runs) == 3
 
 
 def test_no_run_is_sent_beside_one_it_learned_from(tmp_path):
@@ -106,19 +122,19 @@ def test_no_run_is_sent_beside_one_it_learned_from(tmp_path):
 
 
 @pytest.mark.parametrize("key", [None, "short"], ids=["none", "short"])
-def test_sync_without_a_key_is_bad_input(synced, monkeypatch, tmp_path, capsys, key):
+def test_sync_without_a_key_is_bad_input(small, monkeypatch, tmp_path, capsys, key):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     if key:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    assert sync(synced) == 2
+    assert sync(small) == 2
     assert "WANDB_API_KEY" in capsys.readouterr().err
 
 
-def test_a_report_shows_sizes_temperatures_and_cost(synced, server, monkeypatch, capsys):
+def test_a_report_shows_sizes_temperatures_and_cost(small, server, monkeypatch, capsys):
     pytest.importorskip("wandb_workspaces")
     monkeypatch.setenv("WANDB_ENTITY", "someone")
-    assert sync(synced, "--report") == 0
+    assert sync(small, "--report") == 0
     [view] = server.views
     for title in ("accuracy by TA size", "T x lambda", "hyperparameters", "cost"):
         assert title in view["spec"]
@@ -145,13 +161,6 @@ def accuracies(folder: StudyFolder) -> list[Any]:
     return sorted(zip(*pd.read_parquet(folder.trials)[["stage_key", "val_accuracy"]].to_numpy().T, strict=True))
 
 
-@pytest.fixture(scope="module")
-def without(ray_slots, tmp_path_factory) -> list[Any]:
-    """What students reach where nothing is sent."""
-    folder = study_folder(str(tmp_path_factory.mktemp("without")), "tiny")
-    return accuracies(run(folder, tiny_space(**LABELS)).folder)
-
-
 @pytest.fixture(params=["errors", "wrong key", "slow", "silent", "closed"])
 def broken(request, monkeypatch) -> Iterator[str]:
     """A server that can't take runs."""
@@ -170,13 +179,13 @@ def broken(request, monkeypatch) -> Iterator[str]:
     server.close()
 
 
-def test_a_broken_server_costs_one_warning_and_no_result(without, folder, broken, caplog):
+def test_a_broken_server_costs_one_warning_and_no_result(two_students, folder, broken, caplog):
     """The silent one would take an hour to answer."""
     assert run(folder, tiny_space(**LABELS), wandb="online").result.finished
     [warning] = warnings_of(caplog)
     assert warning.startswith("W&B: ")
     assert warning.endswith("the runs are kept, `takd sync` sends them")
-    assert accuracies(folder) == without
+    assert accuracies(folder) == accuracies(two_students.folder)  # of whom nobody sent anything
     assert len(unsynced(local(folder))) == 3
 
 

@@ -1,6 +1,5 @@
 """Workers: as many as there are slots once there is work, on one machine or several; and how busy they were."""
 
-import json
 import re
 import subprocess
 import sys
@@ -10,8 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import Found, tiny_space
+from conftest import Found, run, tiny_space
 
+from takd.search_spaces import space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.study.search.graph import Find, Group, StageGraph
@@ -20,13 +20,14 @@ from takd.study.search.scheduling import PathSearcher, resources
 from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
+from takd.trainables.stage_trainable import StageTrainable
 
 STUDENT, TEACHER, QUARTER = Need(1, 0), Need(2, 0), Need(1, 0.25)
 
-# Students of some tenths of a second each, well below a worker's start of some seconds; each trains alone.
+# Each student trains alone, and for long enough to be killed at it.
 SHORT: dict[str, Any] = {
     "dataset": "mnist",
-    "teacher": {"model": "mlp-16", "recipe": {"epochs": 1, "examples": 200}},
+    "teacher": {"model": "mlp-16", "recipe": {"epochs": 100, "examples": 4000}},
     "assistants": [],
     "student": {
         "model": "mlp-64",
@@ -36,11 +37,13 @@ SHORT: dict[str, Any] = {
     },
     "arms": ["kd"],
     "sampler": "grid",
-    "seeds": 8,
+    "seeds": 4,
     "lanes": 1,
     "confirm": None,
-    "resources": {"teacher": {"cpu": 2}},
+    "checkpoint_every": {"epochs": 1},
 }
+COLUMNS = ["trial", "path_seed", "role", "stage_key", "arm", "temperature", "status", "val_accuracy", "epochs"]
+SAID = ["gone", "early", "killed", "reclaimed"]
 
 
 def workers(nodes: dict[str, Need], *living: tuple[Need, str | None, bool]) -> Workers:
@@ -163,6 +166,13 @@ def test_workers_make_room_on_one_node_for_what_comes_first(searcher):
     assert roles(teacher) == ["teacher"]
 
 
+def test_tune_is_asked_for_what_a_worker_holds(searcher):
+    searcher.workers.nodes = {"a": Need(2, 0)}
+    given = searcher.suggest("1")
+    asked = StageTrainable.default_resource_request(given).required_resources
+    assert {name: number for name, number in asked.items() if number} == {"CPU": 2}
+
+
 def test_four_slots_have_four_workers_that_train_a_quarter_each(ray_slots, tmp_path):
     searcher = searcher_of(tmp_path, arms=["labels"], trials=2, coverage=1, seeds=10)
     searcher.workers.nodes = {"a": Need(3, 0), "b": Need(1, 0)}
@@ -221,82 +231,82 @@ def test_a_study_no_worker_of_which_starts_stops_and_says_why(searcher):
     assert searcher.graph.counts["teacher"]["failed"] == 0  # it is none of its fault
 
 
-def shares(rows: pd.DataFrame) -> list[float]:
-    """Of the students, by worker, largest first."""
-    students = rows[rows["role"] == "student"].drop_duplicates("stage_key")
-    return sorted((students.groupby(["host", "process"]).size() / len(students)).tolist(), reverse=True)
-
-
-JOINED = """
-import subprocess, sys, time
+ON_A_CLUSTER = """
+import json, subprocess, sys, time
+from contextlib import suppress
 from pathlib import Path
+import psutil
 from ray.cluster_utils import Cluster
 
 space, root = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-cluster.add_node(num_cpus=1)
+first = cluster.add_node(num_cpus=1, num_gpus=1)
 cluster.wait_for_nodes()
 command = [sys.executable, "-m", "takd", "run", space, "--root", root, "--wandb", "disabled"]
 study = subprocess.Popen([*command, "--address", cluster.address])
-while study.poll() is None and len(list(Path(root).glob("artifacts/[0-9a-f]*/stage.json"))) < 5:
-    time.sleep(0.05)
-cluster.add_node(num_cpus=1)
-print("a node has joined", flush=True)
+
+def name(process):
+    with suppress(psutil.NoSuchProcess):
+        return process.name()
+
+def workers(node):
+    children = psutil.Process(node.all_processes["raylet"][0].process.pid).children()
+    return [child for child in children if name(child) == "ray::StageTrain"]
+
+def of_students(node):
+    outcomes = [json.loads(file.read_text())["outcome"] for file in Path(root).glob("artifacts/[0-9a-f]*/stage.json")]
+    busy = {each["process"] for each in outcomes if each["role"] == "student"}
+    return [worker for worker in workers(node) if worker.pid in busy]
+
+def until(happened):
+    while not happened():
+        assert study.poll() is None, "it never happened"
+        time.sleep(0.02)
+
+def say(what, *workers):
+    print(what, *(each.pid for each in workers), flush=True)
+
+until(lambda: list(Path(root).glob("checkpoints/[0-9a-f]*")))
+cluster.remove_node(first, allow_graceful=False)
+say("gone")
+second = cluster.add_node(num_cpus=2, num_gpus=1)
+until(lambda: len(of_students(second)) == 2)
+early = of_students(second)
+for each in early:
+    each.suspend()  # so that they leave something to those who come
+say("early", *early)
+third = cluster.add_node(num_cpus=1, num_gpus=1)
+until(lambda: of_students(third))
+[killed] = of_students(third)
+killed.kill()
+say("killed", killed)
+until(lambda: [each for each in of_students(third) if each != killed])
+for each in early:
+    each.resume()
+cluster.remove_node(second, allow_graceful=True)
+say("reclaimed")
 sys.exit(study.wait())
 """
 
 
 @pytest.mark.slow
-def test_a_node_that_joins_in_mid_study_gets_a_worker(tmp_path):
+def test_a_study_goes_on_whatever_becomes_of_nodes_and_workers(ray_slots, tmp_path):
+    """On nodes with a made-up GPU each. One that trains the teacher is gone at once, and another comes in its place.
+    While both slots of that train students a third joins, and its worker is killed and followed by another; then the
+    second is reclaimed, SIGTERM first."""
     file = tmp_path / "short.yaml"
     file.write_text(yaml.safe_dump(SHORT))
-    command = [sys.executable, "-c", JOINED, str(file), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=590)
+    undisturbed = run(study_folder(str(tmp_path / "undisturbed"), "short"), space_from(SHORT, "short"))
+    command = [sys.executable, "-c", ON_A_CLUSTER, str(file), str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "a node has joined" in done.stdout
-    found = shares(pd.read_parquet(study_folder(str(tmp_path / "runs"), "short").trials))
-    assert len(found) == 2
-    assert found[-1] > 0.1
-
-
-KILLED = """
-import sys, threading, time
-from pathlib import Path
-import psutil
-from takd.study.cli import main
-
-space, root = sys.argv[1:]
-
-def kill():
-    while len(list(Path(root).glob("artifacts/[0-9a-f]*/stage.json"))) < 10:
-        time.sleep(0.05)
-    for process in psutil.Process().children(recursive=True):
-        if process.name().startswith("ray::StageTrain"):
-            process.kill()
-            print("killed", process.pid, flush=True)
-            break
-
-threading.Thread(target=kill, daemon=True).start()
-sys.exit(main(["run", space, "--root", root, "--wandb", "disabled", "--slots", "2"]))
-"""
-
-
-@pytest.mark.slow
-def test_every_slot_has_a_worker_and_works_again_when_that_is_killed(tmp_path):
-    """Of two slots, which the teacher has both."""
-    file = tmp_path / "short.yaml"
-    file.write_text(yaml.safe_dump(SHORT))
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(file), str(tmp_path / "runs")], capture_output=True, text=True, timeout=590
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    [killed] = map(int, re.findall(r"^killed (\d+)$", done.stdout, re.M))
+    lines = map(str.split, done.stdout.splitlines())
+    said = {words[0]: set(map(int, words[1:])) for words in lines if words and words[0] in SAID}
+    assert list(said) == SAID
     rows = pd.read_parquet(study_folder(str(tmp_path / "runs"), "short").trials)
-    assert set(rows["status"]) == {"done"}
-    assert len(shares(rows)) == 3  # two slots, one of them with a second worker
-    last = rows[rows["role"] == "student"].drop_duplicates("stage_key").sort_values("finished_at").tail(10)
-    assert len(set(last["process"])) == 2
-    assert killed not in set(last["process"])
-    assert re.search(r"^4 workers trained [\d, and]+ stages, busy [\d, and]+ % of the time", done.stdout, re.M)
-    described = [json.loads(file.read_text())["outcome"] for file in tmp_path.glob("runs/artifacts/*/stage.json")]
-    assert {each["role"]: each["threads"] for each in described} == {"teacher": 2, "student": 1}
+    pd.testing.assert_frame_equal(rows[COLUMNS], pd.read_parquet(undisturbed.folder.trials)[COLUMNS])
+    students = rows[rows["role"] == "student"].groupby("process")["stage_key"].nunique()
+    assert len(said["early"]) == 2  # as many as there are slots
+    assert said["early"] | said["killed"] < set(students.index)
+    assert len(students) == 4  # the fourth followed the one that was killed
+    assert re.search(r"^\d workers trained [\d, and]+ stages, busy [\d, and]+ % of the time", done.stdout, re.M)

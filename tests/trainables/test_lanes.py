@@ -34,10 +34,10 @@ def stages(number: int, model: str = "mlp-8", **given: Any) -> list[Stage]:
     return [make_stage(model, dataset=dataset, seed=seed, **({"epochs": 3} | given)) for seed in range(number)]
 
 
-def worker(root: Path, of: list[Stage]) -> StageTrainable:
+def worker(root: Path, of: list[Stage], cpu: int = 1) -> StageTrainable:
     """A worker that was given these stages, without Tune around it."""
     ArtifactStore(str(root)).prepare()
-    trainable = StageTrainable({"root": str(root), "cpu": 1, "gpu": 0})
+    trainable = StageTrainable({"root": str(root), "cpu": cpu, "gpu": 0})
     trainable.introduced = True  # which only Ray can do
     given = {
         "stages": [stage.model_dump(mode="json") for stage in of],
@@ -108,6 +108,18 @@ def test_every_lane_leaves_an_artifact_and_no_checkpoint(tmp_path):
         assert description["input"] == stage.key_input()
         assert description["outcome"]["lanes"] == 3
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_stages_train_with_as_many_threads_as_their_worker_has_cpus(tmp_path):
+    threads, [stage] = torch.get_num_threads(), stages(1)
+    try:
+        for cpu in (1, 2):
+            reports(worker(tmp_path / str(cpu), [stage], cpu))
+            description = ArtifactStore(str(tmp_path / str(cpu))).describe(stage.key)
+            assert description is not None
+            assert description["outcome"]["threads"] == cpu
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_lanes_that_were_done_when_their_batch_was_killed_are_left_alone(tmp_path):

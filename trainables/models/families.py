@@ -182,13 +182,16 @@ def parameters_of(model: str, image_shape: ImageShape, classes: int) -> int:
 
 @lru_cache
 def size_of(model: str, image_shape: ImageShape, classes: int) -> ModelSize:
-    """On the meta device as well. Counting FLOPs makes torch load its compiler, once a process: seconds."""
+    """On the meta device as well. Fully connected models are not run: that makes torch load its compiler: seconds."""
+    parameters = parameters_of(model, image_shape, classes)
     with torch.device("meta"):
         module = build(model, image_shape, classes).eval()
+        if family_of(model)[0].stacks:
+            return ModelSize(parameters, sum(2 * each.numel() for each in module.parameters() if each.dim() == 2))
         counter = FlopCounterMode(display=False)
         with counter, torch.no_grad():
             module(torch.empty(1, *image_shape))
-    return ModelSize(parameters_of(model, image_shape, classes), counter.get_total_flops())
+    return ModelSize(parameters, counter.get_total_flops())
 
 
 def library_of(model: str) -> dict[str, str]:

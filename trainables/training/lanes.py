@@ -13,6 +13,7 @@ from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, family_of, normalises_batches
 from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.weights_files import Pretrained, put_into
+from takd.trainables.training.optimizers import FusedAdam, FusedSGD, Optimizer
 from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
 
@@ -169,14 +170,10 @@ def _stacked(layers: Sequence[nn.Module]) -> nn.Module:
 
 
 # Fused: one kernel a step over all parameters, on CPU and CUDA.
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, Recipe], torch.optim.Optimizer]] = {
-    "adam": lambda weights, rate, recipe: torch.optim.Adam(weights, rate, weight_decay=recipe.weight_decay, fused=True),
-    "adamw": lambda weights, rate, recipe: torch.optim.AdamW(
-        weights, rate, weight_decay=recipe.weight_decay, fused=True
-    ),
-    "sgd": lambda weights, rate, recipe: torch.optim.SGD(
-        weights, rate, momentum=recipe.momentum or 0.0, weight_decay=recipe.weight_decay, fused=True
-    ),
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, Recipe], Optimizer]] = {
+    "adam": lambda weights, rate, recipe: FusedAdam(weights, rate, recipe.weight_decay, decoupled=False),
+    "adamw": lambda weights, rate, recipe: FusedAdam(weights, rate, recipe.weight_decay, decoupled=True),
+    "sgd": lambda weights, rate, recipe: FusedSGD(weights, rate, recipe.weight_decay, recipe.momentum or 0.0),
 }
 
 
