@@ -331,9 +331,9 @@ class Components:
         noise = chance / (images or self.counts[2] or 1)
         between = self.paths + np.nan_to_num(self.students) / students + noise
         of_images = np.nan_to_num(self.images) / images if images else 0.0
-        parts = (0.0, between / paths, of_images, between, noise / paths)
-        mean, *variances = (np.asarray(each, float) for each in parts)
-        return Spread(mean, *variances, paths=paths, images=images)
+        numbers = (0.0, between / paths, of_images, between, noise / paths)
+        parts = [np.asarray(each, float) for each in numbers]
+        return Spread(parts[0], parts[1], parts[2], parts[3], parts[4], paths, images)
 
     def half_width(self, paths: int, students: int, images: int | None) -> float:
         """Of the 95 % interval that such a study would have; NaN for one path."""
@@ -371,7 +371,8 @@ def components(values: ArrayLike) -> Components:
     between = by_path.var(ddof=1) - np.nan_to_num(of_students) / students - of_crossed / images
     of_images = by_image.var(ddof=1) - of_crossed / paths
     kinds = (between, of_students, of_images, of_both, of_rest)
-    return Components(*(float(np.maximum(each, 0.0)) for each in kinds), counts=counts)
+    between, of_students, of_images, of_both, of_rest = (float(np.maximum(each, 0.0)) for each in kinds)
+    return Components(between, of_students, of_images, of_both, of_rest, counts)
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def run(scenario: Scenario, studies: int) -> Studies:
 
 
 def joined(spreads: list[Spread]) -> Spread:
-    arrays = {name: np.concatenate([getattr(each, name) for each in spreads]) for name in PARTS}
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in spreads]) for name in PARTS}
     return replace(spreads[0], **arrays)
 
 
@@ -279,9 +279,16 @@ def planned(studies: int) -> Iterator[list[str]]:
             print(f"planned: {done + AT_ONCE:,} of {studies:,}", flush=True)
     for (n, margin), stated in needed.items():
         told = [each for each in stated if each and each <= MOST_PLANNED]
-        good, bad = 100 * np.mean(called[n, margin], axis=0) if told else (np.nan, np.nan)
+        passed = 100 * np.mean(called[n, margin], axis=0) if told else np.full(2, np.nan)
         median = f"{np.median(told):.0f}" if told else "-"
-        yield [str(n), f"{margin:g}", median, f"{100 * len(told) / len(stated):.0f}", f"{good:.1f}", f"{bad:.1f}"]
+        yield [
+            str(n),
+            f"{margin:g}",
+            median,
+            f"{100 * len(told) / len(stated):.0f}",
+            f"{passed[0]:.1f}",
+            f"{passed[1]:.1f}",
+        ]
 
 
 def bounded(studies: int) -> Iterator[list[str]]:
