@@ -134,7 +134,8 @@ def test_what_a_report_remembers_is_forgotten_when_it_ends_and_nobody_changes_it
         return rows[[column]].drop_duplicates()
 
     with remembering():
-        count(trials)["arm"] = "changed"
+        changed = count(trials)
+        changed["arm"] = "changed"
         assert "changed" not in set(count(trials, column="arm")["arm"])
         assert made == ["arm"]
         count(trials, "role")
