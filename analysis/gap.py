@@ -20,6 +20,7 @@ from takd.analysis.tables import (
     blocks_of,
     chosen_students,
     parameters_of,
+    remembered,
 )
 
 # By factor how it is called. What no other tells apart is a study's own.
@@ -33,6 +34,7 @@ CLOSE = 0.09  # of the axis: names nearer to each other than that would cover ea
 PANELS = 4  # side by side
 
 
+@remembered
 def rows_of(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of each study and cell: its `accuracy` and its difference to kd, with intervals.
 

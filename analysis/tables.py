@@ -109,6 +109,7 @@ def cells_of(trials: pd.DataFrame) -> list[str]:
     return list(trials["cell"].fillna("").unique()) if "cell" in trials and len(trials) else [""]
 
 
+@remembered
 def blocks_of(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What has a table of its own: each study, and each cell of its factors. By a name, "" where there is one alone."""
     several = trials["study"].nunique() > 1
