@@ -26,7 +26,8 @@ CONFIRM_NOTE = (
 )
 
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
 
@@ -203,8 +204,8 @@ def scope(trials: pd.DataFrame, *arms: str) -> str:
 
 def smallest_effect(trials: pd.DataFrame) -> float | None:
     """The smallest difference that matters, in points, where the space says one."""
-    known = trials["smallest_effect"].dropna() if "smallest_effect" in trials else ()
-    return float(known.iloc[0]) if len(known) else None
+    known = trials["smallest_effect"].dropna().tolist() if "smallest_effect" in trials else []
+    return float(known[0]) if known else None
 
 
 def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:

@@ -38,7 +38,7 @@ def variance_table(trials: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for cell, part in by_cell(trials).items():
         arms, unit = measured(part), unit_of(part)
-        pairs = [(arm, arm, None) for arm in arms]
+        pairs: list[tuple[str, str, str | None]] = [(arm, arm, None) for arm in arms]
         pairs += [(f"{arm} - kd", arm, "kd") for arm in arms if "kd" in arms and arm != "kd"]
         for name, arm, reference in pairs:
             found = _components(arms[arm], arms[reference] if reference else None)
