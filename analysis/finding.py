@@ -160,8 +160,8 @@ def choice(trials: pd.DataFrame) -> str:
         raise Missing("No path has ended as a whole yet.")
     parts = by_cell(trials)
     return "\n\n".join(
-        (f"At {cell}: " if cell else "") + _choice(parts[cell], table)
-        for cell, table in every.groupby("cell", sort=False)
+        (f"At {cell}: " if cell else "") + _choice(parts[cell], every[every["cell"] == cell])
+        for cell in every["cell"].unique()
     )
 
 

@@ -153,7 +153,7 @@ def _choices(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "next": f"{hyperparameters_of(second, cell)} ({_share(others[second])})",
         }
         if len(final) and chosen in by_setting.index:
-            row["search minus fresh validation, points"] = _flattered(by_setting.loc[chosen].dropna(), final)
+            row["search minus fresh validation, points"] = _flattered(by_setting.T[chosen].dropna(), final)
         yield row
 
 
