@@ -65,8 +65,8 @@ def remembered(make: Callable[P, T]) -> Callable[P, T]:
         if place not in _known:
             _known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
         found: Any = _known[place][1]
-        kept: T = found.copy() if isinstance(found, pd.DataFrame) else found
-        return kept
+        kept: Any = found.copy() if isinstance(found, pd.DataFrame) else found
+        return kept  # type: ignore[no-any-return]
 
     return made
 
