@@ -66,7 +66,7 @@ def remembered(make: Callable[P, T]) -> Callable[P, T]:
             _known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
         found: Any = _known[place][1]
         kept: Any = found.copy() if isinstance(found, pd.DataFrame) else found
-        return kept  # type: ignore[no-any-return]
+        return kept
 
     return made
 
