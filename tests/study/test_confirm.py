@@ -156,7 +156,8 @@ def test_each_path_of_the_confirm_phase_has_teacher_assistants_transfer_set_and_
     more = space.model_copy(update={"confirm": space.confirm.model_copy(update={"paths": 3, "seeds": 3})})
     search = open_search(study.folder)
     [proposal] = [each for each in search.confirming() if each.arm == "takd:mlp-16"]
-    wider = more.confirming_paths(more.suggest(search.proposed()[-1 - proposal.trial]), search.dataset)
+    [trial] = [each for each in search.proposed() if each.user_attrs["arm"] == proposal.arm]
+    wider = more.confirming_paths(more.suggest(trial), search.dataset)
     assert {path.student.key for path in proposal.paths} < {path.student.key for path in wider}
     recipes = {path.replicate: path.student.recipe for path in proposal.paths}
     assert recipes[0].order_seed != recipes[1].order_seed
