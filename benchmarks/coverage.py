@@ -296,14 +296,17 @@ def bounded(studies: int) -> Iterator[list[str]]:
     random = np.random.default_rng(20)
     for typical, deviation in ((0.5, 0.3), (0.9, 0.3), (0.99, 0.5), (0.999, 1.0)):
         truth = special.expit(special.logit(typical) + deviation * random.standard_normal(1_000_000)).mean()
-        for n in (2, 3, 5, 20):
+        row, outside = [f"{truth:.4f}"], []
+        for n in BOUNDED_PATHS:
             values = special.expit(special.logit(typical) + deviation * random.standard_normal((10 * studies, n)))
             estimate, plain = bounded_interval(spread_of_paths(values)), mean_interval(values)
             covers, before = (100 * np.mean((each.low <= truth) & (truth <= each.high)) for each in (estimate, plain))
-            outside = 100 * np.mean((plain.low < 0) | (plain.high > 1))
-            yield [f"{truth:.4f}", str(n), f"{covers:.1f}", f"{before:.1f}", f"{outside:.0f}"]
+            row.append(f"{covers:.1f} ({before:.1f})")
+            outside.append(f"{100 * np.mean((plain.low < 0) | (plain.high > 1)):.0f}")
+        yield [*row, ", ".join(outside)]
 
 
+BOUNDED_PATHS = (2, 3, 5, 20)
 MARGINS = (1.5,)  # points
 PLANNED = Scenario("planned", effects=(0, 0), configurations=(0,))
 HEAD = [
@@ -314,7 +317,7 @@ HEAD_PLANNED = [
     "paths of the first study", "margin", "paths stated (median)", "stated %", "as good: called so %",
     "inferior: called so %",
 ]  # fmt: skip
-HEAD_BOUNDED = ["truth", "paths", "covers %", "plain t covers %", "plain t leaves [0, 1] %"]
+HEAD_BOUNDED = ["truth", *(f"{n} paths (plain t)" for n in BOUNDED_PATHS), "plain t leaves [0, 1]"]
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
