@@ -16,7 +16,8 @@ from takd.study.options import CHECK, Checking, RunOptions
 from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
-from takd.study.search.optimization import Search, create_search, find_search, open_optuna, refuse_another_space
+from takd.study.search.optimization import Search, create_search, find_search, refuse_another_space
+from takd.study.search.storages import open_optuna
 from takd.study.stopping import Stop
 from takd.study.tracking.events import EventLog
 from takd.study.tracking.observers import Observer, Observers

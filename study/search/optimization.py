@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -11,20 +10,17 @@ from statistics import fmean
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
 from takd.study.folder import StudyFolder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
 from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.storages import open_optuna
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-SYNC_SECONDS = 1.0
 FIRST_KEPT_REVISION = 2  # of studies that say none
 
 
@@ -252,73 +248,6 @@ def _load(folder: StudyFolder) -> optuna.Study | None:
         return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))
     except KeyError:
         return None
-
-
-def open_optuna(folder: StudyFolder) -> BaseStorage:
-    """The journal in the study's folder, or the database of its URL; raises InputError on one that can't be opened."""
-    if folder.journal:
-        return JournalStorage(Journal(str(folder.journal)))
-    try:
-        return RDBStorage(folder.database, engine_kwargs={"pool_pre_ping": True})
-    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
-
-
-class Journal(JournalFileBackend):
-    """A journal file that survives a writer that was cut off in the middle of a line.
-
-    It is synced to disk once a second, where Optuna's own is with every line, a dozen a trial. What a machine that
-    loses its power forgets is asked and told again: the artifacts are there.
-    """
-
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
-        self._file, self._lock, self._synced = file, JournalFileSymlinkLock(file), 0.0
-        self._drop_half_line()
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in logs)
-        self._lock.acquire()
-        try:
-            self._append(lines.encode())
-        except OSError:
-            self._truncate_half_line()
-            raise
-        finally:
-            self._lock.release()
-
-    def _append(self, lines: bytes) -> None:
-        with open(self._file, "ab") as file:
-            file.write(lines)
-            file.flush()
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(file.fileno())
-                self._synced = time.monotonic()
-
-    def _drop_half_line(self) -> None:
-        """What was not written to its line's end never happened; Optuna can't read past it."""
-        if _ends_whole(self._file):
-            return
-        self._lock.acquire()  # whoever is still writing ends first
-        try:
-            self._truncate_half_line()
-        finally:
-            self._lock.release()
-
-    def _truncate_half_line(self) -> None:
-        with open(self._file, "r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-def _ends_whole(file: str) -> bool:
-    with open(file, "rb") as journal:
-        size = journal.seek(0, os.SEEK_END)
-        if size == 0:
-            return True
-        journal.seek(-1, os.SEEK_END)
-        return journal.read(1) == b"\n"
 
 
 # From a seed.

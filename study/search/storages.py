@@ -1,0 +1,145 @@
+"""Where Optuna keeps a study: a journal file, which survives its writers and says what is wrong with it; a database."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote
+
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+
+from takd.search_spaces import InputError
+from takd.study.folder import StudyFolder, password_of
+
+SYNC_SECONDS = 1.0
+LOCK_SECONDS = 30.0  # that a lock of the journal stands at most while its holder lives: it writes a few lines
+
+
+def open_optuna(folder: StudyFolder) -> BaseStorage:
+    """The journal in the study's folder, or the database of its URL; raises InputError on one that can't be opened."""
+    if folder.journal:
+        return JournalStorage(Journal(str(folder.journal)))
+    password = password_of(folder.database) or ""
+    if "@" in password:
+        raise InputError(f"--storage {folder.optuna}: the password has an @ in it; write %40 in the place of each")
+    try:
+        return RDBStorage(folder.database, engine_kwargs={"pool_pre_ping": True})
+    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        if password and (password in reason or unquote(password) in reason):
+            reason = type(error).__name__
+        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
+
+
+class Journal(JournalFileBackend):
+    """A journal file that survives a writer that was cut off in the middle of a line.
+
+    It is synced to disk once a second, where Optuna's own is with every line, a dozen a trial. What a machine that
+    loses its power forgets is asked and told again: the artifacts are there.
+    """
+
+    def __init__(self, file: str) -> None:
+        super().__init__(file)
+        self._file, self._lock, self._synced = file, JournalLock(file), 0.0
+        self._place = 0, 0  # how many lines were read, and where the next begins
+        self._drop_half_line()
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """The lines from one on; raises InputError on one that is not as it was written."""
+        number, offset = self._place if self._place[0] <= log_number_from else (0, 0)
+        with open(self._file, "rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return  # it is being written
+                number, offset = number + 1, offset + len(line)
+                if number > log_number_from:
+                    yield self._operation(line, number)
+                self._place = number, offset
+
+    def _operation(self, line: bytes, number: int) -> dict[str, Any]:
+        with suppress(ValueError):
+            found = json.loads(line)
+            if isinstance(found, dict) and {"op_code", "worker_id"} <= set(found):
+                return found
+        raise InputError(
+            f"{self._file}: line {number} is damaged. Kept are all finished stages, and the trials in the lines before "
+            f"it; to go on with these: cp {self._file} {self._file}.damaged && head -n {number - 1} "
+            f"{self._file}.damaged > {self._file}, and run the study again. It asks for the other trials anew, and "
+            "trains nothing again that is finished"
+        )
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in logs)
+        self._lock.acquire()
+        try:
+            self._append(lines.encode())
+        except OSError:
+            self._truncate_half_line()
+            raise
+        finally:
+            self._lock.release()
+
+    def _append(self, lines: bytes) -> None:
+        with open(self._file, "ab") as file:
+            file.write(lines)
+            file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+
+    def _drop_half_line(self) -> None:
+        """What was not written to its line's end never happened; Optuna can't read past it."""
+        if _ends_whole(self._file):
+            return
+        self._lock.acquire()  # whoever is still writing ends first
+        try:
+            self._truncate_half_line()
+        finally:
+            self._lock.release()
+
+    def _truncate_half_line(self) -> None:
+        with open(self._file, "r+b") as file:
+            content = file.read()
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+class JournalLock(JournalFileSymlinkLock):
+    """Optuna's, which is a link to the journal, and which waits for ever where that points to nothing.
+
+    So it does where a folder was moved or copied while a study ran in it.
+    """
+
+    def acquire(self) -> bool:
+        self._release_dangling()
+        return super().acquire()
+
+    def _release_dangling(self) -> None:
+        """Who sees the journal by another path may hold it for a moment, and no longer."""
+        until = time.monotonic() + LOCK_SECONDS
+        while (since := self._dangling_since()) is not None:
+            if time.time() - since > LOCK_SECONDS or time.monotonic() > until:
+                with suppress(RuntimeError):  # another process was first
+                    self.release()
+                return
+            time.sleep(0.1)
+
+    def _dangling_since(self) -> float | None:
+        """When a lock was made that points to nothing, by the clock of its file system; None where there is none."""
+        with suppress(FileNotFoundError):
+            since = os.lstat(self._lock_file).st_mtime
+            return None if os.path.exists(self._lock_file) else since
+        return None
+
+
+def _ends_whole(file: str) -> bool:
+    with open(file, "rb") as journal:
+        size = journal.seek(0, os.SEEK_END)
+        if size == 0:
+            return True
+        journal.seek(-1, os.SEEK_END)
+        return journal.read(1) == b"\n"
