@@ -18,6 +18,7 @@ from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
 from takd.study.search.optimization import Search, create_search, find_search, refuse_another_space
 from takd.study.search.storages import open_optuna
+from takd.study.search.workers import fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.events import EventLog
 from takd.study.tracking.observers import Observer, Observers
@@ -61,7 +62,7 @@ def run_study(
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
     if (known := find_search(folder)) is None or known.is_open:
-        _start_ray(options)  # it takes seconds: while the other process checks
+        _start_ray(options, stop)  # it takes seconds: while the other process checks
     space, data, largest_class, warnings = checking()
     if stop.requested:
         return RunResult(finished=False)
@@ -173,19 +174,22 @@ def _train(
     began: float,
 ) -> RunResult:
     # Not above: Ray takes seconds, which who has nothing to train need not wait.
-    from takd.study.search.scheduling import PathSearcher, lacking_gpus, leave_ray, run_stages
+    from takd.study.search.scheduling import PathSearcher, leave_ray, possible_nodes, run_stages
 
-    slots = _start_ray(options)
+    slots = _start_ray(options, stop)
     if options.slots not in (None, slots):
         console.print(
             f"warning: Ray runs in this process already, with {slots} slots: they are used in place of "
             f"{options.slots}; ray.shutdown() ends it",
             style="yellow",
         )
-    if lacking := lacking_gpus(search.space):
+    fits = fitted(search.space, possible_nodes())
+    if fits.lacking:
         if options.address is None:
-            raise InputError(lacking)
-        console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
+            raise InputError(fits.lacking)
+        console.print(f"warning: {fits.lacking} yet; stages wait until it has", style="yellow")
+    for warning in fits.warnings:
+        console.print(f"warning: {warning}", style="yellow")
     graph = StageGraph(folder.artifacts)
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
@@ -209,7 +213,7 @@ def _train(
     return RunResult(finished=not search.is_open, trained=trained, profile=profile)
 
 
-def _start_ray(options: RunOptions) -> int:
+def _start_ray(options: RunOptions, stop: Stop) -> int:
     from takd.study.search.scheduling import start_ray
 
-    return start_ray(options.slots, options.address)
+    return start_ray(options.slots, options.address, stop)

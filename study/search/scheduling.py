@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from types import ModuleType
@@ -19,15 +20,17 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
 from ray import tune
+from ray._common.network_utils import parse_address
+from ray._private.services import canonicalize_bootstrap_address
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 import takd
 from takd import search_spaces, trainables
-from takd.search_spaces import ROLES, WIDEST, InputError, Role, Space
+from takd.search_spaces import WIDEST, InputError, Role
 from takd.study.search.graph import Group, Node, Proposal, StageGraph
 from takd.study.search.optimization import Search
-from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers
+from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers, fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
 from takd.trainables.halving import start_halving
@@ -37,7 +40,12 @@ from takd.trainables.store.storage import FULL
 
 LOCAL = "local"  # Ray's word for one that is started here
 LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
+HOMELESS_SECONDS = 30.0  # that stages wait for a node before that is said
+ANSWER_SECONDS = 15.0  # that a cluster may take to answer
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
+
+# Ray speaks gRPC, and so HTTP/2: both sides begin with their settings, a frame of type 4.
+HTTP2, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\4"
 
 # Tune's own state files, loggers and table are not used: what must last is in the two durable places.
 _TUNE_ENVIRONMENT = {
@@ -81,11 +89,12 @@ class PathSearcher(Searcher):
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.stop = stop
         self.artifacts = ArtifactStore(root)
-        self.resources = resources(search.space, reachable_resources())
+        self.needs = fitted(search.space, possible_nodes()).needs
         self.guaranteed = len(search.space.guaranteed())
         self.halving = start_halving(**search.space.asha.model_dump()) if search.space.asha else None
         self.workers, self.use = Workers(reachable_nodes()), Use()
         self.looked = time.monotonic()  # at the cluster's nodes
+        self.homeless: dict[Need, float] = {}  # what no node could hold, and since when; for ever when it was said
         self.failed_starts = 0  # workers in a row that died before they had started
         self.widths: dict[str, int] = {}  # lanes that go fastest, by shape, as workers measured
         self.over = False  # nothing is left to train
@@ -114,6 +123,16 @@ class PathSearcher(Searcher):
     def _look_at_the_cluster(self) -> None:
         if (now := time.monotonic()) - self.looked >= LOOK_SECONDS:
             self.workers.nodes, self.looked = reachable_nodes(), now
+            for need in {self._need(group.role) for group in self.graph.groups()}:
+                self._note_homeless(need, now)
+
+    def _note_homeless(self, need: Need, now: float) -> None:
+        """Says it once where stages have waited a while for a node that is gone, or has not come."""
+        if any(need.fits(there) for there in self.workers.nodes.values()):
+            self.homeless.pop(need, None)
+        elif now - self.homeless.setdefault(need, now) > HOMELESS_SECONDS:
+            log.warning("no node has %g CPUs and %g GPUs now; stages wait until one has", *need)
+            self.homeless[need] = float("inf")
 
     def _fill(self) -> None:
         """Asks the sampler until enough is ready; once the search is over, begins the confirm phase."""
@@ -152,7 +171,7 @@ class PathSearcher(Searcher):
         return min(width, group.most_lanes or width)
 
     def _need(self, role: Role) -> Need:
-        return Need(**self.resources[role])
+        return self.needs[role]
 
     def _lacking(self) -> Need | None:
         """The kind of worker to start now. What others learn from comes first: no other kind takes its room."""
@@ -390,36 +409,14 @@ def _reason(error_text: str) -> str:
     return (raised or lines)[-1 if raised else 0][:500]
 
 
-def resources(space: Space, cluster: Mapping[str, float]) -> dict[Role, dict[str, float]]:
-    """CPUs and GPUs of a stage by role: what the space says, no more CPUs than the cluster has.
-
-    Where the space says nothing of GPUs and there are any, others' models get a whole one and four students share one.
-    """
-    found: dict[Role, dict[str, float]] = {}
-    for role in ROLES:
-        wanted = space.resources_of(role)
-        shared = 0.25 if role == "student" else 1.0
-        gpu = wanted.gpu if wanted.gpu is not None else shared if cluster.get("GPU") else 0.0
-        found[role] = {"cpu": min(wanted.cpu, max(1, int(cluster.get("CPU", 1)))), "gpu": gpu}
-    return found
-
-
-def lacking_gpus(space: Space) -> str | None:
-    """What a stage of the space would wait for in vain, as far as the cluster tells."""
-    there = reachable_resources().get("GPU", 0)
-    for role in ROLES:
-        if (wanted := space.resources_of(role).gpu or 0) > there:
-            return f"resources.{role}.gpu is {wanted:g}; Ray has {there:g} GPUs"
-    return None
-
-
 _begun: str | None = None  # the address of the Ray that `start_ray` began or joined in this process
 
 
-def start_ray(slots: int | None, address: str | None = None) -> int:
+def start_ray(slots: int | None, address: str | None = None, stop: Stop | None = None) -> int:
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots.
 
-    Where Ray runs in this process already it is used as it is; raises InputError where `address` names another.
+    Where Ray runs in this process already it is used as it is; raises InputError where `address` names another, or no
+    cluster answers there, and KeyboardInterrupt where `stop` is requested while it is waited for.
     """
     global _begun
     os.environ.update(_TUNE_ENVIRONMENT)
@@ -428,6 +425,8 @@ def start_ray(slots: int | None, address: str | None = None) -> int:
     # It says of a trial whose worker died that it did not complete; its stages do, in another.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if not ray.is_initialized():
+        if address is not None:
+            _wait_for_answer(address, stop or Stop())
         with _signals_kept():
             _init(slots, address)
         _begun = address or LOCAL
@@ -456,6 +455,37 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _wait_for_answer(address: str, stop: Stop) -> None:
+    """Ray itself would try a wrong address for minutes, and hear of no Ctrl-C meanwhile."""
+    reasons: list[str] = []
+    asking = threading.Thread(target=lambda: reasons.append(_why_no_answer(address)), daemon=True)
+    asking.start()
+    until = time.monotonic() + ANSWER_SECONDS
+    while asking.is_alive() and time.monotonic() < until:
+        if stop.requested:
+            raise KeyboardInterrupt(stop.reason)
+        asking.join(0.1)
+    if reason := reasons[0] if reasons else f"nothing in {ANSWER_SECONDS:.0f} s":
+        raise InputError(f"--address {address}: no Ray cluster answers ({reason})")
+
+
+def _why_no_answer(address: str) -> str:
+    """What is wrong with an address; empty where something answers as Ray does."""
+    try:
+        found = canonicalize_bootstrap_address(address.removeprefix("ray://"))
+        host, port = parse_address(found) if found else ("", "")
+        if not found:
+            return "none is known on this machine; give HOST:PORT"
+        with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS / 3) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return ""
+            connection.sendall(HTTP2)
+            answer = connection.recv(9)
+    except (OSError, ValueError, TypeError, ConnectionError) as error:
+        return str(error)
+    return "" if answer[3:4] == SETTINGS else "what listens there is no Ray"
 
 
 def _init(slots: int | None, address: str | None) -> None:
@@ -506,17 +536,29 @@ def reachable_resources() -> dict[str, float]:
 
 def reachable_nodes() -> Nodes:
     """What each node has, and as one more what an autoscaler could bring."""
-    there = {
-        node["NodeID"]: Need(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+    there = nodes_now()
     reachable = reachable_resources()
     more = Need(
         reachable.get("CPU", 0) - sum(node.cpu for node in there.values()),
         reachable.get("GPU", 0) - sum(node.gpu for node in there.values()),
     )
-    return there | ({ELSEWHERE: more} if more.cpu > 0 or more.gpu > 0 else {})
+    return {**there} | ({ELSEWHERE: more} if more.cpu > 0 or more.gpu > 0 else {})
+
+
+def possible_nodes() -> list[Need]:
+    """What each node has, and each kind of node that an autoscaler can bring."""
+    config = ray._private.state.state.get_cluster_config()
+    kinds = [kind.resources for kind in config.node_group_configs if kind.max_count] if config else []
+    return [*nodes_now().values(), *(Need(kind.get("CPU", 0), kind.get("GPU", 0)) for kind in kinds)]
+
+
+def nodes_now() -> Nodes:
+    """What each node has that is there."""
+    return {
+        node["NodeID"]: Need(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
 
 
 def run_stages(searcher: PathSearcher) -> None:
