@@ -10,12 +10,12 @@ from pathlib import Path
 import yaml
 
 from takd.search_spaces import InputError, Space, space_from
-from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
+from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, DATASETS, PRETRAINED, ArtifactStore
 from takd.trainables.store.derived import DERIVED
 from takd.trainables.store.storage import Storage, cache_folder, open_storage
 
 ROOT = "runs"
-_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED)
+_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED, DATASETS)
 
 
 @dataclass(frozen=True)

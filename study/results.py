@@ -173,7 +173,7 @@ def _path_rows(
             "status": _status(stage, ended, outcome),
             "total_path_seconds": sum(seconds) if len(seconds) == len(path.stages) else None,
             "cached": outcome["origin"] != use if outcome else None,
-            "error": ended.failures.get(stage.key),
+            "error": None if outcome else ended.failures.get(stage.key),
         }
         yield row | (_outcome_row(outcome) if outcome else {})
 

@@ -63,7 +63,7 @@ def run_study(
     checking = checking or begin(CHECK, space, source, folder)
     if (known := find_search(folder)) is None or known.is_open:
         _start_ray(options, stop)  # it takes seconds: while the other process checks
-    space, data, largest_class, warnings = checking()
+    space, data, largest_class, warnings, own_data = checking()
     if stop.requested:
         return RunResult(finished=False)
     for warning in warnings:
@@ -72,10 +72,13 @@ def run_study(
     refuse_another_space(folder, space, data)
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
-        if not all(folder.artifacts.has_pretrained(digest) for digest in space.digests):
-            apart("takd.study.checks:keep_pretrained", space, source, folder)
+        store = folder.artifacts
+        kept = not own_data or store.has_dataset(data)
+        if not (kept and all(store.has_pretrained(digest) for digest in space.digests)):
+            apart("takd.study.checks:keep_inputs", space, data, source, folder)
         search = create_search(folder, space, data)
         search.note_largest_class(largest_class)
+        _say_what_failed(search, search.try_again(), console)
         folder.write_space(space)
         if search.is_open or _choose_and_look(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began)
@@ -91,6 +94,17 @@ def run_study(
         return RunResult(finished=False)
     finally:
         lease.release()
+
+
+def _say_what_failed(search: Search, again: int, console: Console) -> None:
+    """Of an earlier run."""
+    if again:
+        console.print(f"{again} trial{'s' * (again > 1)} that failed before: tried again")
+    if lasting := search.lasting:
+        console.print(
+            f"{len(lasting)} stage{'s' * (len(lasting) > 1)} that failed before by what the space says, and would "
+            f"again: not tried ({next(iter(lasting.values()))})"
+        )
 
 
 def _train_and_track(
@@ -148,7 +162,8 @@ def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -
         return False
     proposals = search.confirming(best_configurations(trials))
     students = [path.student for proposal in proposals for path in proposal.paths]
-    return any(folder.artifacts.describe(student.key) is None for student in students)
+    lasting = search.lasting
+    return any(folder.artifacts.describe(each.key) is None for each in students if each.key not in lasting)
 
 
 def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
@@ -190,7 +205,7 @@ def _train(
         console.print(f"warning: {fits.lacking} yet; stages wait until it has", style="yellow")
     for warning in fits.warnings:
         console.print(f"warning: {warning}", style="yellow")
-    graph = StageGraph(folder.artifacts)
+    graph = StageGraph(folder.artifacts, search.lasting)
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])

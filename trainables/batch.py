@@ -108,7 +108,7 @@ class StageBatch:
         ]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(stages, load_for(stages[0].dataset), upstream, self.device, pretrained)
+        return StageTraining(stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained)
 
     def run_epoch(self) -> None:
         assert self.training
@@ -150,7 +150,7 @@ class StageBatch:
         stage, weights = lane.stage, safetensors.torch.save(trained.weights)
         outcome = describe_outcome(
             stage,
-            load_for(stage.dataset),
+            load_for(stage.dataset, self.store),
             self.device,
             self.threads,
             self.origin[stage.key],

@@ -67,6 +67,7 @@ class Node:
     there: set[ViewName] = field(default_factory=set)  # of these, those whose soft targets were found
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
+    lasting: bool = False  # it failed by what its key says, and would again
     description: Description | None = None
     uses: set[int] = field(default_factory=set)  # proposals
     arms: set[str] = field(default_factory=set)  # whose student it is; nearly always one
@@ -108,8 +109,9 @@ class StageGraph:
     `counts` has stages by role and state, those found done as `cached`.
     """
 
-    def __init__(self, find: Find) -> None:
-        self.find = find
+    def __init__(self, find: Find, lasting: Mapping[str, str] | None = None) -> None:
+        """`lasting` has the reasons of stages, by key, that fail whenever they are trained: they are not."""
+        self.find, self.lasting = find, lasting or {}
         self.counts: dict[str, dict[str, int]] = {role: dict.fromkeys((*STATES, "cached"), 0) for role in ROLES}
         self._ready: dict[str, dict[Group, deque[Node]]] = {role: {} for role in ROLES}
         self.nodes: dict[str, Node] = {}
@@ -168,6 +170,9 @@ class StageGraph:
 
     def _open(self, node: Node) -> None:
         """It is to be trained: from soft targets, in the views of its recipe, of the stages upstream."""
+        if (reason := self.lasting.get(node.stage.key)) is not None:
+            self._fail(node, reason, lasting=True)
+            return
         for stage in node.stage.upstream:
             upstream = self.nodes[stage.key]
             upstream.views |= set(node.stage.recipe.view_names)
@@ -187,7 +192,8 @@ class StageGraph:
         upstream = [self.nodes[stage.key] for stage in node.stage.upstream]
         failed = next((each for each in upstream if each.state == "failed"), None)
         if failed:
-            self._fail(node, f"{failed.stage.role} {failed.stage.model} failed: {failed.reason}")
+            reason = f"{failed.stage.role} {failed.stage.model} failed: {failed.reason}"
+            self._fail(node, reason, failed.lasting)
         elif all(each.state == "done" for each in upstream):
             self._set_state(node, "ready")
 
@@ -264,12 +270,13 @@ class StageGraph:
                 node.most_lanes = max(1, len(keys) // 4)
                 self._set_state(node, "ready")
 
-    def fail(self, key: str, reason: str) -> None:
-        self._fail(self.nodes[key], reason)
+    def fail(self, key: str, reason: str, lasting: bool = False) -> None:
+        """`lasting`: because of what its key says, so that it would fail again."""
+        self._fail(self.nodes[key], reason, lasting)
 
-    def _fail(self, node: Node, reason: str) -> None:
+    def _fail(self, node: Node, reason: str, lasting: bool = False) -> None:
         self._set_state(node, "failed")
-        node.reason = reason
+        node.reason, node.lasting = reason, lasting
         self._tell_downstream(node.stage.key)
 
     def _tell_downstream(self, key: str) -> None:

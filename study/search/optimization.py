@@ -22,6 +22,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 FIRST_KEPT_REVISION = 2  # of studies that say none
+AGAIN = "again"  # what a trial says of the failed one in whose place it is: its number
 
 
 class Search:
@@ -31,17 +32,40 @@ class Search:
         self.study = study
         self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
-        # Counted once, then kept up to date: one process at a time proposes.
-        self._proposed = Counter(_canonical(trial.params) for trial in self.proposed())
-        self.asked = self._proposed.total()
+        # Counted once, then kept up to date: one process at a time proposes. A trial that is tried again has its seeds.
+        everything = (
+            trial for trial in self._trials() if "seeds" in trial.user_attrs and AGAIN not in trial.user_attrs
+        )
+        self._proposed = Counter(_canonical(trial.params) for trial in everything)
+        self.asked = len(self.proposed())
 
     def enqueue_guaranteed(self) -> None:
         """Queues the trials that run whatever the sampler thinks, those not queued already."""
-        have = Counter(_canonical(trial.system_attrs.get("fixed_params", {})) for trial in self._trials())
+        queued = [trial for trial in self._trials() if AGAIN not in trial.user_attrs]
+        have = Counter(_canonical(trial.system_attrs.get("fixed_params", {})) for trial in queued)
         for parameters in self.space.guaranteed():
             have[_canonical(parameters)] -= 1
             if have[_canonical(parameters)] < 0:
                 self.study.enqueue_trial(parameters)
+
+    def try_again(self) -> int:
+        """Queues anew what failed, unless it would fail again by what its keys say; returns how many trials.
+
+        A trial of Optuna's that has ended stays as it is: another takes its place, with its configuration and seeds.
+        """
+        failed = [trial for trial in self.proposed() if trial.state == TrialState.FAIL and not _lasts(trial)]
+        for trial in failed:
+            self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        self.asked -= len(failed)
+        return len(failed)
+
+    @property
+    def lasting(self) -> dict[str, str]:
+        """The reasons of the stages, by key, that would fail again."""
+        found = dict(self.study.user_attrs.get("confirm_lasting", {}))
+        for trial in self._trials():
+            found |= trial.user_attrs.get("lasting", {})
+        return found
 
     def ask(self) -> Proposal | None:
         """The next configuration, with seeds no earlier trial of the same configuration had; None: budget spent."""
@@ -56,15 +80,18 @@ class Search:
         choice = self.space.suggest(trial)
         parameters = trial.params
         configuration = _canonical(parameters)
-        same = self._proposed[configuration]
-        seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        if (again := trial.user_attrs.get(AGAIN)) is None:
+            same = self._proposed[configuration]
+            seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        else:
+            seeds = self._trials()[again].user_attrs["seeds"]
         paths = self.space.paths(choice, self.dataset, seeds)
         trial.set_user_attr("arm", choice.arm.name)
         trial.set_user_attr("path", str(paths[0]))
         for name, value in proposal_attributes(paths).items():
             trial.set_user_attr(name, value)
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
-        self._proposed[configuration] += 1
+        self._proposed[configuration] += again is None
         self.asked += 1
         return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths)
 
@@ -78,9 +105,15 @@ class Search:
         Of what is confirmed only failures are kept, those of the last run.
         """
         keys = {stage.key for path in proposal.paths for stage in path.stages}
-        failures = {key: graph.nodes[key].reason for key in keys if graph.nodes[key].state == "failed"}
+        failures = {key: graph.nodes[key].reason or "" for key in keys if graph.nodes[key].state == "failed"}
+        lasting = {key: reason for key, reason in failures.items() if graph.nodes[key].lasting}
         if proposal.phase == "confirm":
-            self.study.set_user_attr("confirm_failures", self.confirm_failures | failures)
+            others = {key: reason for key, reason in self.confirm_failures.items() if key not in keys}
+            if others | failures != self.confirm_failures:
+                self.study.set_user_attr("confirm_failures", others | failures)
+            if lasting:
+                known = self.study.user_attrs.get("confirm_lasting", {})
+                self.study.set_user_attr("confirm_lasting", known | lasting)
             return
         accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
         trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
@@ -88,6 +121,8 @@ class Search:
             trial.set_user_attr(name, value)
         if failures:
             trial.set_user_attr("failures", failures)
+            if lasting:
+                trial.set_user_attr("lasting", lasting)
             self.study.tell(proposal.number, state=TrialState.FAIL)
         elif len(accuracies) < len(proposal.paths):
             self.study.tell(proposal.number, state=TrialState.PRUNED)
@@ -168,8 +203,10 @@ class Search:
             yield from proposal.paths
 
     def proposed(self) -> list[FrozenTrial]:
-        """All trials that were proposed, in order."""
-        return [trial for trial in self._trials() if "seeds" in trial.user_attrs]
+        """All trials that were proposed, in order, but those that failed and in whose place others are."""
+        trials = self._trials()
+        replaced = {trial.user_attrs.get(AGAIN) for trial in trials}
+        return [trial for trial in trials if "seeds" in trial.user_attrs and trial.number not in replaced]
 
     @property
     def remaining(self) -> int:
@@ -187,6 +224,11 @@ class Search:
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
+
+
+def _lasts(trial: FrozenTrial) -> bool:
+    """Whether all that failed of it would fail again."""
+    return set(trial.user_attrs.get("lasting", {})) == set(trial.user_attrs.get("failures", {}))
 
 
 def configuration_of(trial: FrozenTrial) -> str:

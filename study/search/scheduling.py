@@ -314,7 +314,7 @@ class PathSearcher(Searcher):
         if state["state"] == "done":
             self.graph.finish(key)
         elif state["state"] == "failed":
-            self.graph.fail(key, state["reason"])
+            self.graph.fail(key, state["reason"], lasting=True)  # else the worker would have raised it
         else:
             self.graph.prune(key)
         if state["state"] != "done":
