@@ -285,11 +285,15 @@ def _run(options: argparse.Namespace) -> int:
         again = shlex.join(["takd", *map(without_password, options.arguments)])
         print(f"takd: stopped: {str(error) or 'interrupted'}; go on with: {again}", file=sys.stderr)
         return FAILED if isinstance(error, StoppedError) else INTERRUPTED
-    from takd.study.report import print_arms, print_failures  # imports SciPy: other commands need not wait for it
+    from takd.study.report import (
+        print_arms,
+        print_failures,
+        pruned_students,
+    )  # imports SciPy: other commands need not wait for it
 
     trials = study.trials
     print_arms(study.folder, trials, console)
-    console.print(f"{study.trained} stages trained in this run; the study is complete")
+    console.print(f"{study.trained} stages trained in this run{pruned_students(trials)}; the study is complete")
     return FAILED if print_failures(trials, console) else OK
 
 

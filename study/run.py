@@ -17,7 +17,8 @@ from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
 from takd.study.search.optimization import Search, create_search, find_search, refuse_another_space
-from takd.study.search.storages import open_optuna
+from takd.study.search.pruned import Pruned
+from takd.study.search.storages import StorageAwayError, open_optuna
 from takd.study.search.workers import fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.events import EventLog
@@ -76,7 +77,7 @@ def run_study(
         kept = not own_data or store.has_dataset(data)
         if not (kept and all(store.has_pretrained(digest) for digest in space.digests)):
             apart("takd.study.checks:keep_inputs", space, data, source, folder)
-        search = create_search(folder, space, data)
+        search = create_search(folder, space, data, stop)
         search.note_largest_class(largest_class)
         _say_what_failed(search, search.try_again(), console)
         folder.write_space(space)
@@ -87,6 +88,9 @@ def run_study(
         if result.profile:
             result.profile.write(folder, console)
         return result
+    except StorageAwayError as error:
+        stop.request(str(error))
+        return RunResult(finished=False)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -205,7 +209,9 @@ def _train(
         console.print(f"warning: {fits.lacking} yet; stages wait until it has", style="yellow")
     for warning in fits.warnings:
         console.print(f"warning: {warning}", style="yellow")
-    graph = StageGraph(folder.artifacts, search.lasting)
+    asha = search.space.asha
+    pruned = Pruned(folder.artifacts, folder.name).read() if asha else {}
+    graph = StageGraph(folder.artifacts, search.lasting, pruned, asha.grace_epochs if asha else None)
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])

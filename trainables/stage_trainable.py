@@ -1,6 +1,7 @@
 """The one Ray class: a Tune trial trains the stages in its config and publishes their artifacts."""
 
 import logging
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from ray import tune
 
 from takd.search_spaces import Stage
 from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.shared_root import answer_sign
 from takd.trainables.store.storage import FULL
 
 if TYPE_CHECKING:
@@ -30,11 +32,11 @@ class StageTrainable(tune.Trainable):
 
     Teacher, assistant and student differ in data, not in code.
 
-    config: `root`, `cpu` and `gpu`. The lists come one at a time by `assign`, between two steps; each has `work`
-    (`train`; or `derive` what is learned from stages whose weights exist, in their `views` by key), `stages` (of one
-    shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
-    many at once as go fastest), `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is
-    asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`).
+    config: `root`, `cpu`, `gpu`, and `sign`, a file of the study's process in the root. The lists come one at a time by
+    `assign`, between two steps; each has `work` (`train`; or `derive` what is learned from stages whose weights exist,
+    in their `views` by key), `stages` (of one shape, as JSON), `origin` (who asked for each stage, by key; kept in its
+    description), `measure_width` (train as many at once as go fastest), `halving` (the actor that ends weak students,
+    or None) and `halving_epochs` (it is asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
@@ -42,7 +44,8 @@ class StageTrainable(tune.Trainable):
     A report has the state of every stage whose end was not told before: `running`, or how it ended: `done`, `failed`,
     `pruned`, `no room` (the storage is full), `returned` (not trained here: most of the list were at another epoch, or
     it was too long). `width` is how many lanes go fastest, where that was measured. `idle` says that the list is done.
-    The first report has nothing but the worker's `node` and its own handle, `actor`, by which lists are assigned.
+    The first report has nothing but the worker's `node` and `host`, its own handle, `actor`, by which lists are
+    assigned, and what is wrong with the `root` there, or None.
     """
 
     @classmethod
@@ -52,7 +55,7 @@ class StageTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         import takd.trainables.batch  # noqa: F401 - loads torch, which the study's own process does without: before it is asked
 
-        self.store, self.threads = ArtifactStore(config["root"]), config["cpu"]
+        self.store, self.threads, self.sign = ArtifactStore(config["root"]), config["cpu"], config["sign"]
         self.batch: StageBatch | None = None
         self.given: dict[str, Any] = {}
         self.introduced, self.wait_seconds = False, 0.0
@@ -65,7 +68,7 @@ class StageTrainable(tune.Trainable):
         if not self.introduced:
             self.introduced = True
             context = ray.get_runtime_context()
-            return NOTHING | {"node": context.get_node_id(), "actor": context.current_actor}
+            return self._introduction(context.get_node_id(), context.current_actor)
         if not self.given:
             return self._wait()
         if self.given["work"] == "derive":
@@ -84,6 +87,10 @@ class StageTrainable(tune.Trainable):
             self.batch.no_room(f"{self.store.root}: {error.strerror}")
         return self._report(self.batch)
 
+    def _introduction(self, node: str, actor: Any) -> dict[str, Any]:
+        wrong = answer_sign(self.store.root, self.sign, node)
+        return NOTHING | {"node": node, "actor": actor, "host": socket.gethostname(), "root": wrong}
+
     def _report(self, batch: "StageBatch") -> dict[str, Any]:
         report = {"stages": batch.states(), "width": batch.width, "idle": not batch.lanes}
         if report["idle"]:
@@ -101,7 +108,10 @@ class StageTrainable(tune.Trainable):
         given, self.wait_seconds = self.given, 0.0
         stages = [Stage.model_validate(stage) for stage in given["stages"]]
         self.checkpointed_at = time.monotonic()
-        return StageBatch(stages, self.store, self.threads, given["measure_width"], given["origin"])
+        batch = StageBatch(stages, self.store, self.threads, given["measure_width"], given["origin"])
+        if given["halving"] is not None and (before := batch.accuracies_before(given["halving_epochs"])):
+            given["halving"].record.remote(before)
+        return batch
 
     def _derive(self) -> dict[str, Any]:
         from takd.trainables.derivation import derive

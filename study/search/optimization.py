@@ -15,8 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
 from takd.study.folder import StudyFolder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
-from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.graph import Node, Proposal, StageGraph
 from takd.study.search.storages import open_optuna
+from takd.study.stopping import Stop
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -119,6 +120,9 @@ class Search:
         trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
         for name, value in outcome_attributes(proposal.paths, {k: graph.nodes[k].description for k in keys}).items():
             trial.set_user_attr(name, value)
+        for epoch, value in _intermediate_values(graph.students(proposal)).items():
+            if epoch not in self._trials()[proposal.number].intermediate_values:  # else an earlier run was cut off here
+                trial.report(value, epoch)
         if failures:
             trial.set_user_attr("failures", failures)
             if lasting:
@@ -226,6 +230,15 @@ class Search:
         return self.study.get_trials(deepcopy=False)
 
 
+def _intermediate_values(students: Sequence[Node]) -> dict[int, float]:
+    """By epoch, the mean accuracy of the students that came so far; where any may be ended early."""
+    by_epoch: dict[int, list[float]] = {}
+    for node in students:
+        for epoch, accuracy in node.looks.items():
+            by_epoch.setdefault(epoch, []).append(accuracy)
+    return {epoch: fmean(found) for epoch, found in sorted(by_epoch.items())}
+
+
 def _lasts(trial: FrozenTrial) -> bool:
     """Whether all that failed of it would fail again."""
     return set(trial.user_attrs.get("lasting", {})) == set(trial.user_attrs.get("failures", {}))
@@ -251,10 +264,13 @@ def _exact(value: float) -> str:
     return short if float(short) == value else repr(value)
 
 
-def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
-    """A new study, or the one of that name; raises InputError when that has another space or dataset."""
-    study = _load(folder) or optuna.create_study(
-        study_name=folder.name, storage=open_optuna(folder), direction="maximize", load_if_exists=True
+def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None) -> Search:
+    """A new study, or the one of that name; raises InputError when that has another space or dataset.
+
+    `stop` ends the waiting for a database that is away.
+    """
+    study = _load(folder, stop) or optuna.create_study(
+        study_name=folder.name, storage=open_optuna(folder, stop), direction="maximize", load_if_exists=True
     )
     if "dataset" not in study.user_attrs:
         study.set_user_attr("training_revision", TRAINING_REVISION)
@@ -283,11 +299,11 @@ def find_search(folder: StudyFolder) -> Search | None:
     return Search(study) if study and "dataset" in study.user_attrs else None
 
 
-def _load(folder: StudyFolder) -> optuna.Study | None:
+def _load(folder: StudyFolder, stop: Stop | None = None) -> optuna.Study | None:
     if folder.journal and not os.path.exists(folder.journal):
         return None
     try:
-        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))
+        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder, stop))
     except KeyError:
         return None
 

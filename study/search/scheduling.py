@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from types import ModuleType
 from typing import Any
@@ -30,14 +30,18 @@ from takd import search_spaces, trainables
 from takd.search_spaces import WIDEST, InputError, Role
 from takd.study.search.graph import Group, Node, Proposal, StageGraph
 from takd.study.search.optimization import Search
+from takd.study.search.pruned import Pruned, looks_before
+from takd.study.search.storages import StorageAwayError
 from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers, fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
 from takd.trainables.halving import start_halving
 from takd.trainables.stage_trainable import StageTrainable
 from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.shared_root import SharedRoot
 from takd.trainables.store.storage import FULL
 
+NODES = "nodes"  # in the study's folder, while it runs: what shows that every node sees the root
 LOCAL = "local"  # Ray's word for one that is started here
 LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
 HOMELESS_SECONDS = 30.0  # that stages wait for a node before that is said
@@ -89,9 +93,11 @@ class PathSearcher(Searcher):
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.stop = stop
         self.artifacts = ArtifactStore(root)
+        self.shared_root = SharedRoot(root, f"{search.study.study_name}/{NODES}")
         self.needs = fitted(search.space, possible_nodes()).needs
         self.guaranteed = len(search.space.guaranteed())
-        self.halving = start_halving(**search.space.asha.model_dump()) if search.space.asha else None
+        self.pruned = Pruned(self.artifacts, search.study.study_name)
+        self.halving = self._start_halving()
         self.workers, self.use = Workers(reachable_nodes()), Use()
         self.looked = time.monotonic()  # at the cluster's nodes
         self.homeless: dict[Need, float] = {}  # what no node could hold, and since when; for ever when it was said
@@ -103,6 +109,15 @@ class PathSearcher(Searcher):
         for proposal in search.reclaim():
             graph.add(proposal)
         self._close_finished()
+
+    def _start_halving(self) -> Any:
+        """None where no student is ended early."""
+        if (asha := self.search.space.asha) is None:
+            return None
+        halving = start_halving(**asha.model_dump())
+        if before := looks_before(self.search, self.artifacts, self.pruned.read(), asha.grace_epochs):
+            halving.record.remote(before)
+        return halving
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
@@ -118,7 +133,7 @@ class PathSearcher(Searcher):
         if need is None:
             return None
         self.workers.start(trial_id, need)
-        return {"root": self.root, "cpu": need.cpu, "gpu": need.gpu}
+        return {"root": self.root, "sign": self.shared_root.sign, "cpu": need.cpu, "gpu": need.gpu}
 
     def _look_at_the_cluster(self) -> None:
         if (now := time.monotonic()) - self.looked >= LOOK_SECONDS:
@@ -208,6 +223,8 @@ class PathSearcher(Searcher):
         if "actor" in result:
             worker.introduce(result["node"], result["actor"], time.monotonic())
             self.failed_starts = 0
+            if problem := self.shared_root.problem(result):
+                self.stop.request(problem)
         if worker.batch:
             self._hear(worker.batch, result)
         if not result["idle"]:
@@ -279,9 +296,11 @@ class PathSearcher(Searcher):
 
     @contextmanager
     def _room_needed(self) -> Iterator[None]:
-        """A full disk stops the study, which goes on when there is room; it is no fault of a stage's."""
+        """A full disk stops the study, as a database does that is away for long: it is no fault of a stage's."""
         try:
             yield
+        except StorageAwayError as error:
+            self.stop.request(str(error))
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -316,7 +335,9 @@ class PathSearcher(Searcher):
         elif state["state"] == "failed":
             self.graph.fail(key, state["reason"], lasting=True)  # else the worker would have raised it
         else:
-            self.graph.prune(key)
+            with self._room_needed():
+                self.pruned.note(key, state["epochs"])
+            self.graph.prune(key, state["epochs"])
         if state["state"] != "done":
             self.artifacts.drop_checkpoint(key)
         self.observers.stage_ended(self.graph.nodes[key])
@@ -583,3 +604,5 @@ def run_stages(searcher: PathSearcher) -> None:
         ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # the next run does it
+            searcher.shared_root.close()

@@ -211,6 +211,7 @@ def started(searcher: PathSearcher, name: str, node: str) -> Actor:
     """A worker that Tune was asked to start and that has reported."""
     assert isinstance(searcher.suggest(name), dict)
     actor = Actor()
+    searcher.shared_root.seen.add(node)
     assert not searcher.report(name, NOTHING | {"node": node, "actor": actor})
     return actor
 
