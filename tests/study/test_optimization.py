@@ -95,6 +95,60 @@ def test_a_failed_trial_keeps_the_reason_of_every_stage_that_failed(folder):
     assert len(trial.user_attrs["failures"]) == 4  # teacher, assistant and two students
 
 
+def fail(search: Search, proposal: Proposal, lasting: bool = False) -> None:
+    graph = StageGraph(Found())
+    graph.add(proposal)
+    graph.fail(proposal.paths[0].stages[0].key, "no memory", lasting)
+    for path in proposal.paths:
+        if graph.nodes[path.student.key].state != "failed":
+            graph.fail(path.student.key, "no memory")
+    search.tell(proposal, graph)
+
+
+def test_what_failed_is_tried_again_by_the_next_run_and_counts_in_no_budget_or_grid(folder):
+    space = tiny_space(sampler="grid", trials=None)
+    search = start(folder, space)
+    first, *others = [search.ask() for _ in range(5)]
+    fail(search, first)
+    for each in others:
+        complete(search, each)
+    assert search.ask() is None  # not in the run in which it failed: the cause is still there
+    again = start(folder, space)
+    assert (again.try_again(), again.try_again()) == (1, 0)
+    assert (again.remaining, len(again.proposed())) == (1, 4)
+    third = start(folder, space)  # the process ended before the trial was asked for
+    assert third.try_again() == 0
+    proposal = third.ask()
+    assert proposal.number == 5
+    assert (proposal.configuration, proposal.paths) == (first.configuration, first.paths)
+    fail(third, proposal)
+    fourth = start(folder, space)
+    assert fourth.try_again() == 1
+    assert fourth.reclaim() == []
+    complete(fourth, fourth.ask())
+    assert fourth.ask() is None
+    assert not fourth.is_open
+    assert [trial.number for trial in fourth.proposed()] == [1, 2, 3, 4, 6]
+    assert {trial.state for trial in fourth.proposed()} == {TrialState.COMPLETE}
+    assert start(folder, space.model_copy(update={"description": "more"})).try_again() == 0
+
+
+def test_what_a_key_says_of_a_failure_is_not_tried_again(folder):
+    search = start(folder, tiny_space(seeds=1))
+    lasts, passes = search.ask(), search.ask()
+    fail(search, lasts, lasting=True)
+    fail(search, passes)
+    again = start(folder, tiny_space(seeds=1))
+    assert again.try_again() == 1
+    teacher, *_, student = lasts.paths[0].stages
+    assert again.lasting[teacher.key] == "no memory"
+    assert again.lasting[student.key].endswith(" failed: no memory")
+    graph = StageGraph(Found(), again.lasting)
+    graph.add(lasts)
+    assert {node.state for node in graph.nodes.values()} == {"failed"}
+    assert graph.nodes[student.key].reason == again.lasting[student.key]
+
+
 def test_trials_that_ran_when_a_process_died_are_proposed_again(folder):
     first = start(folder)
     running = [first.ask(), first.ask()]
