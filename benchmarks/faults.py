@@ -50,7 +50,7 @@ from takd.trainables.datasets.built_in import OWN
 from takd.trainables.datasets.mnist import read_shipped_mnist
 
 NODES = 3
-PACE = (1.5, 5.0)  # seconds between two faults
+PACE = (0.5, 3.0)  # seconds between two faults, from when something was trained after the first
 AWAY = (1.0, 4.0)  # seconds that the storage is away
 STOPPED = 30.0  # seconds that a worker stands still
 ANSWER = 90.0  # seconds in which of two drivers one refuses, or one stops whose disk is full
@@ -159,7 +159,13 @@ class Watch:
         self.artifacts: dict[str, tuple[int, int]] = {}  # key -> when written, inode of stage.json
         self.retrained: set[str] = set()
         self.epochs: dict[str, list[Any]] = {}  # key -> the epochs of its last checkpoint before a fault
+        self.newest = 0  # when a checkpoint was last written
         self.damaged: set[str] = set()  # what must be trained again
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Changes when a stage is finished, or an epoch."""
+        return len(self.artifacts), self.newest
 
     def look(self) -> None:
         for file in self.root.glob("artifacts/[0-9a-f]*/stage.json"):
@@ -169,6 +175,7 @@ class Watch:
         for file in self.root.glob("checkpoints/[0-9a-f]*"):
             done = self.artifacts.get(file.name)
             written = _identity(file)
+            self.newest = max(self.newest, written[0])
             if done and written and written[0] > done[0]:
                 self.retrained.add(file.name)
         self.retrained -= self.damaged
@@ -257,7 +264,9 @@ class Disturbed:
 
     def run(self, next_kind: Callable[[], str | None]) -> Watch:
         """To its end, with as many of the wanted faults as it lasts."""
-        kind, next_fault = None, time.monotonic() + self.dice.uniform(*PACE)
+        kind: str | None = None
+        next_fault: float | None = None
+        progress = self.watch.progress
         while True:
             time.sleep(0.02)
             self.watch.look()
@@ -268,7 +277,9 @@ class Disturbed:
                     return self.watch
                 print(self.driver.communicate()[0])
                 raise SystemExit(f"a driver that nobody killed ended with {self.driver.returncode}")
-            if time.monotonic() < next_fault or (kind := kind or next_kind()) is None:
+            if next_fault is None and self.watch.progress != progress:
+                next_fault = time.monotonic() + self.dice.uniform(*PACE)
+            if next_fault is None or time.monotonic() < next_fault or (kind := kind or next_kind()) is None:
                 continue
             self.account.in_flight += self.watch.note_checkpoints()
             if not getattr(self, f"inject_{kind}")():
@@ -276,7 +287,7 @@ class Disturbed:
             self.account.faults[kind] += 1
             number, there = self.account.faults.total(), len(self.watch.artifacts)
             print(f"fault {number:3} {kind:<7} {there:3} stages finished", flush=True)
-            kind, next_fault = None, time.monotonic() + self.dice.uniform(*PACE)
+            kind, next_fault, progress = None, None, self.watch.progress
 
     def wake(self, now: float) -> None:
         for until, process in [each for each in self.stopped if each[0] <= now]:

@@ -130,8 +130,8 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
     known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
     for row in _of_pruned(rows, found, pruned):
-        about = {"study": folder.name, **{name: row[name] for name in ("stage_key", "role", "model")}}
-        epochs += [about | epoch for epoch in pruned[row["stage_key"]]]
+        shown: dict[str, Any] = {name: row[name] for name in ("study", "stage_key", "role", "model")}
+        epochs += [shown | epoch for epoch in pruned[row["stage_key"]]]
     return Tables(pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS))
 
 

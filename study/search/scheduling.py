@@ -44,7 +44,7 @@ from takd.trainables.store.storage import FULL
 NODES = "nodes"  # in the study's folder, while it runs: what shows that every node sees the root
 LOCAL = "local"  # Ray's word for one that is started here
 LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
-HOMELESS_SECONDS = 30.0  # that stages wait for a node before that is said
+HOMELESS_SECONDS = 30.0  # that stages wait for a node before they are fitted to those that there are
 ANSWER_SECONDS = 15.0  # that a cluster may take to answer
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 
@@ -94,13 +94,14 @@ class PathSearcher(Searcher):
         self.stop = stop
         self.artifacts = ArtifactStore(root)
         self.shared_root = SharedRoot(root, f"{search.study.study_name}/{NODES}")
-        self.needs = fitted(search.space, possible_nodes()).needs
+        self.fits = fitted(search.space, possible_nodes())
+        self.needs = self.fits.needs
         self.guaranteed = len(search.space.guaranteed())
         self.pruned = Pruned(self.artifacts, search.study.study_name)
         self.halving = self._start_halving()
         self.workers, self.use = Workers(reachable_nodes()), Use()
         self.looked = time.monotonic()  # at the cluster's nodes
-        self.homeless: dict[Need, float] = {}  # what no node could hold, and since when; for ever when it was said
+        self.homeless_since: float | None = None  # stages wait for a node that could hold them
         self.failed_starts = 0  # workers in a row that died before they had started
         self.widths: dict[str, int] = {}  # lanes that go fastest, by shape, as workers measured
         self.over = False  # nothing is left to train
@@ -138,16 +139,28 @@ class PathSearcher(Searcher):
     def _look_at_the_cluster(self) -> None:
         if (now := time.monotonic()) - self.looked >= LOOK_SECONDS:
             self.workers.nodes, self.looked = reachable_nodes(), now
-            for need in {self._need(group.role) for group in self.graph.groups()}:
-                self._note_homeless(need, now)
+            if self.fits.lacking or self._homeless(now):
+                self._fit()
 
-    def _note_homeless(self, need: Need, now: float) -> None:
-        """Says it once where stages have waited a while for a node that is gone, or has not come."""
-        if any(need.fits(there) for there in self.workers.nodes.values()):
-            self.homeless.pop(need, None)
-        elif now - self.homeless.setdefault(need, now) > HOMELESS_SECONDS:
-            log.warning("no node has %g CPUs and %g GPUs now; stages wait until one has", *need)
-            self.homeless[need] = float("inf")
+    def _homeless(self, now: float) -> bool:
+        """Whether stages have waited a while for a node that is gone, or has not come."""
+        needs = {self._need(group.role) for group in self.graph.groups()}
+        nodes = self.workers.nodes.values()
+        if all(any(need.fits(there) for there in nodes) for need in needs):
+            self.homeless_since = None
+            return False
+        self.homeless_since = self.homeless_since or now
+        return now - self.homeless_since > HOMELESS_SECONDS
+
+    def _fit(self) -> None:
+        """What workers get, to the nodes that there are now."""
+        before, self.fits = self.fits, fitted(self.search.space, possible_nodes())
+        self.needs = self.fits.needs
+        for warning in self.fits.warnings:
+            if warning not in before.warnings:
+                log.warning("%s", warning)
+        if self.fits.lacking and not before.lacking:
+            log.warning("%s now; stages wait until it has", self.fits.lacking)
 
     def _fill(self) -> None:
         """Asks the sampler until enough is ready; once the search is over, begins the confirm phase."""

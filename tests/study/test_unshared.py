@@ -20,27 +20,33 @@ CAN_UNSHARE = subprocess.run(["unshare", "-m", "true"], capture_output=True).ret
 # A head that trains nothing, and a node that sees an empty folder where the root is; then one that sees the root, and
 # has neither the data set nor two CPUs.
 NODES = """
-import os, subprocess, sys
+import os, subprocess, sys, time
+import ray
 from ray.cluster_utils import Cluster
-from takd.study.cli import main
 
 space, root, cache = sys.argv[1:]
 own = {**os.environ, "TAKD_CACHE": cache}
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
 join = f"exec ray start --address={cluster.address} --num-cpus=1 --block"
 
 def run(node, environment):
     started = subprocess.Popen(node, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
+        while ray.cluster_resources().get("CPU", 0) != 1:
+            time.sleep(0.2)
         study = [sys.executable, "-m", "takd", "run", space, "--root", root, "--wandb", "disabled"]
         done = subprocess.run([*study, "--address", cluster.address], capture_output=True, text=True, timeout=120)
         print(repr((done.returncode, done.stdout, done.stderr)), flush=True)
     finally:
         started.terminate()
         started.wait()
+        while ray.cluster_resources().get("CPU", 0):
+            time.sleep(0.2)
 
 run(["unshare", "-m", "sh", "-c", f"mount -t tmpfs tmpfs {root} && {join}"], os.environ)
 run(["sh", "-c", join], own)
+ray.shutdown()
 cluster.shutdown()
 """
 
