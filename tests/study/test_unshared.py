@@ -34,6 +34,7 @@ def run(node, environment):
     started = subprocess.Popen(node, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while ray.cluster_resources().get("CPU", 0) != 1:
+            assert started.poll() is None, "the node does not start"
             time.sleep(0.2)
         study = [sys.executable, "-m", "takd", "run", space, "--root", root, "--wandb", "disabled"]
         done = subprocess.run([*study, "--address", cluster.address], capture_output=True, text=True, timeout=120)
@@ -70,7 +71,9 @@ def test_a_node_without_the_root_is_named_before_it_trains_and_one_without_the_d
     file, root, cache = tmp_path / "tiny.yaml", tmp_path / "runs", tmp_path / "cache"
     file.write_text(yaml.safe_dump(space))
     root.mkdir()
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    # What a Ray of our own is started with would let no node join.
+    environment = os.environ | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1"}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         [sys.executable, "-c", NODES, str(file), str(root), str(cache)],
         env=environment,
