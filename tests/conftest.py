@@ -48,6 +48,7 @@ SLOTS = 1
 SLOW_FILES = (
     "test_resume.py",
     "test_cluster.py",
+    "test_unshared.py",
     "test_uploading.py",
     "test_workers.py",
     "test_wheel.py",

@@ -3,6 +3,7 @@
 Stages train in the process of the tests; those of `test_unshared` have nodes of their own.
 """
 
+import json
 import logging
 import shutil
 import tempfile
@@ -19,7 +20,6 @@ from conftest import SLOTS, TINY, Call, Watcher, tiny_space
 from in_process import train_here
 from optuna.trial import TrialState
 from rich.console import Console
-from test_tracking import read_run
 
 from takd.study.folder import StudyFolder, study_folder, without_password
 from takd.study.options import RunOptions
@@ -28,6 +28,7 @@ from takd.study.search import storages
 from takd.study.search.graph import Node
 from takd.study.search.optimization import open_search
 from takd.study.search.scheduling import PathSearcher
+from takd.study.tracking.wandb_log import read_records
 from takd.trainables.datasets import dataset as datasets
 
 Prepare = Callable[[PathSearcher], None]
@@ -96,8 +97,12 @@ def test_what_failed_is_tried_again_by_the_next_run_unless_its_key_says_that_it_
     assert rows[rows["status"] == "done"]["error"].isna().all()
     codes: dict[str, list[int]] = {}
     for log in sorted(folder.local.rglob("*.wandb")):
-        read = read_run(log)
-        codes.setdefault(read.config.get("stage_key", "study"), []).append(read.exit_code)
+        records = list(read_records(log))
+        [config] = [
+            {each.key: each.value_json for each in record.run.config.update} for record in records if record.run.run_id
+        ]
+        [code] = [record.exit.exit_code for record in records if record.HasField("exit")]
+        codes.setdefault(json.loads(config.get("stage_key", '"study"')), []).append(code)
     done = set(rows[rows["status"] == "done"]["stage_key"])
     assert {codes[key][-1] for key in done} == {0}  # the same run, once more
 
