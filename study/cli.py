@@ -12,7 +12,7 @@ from typing import NoReturn
 from takd.analysis.metrics import METRICS
 from takd.search_spaces import InputError, Space, load_space, presets
 from takd.study.apart import NoAnswerError, log_to_stderr
-from takd.study.folder import ROOT, StudyFolder, absolute_root, study_folder
+from takd.study.folder import ROOT, StudyFolder, absolute_root, study_folder, without_password
 from takd.study.stopping import INTERRUPTED, Stop, StoppedError, end_process, stopped_by_signals
 from takd.study.study import Study, open_study, run
 from takd.study.tracking.progress import text_console
@@ -296,14 +296,18 @@ def _run(options: argparse.Namespace) -> int:
                 source=f"space {options.space}",
             )
     except (KeyboardInterrupt, StoppedError) as error:
-        again = shlex.join(["takd", *options.arguments])
+        again = shlex.join(["takd", *map(without_password, options.arguments)])
         print(f"takd: stopped: {str(error) or 'interrupted'}; go on with: {again}", file=sys.stderr)
         return FAILED if isinstance(error, StoppedError) else INTERRUPTED
-    from takd.study.report import print_arms, print_failures  # imports SciPy: other commands need not wait for it
+    from takd.study.report import (
+        print_arms,
+        print_failures,
+        pruned_students,
+    )  # imports SciPy: other commands need not wait for it
 
     trials = study.trials
     print_arms(study.folder, trials, console)
-    console.print(f"{study.trained} stages trained in this run; the study is complete")
+    console.print(f"{study.trained} stages trained in this run{pruned_students(trials)}; the study is complete")
     return FAILED if print_failures(trials, console) else OK
 
 

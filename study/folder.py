@@ -3,20 +3,19 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
 from takd.search_spaces import InputError, Space, space_from
-from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
+from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, DATASETS, PRETRAINED, ArtifactStore
 from takd.trainables.store.derived import DERIVED
 from takd.trainables.store.storage import Storage, cache_folder, open_storage
 
 ROOT = "runs"
-_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED)
+_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED, DATASETS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class StudyFolder:
 
     root: str
     name: str
-    database: str = ""
+    database: str = field(default="", repr=False)  # it may have a password in it
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -123,8 +122,19 @@ def check_name(name: str) -> None:
 
 
 def without_password(url: str) -> str:
-    """A database's URL as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    """A database's URL as it may be shown, whatever is in its password."""
+    if (password := password_of(url)) is not None:
+        scheme, _, rest = url.partition("://")
+        user, _, rest = rest.partition(":")
+        url = f"{scheme}://{user}:***@{rest[len(password) + 1 :]}"
+    return re.sub(r"(?i)([?&]\w*(?:pass|secret|token)\w*=)[^&]*", r"\1***", url)
+
+
+def password_of(url: str) -> str | None:
+    """The password in a URL, as it is written there: up to the last @ before the options, however many it has."""
+    _, separator, rest = url.partition("://")
+    before, at, _ = rest.rpartition("@")
+    if separator and at and "?" in before and ":" not in before.partition("?")[0]:  # the @ is in an option
+        before, at, _ = rest.partition("?")[0].rpartition("@")
+    _, colon, password = before.partition(":")
+    return password if separator and at and colon else None

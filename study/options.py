@@ -19,6 +19,7 @@ class Checked(NamedTuple):
     data: DatasetFingerprint
     largest_class: int  # validation images of the class that has most
     warnings: list[str]
+    own_data: bool = False  # converted from a user's files, which a node may not have: they are kept below the root
 
 
 Checking = Callable[[], Checked]  # waits for it

@@ -167,6 +167,20 @@ def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
         console.print(f"Of those marked validation: {SEARCH_NOTE}")
 
 
+def pruned_students(trials: pd.DataFrame) -> str:
+    """What the last line of a run says of the students that ASHA ended early; empty where there are none."""
+    rows = trials[trials["status"] == "pruned"].drop_duplicates("stage_key")
+    if rows.empty:
+        return ""
+    known = rows.dropna(subset=["epochs", "val_accuracy"])
+    reached = (
+        f" after {known['epochs'].sum():.0f} epochs in all, at {100 * known['val_accuracy'].mean():.2f} % on the mean"
+        if len(known)
+        else ""
+    )
+    return f", {len(rows)} student{'s' * (len(rows) > 1)} of the study ended early{reached}"
+
+
 def print_failures(trials: pd.DataFrame, console: Console) -> int:
     """Each failed stage with its reason; returns how many there are."""
     failed = trials[trials["status"] == "failed"].drop_duplicates("stage_key")

@@ -40,7 +40,7 @@ ROOMS_ALLOWED = {
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"trainables/halving.py", "trainables/stage_trainable.py", "study/search/scheduling.py"},
-    "optuna": {"study/search/optimization.py", "study/search/lease.py"},
+    "optuna": {"study/search/optimization.py", "study/search/storages.py", "study/search/lease.py"},
     "wandb": {"study/tracking/wandb_runs.py", "study/tracking/wandb_log.py"},
 }
 FOREIGN_TO = {

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ BEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0  # a holder on another machine that gave no sign for so long is dead
 
 log = logging.getLogger("takd")
+
+_released: set[str] = set()  # claims of this process that are held no more, though the storage could not be told
 
 
 class Lease:
@@ -38,7 +41,8 @@ class Lease:
         self._thread.join()
         try:
             self._claims.tell(self._trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        except Exception as error:  # whatever the storage has: the claim falls with this process
+        except Exception as error:  # whatever the storage has: others know by the process that it fell
+            _released.add(self._trial.user_attrs["holder"]["claim"])
             log.debug("lease of %s: %s", self._claims.study_name, error)
 
     def _beat(self) -> None:
@@ -74,11 +78,14 @@ def acquire_lease(
 
 def _myself() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "process": pid, "started": _start_of(pid)}
+    about = {"host": socket.gethostname(), "boot": _boot(), "process": pid, "started": _start_of(pid)}
+    return about | {"claim": uuid.uuid4().hex}
 
 
 def _lives(claims: optuna.Study, claim: FrozenTrial, on_wait: Callable[[str], None]) -> bool:
     holder = claim.user_attrs.get("holder")
+    if holder and holder.get("claim") in _released:
+        return False
     if holder and holder["host"] == socket.gethostname() and holder["boot"] == _boot():
         return holder["started"] is not None and _start_of(holder["process"]) == holder["started"]
     # Another machine's clock may be off: what counts is whether its beat changes, by this machine's clock.

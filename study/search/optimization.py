@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -11,23 +10,22 @@ from statistics import fmean
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
 from takd.search_spaces.factors import value_text
 from takd.study.folder import StudyFolder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
-from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.graph import Node, Proposal, StageGraph
+from takd.study.search.storages import open_optuna
+from takd.study.stopping import Stop
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-SYNC_SECONDS = 1.0
 FIRST_KEPT_REVISION = 2  # of studies that say none
 NEVER = "never said"
+AGAIN = "again"  # what a trial says of the failed one in whose place it is: its number
 
 
 class Search:
@@ -37,17 +35,39 @@ class Search:
         self.study = study
         self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
-        # Counted once, then kept up to date: one process at a time proposes.
-        self._proposed = Counter(_canonical(trial.params) for trial in self.proposed())
-        self.asked = self._proposed.total()
+        # Counted once, then kept up to date: one process at a time proposes. A trial that is tried again has its seeds.
+        everything = (
+            trial for trial in self._trials() if "seeds" in trial.user_attrs and AGAIN not in trial.user_attrs
+        )
+        self._proposed = Counter(_canonical(trial.params) for trial in everything)
+        self.asked = len(self.proposed())
 
     def enqueue(self) -> None:
         """Queues what the space says of trials before the sampler is asked, as far as it is not queued already."""
-        have = Counter(_canonical(_told(trial)) for trial in self._trials())
+        have = Counter(_canonical(_told(trial)) for trial in self._trials() if AGAIN not in trial.user_attrs)
         for parameters in self.space.queued():
             have[_canonical(parameters)] -= 1
             if have[_canonical(parameters)] < 0:
                 self.study.enqueue_trial(parameters)
+
+    def try_again(self) -> int:
+        """Queues anew what failed, unless it would fail again by what its keys say; returns how many trials.
+
+        A trial of Optuna's that has ended stays as it is: another takes its place, with its configuration and seeds.
+        """
+        failed = [trial for trial in self.proposed() if trial.state == TrialState.FAIL and not _lasts(trial)]
+        for trial in failed:
+            self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        self.asked -= len(failed)
+        return len(failed)
+
+    @property
+    def lasting(self) -> dict[str, str]:
+        """The reasons of the stages, by key, that would fail again."""
+        found = dict(self.study.user_attrs.get("confirm_lasting", {}))
+        for trial in self._trials():
+            found |= trial.user_attrs.get("lasting", {})
+        return found
 
     def ask(self) -> Proposal | None:
         """The next configuration, with seeds no earlier trial of the same configuration had; None: budget spent."""
@@ -62,15 +82,18 @@ class Search:
         choice = self.space.suggest(trial)
         parameters = trial.params
         configuration = _canonical(parameters)
-        same = self._proposed[configuration]
-        seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        if (again := trial.user_attrs.get(AGAIN)) is None:
+            same = self._proposed[configuration]
+            seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        else:
+            seeds = self._trials()[again].user_attrs["seeds"]
         paths = self.space.paths(choice, self.dataset, seeds)
         trial.set_user_attr("arm", choice.arm.name)
         trial.set_user_attr("path", str(paths[0]))
         for name, value in proposal_attributes(paths).items():
             trial.set_user_attr(name, value)
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
-        self._proposed[configuration] += 1
+        self._proposed[configuration] += again is None
         self.asked += 1
         cell = self.space.cell(parameters).name
         return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths, cell=cell)
@@ -78,12 +101,14 @@ class Search:
     def _set_sampler(self, number: int, trials: Sequence[FrozenTrial]) -> None:
         """What is drawn for a trial follows from its number, not from what this process drew before.
 
-        The sampler sees the trials of its cell alone.
+        Trials that are tried again count for nothing: all others draw what they would have drawn without them. The
+        sampler sees the trials of its cell alone.
         """
+        again = sum(AGAIN in trial.user_attrs for trial in trials[:number])
         if self.space.factors:
             own = self._values_of(trials[number])
             trials = [trial for trial in trials if self._values_of(trial) == own]
-        self.study.sampler = _sampler(self.space, number, trials)
+        self.study.sampler = _sampler(self.space, number - again, trials)
 
     def _values_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Of the factors, as it was told."""
@@ -96,16 +121,27 @@ class Search:
         Of what is confirmed only failures are kept, those of the last run.
         """
         keys = {stage.key for path in proposal.paths for stage in path.stages}
-        failures = {key: graph.nodes[key].reason for key in keys if graph.nodes[key].state == "failed"}
+        failures = {key: graph.nodes[key].reason or "" for key in keys if graph.nodes[key].state == "failed"}
+        lasting = {key: reason for key, reason in failures.items() if graph.nodes[key].lasting}
         if proposal.phase == "confirm":
-            self.study.set_user_attr("confirm_failures", self.confirm_failures | failures)
+            others = {key: reason for key, reason in self.confirm_failures.items() if key not in keys}
+            if others | failures != self.confirm_failures:
+                self.study.set_user_attr("confirm_failures", others | failures)
+            if lasting:
+                known = self.study.user_attrs.get("confirm_lasting", {})
+                self.study.set_user_attr("confirm_lasting", known | lasting)
             return
         accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
         trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
         for name, value in outcome_attributes(proposal.paths, {k: graph.nodes[k].description for k in keys}).items():
             trial.set_user_attr(name, value)
+        for epoch, value in _intermediate_values(graph.students(proposal)).items():
+            if epoch not in self._trials()[proposal.number].intermediate_values:  # else an earlier run was cut off here
+                trial.report(value, epoch)
         if failures:
             trial.set_user_attr("failures", failures)
+            if lasting:
+                trial.set_user_attr("lasting", lasting)
             self.study.tell(proposal.number, state=TrialState.FAIL)
         elif len(accuracies) < len(proposal.paths):
             self.study.tell(proposal.number, state=TrialState.PRUNED)
@@ -219,8 +255,10 @@ class Search:
             yield from proposal.paths
 
     def proposed(self) -> list[FrozenTrial]:
-        """All trials that were proposed, in order."""
-        return [trial for trial in self._trials() if "seeds" in trial.user_attrs]
+        """All trials that were proposed, in order, but those that failed and in whose place others are."""
+        trials = self._trials()
+        replaced = {trial.user_attrs.get(AGAIN) for trial in trials}
+        return [trial for trial in trials if "seeds" in trial.user_attrs and trial.number not in replaced]
 
     @property
     def remaining(self) -> int:
@@ -246,6 +284,20 @@ def _told(trial: FrozenTrial) -> dict[str, Any]:
     return told
 
 
+def _intermediate_values(students: Sequence[Node]) -> dict[int, float]:
+    """By epoch, the mean accuracy of the students that came so far; where any may be ended early."""
+    by_epoch: dict[int, list[float]] = {}
+    for node in students:
+        for epoch, accuracy in node.looks.items():
+            by_epoch.setdefault(epoch, []).append(accuracy)
+    return {epoch: fmean(found) for epoch, found in sorted(by_epoch.items())}
+
+
+def _lasts(trial: FrozenTrial) -> bool:
+    """Whether all that failed of it would fail again."""
+    return set(trial.user_attrs.get("lasting", {})) == set(trial.user_attrs.get("failures", {}))
+
+
 def configuration_of(trial: FrozenTrial) -> str:
     return configuration_name(trial.user_attrs["arm"], trial.params)
 
@@ -256,10 +308,13 @@ def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
     return " ".join([arm, *chosen])
 
 
-def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
-    """A new study, or the one of that name; raises InputError when that has another space or dataset."""
-    study = _load(folder) or optuna.create_study(
-        study_name=folder.name, storage=open_optuna(folder), direction="maximize", load_if_exists=True
+def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None) -> Search:
+    """A new study, or the one of that name; raises InputError when that has another space or dataset.
+
+    `stop` ends the waiting for a database that is away.
+    """
+    study = _load(folder, stop) or optuna.create_study(
+        study_name=folder.name, storage=open_optuna(folder, stop), direction="maximize", load_if_exists=True
     )
     if "dataset" not in study.user_attrs:
         study.set_user_attr("training_revision", TRAINING_REVISION)
@@ -288,80 +343,13 @@ def find_search(folder: StudyFolder) -> Search | None:
     return Search(study) if study and "dataset" in study.user_attrs else None
 
 
-def _load(folder: StudyFolder) -> optuna.Study | None:
+def _load(folder: StudyFolder, stop: Stop | None = None) -> optuna.Study | None:
     if folder.journal and not os.path.exists(folder.journal):
         return None
     try:
-        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))
+        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder, stop))
     except KeyError:
         return None
-
-
-def open_optuna(folder: StudyFolder) -> BaseStorage:
-    """The journal in the study's folder, or the database of its URL; raises InputError on one that can't be opened."""
-    if folder.journal:
-        return JournalStorage(Journal(str(folder.journal)))
-    try:
-        return RDBStorage(folder.database, engine_kwargs={"pool_pre_ping": True})
-    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
-
-
-class Journal(JournalFileBackend):
-    """A journal file that survives a writer that was cut off in the middle of a line.
-
-    It is synced to disk once a second, where Optuna's own is with every line, a dozen a trial. What a machine that
-    loses its power forgets is asked and told again: the artifacts are there.
-    """
-
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
-        self._file, self._lock, self._synced = file, JournalFileSymlinkLock(file), 0.0
-        self._drop_half_line()
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in logs)
-        self._lock.acquire()
-        try:
-            self._append(lines.encode())
-        except OSError:
-            self._truncate_half_line()
-            raise
-        finally:
-            self._lock.release()
-
-    def _append(self, lines: bytes) -> None:
-        with open(self._file, "ab") as file:
-            file.write(lines)
-            file.flush()
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(file.fileno())
-                self._synced = time.monotonic()
-
-    def _drop_half_line(self) -> None:
-        """What was not written to its line's end never happened; Optuna can't read past it."""
-        if _ends_whole(self._file):
-            return
-        self._lock.acquire()  # whoever is still writing ends first
-        try:
-            self._truncate_half_line()
-        finally:
-            self._lock.release()
-
-    def _truncate_half_line(self) -> None:
-        with open(self._file, "r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-def _ends_whole(file: str) -> bool:
-    with open(file, "rb") as journal:
-        size = journal.seek(0, os.SEEK_END)
-        if size == 0:
-            return True
-        journal.seek(-1, os.SEEK_END)
-        return journal.read(1) == b"\n"
 
 
 # From a seed.

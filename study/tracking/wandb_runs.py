@@ -97,7 +97,9 @@ class RunWriter:
         self._artifacts: dict[str, Artifact] = {}  # of what others learn from, by stage key
 
     def has(self, key: str) -> bool:
-        return self.written.get(run_id(self.folder.name, key), Written()).ended
+        """Whether it is there whole; that of a stage that failed is so once more when the stage is finished."""
+        written = self.written.get(run_id(self.folder.name, key), Written())
+        return written.ended and not written.failed
 
     def write(
         self,
@@ -110,7 +112,7 @@ class RunWriter:
         """What is not written yet of a stage; one without description has `epochs` and `started`. Raises OSError."""
         id = run_id(self.folder.name, node.stage.key)
         before = self.written.get(id, Written())
-        if before.ended:
+        if before.ended and not (before.failed and node.description):
             return
         outcome = node.description["outcome"] if node.description else {}
         ended = datetime.fromisoformat(outcome["finished_at"]).timestamp() if "finished_at" in outcome else time.time()
@@ -137,7 +139,8 @@ class RunWriter:
             open=open,
         )
         write_run(self.folder.local, run)
-        self.written[id] = Written(rows[-1][0] if rows else before.last_step, ended=not open)
+        last = rows[-1][0] if rows else before.last_step
+        self.written[id] = Written(last, ended=not open, failed=node.state == "failed")
 
     def _config(self, stage: Stage, upstream: Mapping[str, Description], arms: Sequence[str]) -> dict[str, Any]:
         """The key's input, and beside it what people filter and plot by."""

@@ -1,5 +1,6 @@
 """What Optuna is asked and told: one suite for a journal file and for a real PostgreSQL."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -93,6 +94,81 @@ def test_a_failed_trial_keeps_the_reason_of_every_stage_that_failed(folder):
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["failures"][teacher.key] == "no memory"
     assert len(trial.user_attrs["failures"]) == 4  # teacher, assistant and two students
+
+
+def fail(search: Search, proposal: Proposal, lasting: bool = False) -> None:
+    graph = StageGraph(Found())
+    graph.add(proposal)
+    graph.fail(proposal.paths[0].stages[0].key, "no memory", lasting)
+    for path in proposal.paths:
+        if graph.nodes[path.student.key].state != "failed":
+            graph.fail(path.student.key, "no memory")
+    search.tell(proposal, graph)
+
+
+def test_what_failed_is_tried_again_by_the_next_run_and_counts_in_no_budget_or_grid(folder):
+    space = tiny_space(sampler="grid", trials=None)
+    search = start(folder, space)
+    first, *others = [search.ask() for _ in range(5)]
+    fail(search, first)
+    for each in others:
+        complete(search, each)
+    assert search.ask() is None  # not in the run in which it failed: the cause is still there
+    again = start(folder, space)
+    assert (again.try_again(), again.try_again()) == (1, 0)
+    assert (again.remaining, len(again.proposed())) == (1, 4)
+    third = start(folder, space)  # the process ended before the trial was asked for
+    assert third.try_again() == 0
+    proposal = third.ask()
+    assert proposal.number == 5
+    assert (proposal.configuration, proposal.paths) == (first.configuration, first.paths)
+    fail(third, proposal)
+    fourth = start(folder, space)
+    assert fourth.try_again() == 1
+    assert fourth.reclaim() == []
+    complete(fourth, fourth.ask())
+    assert fourth.ask() is None
+    assert not fourth.is_open
+    assert [trial.number for trial in fourth.proposed()] == [1, 2, 3, 4, 6]
+    assert {trial.state for trial in fourth.proposed()} == {TrialState.COMPLETE}
+    assert start(folder, space.model_copy(update={"description": "more"})).try_again() == 0
+
+
+def test_what_is_tried_again_stays_in_its_cell_and_changes_no_draw_of_others(folder, tmp_path):
+    drawn: dict[str, Any] = {"sampler": "random", "student__temperature": {"low": 1.0, "high": 9.0}}
+    space = tiny_space(arms=["kd"], trials=6, coverage=0, factors={"student.model": ["mlp-4", "mlp-8"]}, **drawn)
+    undisturbed = study_folder(str(tmp_path / "undisturbed"), "tiny")
+    undisturbed.prepare()
+    expected = proposals(start(undisturbed, space))
+    first = start(folder, space)
+    fail(first, first.ask())
+    complete(first, first.ask())
+    again = start(folder, space)
+    assert again.try_again() == 1
+    assert start(folder, space).try_again() == 0  # nor queues what is there anew
+    trained = {(each.cell, each.configuration): each.paths for each in proposals(again)}
+    assert trained == {(each.cell, each.configuration): each.paths for each in expected if each.number != 1}
+    assert not again.is_open
+    assert Counter(again.proposal_of(trial).cell for trial in again.proposed()) == {
+        "student.model=mlp-4": len(expected) // 2,
+        "student.model=mlp-8": len(expected) // 2,
+    }
+
+
+def test_what_a_key_says_of_a_failure_is_not_tried_again(folder):
+    search = start(folder, tiny_space(seeds=1))
+    lasts, passes = search.ask(), search.ask()
+    fail(search, lasts, lasting=True)
+    fail(search, passes)
+    again = start(folder, tiny_space(seeds=1))
+    assert again.try_again() == 1
+    teacher, *_, student = lasts.paths[0].stages
+    assert again.lasting[teacher.key] == "no memory"
+    assert again.lasting[student.key].endswith(" failed: no memory")
+    graph = StageGraph(Found(), again.lasting)
+    graph.add(lasts)
+    assert {node.state for node in graph.nodes.values()} == {"failed"}
+    assert graph.nodes[student.key].reason == again.lasting[student.key]
 
 
 def test_trials_that_ran_when_a_process_died_are_proposed_again(folder):

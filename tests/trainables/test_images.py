@@ -123,7 +123,7 @@ def test_a_node_that_lacks_a_studys_dataset_says_the_command(own_cache, made):
     load.cache_clear()
     command = "takd data images --from DIR --name trees --validation 7"
     with pytest.raises(
-        InputError, match=rf"dataset trees: not in the cache .* of .*; run on every node, with the .*: {command}$"
+        InputError, match=rf"dataset trees: not in the cache .* of .*; run on this node, with the .*: {command}$"
     ):
         load_for(wanted)
 
