@@ -292,13 +292,26 @@ class Student(Distillation):
         return value
 
 
+GPU_DIGITS = 4  # after the point: Ray counts parts of a GPU no finer
+
+
 class Resources(Value):
     """What one worker of a role (`teacher`, `assistant` or `student`) holds while it trains."""
 
     cpu: Integer = Field(1, ge=1, examples=[2])
     """CPU cores."""
     gpu: Number | None = Field(None, ge=0, examples=[0.25])
-    """GPUs, or a part of one. Null: where there are GPUs, one for a teacher or assistant, a quarter for a student."""
+    """GPUs, a whole number, or a part of one. Null: where there are GPUs, one for a teacher or assistant, a quarter for
+    a student."""
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_ones_or_a_part_of_one(cls, gpu: float | None) -> float | None:
+        if gpu is not None and gpu > 1 and gpu != int(gpu):
+            raise ValueError(f"gpu is {gpu:g}; expected a whole number of GPUs, or a part of one such as 0.5")
+        if gpu is not None and round(gpu, GPU_DIGITS) != gpu:
+            raise ValueError(f"gpu is {gpu:.10g}; a part of a GPU has at most {GPU_DIGITS} digits, such as 0.3333")
+        return gpu
 
 
 class CheckpointEvery(Value):

@@ -250,6 +250,8 @@ def test_overrides_reach_into_sections():
         ("arms=[labels, 'takd:mlp-7']", "arms: 'takd:mlp-7' uses 'mlp-7'; assistants.models has: mlp-200"),
         ("loss.form=concave", "loss.form is 'concave'; expected 'convex' or 'additive'"),
         ("teacher=", "teacher is None"),
+        ("resources.student.gpu=1.5", "resources.student.gpu: gpu is 1.5; expected a whole number of GPUs, or a part"),
+        ("resources.student.gpu=0.33333", "gpu is 0.33333; a part of a GPU has at most 4 digits"),
     ],
 )
 def test_what_is_wrong_with_a_space_is_one_line_that_names_the_field(override: str, line: str):
