@@ -20,7 +20,7 @@ from takd.search_spaces.stage import (
     ViewName,
     key_of,
 )
-from takd.search_spaces.varied import examples_of
+from takd.search_spaces.varied import distinct, examples_of, one_number
 
 __all__ = [
     "ROLES",
@@ -41,9 +41,11 @@ __all__ = [
     "Stage",
     "Training",
     "ViewName",
+    "distinct",
     "examples_of",
     "key_of",
     "load_space",
+    "one_number",
     "parse_arm",
     "presets",
     "soft_targets_of",

@@ -16,7 +16,18 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from takd.search_spaces import (
+    TRAINING_REVISION,
+    Configuration,
+    DatasetFingerprint,
+    InputError,
+    Path,
+    Space,
+    Stage,
+    distinct,
+    one_number,
+    space_from,
+)
 from takd.study.folder import StudyFolder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
 from takd.study.search.graph import Proposal, StageGraph
@@ -38,6 +49,7 @@ class Search:
         # Counted once, then kept up to date: one process at a time proposes.
         self._proposed = Counter(_canonical(trial.params) for trial in self.proposed())
         self.asked = self._proposed.total()
+        self._choices = _stored_choices(self.proposed())
 
     def enqueue_guaranteed(self) -> None:
         """Queues the trials that run whatever the sampler thinks, those not queued already."""
@@ -57,7 +69,7 @@ class Search:
         return self._propose(self.study.ask())
 
     def _propose(self, trial: optuna.Trial) -> Proposal:
-        choice = self.space.suggest(trial)
+        choice = self._suggest(trial)
         parameters = trial.params
         configuration = _canonical(parameters)
         same = self._proposed[configuration]
@@ -149,7 +161,7 @@ class Search:
         trials = self._trials()
         numbers = self.study.user_attrs.get("confirmed", []) if best is None else self._first_of(best)
         chosen = [trials[number] for number in numbers]
-        paths = [self.space.confirming_paths(self.space.suggest(trial), self.dataset) for trial in chosen]
+        paths = [self.space.confirming_paths(self._suggest(trial), self.dataset) for trial in chosen]
         return [
             Proposal(-1 - trial.number, configuration_of(trial), each, "confirm")
             for trial, each in zip(chosen, paths, strict=True)
@@ -158,7 +170,11 @@ class Search:
 
     def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
         """The paths of a stored trial: the same values again."""
-        return self.space.paths(self.space.suggest(trial), self.dataset, trial.user_attrs["seeds"])
+        return self.space.paths(self._suggest(trial), self.dataset, trial.user_attrs["seeds"])
+
+    def _suggest(self, trial: optuna.Trial | FrozenTrial) -> Configuration:
+        """What a trial chooses, from the choices that the study began with."""
+        return self.space.suggest(_AsStored(trial, self._choices))
 
     def stages(self) -> dict[str, Stage]:
         """All stages of the study by key, of the search and of what is confirmed."""
@@ -208,9 +224,37 @@ def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
 
 
 def _exact(value: float) -> str:
-    """Four digits where they are all there is: two configurations never have one name."""
+    """Four digits where they are all there is: two configurations never have one name, and equal ones have one."""
+    if isinstance(one_number(value), int):
+        return str(one_number(value))
     short = f"{value:.4g}"
     return short if float(short) == value else repr(value)
+
+
+def _stored_choices(trials: Sequence[FrozenTrial]) -> dict[str, Sequence[Any]]:
+    """By parameter the choices that a study's trials have had."""
+    found: dict[str, Sequence[Any]] = {}
+    for trial in trials:
+        for name in trial.distributions.keys() - found.keys():
+            if isinstance(kind := trial.distributions[name], optuna.distributions.CategoricalDistribution):
+                found[name] = kind.choices
+    return found
+
+
+class _AsStored:
+    """A trial that is offered a parameter's choices as its study began: an older one may have 1 and 1.0 as two.
+
+    Optuna takes no other choices for a parameter than those it had first.
+    """
+
+    def __init__(self, trial: optuna.Trial | FrozenTrial, stored: Mapping[str, Sequence[Any]]) -> None:
+        self._trial, self._stored = trial, stored
+        self.suggest_int, self.suggest_float = trial.suggest_int, trial.suggest_float
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        before = self._stored.get(name, choices)
+        same = distinct(before) == tuple(choices)
+        return one_number(self._trial.suggest_categorical(name, before if same else choices))
 
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
@@ -415,4 +459,4 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 
 
 def _canonical(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(parameters, sort_keys=True)
+    return json.dumps({name: one_number(value) for name, value in parameters.items()}, sort_keys=True)

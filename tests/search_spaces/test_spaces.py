@@ -196,6 +196,12 @@ def test_the_grid_is_every_combination_of_every_arm_and_no_more():
     assert points == space.guaranteed()
 
 
+def test_equal_numbers_are_one_value():
+    choices = tiny_space(student__temperature={"choices": [5, 1.0, 5.0, 1]}).student.temperature.choices
+    assert [(value, type(value)) for value in choices] == [(5, int), (1, int)]
+    assert len(tiny_space(student__recipe={"optimizer": {"choices": ["adam", "adam"]}}).grid()) == 1 + 2 + 2
+
+
 def test_long_paths_are_guaranteed_first_because_others_wait_for_them():
     assert [trial["arm"] for trial in tiny_space().guaranteed()] == ["takd:mlp-16", "kd", "labels"] * 2
 

@@ -220,6 +220,38 @@ def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folde
     assert (search.study.user_attrs, search.study.get_trials()) == before
 
 
+ONE_ARM = {"arms": ["kd"], "coverage": 1, "trials": None, "sampler": "grid"}
+
+
+def test_a_grid_that_goes_on_with_equal_numbers_has_nothing_new(folder):
+    first = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1, 5]}))
+    proposals(first)
+    again = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1.0, 5.0, 5]}))
+    assert proposals(again) == []
+    assert len(again.study.trials) == 2
+
+
+def test_a_study_that_was_begun_with_a_number_twice_goes_on(folder):
+    search = start(folder, tiny_space(arms=["kd"], coverage=0, trials=1, student__temperature={"choices": [1, 4]}))
+    older = search.study.ask()
+    older.suggest_categorical("arm", ["kd"])
+    chosen = older.suggest_categorical("temperature", [1, 1.0, 4])
+    for name, value in {"arm": "kd", "path": "-", "seeds": [0, 1]}.items():
+        older.set_user_attr(name, value)
+    search.study.tell(older.number, 0.5)
+    space = tiny_space(arms=["kd"], coverage=0, trials=6, student__temperature={"choices": [1, 1.0, 4]})
+    again = start(folder, space)
+    [path, _] = again.paths_of(again.proposed()[0])
+    assert path.student.temperature == chosen
+    keys = [path.student.key for each in proposals(again) for path in each.paths]
+    assert len(keys) == len({*keys, path.student.key}) - 1 == 10
+    assert {each.user_attrs["arm"] for each in open_search(folder).proposed()} == {"kd"}
+
+
+def test_equal_numbers_have_one_name():
+    assert configuration_name("kd", {"temperature": 10000.0}) == configuration_name("kd", {"temperature": 10000})
+
+
 def test_two_settings_never_have_one_name():
     names = {configuration_name("kd", {"arm": "kd", "lambda": value}) for value in (0.702111, 0.702139, 0.7021)}
     assert len(names) == 3
