@@ -1,7 +1,6 @@
 """From a preset's name, a YAML file or plain data to a space, with overrides of single keys."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,7 @@ from pydantic import ValidationError
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.space import Space
 from takd.search_spaces.values import explain
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-3` is a number, which is text in YAML 1.1, and a key that is there twice an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], yaml.Node] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                earlier = first.setdefault((key.tag, key.value), key)
-                if earlier is not key:
-                    there = f"{key.value} is there twice; first in line {earlier.start_mark.line + 1}"
-                    raise yaml.composer.ComposerError(None, None, there, key.start_mark)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+from takd.search_spaces.yaml_text import read_yaml
 
 PRESETS = Path(__file__).with_name("presets")
 
@@ -81,12 +61,12 @@ def space_from(given: Any, source: str) -> Space:
 
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return _unshared(yaml.load(text, _Loader))
+        return _unshared(read_yaml(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}:{line} not YAML: {getattr(error, 'problem', error)}") from None
-    except (ValueError, RecursionError) as error:  # a date that is none, an anchor in itself
+    except (ValueError, RecursionError) as error:  # a tag's value that is none, an anchor in itself
         raise InputError(f"{source}: not YAML of plain values: {str(error) or type(error).__name__}") from None
 
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import yaml
 
 from takd.search_spaces import InputError, Space, space_from
+from takd.search_spaces.yaml_text import read_yaml, write_yaml
 from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
 from takd.trainables.store.derived import DERIVED
 from takd.trainables.store.storage import Storage, cache_folder, open_storage
@@ -88,14 +89,13 @@ class StudyFolder:
     def read_space(self) -> Space | None:
         """As it was last run; None where this version can't read it."""
         try:
-            return space_from(yaml.safe_load(self.storage.read(f"{self.name}/{SPACE}")), SPACE)
+            return space_from(read_yaml(self.storage.read(f"{self.name}/{SPACE}")), SPACE)
         except (FileNotFoundError, InputError, yaml.YAMLError):
             return None
 
     def write_space(self, space: Space) -> None:
         """The resolved space, for people."""
-        text = yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        self.write(SPACE, text.encode())
+        self.write(SPACE, write_yaml(space.model_dump(mode="json")).encode())
 
 
 SPACE = "space.yaml"

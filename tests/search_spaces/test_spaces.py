@@ -7,6 +7,7 @@ import pytest
 from conftest import TINY, tiny_space
 
 from takd.search_spaces import DatasetFingerprint, InputError, load_space, parse_arm, presets, space_from
+from takd.search_spaces.yaml_text import read_yaml, write_yaml
 
 MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
 
@@ -214,6 +215,34 @@ def test_numbers_written_as_powers_of_ten_are_numbers(tmp_path):
     assert load_space(str(file)).student.recipe["learning_rate"] == 0.003
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("+7", 7),
+        ("1e-3", 0.001),
+        (".5", 0.5),
+        ("-.5e1", -5.0),
+        ("1.", 1.0),
+        ("~", None),
+        ("TRUE", True),
+        *((word, word) for word in ("yes", "no", "on", "Off", "y", "1_000", "1:30", "0b11", "2024-01-31", "=", "0o9")),
+    ],
+)
+def test_plain_values_are_those_of_yaml_1_2_and_are_written_so_that_they_stay(text, value):
+    assert repr(read_yaml(text)) == repr(value)
+    assert repr(read_yaml(write_yaml({"value": value, "text": text}))) == repr({"value": value, "text": text})
+
+
+def test_a_word_is_no_number_and_no_truth():
+    with pytest.raises(InputError, match="trials is '1_000'; expected"):
+        load_space("mnist-gap", ["trials=1_000"])
+    with pytest.raises(InputError, match=r"confirm.reseed_path is 'yes'; expected"):
+        load_space("mnist-gap", ["confirm.reseed_path=yes"])
+
+
 def test_an_override_changes_one_place_though_an_anchor_shares_it(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
@@ -376,7 +405,7 @@ def test_smoothing_is_varied_in_one_place():
     [
         ("student.recipe.order_seed=-1", "order_seed is -1"),
         ("student.recipe.examples_seed=-1", "examples_seed is -1"),
-        ("description=2024-99-99", "--set description: not YAML of plain values: month must be in 1..12"),
+        ("description=!!int many", "--set description: not YAML of plain values: invalid literal for int"),
         ("student.temperature=.inf", "student.temperature is inf; expected one plain value$"),
         ("student.lambda={low: a, high: 1}", "student.lambda.low is 'a'; expected one plain value$"),
     ],
