@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from takd.search_spaces.errors import InputError
-from takd.search_spaces.space import Space
+from takd.search_spaces.space import Space, whole_roles
 from takd.search_spaces.values import explain
 from takd.search_spaces.yaml_text import read_yaml
 
@@ -91,10 +91,12 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, 
 
 def _override(given: Any, key: str, value: Any, source: str) -> None:
     *parents, last = key.split(".")
+    if parents and isinstance(given, dict):
+        given |= whole_roles({name: given[name] for name in parents[:1] if name in given})
     for parent in parents:
-        if isinstance(given, dict) and isinstance(given.get(parent), str):
-            given[parent] = {"model": given[parent]}  # the short form of a role
-        given = given.setdefault(parent, {}) if isinstance(given, dict) else None
+        if isinstance(given, dict) and given.get(parent) is None:
+            given[parent] = {}
+        given = given[parent] if isinstance(given, dict) else None
     if not isinstance(given, dict):
         raise InputError(f"{source}: {'.'.join(parents)} is a value, not a section")
     given[last] = value

@@ -57,6 +57,14 @@ _CHANGEABLE = {
 }
 
 
+def whole_roles(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A space as it is given, with the sections that short forms stand for: `teacher: mlp-8`, `assistants: [a, b]`."""
+    short = {role: {"model": given[role]} for role in ("teacher", "student") if isinstance(given.get(role), str)}
+    if isinstance(given.get("assistants"), list | tuple):
+        short["assistants"] = {"models": given["assistants"]}
+    return {**given, **short}
+
+
 @dataclass(frozen=True)
 class Configuration:
     """An arm with its varied hyperparameters chosen, by the names they have in Optuna."""
@@ -118,10 +126,7 @@ class Space(Value):
         """`teacher: mlp-1200` is `{model: mlp-1200}`, `assistants: [a, b]` is `{models: [a, b]}`."""
         if not isinstance(given, dict):
             raise ValueError("a space is a mapping of keys to values")
-        short = {role: {"model": given[role]} for role in ("teacher", "student") if isinstance(given.get(role), str)}
-        if isinstance(given.get("assistants"), list):
-            short["assistants"] = {"models": given["assistants"]}
-        return given | short
+        return whole_roles(given)
 
     @field_validator("lanes", mode="before")
     @classmethod

@@ -258,6 +258,21 @@ def test_overrides_reach_into_sections():
     assert (space.student.temperature, space.trials, space.teacher.recipe["epochs"]) == (4, 20, 1)
 
 
+def test_overrides_reach_into_what_is_given_in_a_short_form():
+    given = {"dataset": "mnist", "teacher": "mlp-9", "assistants": ["mlp-7"], "student": "mlp-4", "trials": 3}
+    overrides = [f"{role}.recipe.epochs=1" for role in ("teacher", "assistants", "student")]
+    space = load_space({**given, "confirm": None}, [*overrides, "confirm.seeds=7", "asha.grace_epochs=2"])
+    assert [part.recipe["epochs"] for part in (space.teacher, space.assistants, space.student)] == [1, 1, 1]
+    assert (space.assistants.names, space.confirm.seeds, space.asha.grace_epochs) == (("mlp-7",), 7, 2)
+    assert load_space(space, {"asha": None, "assistants.recipe.epochs": 3}).assistants.recipe["epochs"] == 3
+
+
+@pytest.mark.parametrize("key", ["dataset.name", "sampler.seed", "student.model.name", "arms.kd"])
+def test_an_override_into_what_is_no_section_is_told_so(key):
+    with pytest.raises(InputError, match=f"--set {key}=1: {key.rpartition('.')[0]} is a value, not a section"):
+        load_space("mnist-gap", [f"{key}=1"])
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
