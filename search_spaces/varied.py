@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.stage import Recipe
-from takd.search_spaces.values import Flag, Integer, Number, Value
+from takd.search_spaces.values import Flag, Integer, Number, Value, shown
 
 Scalar = Flag | Integer | Number | str | None
 
@@ -108,11 +108,17 @@ def _kind(given: Any) -> str:
 # A value that may be varied: fixed (`4`, or a list of numbers), `{choices: [...]}` or `{low:, high:}`.
 Varied = Annotated[
     Annotated[Scalar, Tag("fixed")]
-    | Annotated[tuple[Number, ...], Tag("list-of")]
+    | Annotated[tuple[Scalar, ...], Tag("list-of")]
     | Annotated[Choices, Tag("choices-of")]
     | Annotated[Range, Tag("range-of")],
     Discriminator(_kind),
 ]
+
+
+def refuse_list(name: str, value: Any) -> None:
+    """Raises ValueError where a list stands in the place of one value: it says nothing of which is tried when."""
+    if isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {shown(value)}; to try each of these say {name}: {{choices: {shown(value)}}}")
 
 
 def examples_of(value: Any) -> Iterable[tuple[str, Any]]:
