@@ -24,6 +24,7 @@ from takd.study.tracking.profile import Profile, print_use
 from takd.study.tracking.progress import Progress
 from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
+from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.store.artifacts import needed_files
@@ -57,6 +58,7 @@ def run_study(
     `checking` is the check of the space where that was begun before. Raises InputError before anything is written when
     the space or the folder can't be, or another process runs it.
     """
+    check_variables(options.wandb)
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
     if (known := find_search(folder)) is None or known.is_open:
