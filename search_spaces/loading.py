@@ -35,6 +35,11 @@ def load_space(
         given, source = _unshared(dict(space)), "space"
     else:
         given, source = _read(os.fspath(space)), f"space {os.fspath(space)}"
+    return overridden(given, overrides, source)
+
+
+def overridden(given: Any, overrides: Mapping[str, Any] | Sequence[str], source: str) -> Space:
+    """A space from plain data, with single keys replaced; `source` names it in errors."""
     for key, value, where in _overrides(overrides):
         _override(given, key, value, where)
     return space_from(given, source)
@@ -48,7 +53,7 @@ def _read(space: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{source}: {reason}; presets: {', '.join(presets())}") from None
-    return _parse_yaml(text, source)
+    return parse_space(text, source)
 
 
 def space_from(given: Any, source: str) -> Space:
@@ -59,7 +64,8 @@ def space_from(given: Any, source: str) -> Space:
         raise explain(error, source) from None
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_space(text: str, source: str) -> Any:
+    """The plain data of a YAML text; raises InputError, in which `source` names it."""
     try:
         return _unshared(read_yaml(text))
     except yaml.YAMLError as error:
@@ -86,7 +92,7 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, 
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set {override}: expected KEY=VALUE, such as student.temperature=4")
-        yield key, _parse_yaml(text, f"--set {key}"), f"--set {override}"
+        yield key, parse_space(text, f"--set {key}"), f"--set {override}"
 
 
 def _override(given: Any, key: str, value: Any, source: str) -> None:

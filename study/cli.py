@@ -12,7 +12,7 @@ from typing import NoReturn
 from takd.analysis.metrics import METRICS
 from takd.search_spaces import InputError, Space, load_space, presets
 from takd.study.apart import NoAnswerError, log_to_stderr
-from takd.study.folder import ROOT, StudyFolder, absolute_root, study_folder
+from takd.study.folder import ROOT, StudyFolder, absolute_root, can_be_name, check_name, study_folder
 from takd.study.stopping import INTERRUPTED, Stop, StoppedError, end_process, stopped_by_signals
 from takd.study.study import Study, open_study, run
 from takd.study.tracking.progress import text_console
@@ -179,7 +179,11 @@ def _command(
     command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     command.set_defaults(command=function)
     if space:
-        command.add_argument("space", metavar="SPACE", help=f"a preset ({', '.join(presets())}) or a YAML file")
+        command.add_argument(
+            "space",
+            metavar="SPACE",
+            help=f"a preset ({', '.join(presets())}), a YAML file, or a study below the root, to go on with its space",
+        )
         command.add_argument("--name", metavar="N", help="name of the study (default: the space's)")
         command.add_argument(
             "--trials", type=_positive, metavar="N", help="configurations to try, in place of the space's"
@@ -249,9 +253,20 @@ def _port(text: str) -> int:
 
 
 def _space_and_name(options: argparse.Namespace) -> tuple[Space, str]:
+    """A preset's or a file's, or that of a study below the root, which goes on with it."""
     given = {"trials": options.trials, "lanes": options.lanes}
     overrides = [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-    return load_space(options.space, overrides), options.name or Path(options.space).stem
+    if options.name:
+        check_name(options.name, "--name")
+    if options.space not in presets() and not Path(options.space).is_file() and can_be_name(options.space):
+        space = study_folder(options.root, options.space, options.storage).own_space(overrides)
+        if space is not None:
+            return space, options.name or options.space
+    name = options.name or Path(options.space).stem
+    space = load_space(options.space, overrides)
+    if not can_be_name(name):
+        raise InputError(f"space {options.space}: {name!r} can't be a study's name; give the study one with --name")
+    return space, name
 
 
 def _study(options: argparse.Namespace) -> Study:

@@ -243,7 +243,7 @@ def test_compare_puts_studies_side_by_side(reported, capsys):
     ("arguments", "words"),
     [
         (["report", "nothing"], "study nothing: no results/trials.parquet below"),
-        (["report", "../elsewhere"], "--name ../elsewhere: expected letters"),
+        (["report", "../elsewhere"], "study ../elsewhere: expected letters"),
         (["compare", "tiny", "nothing"], "study nothing: no results/trials.parquet below"),
         (["compare", "tiny"], "expected two studies or more"),
         (["compare", "tiny", "tiny"], "each named once"),
