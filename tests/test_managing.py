@@ -14,7 +14,7 @@ def test_a_study_goes_on_from_its_own_space_by_its_name(takd, root):
 
 
 def test_a_name_that_is_a_file_too_is_that(takd, root, tmp_path):
-    (tmp_path / "tiny").write_text("trials: many")
+    (tmp_path / "tiny").write_text(yaml.safe_dump(TINY | {"trials": "many"}))
     assert_bad_input(takd("plan", "tiny", "--root", root), "space tiny: trials is 'many'")
 
 
