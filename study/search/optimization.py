@@ -379,7 +379,18 @@ BEST = 250  # of these, the best of those it would not see; TPE models the best 
 
 def _sampler(space: Space, trial: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
     sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * trial) % 2**32)
-    return RecentHistory(sampler, trials) if len(trials) > HISTORY else sampler
+    spent = _spent_arms(space, trial, trials)
+    seen = [each for each in trials if each.params.get("arm") not in spent] if spent else trials
+    sampler = RecentHistory(sampler, seen) if len(seen) > HISTORY else sampler
+    return OtherArms(sampler, spent, seen) if spent else sampler
+
+
+def _spent_arms(space: Space, number: int, trials: Sequence[FrozenTrial]) -> set[str]:
+    """Arms that have nothing to tune and had their coverage, or one trial, before this one: others learn from more."""
+    idle = {arm.name for arm in space.all_arms if not space.varied(arm)}
+    had = Counter(each.params.get("arm") for each in trials if each.number < number)
+    spent = {arm for arm in idle if had[arm] >= max(1, space.coverage)}
+    return spent if len(spent) < len(space.all_arms) else set()
 
 
 class RecentHistory(optuna.samplers.BaseSampler):
@@ -402,6 +413,40 @@ class RecentHistory(optuna.samplers.BaseSampler):
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
         seen = _Seen(study, self.seen)
         return self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+
+
+DRAWS = 20  # of an arm, until one comes that is not spent
+
+
+class OtherArms(optuna.samplers.BaseSampler):
+    """A sampler that draws from some arms no more, and is not shown their trials."""
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, spent: set[str], seen: Sequence[FrozenTrial]) -> None:
+        self.sampler, self.spent, self.seen = sampler, spent, seen
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        seen, drawn = _Seen(study, self.seen), {}
+        for _ in range(DRAWS):
+            drawn = self.sampler.sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
+            if drawn.get("arm") not in self.spent:
+                return drawn
+        return drawn | {"arm": self._other(trial, search_space["arm"])}
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        seen = _Seen(study, self.seen)
+        for _ in range(DRAWS):
+            drawn = self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+            if name != "arm" or drawn not in self.spent:
+                return drawn
+        return self._other(trial, distribution)
+
+    def _other(self, trial: FrozenTrial, arms: Any) -> Any:
+        """Where the sampler insists, the others take turns."""
+        others = [arm for arm in arms.choices if arm not in self.spent]
+        return others[trial.number % len(others)]
 
 
 class _Seen:

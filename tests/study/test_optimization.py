@@ -53,6 +53,24 @@ def test_every_arm_gets_its_coverage_before_the_sampler_is_free(folder):
     assert len(arms) == 12
 
 
+@pytest.mark.parametrize(("sampler", "coverage"), [("tpe", 2), ("random", 1), ("tpe", 0)])
+def test_an_arm_with_nothing_to_tune_gets_its_coverage_and_no_more(tmp_path, sampler, coverage):
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    search, arms = start(folder, tiny_space(trials=26, coverage=coverage, sampler=sampler)), []
+    while proposal := search.ask():
+        complete(search, proposal, accuracy=0.9 if proposal.arm == "labels" else 0.5)  # the one that is best
+        arms.append(proposal.arm)
+    assert arms.count("labels") == max(1, coverage)
+    assert min(arms.count("kd"), arms.count("takd:mlp-16")) >= 3
+
+
+def test_a_study_of_labels_alone_spends_its_budget_on_them(tmp_path):
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    assert len(proposals(start(folder, tiny_space(arms=["labels"], trials=4, coverage=1)))) == 4
+
+
 def test_a_configuration_proposed_again_gets_fresh_seeds(folder):
     labels = [
         each for each in proposals(start(folder, tiny_space(trials=9, coverage=3))) if each.paths[0].arm == "labels"
@@ -198,7 +216,7 @@ def test_a_bucket_needs_a_database(bucket):
 def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(folder, monkeypatch):
     monkeypatch.setattr(optimization, "HISTORY", 12)
     monkeypatch.setattr(optimization, "BEST", 4)
-    search = start(folder, tiny_space(trials=24, coverage=1))
+    search = start(folder, tiny_space(trials=24, coverage=1, arms=["kd", "takd:mlp-16"]))
     for number in range(23):
         proposal = search.ask()
         assert proposal is not None
