@@ -29,7 +29,7 @@ from takd.search_spaces import (
     space_from,
 )
 from takd.study.folder import StudyFolder
-from takd.study.search.attributes import outcome_attributes, proposal_attributes
+from takd.study.search.attributes import outcome_attributes, proposal_attributes, students_of
 from takd.study.search.graph import Proposal, StageGraph
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -121,12 +121,12 @@ class Search:
         return self._propose(optuna.Trial(self.study, trial._trial_id))
 
     def finished(self) -> list[tuple[str, str, list[float]]]:
-        """Arm, configuration and its students' mean accuracy, once a seed, of the trials that ended well."""
-        return [
-            (trial.user_attrs["arm"], configuration_of(trial), [trial.value] * len(trial.user_attrs["seeds"]))
-            for trial in self.proposed()
-            if trial.state == TrialState.COMPLETE and trial.value is not None
-        ]
+        """Arm, configuration and the accuracies of its students, of every trial that has some, pruned or not.
+
+        Of a trial that ended well its mean, once a seed. So the best of an arm is the one that the tables show.
+        """
+        ended = [trial for trial in self.proposed() if trial.state.is_finished()]
+        return [(trial.user_attrs["arm"], configuration_of(trial), _accuracies(trial)) for trial in ended]
 
     def choose(self, best: Mapping[str, str]) -> None:
         """Records the configuration of each arm that is to be confirmed, by its name."""
@@ -207,6 +207,12 @@ class Search:
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
+
+
+def _accuracies(trial: FrozenTrial) -> list[float]:
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        return [trial.value] * len(trial.user_attrs["seeds"])
+    return [percent / 100 for percent in students_of(trial.user_attrs).values()]
 
 
 def configuration_of(trial: FrozenTrial) -> str:

@@ -113,6 +113,19 @@ def test_a_failed_trial_keeps_the_reason_of_every_stage_that_failed(folder):
     assert len(trial.user_attrs["failures"]) == 4  # teacher, assistant and two students
 
 
+def test_the_best_of_a_resumed_run_counts_the_students_of_a_pruned_trial_as_the_tables_do(folder):
+    search = start(folder)
+    proposal = search.ask()
+    assert proposal is not None
+    ended, pruned = (path.student.key for path in proposal.paths)
+    outcome = {"metrics": {"validation": {"accuracy": 0.75}}, "train_seconds": 1.0}
+    graph = StageGraph(Found(lambda stage: {"outcome": outcome} if stage.key == ended else None))
+    graph.add(proposal)
+    graph.prune(pruned)
+    search.tell(proposal, graph)
+    assert open_search(folder).finished() == [(proposal.arm, proposal.configuration, [0.75])]
+
+
 def test_trials_that_ran_when_a_process_died_are_proposed_again(folder):
     first = start(folder)
     running = [first.ask(), first.ask()]
