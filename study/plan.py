@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
+from takd.analysis.tables import best_configurations
+from takd.search_spaces import WIDEST, InputError, Path, Role, Space, Stage
 from takd.study.checks import check_space, stages_by_model, with_weights
 from takd.study.folder import StudyFolder
-from takd.study.search.optimization import find_search
+from takd.study.options import more_than_asked
+from takd.study.results import build_results
+from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.trainables.datasets.dataset import Dataset, most_balanced
-from takd.trainables.store.artifacts import ArtifactStore, needed_files
+from takd.trainables.store.artifacts import needed_files
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.width import best_width, widest
 
@@ -25,28 +28,36 @@ PROBE_STEPS = 5
 
 @dataclass(frozen=True)
 class PlannedStages:
-    """The stages of one model in one role."""
+    """The stages of one model in one role: those that the study has, and those that a run would add."""
 
     role: Role
     model: str
     number: int
-    cached: int
-    seconds: float  # to train one, estimated
+    cached: int  # of these, those that are finished
+    seconds: float  # to train one, estimated; 0 where none is left
     cpu: int
     given: bool = False  # nothing is trained
 
+    @property
+    def left(self) -> int:
+        return 0 if self.given else self.number - self.cached
+
 
 def print_plan(space: Space, source: str, folder: StudyFolder, console: Console) -> None:
-    """Arms, stages, which are cached, and a cost estimate."""
+    """What `run` would do, with a cost estimate. Raises InputError where it refuses."""
     dataset, warnings = check_space(space, source)
     for warning in warnings:
         console.print(f"warning: {warning}")
-    space, search = with_weights(space, dataset, source, folder), find_search(folder)
-    asked = search.asked if search else 0
+    space = with_weights(space, dataset, source, folder)
+    refuse_another_space(folder, space, dataset.fingerprint)
+    search = find_search(folder)
+    if search:
+        search.space = space
     try:
-        planned = plan(space, dataset, folder.artifacts, asked)
+        planned = plan(space, dataset, folder, search)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+    asked = search.asked if search else 0
     arms = ", ".join(arm.name for arm in space.all_arms)
     console.print(f"arms: {arms}")
     console.print(
@@ -54,46 +65,89 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
         + (f"; {asked} already started" if asked else "")
         + (f"; then every arm from {space.confirm.seeds} fresh seeds" if space.confirm else ""),
     )
+    if asked > space.budget:
+        console.print(more_than_asked(asked, space.budget))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("role", "model", "stages", "cached", "s each", "CPUs"):
         table.add_column(column, justify="left" if column in ("role", "model") else "right")
     for row in planned:
-        cached = "given" if row.given else str(row.cached)
-        table.add_row(row.role, row.model, str(row.number), cached, f"{row.seconds:.3g}", str(row.cpu))
+        cached, seconds = (
+            ("given" if row.given else str(row.cached)),
+            f"{row.seconds:.3g}" if row.left or row.given else "-",
+        )
+        table.add_row(row.role, row.model, str(row.number), cached, seconds, str(row.cpu))
     console.print(table)
+    if not any(row.left for row in planned):
+        console.print("nothing is left to train: takd run would write the tables again")
+        return
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
     console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps")
 
 
-def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: int) -> list[PlannedStages]:
-    """What is left to train. Upstream stages are known where nothing of theirs is varied; students are counted.
+def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | None) -> list[PlannedStages]:
+    """What a run would go through. Upstream stages are known where nothing of theirs is varied; students are counted.
 
     Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets.
     """
+    needed, ended, new_students = _stages(space, dataset, folder, search)
     threads = torch.get_num_threads()
     planned = []
     for stages in stages_by_model(space, dataset):
         stage = stages[0]
+        alike = [each for each in needed.values() if (each.role, each.model) == (stage.role, stage.model)]
+        done = sum(each.role == stage.role and each.model == stage.model for each in ended.values())
         cpu = min(space.resources_of(stage.role).cpu, threads)
-        number, cached = len(stages), sum(store.has(each.key, needed_files(each)) for each in stages)
-        if stage.given:
-            planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given=True))
+        number = len(alike) + done + (new_students if stage.role == "student" else 0)
+        cached = done + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike)
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given=stage.given is not None))
+        if not planned[-1].left:
             continue
-        if stage.role == "student":
-            confirming = space.confirm.seeds * len(space.all_arms) if space.confirm else 0
-            number, cached = max(0, space.budget - asked) * space.seeds + confirming, 0
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
-            seconds = estimate_seconds(stage, dataset, number, lanes)
+            seconds = estimate_seconds(stage, dataset, number - cached, lanes)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
                 raise
             raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
-        planned.append(PlannedStages(stage.role, stage.model, number, cached, seconds, cpu))
+        planned[-1] = replace(planned[-1], seconds=seconds)
     torch.set_num_threads(threads)
     return planned
+
+
+def _stages(
+    space: Space, dataset: Dataset, folder: StudyFolder, search: Search | None
+) -> tuple[dict[str, Stage], dict[str, Stage], int]:
+    """By key the stages that a run would look at, the finished ones that it would not, and how many students it adds.
+
+    A search that is over is not looked at again, whatever became of its stages; what confirms it is.
+    """
+    needed, ended, remaining = {}, {}, space.budget
+    if search:
+        remaining = search.remaining
+        for trial in search.proposed():
+            stages = {stage.key: stage for path in search.paths_of(trial) for stage in path.stages}
+            (ended if trial.state.is_finished() else needed).update(stages)
+    new_students = remaining * space.seeds
+    if search and not search.is_open:
+        if space.confirm:
+            best = best_configurations(build_results(folder, search).trials.to_pandas())
+            paths = [path for proposal in search.confirming(best) for path in proposal.paths]
+            needed |= (
+                {stage.key: stage for path in paths for stage in path.stages} if _misses_one(folder, paths) else {}
+            )
+            ended |= {stage.key: stage for path in paths for stage in path.stages}
+    else:
+        known = [stage for stages in stages_by_model(space, dataset) for stage in stages if stage.role != "student"]
+        needed |= {stage.key: stage for stage in known}
+        new_students += space.confirm.seeds * len(space.all_arms) if space.confirm else 0
+    found = {key: stage for key, stage in ended.items() if key not in needed and folder.artifacts.describe(key)}
+    return needed, found, new_students
+
+
+def _misses_one(folder: StudyFolder, paths: Sequence[Path]) -> bool:
+    return any(folder.artifacts.describe(path.student.key) is None for path in paths)
 
 
 def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None) -> float:
@@ -126,4 +180,4 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
 
 def total_seconds(planned: list[PlannedStages], slots: int) -> float:
     """Wall time of what is not cached, if the slots are kept busy."""
-    return sum((each.number - each.cached) * each.seconds * each.cpu for each in planned) / slots
+    return sum(each.left * each.seconds * each.cpu for each in planned) / slots

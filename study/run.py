@@ -12,7 +12,7 @@ from takd.analysis.tables import best_configurations
 from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
-from takd.study.options import CHECK, Checking, RunOptions
+from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
 from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
@@ -77,6 +77,8 @@ def run_study(
         search = create_search(folder, space, data)
         search.note_largest_class(largest_class)
         folder.write_space(space)
+        if search.asked > space.budget:
+            console.print(more_than_asked(search.asked, space.budget), style="yellow")
         if search.is_open or _choose_and_look(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began)
         else:

@@ -69,8 +69,8 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
     states = Counter(trial.state.name.lower() for trial in search.proposed())
     proposed = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
     lines = [
-        f"study {search.study.study_name}: {search.asked} of {search.space.budget} trials started ({proposed})"
-        + (f", about {clock(left)} left" if left else "")
+        f"study {search.study.study_name}: {search.asked} of {max(search.asked, search.space.budget)} trials started "
+        f"({proposed})" + (f", about {clock(left)} left" if left else "")
     ]
     done = students(trials)
     best = []
