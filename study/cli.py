@@ -48,6 +48,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _Version(argparse.Action):
+    """Looked up when somebody asks."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from takd import __version__
+
+        print(f"takd {__version__}")
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """A wrong call is bad input like any other: one line."""
 
@@ -59,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="takd", description="Studies of knowledge distillation with teacher assistants.", allow_abbrev=False
     )
+    parser.add_argument("--version", action=_Version, help="print the version of takd and leave")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = _command(commands, "run", _run, "run a study, or go on with it", space=True)
@@ -85,8 +99,18 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--port", type=_port, default=8080, metavar="P", help="port on 127.0.0.1 (default: 8080)")
     sync = _command(commands, "sync", _sync, "upload the W&B runs of a study that W&B does not have yet", study=True)
     sync.add_argument("--report", action="store_true", help="create a W&B report of the study (needs WANDB_ENTITY)")
+    listed = _command(commands, "list", _list, "list the studies below a root")
+    remove = _command(commands, "remove", _remove, "delete a study; what it trained stays for others", study=True)
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    gc = _command(commands, "gc", _gc, "find what no study below a root uses any more, with sizes, or delete it")
+    gc.add_argument("--yes", action="store_true", help="delete it")
+    gc.add_argument(
+        "--older", type=_hours, default=24.0, metavar="H", help="only what nobody wrote for H hours (default: 24)"
+    )
     _command(commands, "watch", _watch, "show a study's W&B runs in W&B's own terminal view", study=True)
-    _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
+    results = _command(
+        commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True
+    )
     _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables", study=True)
     compare = _command(commands, "compare", _compare, "show studies side by side")
     compare.add_argument("names", nargs="+", metavar="NAME", help="names of two or more studies")
@@ -118,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "name the classes of images, by an export", root=False)
     predict.add_argument("folder", type=Path, metavar="DIR", help="folder that takd export wrote")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image file that Pillow reads")
+    for each in (status, results, listed, predict):
+        each.add_argument("--json", action="store_true", help="for programs: one JSON document, see docs/json.md")
     data = commands.add_parser("data", help=DATA_HELP, description=DATA_HELP, allow_abbrev=False)
     data.add_argument(
         "dataset",
@@ -246,6 +272,13 @@ def _milliseconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"is {text!r}; expected milliseconds, above 0")
 
 
+def _hours(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"is {text!r}; expected hours, 0 or more")
+
+
 def _port(text: str) -> int:
     if not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"is {text!r}; expected a port, 0 to 65535 (0: any that is free)")
@@ -320,7 +353,13 @@ def _plan(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from takd.study.status import follow_status, print_status
 
-    if options.follow:
+    if options.json:
+        if options.follow:
+            raise InputError("status: --json and --follow exclude each other")
+        from takd.study.managing import as_json
+
+        print(as_json.text(as_json.status(_study(options))))
+    elif options.follow:
         follow_status(_folder(options), text_console())
     else:
         print_status(_study(options), text_console())
@@ -361,7 +400,46 @@ def _results(options: argparse.Namespace) -> int:
 
     study = _study(options)
     study.write_results()
+    if options.json:
+        from takd.study.managing import as_json
+
+        print(as_json.text(as_json.results(study)))
+        return OK
     print_arms(study.folder, study.trials, text_console())
+    return OK
+
+
+def _list(options: argparse.Namespace) -> int:
+    from takd.study.managing import as_json
+    from takd.study.managing.studies import list_studies, print_studies
+
+    if options.json:
+        print(as_json.text(list_studies(options.root, options.storage)))
+    else:
+        print_studies(options.root, options.storage, text_console())
+    return OK
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from takd.study.managing.studies import remove_study, what_goes
+
+    folder = _folder(options)
+    goes = what_goes(folder)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise InputError(f"remove {options.name}: nobody is here to be asked; --yes removes it")
+        if input(f"remove {goes}? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return FAILED
+    remove_study(folder)
+    print(f"removed {goes}; takd gc finds what no other study uses")
+    return OK
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from takd.study.managing.garbage import collect
+
+    collect(options.root, options.storage, options.older * 3600, options.yes, text_console())
     return OK
 
 
@@ -405,8 +483,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from takd.study.export.predict import print_predictions
+    from takd.study.export.predict import predictions, print_predictions
 
+    if options.json:
+        from takd.study.managing import as_json
+
+        print(as_json.text(predictions(options.folder, options.images)))
+        return OK
     print_predictions(options.folder, options.images, text_console())
     return OK
 

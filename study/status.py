@@ -72,16 +72,17 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
         f"study {search.study.study_name}: {search.asked} of {max(search.asked, search.space.budget)} trials started "
         f"({proposed})" + (f", about {clock(left)} left" if left else "")
     ]
-    done = students(trials)
-    best = []
-    if len(done):
-        means = done.groupby(["arm", "configuration"])["accuracy"].mean().reset_index()
-        highest = means.sort_values("accuracy").groupby("arm").tail(1).sort_values("accuracy", ascending=False)
-        best = [
-            f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
-            for _, row in highest.iterrows()
-        ]
+    best = [
+        f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
+        for _, row in best_by_arm(trials).iterrows()
+    ]
     return Group(*map(Text, lines), _counts(trials), *map(Text, [*_workers(trials), *best]))
+
+
+def best_by_arm(trials: pd.DataFrame) -> pd.DataFrame:
+    """By arm, the best first, its best configuration and the mean validation `accuracy` of that, in percent."""
+    means = students(trials).groupby(["arm", "configuration"])["accuracy"].mean().reset_index()
+    return means.sort_values("accuracy").groupby("arm").tail(1).sort_values("accuracy", ascending=False)
 
 
 def _workers(trials: pd.DataFrame) -> list[str]:

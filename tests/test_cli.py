@@ -30,11 +30,14 @@ EXPORT_SWITCHES = ["--int8", "--with-preprocessing", "--force"]
 OPTIONS = {
     "run": [*SPACE_OPTIONS, "--wandb", "--slots", "--address", "--tensorboard"],
     "plan": SPACE_OPTIONS,
-    "status": [*STUDY_OPTIONS, "--follow"],
+    "status": [*STUDY_OPTIONS, "--follow", "--json"],
+    "list": ["--root", "--storage", "--json", "--debug"],
+    "remove": [*STUDY_OPTIONS, "--yes"],
+    "gc": ["--root", "--storage", "--yes", "--older", "--debug"],
     "dashboard": [*STUDY_OPTIONS, "--port"],
     "sync": [*STUDY_OPTIONS, "--report"],
     "watch": STUDY_OPTIONS,
-    "results": STUDY_OPTIONS,
+    "results": [*STUDY_OPTIONS, "--json"],
     "report": STUDY_OPTIONS,
     "compare": STUDY_OPTIONS,
     "export": [
@@ -48,7 +51,7 @@ OPTIONS = {
         *EXPORT_SWITCHES,
     ],
     "verify": ["DIR", "--debug"],
-    "predict": ["DIR", "IMAGE", "--debug"],
+    "predict": ["DIR", "IMAGE", "--json", "--debug"],
     "data": ["DATASET", "--from", "--name", "--validation", *IMAGES_OPTIONS, "--download", "--debug"],
 }
 

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from heapq import nlargest
 from statistics import fmean
 from typing import Any
@@ -302,6 +303,14 @@ def _load(folder: StudyFolder) -> optuna.Study | None:
         return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))
     except KeyError:
         return None
+
+
+def delete_search(folder: StudyFolder, others: Sequence[str] = ()) -> None:
+    """Takes a study out of a database, and others that belong to it; what isn't there is fine."""
+    storage = open_optuna(folder)
+    for name in (folder.name, *others):
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
 
 
 def open_optuna(folder: StudyFolder) -> BaseStorage:

@@ -555,6 +555,10 @@ def test_predict_names_the_classes_of_image_files(takd, out, tmp_path, confirmed
         likely = expected[number].argmax()
         assert lines[number][:3] == [f"{number}.png", str(likely), f"{100 * expected[number, likely]:.2f}"]
     assert lines[2][0] == "large.png"
+    told = json.loads(takd("predict", out, "0.png", "--json").out)
+    assert [each["image"] for each in told] == ["0.png"]
+    assert told[0]["classes"][0]["class"] == lines[0][1]
+    assert sum(each["probability"] for each in told[0]["classes"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_predict_refuses_what_is_no_image(takd, out, tmp_path):
