@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables", study=True)
     compare = _command(commands, "compare", _compare, "show studies side by side")
-    compare.add_argument("names", nargs="+", metavar="NAME", help="names of two or more studies")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="two or more studies; of another root as ROOT/NAME")
     export = _command(
         commands, "export", _export, "write the best student as files that need no takd, with a model card", study=True
     )

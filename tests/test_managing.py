@@ -208,3 +208,21 @@ def test_json_of_status_results_and_list_has_the_keys_that_the_page_says(takd, r
     [study] = document(takd("list", "--json", "--root", root))
     assert {f"[].{key}" for key in study} == documented("list")
     assert (study["study"], study["state"], study["trials"]) == ("tiny", "finished", 6)
+
+
+# compare
+
+
+def test_compare_says_what_differs_and_holds_the_same_arm_against_itself(takd, root, tmp_path):
+    other = Path(shutil.copytree(root, tmp_path / "other"))
+    space = other / "tiny" / "space.yaml"
+    space.write_text(space.read_text().replace("model: mlp-4", "model: mlp-5").replace("lambda: 0.7", "lambda: 0.6"))
+    called = takd("compare", "tiny", other / "tiny", "--root", root)
+    assert (called.code, called.err) == (0, "")
+    assert "warning: another student" in called.out
+    assert "another data set" not in called.out
+    lines = [line.split() for line in called.out.splitlines()]
+    assert ["student.model", "mlp-4", "mlp-5"] in lines
+    [kd] = [line for line in lines if line[:2] == ["kd", "+0.00"] and "numbers" in line]
+    assert kd[-3:] == ["the", "same", "students"]
+    assert_bad_input(takd("compare", "tiny", "tiny", "--root", root), "each named once")
