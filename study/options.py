@@ -42,3 +42,8 @@ class RunOptions:
             raise InputError(f"slots is {self.slots!r}; expected a whole number of at least 1")
         if self.slots is not None and self.address is not None:
             raise InputError(f"slots is {self.slots} and address {self.address}; a running cluster has its own slots")
+
+
+def more_than_asked(started: int, budget: int) -> str:
+    """Of a study that was given fewer trials than it has."""
+    return f"{started} trials are there already and {budget} are asked for: no trial is added, and none is taken away"

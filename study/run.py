@@ -12,7 +12,7 @@ from takd.analysis.tables import best_configurations, by_cell
 from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
-from takd.study.options import CHECK, Checking, RunOptions
+from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
 from takd.study.predictions import right_by_stage
 from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Proposal, StageGraph
@@ -28,6 +28,7 @@ from takd.study.tracking.profile import Profile, print_use
 from takd.study.tracking.progress import Progress
 from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
+from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.store.artifacts import needed_files
@@ -61,6 +62,7 @@ def run_study(
     `checking` is the check of the space where that was begun before. Raises InputError before anything is written when
     the space or the folder can't be, or another process runs it.
     """
+    check_variables(options.wandb)
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
     if (known := find_search(folder)) is None or known.is_open:
@@ -84,6 +86,8 @@ def run_study(
             search.keep_choice()
         _say_what_failed(search, search.try_again(), console)
         folder.write_space(space)
+        if search.asked > space.budget:
+            console.print(more_than_asked(search.asked, space.budget), style="yellow")
         if search.is_open or _choose_and_look(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began)
         else:
@@ -167,12 +171,16 @@ def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
 
 def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> bool:
     """Whether students that would confirm a finished search are missing; reads only."""
-    if search.space.confirm is None:
-        return False
-    proposals = search.confirming(None if _choice_stands(folder, search) else _best(trials))
-    students = [path.student for proposal in proposals for path in proposal.paths]
+    students = [path.student for proposal in what_confirms(folder, search, trials) for path in proposal.paths]
     lasting = search.lasting
     return any(folder.artifacts.describe(each.key) is None for each in students if each.key not in lasting)
+
+
+def what_confirms(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> list[Proposal]:
+    """What confirms, or would confirm, a finished search by its table of trials; reads only."""
+    if search.space.confirm is None:
+        return []
+    return search.confirming(None if _choice_stands(folder, search) else _best(trials))
 
 
 def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:

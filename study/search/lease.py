@@ -63,7 +63,7 @@ def acquire_lease(
 
     on_wait is told when it takes a while to see whether a holder on another machine lives.
     """
-    claims = optuna.create_study(study_name=f"{study} (lease)", storage=storage, load_if_exists=True)
+    claims = optuna.create_study(study_name=lease_of(study), storage=storage, load_if_exists=True)
     trial = claims.ask()
     trial.set_user_attr("holder", _myself())
     for other in claims.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -74,6 +74,32 @@ def acquire_lease(
             raise InputError(f"study {study}: {_name(other)} runs it; stop that one first, or look with takd status")
         claims.tell(other.number, state=TrialState.FAIL)
     return Lease(claims, trial, on_lost)
+
+
+def runner(storage: optuna.storages.BaseStorage, study: str) -> str | None:
+    """Which living process runs a study, as far as can be told at once; None where none does. Writes nothing.
+
+    One on another machine counts as living while its last sign of life is young by this machine's clock.
+    """
+    try:
+        claims = optuna.load_study(study_name=lease_of(study), storage=storage)
+    except KeyError:
+        return None
+    for claim in claims.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        holder = claim.user_attrs.get("holder")
+        if holder and holder["host"] == socket.gethostname() and holder["boot"] == _boot():
+            living = holder["started"] is not None and _start_of(holder["process"]) == holder["started"]
+        else:
+            begun = claim.datetime_start.timestamp() if claim.datetime_start else 0.0
+            living = abs(time.time() - claim.user_attrs.get("beat", begun)) < SILENT_SECONDS
+        if living:
+            return _name(claim)
+    return None
+
+
+def lease_of(study: str) -> str:
+    """The name of the Optuna study that has the claims to another."""
+    return f"{study} (lease)"
 
 
 def _myself() -> dict[str, Any]:

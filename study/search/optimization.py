@@ -5,6 +5,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from heapq import nlargest
 from statistics import fmean
 from typing import Any
@@ -12,10 +13,21 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from takd.search_spaces import (
+    TRAINING_REVISION,
+    Configuration,
+    DatasetFingerprint,
+    InputError,
+    Path,
+    Space,
+    Stage,
+    distinct,
+    one_number,
+    space_from,
+)
 from takd.search_spaces.factors import value_text
 from takd.study.folder import StudyFolder
-from takd.study.search.attributes import outcome_attributes, proposal_attributes
+from takd.study.search.attributes import outcome_attributes, proposal_attributes, students_of
 from takd.study.search.graph import Node, Proposal, StageGraph
 from takd.study.search.storages import open_optuna
 from takd.study.stopping import Stop
@@ -36,11 +48,10 @@ class Search:
         self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
         # Counted once, then kept up to date: one process at a time proposes. A trial that is tried again has its seeds.
-        everything = (
-            trial for trial in self._trials() if "seeds" in trial.user_attrs and AGAIN not in trial.user_attrs
-        )
-        self._proposed = Counter(_canonical(trial.params) for trial in everything)
+        everything = [trial for trial in self._trials() if "seeds" in trial.user_attrs]
+        self._proposed = Counter(_canonical(trial.params) for trial in everything if AGAIN not in trial.user_attrs)
         self.asked = len(self.proposed())
+        self._choices = _stored_choices(everything)
 
     def enqueue(self) -> None:
         """Queues what the space says of trials before the sampler is asked, as far as it is not queued already."""
@@ -55,11 +66,16 @@ class Search:
 
         A trial of Optuna's that has ended stays as it is: another takes its place, with its configuration and seeds.
         """
-        failed = [trial for trial in self.proposed() if trial.state == TrialState.FAIL and not _lasts(trial)]
+        failed = self.failed_before
         for trial in failed:
             self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
         self.asked -= len(failed)
         return len(failed)
+
+    @property
+    def failed_before(self) -> list[FrozenTrial]:
+        """The trials that the next run tries again."""
+        return [trial for trial in self.proposed() if trial.state == TrialState.FAIL and not _lasts(trial)]
 
     @property
     def lasting(self) -> dict[str, str]:
@@ -79,7 +95,7 @@ class Search:
         return self._propose(self.study.ask())
 
     def _propose(self, trial: optuna.Trial) -> Proposal:
-        choice = self.space.suggest(trial)
+        choice = self._suggest(trial)
         parameters = trial.params
         configuration = _canonical(parameters)
         if (again := trial.user_attrs.get(AGAIN)) is None:
@@ -105,10 +121,11 @@ class Search:
         sampler sees the trials of its cell alone.
         """
         again = sum(AGAIN in trial.user_attrs for trial in trials[:number])
-        if self.space.factors:
+        space, seen = self.space, trials
+        if space.factors:
             own = self._values_of(trials[number])
-            trials = [trial for trial in trials if self._values_of(trial) == own]
-        self.study.sampler = _sampler(self.space, number - again, trials)
+            space, seen = space.cell(own).space, [trial for trial in trials if self._values_of(trial) == own]
+        self.study.sampler = _sampler(space, number - again, number, seen, whole=len(seen) == len(trials))
 
     def _values_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Of the factors, as it was told."""
@@ -164,12 +181,12 @@ class Search:
         return Proposal(trial.number, configuration_of(trial), self.paths_of(trial), cell=cell)
 
     def finished(self) -> list[tuple[str, str, list[float]]]:
-        """Arm, configuration and its students' mean accuracy, once a seed, of the trials that ended well."""
-        return [
-            (trial.user_attrs["arm"], configuration_of(trial), [trial.value] * len(trial.user_attrs["seeds"]))
-            for trial in self.proposed()
-            if trial.state == TrialState.COMPLETE and trial.value is not None
-        ]
+        """Arm, configuration and the accuracies of its students, of every trial that has some, pruned or not.
+
+        Of a trial that ended well its mean, once a seed. So the best of an arm is the one that the tables show.
+        """
+        ended = [trial for trial in self.proposed() if trial.state.is_finished()]
+        return [(trial.user_attrs["arm"], configuration_of(trial), _accuracies(trial)) for trial in ended]
 
     def choose(self, best: Iterable[str]) -> None:
         """Records the configurations that are to be confirmed, by their names: one of each arm in each cell."""
@@ -232,7 +249,7 @@ class Search:
         trials = self._trials()
         numbers = self.study.user_attrs.get("confirmed", []) if best is None else self._first_of(best)
         chosen = [trials[number] for number in numbers]
-        paths = [self.space.confirming_paths(self.space.suggest(trial), self.dataset) for trial in chosen]
+        paths = [self.space.confirming_paths(self._suggest(trial), self.dataset) for trial in chosen]
         return [
             Proposal(-1 - trial.number, configuration_of(trial), each, "confirm", self.space.cell(trial.params).name)
             for trial, each in zip(chosen, paths, strict=True)
@@ -241,7 +258,11 @@ class Search:
 
     def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
         """The paths of a stored trial: the same values again."""
-        return self.space.paths(self.space.suggest(trial), self.dataset, trial.user_attrs["seeds"])
+        return self.space.paths(self._suggest(trial), self.dataset, trial.user_attrs["seeds"])
+
+    def _suggest(self, trial: optuna.Trial | FrozenTrial) -> Configuration:
+        """What a trial chooses, from the choices that the study began with."""
+        return self.space.suggest(_AsStored(trial, self._choices))
 
     def stages(self) -> dict[str, Stage]:
         """All stages of the study by key, of the search and of what is confirmed."""
@@ -284,6 +305,12 @@ def _told(trial: FrozenTrial) -> dict[str, Any]:
     return told
 
 
+def _accuracies(trial: FrozenTrial) -> list[float]:
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        return [trial.value] * len(trial.user_attrs["seeds"])
+    return [percent / 100 for percent in students_of(trial.user_attrs).values()]
+
+
 def _intermediate_values(students: Sequence[Node]) -> dict[int, float]:
     """By epoch, the mean accuracy of the students that came so far; where any may be ended early."""
     by_epoch: dict[int, list[float]] = {}
@@ -308,8 +335,35 @@ def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
     return " ".join([arm, *chosen])
 
 
+def _stored_choices(trials: Sequence[FrozenTrial]) -> dict[str, Sequence[Any]]:
+    """By parameter the choices that a study's trials have had."""
+    found: dict[str, Sequence[Any]] = {}
+    for trial in trials:
+        for name in trial.distributions.keys() - found.keys():
+            if isinstance(kind := trial.distributions[name], optuna.distributions.CategoricalDistribution):
+                found[name] = kind.choices
+    return found
+
+
+class _AsStored:
+    """A trial that is offered a parameter's choices as its study began: an older one may have 1 and 1.0 as two.
+
+    Optuna takes no other choices for a parameter than those it had first.
+    """
+
+    def __init__(self, trial: optuna.Trial | FrozenTrial, stored: Mapping[str, Sequence[Any]]) -> None:
+        self._trial, self._stored = trial, stored
+        self.suggest_int, self.suggest_float = trial.suggest_int, trial.suggest_float
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        before = self._stored.get(name, choices)
+        same = distinct(before) == distinct(choices)
+        return one_number(self._trial.suggest_categorical(name, before if same else choices))
+
+
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None) -> Search:
     """A new study, or the one of that name; raises InputError when that has another space or dataset.
+
 
     `stop` ends the waiting for a database that is away.
     """
@@ -352,6 +406,14 @@ def _load(folder: StudyFolder, stop: Stop | None = None) -> optuna.Study | None:
         return None
 
 
+def delete_search(folder: StudyFolder, others: Sequence[str] = ()) -> None:
+    """Takes a study out of a database, and others that belong to it; what isn't there is fine."""
+    storage = open_optuna(folder)
+    for name in (folder.name, *others):
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
+
+
 # From a seed.
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
@@ -364,9 +426,25 @@ HISTORY = 1000  # trials a sampler sees: its time grows with their number, 34 ms
 BEST = 250  # of these, the best of those it would not see; TPE models the best 25 and all others
 
 
-def _sampler(space: Space, trial: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
-    sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * trial) % 2**32)
-    return RecentHistory(sampler, trials) if space.factors or len(trials) > HISTORY else sampler
+def _sampler(
+    space: Space, draw: int, number: int, trials: Sequence[FrozenTrial], whole: bool
+) -> optuna.samplers.BaseSampler:
+    """For the trial of this number. What it draws follows from `draw`; `whole`: these trials are all of the study."""
+    sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * draw) % 2**32)
+    spent = _spent_arms(space, number, trials)
+    seen = [each for each in trials if each.params.get("arm") not in spent] if spent else trials
+    if not whole or len(seen) > HISTORY:
+        sampler = RecentHistory(sampler, seen)
+    return OtherArms(sampler, spent, seen) if spent else sampler
+
+
+def _spent_arms(space: Space, number: int, trials: Sequence[FrozenTrial]) -> set[str]:
+    """Arms that have nothing to tune and had their coverage, or one trial, before this one: others learn from more."""
+    idle = {arm.name for arm in space.all_arms if not space.varied(arm)}
+    before = [each for each in trials if each.number < number and AGAIN not in each.user_attrs]
+    had = Counter(each.params.get("arm") for each in before)
+    spent = {arm for arm in idle if had[arm] >= max(1, space.coverage)}
+    return spent if len(spent) < len(space.all_arms) else set()
 
 
 class RecentHistory(optuna.samplers.BaseSampler):
@@ -390,6 +468,40 @@ class RecentHistory(optuna.samplers.BaseSampler):
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
         seen = _Seen(study, self.seen)
         return self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+
+
+DRAWS = 20  # of an arm, until one comes that is not spent
+
+
+class OtherArms(optuna.samplers.BaseSampler):
+    """A sampler that draws from some arms no more, and is not shown their trials."""
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, spent: set[str], seen: Sequence[FrozenTrial]) -> None:
+        self.sampler, self.spent, self.seen = sampler, spent, seen
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        seen, drawn = _Seen(study, self.seen), {}
+        for _ in range(DRAWS):
+            drawn = self.sampler.sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
+            if drawn.get("arm") not in self.spent:
+                return drawn
+        return drawn | {"arm": self._other(trial, search_space["arm"])}
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        seen = _Seen(study, self.seen)
+        for _ in range(DRAWS):
+            drawn = self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+            if name != "arm" or drawn not in self.spent:
+                return drawn
+        return self._other(trial, distribution)
+
+    def _other(self, trial: FrozenTrial, arms: Any) -> Any:
+        """Where the sampler insists, the others take turns."""
+        others = [arm for arm in arms.choices if arm not in self.spent]
+        return others[trial.number % len(others)]
 
 
 class _Seen:
@@ -447,4 +559,4 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 
 
 def _canonical(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(parameters, sort_keys=True)
+    return json.dumps({name: one_number(value) for name, value in parameters.items()}, sort_keys=True)

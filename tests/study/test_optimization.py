@@ -54,6 +54,24 @@ def test_every_arm_gets_its_coverage_before_the_sampler_is_free(folder):
     assert len(arms) == 12
 
 
+@pytest.mark.parametrize(("sampler", "coverage"), [("tpe", 2), ("random", 1), ("tpe", 0)])
+def test_an_arm_with_nothing_to_tune_gets_its_coverage_and_no_more(tmp_path, sampler, coverage):
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    search, arms = start(folder, tiny_space(trials=26, coverage=coverage, sampler=sampler)), []
+    while proposal := search.ask():
+        complete(search, proposal, accuracy=0.9 if proposal.arm == "labels" else 0.5)  # the one that is best
+        arms.append(proposal.arm)
+    assert arms.count("labels") == max(1, coverage)
+    assert min(arms.count("kd"), arms.count("takd:mlp-16")) >= 3
+
+
+def test_a_study_of_labels_alone_spends_its_budget_on_them(tmp_path):
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    assert len(proposals(start(folder, tiny_space(arms=["labels"], trials=4, coverage=1)))) == 4
+
+
 def test_a_configuration_proposed_again_gets_fresh_seeds(folder):
     labels = [
         each for each in proposals(start(folder, tiny_space(trials=9, coverage=3))) if each.paths[0].arm == "labels"
@@ -171,6 +189,19 @@ def test_what_a_key_says_of_a_failure_is_not_tried_again(folder):
     assert graph.nodes[student.key].reason == again.lasting[student.key]
 
 
+def test_the_best_of_a_resumed_run_counts_the_students_of_a_pruned_trial_as_the_tables_do(folder):
+    search = start(folder)
+    proposal = search.ask()
+    assert proposal is not None
+    ended, pruned = (path.student.key for path in proposal.paths)
+    outcome = {"metrics": {"validation": {"accuracy": 0.75}}, "train_seconds": 1.0}
+    graph = StageGraph(Found(lambda stage: {"outcome": outcome} if stage.key == ended else None))
+    graph.add(proposal)
+    graph.prune(pruned)
+    search.tell(proposal, graph)
+    assert open_search(folder).finished() == [(proposal.arm, proposal.configuration, [0.75])]
+
+
 def test_trials_that_ran_when_a_process_died_are_proposed_again(folder):
     first = start(folder)
     running = [first.ask(), first.ask()]
@@ -274,7 +305,7 @@ def test_a_bucket_needs_a_database(bucket):
 def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(folder, monkeypatch):
     monkeypatch.setattr(optimization, "HISTORY", 12)
     monkeypatch.setattr(optimization, "BEST", 4)
-    search = start(folder, tiny_space(trials=24, coverage=1))
+    search = start(folder, tiny_space(trials=24, coverage=1, arms=["kd", "takd:mlp-16"]))
     for number in range(23):
         proposal = search.ask()
         assert proposal is not None
@@ -333,6 +364,38 @@ def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folde
         with pytest.raises(InputError, match=r"trained at training revision 1; this version of takd is at \d+"):
             look()
     assert (search.study.user_attrs, search.study.get_trials()) == before
+
+
+ONE_ARM = {"arms": ["kd"], "coverage": 1, "trials": None, "sampler": "grid"}
+
+
+def test_a_grid_that_goes_on_with_equal_numbers_has_nothing_new(folder):
+    first = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1, 5]}))
+    proposals(first)
+    again = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1.0, 5.0, 5]}))
+    assert proposals(again) == []
+    assert len(again.study.trials) == 2
+
+
+def test_a_study_that_was_begun_with_a_number_twice_goes_on(folder):
+    search = start(folder, tiny_space(arms=["kd"], coverage=0, trials=1, student__temperature={"choices": [1, 4]}))
+    older = search.study.ask()
+    older.suggest_categorical("arm", ["kd"])
+    chosen = older.suggest_categorical("temperature", [1, 1.0, 4])
+    for name, value in {"arm": "kd", "path": "-", "seeds": [0, 1]}.items():
+        older.set_user_attr(name, value)
+    search.study.tell(older.number, 0.5)
+    space = tiny_space(arms=["kd"], coverage=0, trials=6, student__temperature={"choices": [1, 1.0, 4]})
+    again = start(folder, space)
+    [path, _] = again.paths_of(again.proposed()[0])
+    assert path.student.temperature == chosen
+    keys = [path.student.key for each in proposals(again) for path in each.paths]
+    assert len(keys) == len({*keys, path.student.key}) - 1 == 10
+    assert {each.user_attrs["arm"] for each in open_search(folder).proposed()} == {"kd"}
+
+
+def test_equal_numbers_have_one_name():
+    assert configuration_name("kd", {"temperature": 10000.0}) == configuration_name("kd", {"temperature": 10000})
 
 
 def test_two_settings_never_have_one_name():

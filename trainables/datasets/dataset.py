@@ -222,12 +222,15 @@ def converted() -> list[str]:
     return sorted(file.name.removesuffix(_SUFFIX) for file in _cache().glob(f"*{_SUFFIX}"))
 
 
-def check_name(name: str) -> None:
-    """Raises InputError where a dataset of a user's own can't have it."""
+def check_name(name: str, what: str = "--name") -> None:
+    """Raises InputError where a dataset of a user's own can't have it; `what` says where it was given."""
+    again = "choose another" if what == "--name" else "give another with --name"
     if name in BUILT_IN or name == OWN:
-        raise InputError(f"--name {name}: is built in; choose another")
+        raise InputError(f"{what} {name}: is built in; {again}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise InputError(f"--name {name}: a name has letters, digits, - and _, and begins with a letter or digit")
+        raise InputError(
+            f"{what} {name}: a name has letters, digits, - and _, and begins with a letter or digit; {again}"
+        )
 
 
 def command_for(name: str, validation: int | None = None) -> str:

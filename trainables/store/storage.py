@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import platformdirs
@@ -30,6 +31,14 @@ _ASIDE = ".set-aside-"
 _PIECE = 1 << 22  # bytes of a large file that are in memory at a time
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what an OSError says when there is no room
+
+
+class Stored(NamedTuple):
+    """A file that is kept."""
+
+    path: str  # relative to the root
+    size: int  # bytes
+    modified: float  # seconds since the epoch
 
 
 class Storage(ABC):
@@ -61,6 +70,10 @@ class Storage(ABC):
     @abstractmethod
     def names(self, folder: str) -> list[str]:
         """What is directly in a folder, sorted; nothing where there is no folder."""
+
+    @abstractmethod
+    def files(self, folder: str) -> list[Stored]:
+        """All files below a folder, at any depth; nothing where there is no folder."""
 
     @abstractmethod
     def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
@@ -142,6 +155,15 @@ class Folder(Storage):
             return sorted(os.listdir(self._path(folder)))
         except (FileNotFoundError, NotADirectoryError):
             return []
+
+    def files(self, folder: str) -> list[Stored]:
+        found = []
+        for place, _, names in os.walk(self._path(folder)):
+            for path in (Path(place) / name for name in names):
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    about = path.lstat()
+                    found.append(Stored(str(path.relative_to(self.root)), about.st_size, about.st_mtime))
+        return found
 
     def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
         target = self._path(folder)
@@ -259,6 +281,14 @@ class Bucket(Storage):
     def names(self, folder: str) -> list[str]:
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         return sorted(entry.base_name for entry in self._files.get_file_info(selector))
+
+    def files(self, folder: str) -> list[Stored]:
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        return [
+            Stored(entry.path.removeprefix(f"{self._base}/"), entry.size, (entry.mtime_ns or 0) / 1e9)
+            for entry in self._files.get_file_info(selector)
+            if entry.type == fs.FileType.File
+        ]
 
     def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
         others = {name: content for name, content in contents.items() if name != last}
