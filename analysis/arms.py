@@ -117,7 +117,7 @@ def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
     `takd.analysis.cost`; metrics of the test split are fractions.
     """
     compared = comparisons(trials)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for cell, part in by_cell(trials).items():
         if len(chosen_students(part)):
             rows += _rows_of_a_cell(cell, part, compared[compared["cell"] == cell])
@@ -399,7 +399,8 @@ def percents(fractions: "pd.Series[float]") -> str:
     if not len(fractions):
         return "-"
     estimate = bounded_interval(spread_of_paths(fractions.to_numpy(float)))
-    return with_interval(*(100 * float(each) for each in (estimate.mean, estimate.low, estimate.high)))
+    mean, low, high = (100 * float(each) for each in (estimate.mean, estimate.low, estimate.high))
+    return with_interval(mean, low, high)
 
 
 def _number(value: float, form: str) -> str:

@@ -53,7 +53,7 @@ def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     )
 
 
-def of_what(row: Mapping[Any, Any], trials: pd.DataFrame) -> str:
+def of_what(row: "pd.Series[Any]", trials: pd.DataFrame) -> str:
     """What an arm's mean is over: `over 10 paths of 2 students and 10,000 test images`"""
     units, seeds = int(row["units"]), int(row["seeds"])
     what = f"{units} {row['unit']}{'s' * (units > 1)}"
@@ -136,15 +136,15 @@ def _failed(trials: pd.DataFrame) -> Iterator[str]:
     there = set(trials.loc[(trials["role"] == "student") & (trials["status"] == "done"), "arm"])
     for arm in [arm for arm in rows["arm"].unique() if arm not in there]:
         uses = trials[(trials["arm"] == arm) & (trials["status"] == "failed")]
-        reasons = uses["error"].dropna() if "error" in uses else []
-        yield f"{arm} is left out: none of its students ended" + (f" ({reasons.iloc[0]})." if len(reasons) else ".")
+        reasons = uses["error"].dropna().tolist() if "error" in uses else []
+        yield f"{arm} is left out: none of its students ended" + (f" ({reasons[0]})." if reasons else ".")
 
 
 def _changed(trials: pd.DataFrame) -> Iterator[str]:
     """That the difference which matters was said after the test split could be known."""
-    before = trials["smallest_effect_before"].dropna() if "smallest_effect_before" in trials else []
-    if len(before):
-        now, then = (f"{each:g}" if each else "null" for each in (smallest_effect(trials), before.iloc[0]))
+    before = trials["smallest_effect_before"].dropna().tolist() if "smallest_effect_before" in trials else []
+    if before:
+        now, then = (f"{each:g}" if each else "null" for each in (smallest_effect(trials), before[0]))
         yield (
             f"{WARNING}smallest_effect is {now} now and was {then} when the confirm phase began: what is called as "
             "good was decided with the numbers known."
@@ -160,8 +160,8 @@ def choice(trials: pd.DataFrame) -> str:
         raise Missing("No path has ended as a whole yet.")
     parts = by_cell(trials)
     return "\n\n".join(
-        (f"At {cell}: " if cell else "") + _choice(parts[cell], table)
-        for cell, table in every.groupby("cell", sort=False)
+        (f"At {cell}: " if cell else "") + _choice(parts[cell], every[every["cell"] == cell])
+        for cell in every["cell"].unique()
     )
 
 

@@ -20,6 +20,7 @@ from takd.analysis.tables import (
     blocks_of,
     chosen_students,
     parameters_of,
+    remembered,
 )
 
 # By factor how it is called. What no other tells apart is a study's own.
@@ -33,6 +34,7 @@ CLOSE = 0.09  # of the axis: names nearer to each other than that would cover ea
 PANELS = 4  # side by side
 
 
+@remembered
 def rows_of(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of each study and cell: its `accuracy` and its difference to kd, with intervals.
 
@@ -177,7 +179,7 @@ def over_factor(rows: pd.DataFrame, axis: str, factors: Sequence[str], colors: d
     """
     others = [name for name in factors if name != axis and rows[name].nunique() > 1]
     places = _places(rows, axis)
-    panels = list(rows.groupby(others, sort=False)) if others else [((), rows)]
+    panels: list[tuple[Any, pd.DataFrame]] = list(rows.groupby(others, sort=False)) if others else [((), rows)]
     panels.sort(key=lambda panel: [_order(rows, name, value) for name, value in zip(others, panel[0], strict=True)])
     columns = rows[others[-1]].nunique() if others else 1
     columns = min(columns, PANELS) if len(others) > 1 else min(len(panels), PANELS)
@@ -215,7 +217,7 @@ def _places(rows: pd.DataFrame, axis: str) -> dict[str, float]:
     """By value where it stands: at the logarithm of its size, or in turn where sizes are not known or too close."""
     if f"{axis} size" in rows:
         sizes = rows.groupby(axis)[f"{axis} size"].first().astype(float).sort_values()
-        places = np.log(sizes.where(sizes > 0))
+        places = sizes.where(sizes > 0).map(np.log)
         apart = np.diff(places).min(initial=np.inf) / max(np.ptp(places), 1e-9)
         names = [str(name) for name in sizes.index]
         if places.notna().all() and apart > CLOSE:

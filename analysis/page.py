@@ -33,7 +33,7 @@ def page(
     `finding` has sentences by what they are of, "" where that is the whole page; `sections` are HTML by their ids, in
     order, each with a heading.
     """
-    links = "".join(f'<a href="#{name}">{_heading(html, name)}</a>' for name, html in sections.items())
+    links = "".join(f'<a href="#{escape(name)}">{_heading(html, name)}</a>' for name, html in sections.items())
     shown = "".join(_found(of, sentences) for of, sentences in finding.items())
     notes = "".join(f'<p class="note">{escape(each)}</p>' for each in note)
     parts = "".join(f'<section id="{escape(name)}">\n{html}\n</section>\n' for name, html in sections.items())

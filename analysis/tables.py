@@ -26,7 +26,8 @@ CONFIRM_NOTE = (
 )
 
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
 
@@ -64,7 +65,8 @@ def remembered(make: Callable[P, T]) -> Callable[P, T]:
         if place not in _known:
             _known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
         found: Any = _known[place][1]
-        return found.copy() if isinstance(found, pd.DataFrame) else found
+        kept: Any = found.copy() if isinstance(found, pd.DataFrame) else found
+        return kept
 
     return made
 
@@ -109,6 +111,7 @@ def cells_of(trials: pd.DataFrame) -> list[str]:
     return list(trials["cell"].fillna("").unique()) if "cell" in trials and len(trials) else [""]
 
 
+@remembered
 def blocks_of(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """What has a table of its own: each study, and each cell of its factors. By a name, "" where there is one alone."""
     several = trials["study"].nunique() > 1
@@ -202,8 +205,8 @@ def scope(trials: pd.DataFrame, *arms: str) -> str:
 
 def smallest_effect(trials: pd.DataFrame) -> float | None:
     """The smallest difference that matters, in points, where the space says one."""
-    known = trials["smallest_effect"].dropna() if "smallest_effect" in trials else ()
-    return float(known.iloc[0]) if len(known) else None
+    known = trials["smallest_effect"].dropna().tolist() if "smallest_effect" in trials else []
+    return float(known[0]) if known else None
 
 
 def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:

@@ -14,8 +14,9 @@ docs/statistics.md.
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,9 +123,7 @@ def right(latent: Halves, random: np.random.Generator, students: int) -> Halves:
     return found / np.float32(students)
 
 
-def simulate(
-    scenario: Scenario, studies: int, random: np.random.Generator, paths: int = max(PATHS)
-) -> tuple[Floats, ...]:
+def simulate(scenario: Scenario, studies: int, random: np.random.Generator, paths: int = max(PATHS)) -> tuple[Any, ...]:
     """A few studies: confirmed right and wrong `[studies, arms, paths, images]`, and the rest of `Studies`."""
     arms, images = len(scenario.effects), scenario.images
     grid, truth = truth_of(scenario)
@@ -176,7 +175,7 @@ def pairs_of(arms: int) -> list[tuple[int, int]]:
 def run(scenario: Scenario, studies: int) -> Studies:
     """Simulates and measures, a few studies at a time; a line a tenth of them."""
     random, pairs = np.random.default_rng(18), pairs_of(len(scenario.effects))
-    parts: list[tuple[Floats, ...]] = []
+    parts: list[tuple[Any, ...]] = []
     spreads: dict[str, dict[int, list[Spread]]] = {"arms": {n: [] for n in PATHS}, "pairs": {n: [] for n in PATHS}}
     bounds: dict[int, list[tuple[Floats, Flags]]] = {n: [] for n in PATHS}
     started = time.monotonic()
@@ -191,19 +190,22 @@ def run(scenario: Scenario, studies: int) -> Studies:
             bounds[n].append((best.at_most, best.may_be_best))
         if (done + AT_ONCE) % max(studies // 4, AT_ONCE) == 0:
             print(f"{scenario.name}: {done + AT_ONCE:,} of {studies:,}, {time.monotonic() - started:.0f} s", flush=True)
+    truth, lost, lost_by_highest, by_seed = (np.concatenate(each) for each in zip(*parts, strict=True))
     return Studies(
-        *(np.concatenate(each) for each in zip(*parts, strict=True)),
-        {n: joined(each) for n, each in spreads["arms"].items()},
-        {n: joined(each) for n, each in spreads["pairs"].items()},
-        {n: np.concatenate([at_most for at_most, _ in each]) for n, each in bounds.items()},
-        {n: np.concatenate([may_be_best for _, may_be_best in each]) for n, each in bounds.items()},
+        truth,
+        lost,
+        lost_by_highest,
+        by_seed,
+        arms={n: joined(each) for n, each in spreads["arms"].items()},
+        pairs={n: joined(each) for n, each in spreads["pairs"].items()},
+        at_most={n: np.concatenate([at_most for at_most, _ in each]) for n, each in bounds.items()},
+        may_be_best={n: np.concatenate([may_be_best for _, may_be_best in each]) for n, each in bounds.items()},
     )
 
 
 def joined(spreads: list[Spread]) -> Spread:
-    first = spreads[0]
-    arrays = (np.concatenate([getattr(each, name) for each in spreads]) for name in PARTS)
-    return Spread(*arrays, first.paths, first.images)
+    arrays: dict[str, Any] = {name: np.concatenate([getattr(each, name) for each in spreads]) for name in PARTS}
+    return replace(spreads[0], **arrays)
 
 
 PARTS = ("mean", "of_paths", "of_images", "between", "noise")
@@ -277,9 +279,16 @@ def planned(studies: int) -> Iterator[list[str]]:
             print(f"planned: {done + AT_ONCE:,} of {studies:,}", flush=True)
     for (n, margin), stated in needed.items():
         told = [each for each in stated if each and each <= MOST_PLANNED]
-        good, bad = 100 * np.mean(called[n, margin], axis=0) if told else (np.nan, np.nan)
-        number = f"{np.median(told):.0f}" if told else "-"
-        yield [str(n), f"{margin:g}", number, f"{100 * len(told) / studies:.0f}", f"{good:.1f}", f"{bad:.1f}"]
+        passed = 100 * np.mean(called[n, margin], axis=0) if told else np.full(2, np.nan)
+        median = f"{np.median(told):.0f}" if told else "-"
+        yield [
+            str(n),
+            f"{margin:g}",
+            median,
+            f"{100 * len(told) / len(stated):.0f}",
+            f"{passed[0]:.1f}",
+            f"{passed[1]:.1f}",
+        ]
 
 
 def bounded(studies: int) -> Iterator[list[str]]:
@@ -315,20 +324,21 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000, help="of each scenario")
-    parser.add_argument("--only", help="scenarios whose names have this in them")
+    parser.add_argument("--only", default="", help="scenarios whose names have this in them, or: planned, bounded")
     options = parser.parse_args()
-    rows = []
-    for scenario in SCENARIOS:
-        if options.only and options.only not in scenario.name:
-            continue
+    rows: list[list[str]] = []
+    for scenario in (each for each in SCENARIOS if options.only in each.name):
         found = run(scenario, options.studies)
         rows += rows_of(scenario, found)
         lost = f"{100 * found.lost.mean():.2f}, and the highest mean {100 * found.lost_by_highest.mean():.2f}"
         print(f"{scenario.name}: to the best configuration the choice loses {lost} points", flush=True)
-    print("\n" + table(HEAD, rows))
-    if not options.only:
-        print("\n" + table(HEAD_PLANNED, list(planned(options.studies // 2))))
-        print("\n" + table(HEAD_BOUNDED, list(bounded(options.studies))))
+    tables = [(HEAD, rows)] if rows else []
+    if options.only in "planned":
+        tables.append((HEAD_PLANNED, list(planned(options.studies // 2))))
+    if options.only in "bounded":
+        tables.append((HEAD_BOUNDED, list(bounded(options.studies))))
+    for head, each in tables:
+        print("\n" + table(head, each))
 
 
 if __name__ == "__main__":

@@ -71,10 +71,10 @@ def check_factors(given: Mapping[str, Any]) -> None:
             raise ValueError(f"factors.{name} is {shown(values)}; expected a list of values")
         if not values:
             raise ValueError(f"factors.{name} is empty; expected at least one value")
-        for place, value in enumerate(values):
+        for number, value in enumerate(values):
             if isinstance(value, dict | list | tuple):
-                raise ValueError(f"factors.{name}.{place} is {shown(value)}; expected one plain value")
-            if any(_same(value, other) for other in values[:place]):
+                raise ValueError(f"factors.{name}.{number} is {shown(value)}; expected one plain value")
+            if any(_same(value, other) for other in values[:number]):
                 raise ValueError(f"factors.{name} has {shown(value)} twice; each value is compared once")
     for name in factors:
         for place in targets(given, name):

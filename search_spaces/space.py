@@ -378,7 +378,9 @@ class Space(Value):
         found = self.guaranteed()
         if not self.factors:
             return found
-        free = [[{}] * (cell.space.budget - len(cell.space.guaranteed())) for cell in self.cells]
+        free: list[list[dict[str, Scalar]]] = [
+            [{}] * (cell.space.budget - len(cell.space.guaranteed())) for cell in self.cells
+        ]
         return found + self._of_cells(free)
 
     def _of_cells(self, by_cell: Sequence[Sequence[Mapping[str, Scalar]]]) -> list[dict[str, Scalar]]:

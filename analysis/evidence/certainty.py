@@ -38,7 +38,7 @@ def variance_table(trials: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for cell, part in by_cell(trials).items():
         arms, unit = measured(part), unit_of(part)
-        pairs = [(arm, arm, None) for arm in arms]
+        pairs: list[tuple[str, str, str | None]] = [(arm, arm, None) for arm in arms]
         pairs += [(f"{arm} - kd", arm, "kd") for arm in arms if "kd" in arms and arm != "kd"]
         for name, arm, reference in pairs:
             found = _components(arms[arm], arms[reference] if reference else None)
@@ -153,7 +153,7 @@ def _choices(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "next": f"{hyperparameters_of(second, cell)} ({_share(others[second])})",
         }
         if len(final) and chosen in by_setting.index:
-            row["search minus fresh validation, points"] = _flattered(by_setting.loc[chosen].dropna(), final)
+            row["search minus fresh validation, points"] = _flattered(by_setting.T[chosen].dropna(), final)
         yield row
 
 

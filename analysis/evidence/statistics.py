@@ -129,12 +129,12 @@ def spreads_of_differences(values: ArrayLike, pairs: ArrayLike) -> Spread:
     """Of `values[..., arms, paths, images]` the differences `[..., pairs]` of arms `pairs[pairs, 2]`, the first's minus
     the second's, as `spread_of_images` has each: by products of arms, so that many pairs cost no more than few.
     """
-    values = np.asarray(values, float)
-    *_, paths, images = values.shape
-    values = values - values.mean(axis=(-3, -2, -1), keepdims=True)
-    by_path, by_image = values.mean(axis=-1), values.mean(axis=-2)
+    every = np.asarray(values, float)
+    *_, paths, images = every.shape
+    every = every - every.mean(axis=(-3, -2, -1), keepdims=True)
+    by_path, by_image = every.mean(axis=-1), every.mean(axis=-2)
     means = by_path.mean(axis=-1)
-    flat = values.reshape(*values.shape[:-2], paths * images)
+    flat = every.reshape(*every.shape[:-2], paths * images)
     first, second = np.asarray(pairs).T
 
     def squares(each: Floats) -> Floats:
@@ -224,7 +224,7 @@ def _with_two_images(spread: Spread) -> Spread:
 def _two_sided_p(spread: Spread) -> Floats:
     """The level at which an interval just reaches 0: by halving."""
     low, high = np.full(np.shape(spread.mean), -40.0), np.zeros(np.shape(spread.mean))  # logarithms
-    for _ in range(50):
+    for _ in range(32):  # to a part in ten millions
         middle = (low + high) / 2
         reaches = half_width(spread, np.exp(middle) / 2) > np.abs(spread.mean)
         low, high = np.where(reaches, middle, low), np.where(reaches, high, middle)
@@ -295,7 +295,7 @@ def best_arms(values: ArrayLike, *, images: bool) -> Best:
     spread = _with_two_images(spread)
     width = half_width(spread, 1 - (1 - ALPHA) ** (1 / max(arms - 1, 1)))
 
-    def table(one_way: Floats, other_way: Floats) -> Floats:
+    def table(one_way: Floats | Flags, other_way: Floats | Flags) -> Floats:
         """`[..., pairs]` as `[..., arms, arms]`: of the first over the second."""
         both = np.zeros((*spread.mean.shape[:-1], arms, arms))
         both[..., first, second], both[..., second, first] = one_way, other_way
@@ -331,8 +331,9 @@ class Components:
         noise = chance / (images or self.counts[2] or 1)
         between = self.paths + np.nan_to_num(self.students) / students + noise
         of_images = np.nan_to_num(self.images) / images if images else 0.0
-        parts = (0.0, between / paths, of_images, between, noise / paths)
-        return Spread(*(np.asarray(each, float) for each in parts), paths, images)
+        numbers = (0.0, between / paths, of_images, between, noise / paths)
+        parts = [np.asarray(each, float) for each in numbers]
+        return Spread(parts[0], parts[1], parts[2], parts[3], parts[4], paths, images)
 
     def half_width(self, paths: int, students: int, images: int | None) -> float:
         """Of the 95 % interval that such a study would have; NaN for one path."""
@@ -350,7 +351,7 @@ def components(values: ArrayLike) -> Components:
     images = rest[0] if rest else None
     counts = (paths, students, images)
     if paths < 2:
-        return Components(*[np.nan] * 5, counts)
+        return Components(np.nan, np.nan, np.nan, np.nan, np.nan, counts)
     means = values.mean(axis=2) if images else values
     by_path = means.mean(axis=1)
     of_students = means.var(axis=1, ddof=1).mean() if students > 1 else np.nan
@@ -370,7 +371,8 @@ def components(values: ArrayLike) -> Components:
     between = by_path.var(ddof=1) - np.nan_to_num(of_students) / students - of_crossed / images
     of_images = by_image.var(ddof=1) - of_crossed / paths
     kinds = (between, of_students, of_images, of_both, of_rest)
-    return Components(*(float(np.maximum(each, 0.0)) for each in kinds), counts)
+    between, of_students, of_images, of_both, of_rest = (float(np.maximum(each, 0.0)) for each in kinds)
+    return Components(between, of_students, of_images, of_both, of_rest, counts)
 
 
 @dataclass(frozen=True)
@@ -476,7 +478,7 @@ def winners_curse(search: ArrayLike, fresh: ArrayLike) -> Interval:
     What the search measured is known, and the images are the same, so only new paths make it uncertain. NaN limits for
     one of them, or where all are the same.
     """
-    flattered = difference(spread_of_paths(np.mean(search) - np.asarray(fresh, float)))
+    flattered = difference(spread_of_paths(np.asarray(search, float).mean() - np.asarray(fresh, float)))
     return Interval(flattered.mean, flattered.low, flattered.high, flattered.covers)
 
 

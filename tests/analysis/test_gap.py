@@ -1,6 +1,7 @@
 """The gap figure: accuracy over the size of teacher, student and transfer set, of studies and of a study's cells."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -11,13 +12,14 @@ from test_analysis import made_up, with_searched_teacher
 from takd.analysis import gap
 from takd.analysis.arms import accuracies_by_block, arms_table, gains_by_block
 from takd.analysis.files import Results
-from takd.analysis.tables import Missing, blocks_of
+from takd.analysis.tables import Missing, blocks_of, remembered, remembering
 from takd.search_spaces import InputError
 
 FIGURES = [gap.accuracy_by_student, gap.accuracy_by_teacher, gap.accuracy_by_examples, gap.accuracy_by_study]
 TEACHERS, STUDENTS, SIZES = ("mlp-200", "mlp-1200"), ("mlp-8", "mlp-4", "mlp-16"), {"mlp-4": 3_210, "mlp-16": 13_002}
 
 
+@cache
 def with_factors() -> pd.DataFrame:
     """One study of six cells: a point is lost a student smaller, and kd's students gain two by the larger teacher."""
     parts = []
@@ -32,6 +34,12 @@ def with_factors() -> pd.DataFrame:
             part["stage_key"] = f"{teacher} {student} " + part["stage_key"]
             parts.append(part.assign(cell=f"teacher.model={teacher} student.model={student}"))
     return pd.concat(parts, ignore_index=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tables_are_made_once() -> Iterator[None]:
+    with remembering():
+        yield
 
 
 def lines(figure: Figure, panel: int, arm: str) -> list[float]:
@@ -115,3 +123,21 @@ def test_a_notebook_of_one_cell_is_told_which():
     assert set(Results("runs", ("made-up",), trials, trials, cell).trials["cell"]) == {cell}
     with pytest.raises(InputError, match="has no cell 'x', but 6 cells"):
         Results("runs", ("made-up",), trials, trials, "x").trials  # noqa: B018
+
+
+def test_what_a_report_remembers_is_forgotten_when_it_ends_and_nobody_changes_it():
+    trials, made = made_up(), []
+
+    @remembered
+    def count(rows: pd.DataFrame, column: str = "arm") -> pd.DataFrame:
+        made.append(column)
+        return rows[[column]].drop_duplicates()
+
+    with remembering():
+        changed = count(trials)
+        changed["arm"] = "changed"
+        assert "changed" not in set(count(trials, column="arm")["arm"])
+        assert made == ["arm"]
+        count(trials, "role")
+        count(trials.copy())
+    assert made == ["arm", "role", "arm"]

@@ -340,6 +340,8 @@ def test_any_module_exports_and_all_files_agree(name, tmp_path):
     for batch in (images, images[:1]):  # any batch size
         found = OnnxModel(model)(given(batch, normalization))
         torch.testing.assert_close(torch.from_numpy(found), expected[: len(batch)], **tolerance)
+    if name == "torchvision/resnet18":
+        return  # timm's has the same layers, and int8 costs seconds
     int8 = OnnxModel(quantized(model, given(images, normalization)))(given(images, normalization))
     assert int8.shape == expected.shape
 
@@ -398,7 +400,7 @@ def test_a_metric_that_the_tables_have_of_test_alone_is_measured_on_validation(c
     for stage in stages:
         with torch.no_grad():
             own, teacher = (opened.model(each.key)(images).argmax(1) for each in (stage, stage.upstream[0]))
-        assert found[stage.key]["agreement"] == pytest.approx((own == teacher).float().mean(), abs=1e-3)
+        assert found[stage.key]["agreement"] == pytest.approx(float((own == teacher).float().mean()), abs=1e-3)
     [kd] = candidates(confirmed, metric="agreement", arm="kd")
     assert sorted(kd.by_seed) == sorted(found[key]["agreement"] for key in keys)
     assert sorted(kd.on_test) == sorted(rows.loc[rows["arm"] == "kd", "test_agreement"])

@@ -327,10 +327,11 @@ study = subprocess.Popen([*command, "--address", cluster.address])
 def name(process):
     with suppress(psutil.NoSuchProcess):
         return process.name()
+    return ""
 
 def workers(node):
     children = psutil.Process(node.all_processes["raylet"][0].process.pid).children()
-    return [child for child in children if name(child) == "ray::StageTrain"]
+    return [child for child in children if name(child).startswith("ray::StageTrain")]
 
 def of_students(node):
     outcomes = [json.loads(file.read_text())["outcome"] for file in Path(root).glob("artifacts/[0-9a-f]*/stage.json")]

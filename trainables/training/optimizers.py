@@ -25,7 +25,7 @@ class Optimizer(Protocol):
 
 class _Fused:
     def __init__(self, weights: Sequence[nn.Parameter], rate: float) -> None:
-        self.param_groups = [{"params": list(weights), "lr": rate}]
+        self.param_groups: list[dict[str, Any]] = [{"params": list(weights), "lr": rate}]
         self.state: dict[nn.Parameter, dict[str, Tensor]] = {weight: {} for weight in weights}
 
     def _with_gradients(self) -> tuple[list[nn.Parameter], list[Tensor]]:

@@ -1,0 +1,197 @@
+"""Evidence from a study's own table: units, what intervals cover, families over cells, and how sure it is."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_analysis import ACCURACY, _row, made_up, with_confirmation
+
+from takd.analysis.arms import arms_table, comparisons, format_arms, standing
+from takd.analysis.evidence.certainty import (
+    choice_table,
+    images_table,
+    variance_table,
+    what_would_help,
+    won_table,
+)
+from takd.analysis.evidence.measured import measured
+from takd.analysis.evidence.statistics import choose, difference, spread_of_images, spread_of_paths
+from takd.analysis.finding import answers, finding
+from takd.analysis.tables import Missing, choose_setting, note, order_of_setting, scope, unit_of
+
+PATHS, STUDENTS, IMAGES = 4, 3, 400
+ANEW = "teacher, assistants, transfer set, order of examples"
+
+
+def nested(cell: str = "", redrawn: str = ANEW, seed: int = 0, **given: object) -> pd.DataFrame:
+    """A confirm phase of four paths of three students, each image right or wrong; before it the search of `made_up`."""
+    random = np.random.default_rng(seed)
+    images, rows = random.normal(0, 1.5, IMAGES), []
+    for path in range(PATHS):
+        of_path = random.normal(0, 0.1)
+        for student in range(STUDENTS):
+            for trial, (arm, mean) in enumerate(ACCURACY.items()):
+                chain = [] if arm.startswith("label") else ["mlp-1200", *arm.split(":")[1:]]
+                right = 2 + 0.15 * (mean - 85) + images + of_path + random.normal(0, 0.7, IMAGES) > 0
+                configuration = f"{arm} temperature=4 lambda=0.7" if chain else arm
+                for place, model in enumerate([*chain, "mlp-8"]):
+                    row = _row(
+                        "made-up",
+                        "confirm",
+                        trial,
+                        configuration,
+                        arm,
+                        path + 100 * student,
+                        chain[:place],
+                        model,
+                        0.85,
+                    )
+                    row |= {"replicate": path, "redrawn": redrawn, "test_images": IMAGES}
+                    if model == "mlp-8":
+                        row |= {"test_right": np.packbits(right).tobytes(), "test_accuracy": right.mean()}
+                        row["stage_key"] += cell
+                    rows.append(row)
+    return pd.concat([made_up(), pd.DataFrame(rows)], ignore_index=True).assign(cell=cell, **given)
+
+
+def test_the_unit_is_the_path_and_intervals_cover_paths_and_images():
+    table = arms_table(nested()).set_index("arm")
+    assert set(table["unit"]) == {"path"}
+    assert set(table["covers"]) == {"paths, images"}
+    assert (table["units"] == PATHS).all()
+    assert (table["seeds"] == PATHS * STUDENTS).all()
+    cells = {row[0]: row[5] for row in format_arms(arms_table(nested()))}
+    assert cells["arm"] == "paths"
+    assert cells["kd"] == "4 x 3"
+    assert ((table["low"] >= 0) & (table["high"] <= 100)).all()
+
+
+def test_students_are_averaged_within_their_path_before_arms_are_paired():
+    trials = nested()
+    arms = measured(trials)
+    right, other = arms["takd:mlp-16"].right(), arms["kd"].right()
+    assert right is not None
+    assert other is not None
+    assert right.shape == (PATHS, IMAGES)
+    expected = difference(spread_of_images(right - other))
+    row = comparisons(trials).query("arm == 'takd:mlp-16' and reference == 'kd'").iloc[0]
+    assert row["difference"] == pytest.approx(100 * expected.mean)
+    assert (row["low"], row["p"]) == pytest.approx((100 * float(expected.low), float(expected.p)))
+
+
+def test_a_student_that_one_arm_lacks_is_left_out_of_both():
+    trials = nested()
+    lacking = trials[~((trials["arm"] == "kd") & (trials["replicate"] == 1))]
+    row = comparisons(lacking).query("arm == 'takd:mlp-16' and reference == 'kd'").iloc[0]
+    assert row["units"] == PATHS - 1
+    arms = {name: each.by_unit() for name, each in measured(lacking).items()}
+    assert row["difference"] == pytest.approx((arms["takd:mlp-16"] - arms["kd"]).dropna().mean())
+
+
+def test_without_predictions_intervals_cover_paths_alone_and_it_is_said():
+    old = nested().drop(columns="test_right")
+    table = arms_table(old).set_index("arm")
+    assert set(table["covers"]) == {"paths"}
+    reached = measured(old)["kd"].by_unit().to_numpy() / 100
+    assert table.loc["kd", "accuracy"] == pytest.approx(100 * float(spread_of_paths(reached).mean))
+    assert "They take the test images as fixed" in note(old)
+    assert "They take the test images as fixed" not in note(nested())
+
+
+def test_every_sentence_says_with_this_teacher_where_it_was_not_drawn_anew():
+    for trials in (with_confirmation(), nested(redrawn="assistants, order of examples")):
+        sentences = comparisons(trials).query("arm == 'kd' and reference == 'labels'")["verdict"].tolist()
+        assert all(each.startswith("With this teacher, ") for each in sentences)
+    assert unit_of(with_confirmation()) == "student"
+    assert scope(nested(), "kd", "labels") == ""
+    assert scope(with_confirmation(), "label_smoothing", "labels") == "with this order of examples"
+
+
+def test_holms_family_is_all_comparisons_of_all_cells():
+    two = pd.concat([nested("student.model=a"), nested("student.model=b", seed=1)], ignore_index=True)
+    one, both = comparisons(nested("student.model=a")), comparisons(two)
+    assert len(both) == 2 * len(one)
+    of_a = both[both["cell"] == "student.model=a"]
+    assert of_a["p"].tolist() == pytest.approx(one["p"].tolist())
+    assert (of_a["p_holm"] >= of_a["p"]).all()
+    assert of_a["p_holm"].min() == pytest.approx(min(1.0, len(both) * both["p"].min()), rel=1e-6) or (
+        both["p"].min() < of_a["p"].min()
+    )
+    assert of_a["verdict"].str.startswith("At student.model=a, ").all()
+    first = finding(two)[0]
+    assert first.startswith("The arms were searched, chosen and confirmed in each of 2 cells of the factors.")
+    assert f"all {len(both)} comparisons" in first
+    assert all(text for _, text in answers(two))
+
+
+def test_a_smallest_effect_that_was_changed_is_a_warning_in_the_finding():
+    trials = nested(smallest_effect=0.5, smallest_effect_before=0.0)
+    assert any(
+        "smallest_effect is 0.5 now and was null when the confirm phase began" in each for each in finding(trials)
+    )
+
+
+def test_an_arm_whose_students_failed_is_named_with_its_reason():
+    trials = nested()
+    failed = trials[trials["arm"] == "takd:mlp-64"].assign(status="failed", error="no room")
+    rest = trials[trials["arm"] != "takd:mlp-64"]
+    said = finding(pd.concat([rest, failed], ignore_index=True))
+    assert "takd:mlp-64 is left out: none of its students ended (no room)." in said
+
+
+def test_the_same_arm_never_lies_below_the_best_by_more_than_its_bound():
+    stand = standing(nested(smallest_effect=50.0))
+    assert set(stand.as_good) == set(ACCURACY)  # within fifty points everybody is
+    assert all(bound >= 0 for bound in stand.at_most.values())
+
+
+# How sure it is
+
+
+def test_what_moves_the_numbers_and_what_would_help():
+    table = variance_table(nested())
+    assert list(table.columns) == ["of", "between paths", "between students of a path", "between test images"]
+    assert "takd:mlp-16 - kd" in table["of"].to_list()
+    said = what_would_help(nested(smallest_effect=2.0), "takd:mlp-16", "kd")
+    row = comparisons(nested()).query("arm == 'takd:mlp-16' and reference == 'kd'").iloc[0]
+    assert f"known to ±{(row['high'] - row['low']) / 2:.2f} points, by 4 paths of 3 students" in said
+    assert "with 5 more paths" in said
+    assert "a difference of 2 points" in said
+    with pytest.raises(Missing):
+        variance_table(made_up())
+
+
+def test_how_firm_a_choice_is():
+    rows = [
+        _row("s", "search", trial, f"kd temperature={t} lambda=0.7", "kd", seed, ["mlp-1200"], "mlp-8", accuracy)
+        for trial, (t, accuracies) in enumerate({1: (0.80, 0.81, 0.82), 4: (0.90, 0.91, 0.92)}.items())
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    [row] = choice_table(pd.DataFrame(rows)).to_dict("records")
+    assert (row["chosen"], row["chosen again"]) == ("temperature=4 lambda=0.7", "100 %")
+    with pytest.raises(Missing):
+        choice_table(made_up())  # one configuration an arm
+
+
+def test_a_choice_drawn_anew_is_made_by_the_rule_of_the_choice_itself():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        accuracy = np.round(random.normal(90, 1, (4, 3)), 1)
+        names = [f"kd temperature={t} lambda={lam}" for t in (1, 4) for lam in (0.3, 0.9)]
+        assert sorted(names, key=order_of_setting) == names
+        assert names[int(choose(accuracy))] == choose_setting(dict(zip(names, accuracy.tolist(), strict=True)))
+
+
+def test_images_that_an_arm_won_and_lost_are_counted_and_named():
+    trials = nested()
+    arms = measured(trials)
+    right, other = arms["takd:mlp-16"].bits(), arms["kd"].bits()
+    assert right is not None
+    assert other is not None
+    [row] = images_table(trials).query("arm == 'takd:mlp-16'").to_dict("records")
+    assert row["arm alone"] == f"{(right * (1 - other)).sum(axis=1).mean():,.1f}"
+    assert row["images won"] == int((right.sum(axis=0) > other.sum(axis=0)).sum())
+    keys = trials.loc[trials["test_right"].notna() & (trials["arm"] == "takd:mlp-16"), "stage_key"]
+    predictions = pd.DataFrame({"name": None, "label": np.arange(IMAGES) % 10} | dict.fromkeys(keys, 3))
+    won = won_table(trials, predictions)
+    gained = right.mean(axis=0) - other.mean(axis=0)
+    assert won["image"].iloc[0] == f"number {int(np.argmax(gained))}"
