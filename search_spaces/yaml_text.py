@@ -1,7 +1,7 @@
 """YAML as people mean it: the plain values of YAML 1.2, where `010` is ten and `no` is a word."""
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -21,8 +21,6 @@ _PLAIN = (  # what a plain scalar is besides text; of YAML 1.2's core schema
 class _Loader(yaml.SafeLoader):
     """A key that is there twice is an error."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
         first: dict[tuple[str, str], yaml.Node] = {}
@@ -36,11 +34,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    """Quotes what `_Loader` would read as something else than text."""
 
 
-for _kind, _pattern, _beginnings in _PLAIN:
-    for _either in (_Loader, _Dumper):
+for _either in (_Loader, _Dumper):
+    _either.yaml_implicit_resolvers = {}  # none of YAML 1.1's
+    for _kind, _pattern, _beginnings in _PLAIN:
         _either.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"^(?:{_pattern})$"), _beginnings)
 
 
