@@ -77,10 +77,11 @@ def _within_a_cell(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 about = {"cell": cell, "arm": arm, "reference": reference, "unit": unit}
                 where = [f"at {cell}"] if cell else []
                 where += [said] if (said := scope(trials, arm, reference)) else []
-                yield about | {"scope": ", ".join(where)} | _difference(arms[arm], arms[reference])
+                yield about | {"scope": ", ".join(where)} | paired_difference(arms[arm], arms[reference])
 
 
-def _difference(arm: Measured, reference: Measured) -> dict[str, Any]:
+def paired_difference(arm: Measured, reference: Measured) -> dict[str, Any]:
+    """Of the students that both have, with the columns of COMPARISON; `units` alone where there are none."""
     arm, reference = arm.beside(reference)
     if not arm.units:
         return {"units": 0}

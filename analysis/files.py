@@ -16,6 +16,7 @@ from pyarrow.fs import FileSystem, LocalFileSystem
 
 from takd.analysis.tables import cells_of, remembered
 from takd.search_spaces import Derived, InputError, Space, some, space_from
+from takd.search_spaces.yaml_text import read_yaml
 
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -86,7 +87,7 @@ def read_space(root: str, name: str) -> Space | None:
     files, base = open_root(root)
     try:
         with files.open_input_file(f"{base}/{name}/space.yaml") as file:
-            return space_from(yaml.safe_load(file.readall()), "space.yaml")
+            return space_from(read_yaml(file.readall()), "space.yaml")
     except (OSError, InputError, yaml.YAMLError):
         return None
 

@@ -20,7 +20,7 @@ from takd.search_spaces.stage import (
     ViewName,
     key_of,
 )
-from takd.search_spaces.varied import examples_of
+from takd.search_spaces.varied import distinct, examples_of, one_number
 from takd.search_spaces.words import some
 
 __all__ = [
@@ -42,9 +42,11 @@ __all__ = [
     "Stage",
     "Training",
     "ViewName",
+    "distinct",
     "examples_of",
     "key_of",
     "load_space",
+    "one_number",
     "parse_arm",
     "presets",
     "soft_targets_of",

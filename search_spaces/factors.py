@@ -11,7 +11,8 @@ from typing import Any
 
 from takd.search_spaces.sections import Assistants, Student, Teacher
 from takd.search_spaces.stage import Loss, Recipe
-from takd.search_spaces.values import Value
+from takd.search_spaces.values import Value, shown
+from takd.search_spaces.varied import one_number
 
 EXAMPLES = "examples"  # sets `recipe.examples` of every role that is trained
 # Fields that have no plain value, or name a file that stands for a model.
@@ -43,7 +44,8 @@ def cell_name(values: Mapping[str, Any]) -> str:
 
 
 def value_text(value: Any) -> str:
-    """Of a number four digits where they are all there is: two values never have one text."""
+    """Of a number four digits where they are all there is: two values never have one text, and equal ones have one."""
+    value = one_number(value)
     if not isinstance(value, float):
         return str(value)
     short = f"{value:.4g}"
@@ -54,7 +56,9 @@ def check_factors(given: Mapping[str, Any]) -> None:
     """Raises ValueError where the `factors` of a space, which is plain data, can't be compared."""
     factors = given["factors"]
     if not isinstance(factors, Mapping):
-        raise ValueError(f"factors is {factors!r}; expected places with lists of values, such as student.model: [a, b]")
+        raise ValueError(
+            f"factors is {shown(factors)}; expected places with lists of values, such as student.model: [a, b]"
+        )
     for name, values in factors.items():
         if name not in PLACES:
             near = difflib.get_close_matches(str(name), PLACES, n=1)
@@ -64,14 +68,14 @@ def check_factors(given: Mapping[str, Any]) -> None:
                 "value below teacher, assistants, student and loss, such as teacher.model or student.recipe.epochs"
             )
         if not isinstance(values, list | tuple):
-            raise ValueError(f"factors.{name} is {values!r}; expected a list of values")
+            raise ValueError(f"factors.{name} is {shown(values)}; expected a list of values")
         if not values:
             raise ValueError(f"factors.{name} is empty; expected at least one value")
         for number, value in enumerate(values):
             if isinstance(value, dict | list | tuple):
-                raise ValueError(f"factors.{name}.{number} is {value!r}; expected one plain value")
+                raise ValueError(f"factors.{name}.{number} is {shown(value)}; expected one plain value")
             if any(_same(value, other) for other in values[:number]):
-                raise ValueError(f"factors.{name} has {value!r} twice; each value is compared once")
+                raise ValueError(f"factors.{name} has {shown(value)} twice; each value is compared once")
     for name in factors:
         for place in targets(given, name):
             _check_place(given, name, place)
@@ -87,7 +91,8 @@ def _check_place(given: Mapping[str, Any], name: str, place: str) -> None:
         raise ValueError(f"{place} is varied, and factors has {name} as well; a factor is compared and never searched")
     if there is not _NOTHING and not any(_same(there, value) for value in factors[name]):
         raise ValueError(
-            f"{place} is {there!r}, and factors has {name}: {list(factors[name])!r}; leave it out, or add it there"
+            f"{place} is {shown(there)}, and factors has {name}: {shown(list(factors[name]))}; leave it out, or add it "
+            "there"
         )
 
 

@@ -1,7 +1,6 @@
 """From a preset's name, a YAML file or plain data to a space, with overrides of single keys."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,28 +9,9 @@ import yaml
 from pydantic import ValidationError
 
 from takd.search_spaces.errors import InputError
-from takd.search_spaces.space import Space
+from takd.search_spaces.space import Space, whole_roles
 from takd.search_spaces.values import explain
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people mean it: `1e-3` is a number, which is text in YAML 1.1, and a key that is there twice an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        first: dict[tuple[str, str], yaml.Node] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                earlier = first.setdefault((key.tag, key.value), key)
-                if earlier is not key:
-                    there = f"{key.value} is there twice; first in line {earlier.start_mark.line + 1}"
-                    raise yaml.composer.ComposerError(None, None, there, key.start_mark)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+from takd.search_spaces.yaml_text import read_yaml
 
 PRESETS = Path(__file__).with_name("presets")
 
@@ -55,6 +35,11 @@ def load_space(
         given, source = _unshared(dict(space)), "space"
     else:
         given, source = _read(os.fspath(space)), f"space {os.fspath(space)}"
+    return overridden(given, overrides, source)
+
+
+def overridden(given: Any, overrides: Mapping[str, Any] | Sequence[str], source: str) -> Space:
+    """A space from plain data, with single keys replaced; `source` names it in errors."""
     for key, value, where in _overrides(overrides):
         _override(given, key, value, where)
     return space_from(given, source)
@@ -68,7 +53,7 @@ def _read(space: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise InputError(f"{source}: {reason}; presets: {', '.join(presets())}") from None
-    return _parse_yaml(text, source)
+    return parse_space(text, source)
 
 
 def space_from(given: Any, source: str) -> Space:
@@ -79,14 +64,15 @@ def space_from(given: Any, source: str) -> Space:
         raise explain(error, source) from None
 
 
-def _parse_yaml(text: str, source: str) -> Any:
+def parse_space(text: str, source: str) -> Any:
+    """The plain data of a YAML text; raises InputError, in which `source` names it."""
     try:
-        return _unshared(yaml.load(text, _Loader))
+        return _unshared(read_yaml(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{source}:{line} not YAML: {getattr(error, 'problem', error)}") from None
-    except (ValueError, RecursionError) as error:  # a date that is none, an anchor in itself
+    except (ValueError, RecursionError) as error:  # a tag's value that is none, an anchor in itself
         raise InputError(f"{source}: not YAML of plain values: {str(error) or type(error).__name__}") from None
 
 
@@ -106,15 +92,17 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, 
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise InputError(f"--set {override}: expected KEY=VALUE, such as student.temperature=4")
-        yield key, _parse_yaml(text, f"--set {key}"), f"--set {override}"
+        yield key, parse_space(text, f"--set {key}"), f"--set {override}"
 
 
 def _override(given: Any, key: str, value: Any, source: str) -> None:
     *parents, last = key.split(".")
+    if parents and isinstance(given, dict):
+        given |= whole_roles({name: given[name] for name in parents[:1] if name in given})
     for parent in parents:
-        if isinstance(given, dict) and isinstance(given.get(parent), str):
-            given[parent] = {"model": given[parent]}  # the short form of a role
-        given = given.setdefault(parent, {}) if isinstance(given, dict) else None
+        if isinstance(given, dict) and given.get(parent) is None:
+            given[parent] = {}
+        given = given[parent] if isinstance(given, dict) else None
     if not isinstance(given, dict):
         raise InputError(f"{source}: {'.'.join(parents)} is a value, not a section")
     given[last] = value

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from takd.search_spaces.stage import COUPLED, MOST_PATHS, Given, Recipe, in_use
-from takd.search_spaces.values import Flag, Integer, Number, Value, explain
-from takd.search_spaces.varied import INTEGER_FIELDS, Choices, Range, Varied, examples_of
+from takd.search_spaces.values import Flag, Integer, Number, Value, explain, shown
+from takd.search_spaces.varied import INTEGER_FIELDS, Choices, Range, Varied, examples_of, refuse_list
+
+LISTS = {"milestones"}  # the fields of a recipe one value of which is a list
 
 
 def _combinations(recipe: Mapping[str, Any], names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -40,6 +42,9 @@ class Training(Value):
     @field_validator("recipe")
     @classmethod
     def _every_recipe_in_it_is_valid(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        for name, value in recipe.items():
+            if name not in LISTS:
+                refuse_list(name, value)
         single = [(name,) for name in recipe if not any(name in names for names in COUPLED)]
         for names in (*COUPLED, *single):
             combinations = [*_combinations(recipe, names)]
@@ -75,9 +80,10 @@ class Distillation(Training):
     @model_validator(mode="after")
     def _temperatures_are_positive(self) -> Self:
         for name, value in (("temperature", self.temperature), ("lambda", self.lambda_)):
+            refuse_list(name, value)
             for place, example in examples_of(value):
                 if isinstance(example, bool) or not isinstance(example, int | float):
-                    raise ValueError(f"{name}{place} is {example!r}; a {name} is a number")
+                    raise ValueError(f"{name}{place} is {shown(example)}; a {name} is a number")
         for place, example in examples_of(self.temperature):
             if example <= 0:
                 raise ValueError(f"temperature{place} is {example}; a temperature is > 0")
@@ -171,9 +177,10 @@ class Teacher(Training, Existing):
     @field_validator("model", mode="before")
     @classmethod
     def _models_are_named(cls, model: Any) -> Any:
+        refuse_list("model", model)
         for place, example in examples_of(Choices.model_validate(model) if isinstance(model, dict) else model):
             if not isinstance(example, str) and model is not None:
-                raise ValueError(f"model{place} is {example!r}; expected a model spec such as mlp-1200")
+                raise ValueError(f"model{place} is {shown(example)}; expected a model spec such as mlp-1200")
         return model
 
     @field_validator("members", mode="before")
@@ -286,10 +293,14 @@ class Student(Distillation):
     @field_validator("label_smoothing")
     @classmethod
     def _smoothing_leaves_something(cls, value: Any) -> Any:
+        refuse_list("label_smoothing", value)
         for place, example in examples_of(value):
             if isinstance(example, bool) or not isinstance(example, int | float) or not 0 < example < 1:
-                raise ValueError(f"label_smoothing{place} is {example!r}; it is between 0 and 1")
+                raise ValueError(f"label_smoothing{place} is {shown(example)}; it is between 0 and 1")
         return value
+
+
+GPU_DIGITS = 4  # after the point: Ray counts parts of a GPU no finer
 
 
 class Resources(Value):
@@ -298,7 +309,17 @@ class Resources(Value):
     cpu: Integer = Field(1, ge=1, examples=[2])
     """CPU cores."""
     gpu: Number | None = Field(None, ge=0, examples=[0.25])
-    """GPUs, or a part of one. Null: where there are GPUs, one for a teacher or assistant, a quarter for a student."""
+    """GPUs, a whole number, or a part of one. Null: where there are GPUs, one for a teacher or assistant, a quarter for
+    a student."""
+
+    @field_validator("gpu")
+    @classmethod
+    def _whole_ones_or_a_part_of_one(cls, gpu: float | None) -> float | None:
+        if gpu is not None and gpu > 1 and gpu != int(gpu):
+            raise ValueError(f"gpu is {gpu:g}; expected a whole number of GPUs, or a part of one such as 0.5")
+        if gpu is not None and round(gpu, GPU_DIGITS) != gpu:
+            raise ValueError(f"gpu is {gpu:.10g}; a part of a GPU has at most {GPU_DIGITS} digits, such as 0.3333")
+        return gpu
 
 
 class CheckpointEvery(Value):

@@ -65,6 +65,14 @@ _CHANGEABLE = {
 }
 
 
+def whole_roles(given: Mapping[str, Any]) -> dict[str, Any]:
+    """A space as it is given, with the sections that short forms stand for: `teacher: mlp-8`, `assistants: [a, b]`."""
+    short = {role: {"model": given[role]} for role in ("teacher", "student") if isinstance(given.get(role), str)}
+    if isinstance(given.get("assistants"), list | tuple):
+        short["assistants"] = {"models": given["assistants"]}
+    return {**given, **short}
+
+
 @dataclass(frozen=True)
 class Configuration:
     """An arm with its varied hyperparameters chosen, by the names they have in Optuna."""
@@ -157,10 +165,8 @@ class Space(Value):
         """`teacher: mlp-1200` is `{model: mlp-1200}`, `assistants: [a, b]` is `{models: [a, b]}`."""
         if not isinstance(given, dict):
             raise ValueError("a space is a mapping of keys to values")
-        short = {role: {"model": given[role]} for role in ("teacher", "student") if isinstance(given.get(role), str)}
-        if isinstance(given.get("assistants"), list):
-            short["assistants"] = {"models": given["assistants"]}
-        return cls._with_factors(given | short) if given.get("factors") else given | short
+        whole = whole_roles(given)
+        return cls._with_factors(whole) if given.get("factors") else whole
 
     @classmethod
     def _with_factors(cls, given: dict[str, Any]) -> dict[str, Any]:

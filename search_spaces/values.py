@@ -2,16 +2,22 @@
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
 
 from takd.search_spaces.errors import InputError
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 # Scalars that are what they say: no "10" for 10, no true for 1.0 (an int is a fine float).
 Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
+
+
+MISSPELT = 0.8  # how alike a key and a valid one are, of 1: less alike, another thing was meant
 
 
 class Value(BaseModel):
@@ -42,7 +48,7 @@ class Value(BaseModel):
             valid = [field.alias or name for name, field in cls.model_fields.items()]
             for key in given:
                 if key not in valid and key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), valid, n=1)
+                    near = difflib.get_close_matches(str(key), valid, n=1, cutoff=MISSPELT)
                     hint = f"did you mean {near[0]!r}? " if near else ""
                     raise ValueError(f"unknown key {str(key)!r}; {hint}valid keys: {', '.join(valid)}")
         return given
@@ -56,17 +62,59 @@ def explain(error: ValidationError, source: str) -> InputError:
     if first["type"] == "value_error":
         message = str(first["ctx"]["error"])
         line = f"{place}: {message}" if place else message
+    elif first["loc"][-1:] == ("[key]",):
+        section, _, key = place.removesuffix(".[key]").rpartition(".")
+        line = f"{section}: unknown key {key!r}; valid keys: {_expected(first)}"
     elif first["type"] == "missing":
         line = f"{place} is missing"
     elif place.rpartition(".")[2] in _SCALARS:
-        line = f"{place.rpartition('.')[0]} is {first['input']!r}; expected one plain value"
+        line = f"{place.rpartition('.')[0]} is {shown(first['input'])}; expected one plain value"
         others = [each for each in others if each["loc"][:-1] != first["loc"][:-1]]
     else:
-        message = first["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-        line = f"{place} is {first['input']!r}; expected {message[0].lower()}{message[1:]}"
+        line = f"{place} is {shown(first['input'])}; expected {_expected(first)}"
     more = f" (and {len(others)} more)" if others else ""
     return InputError(f"{source}: {line}{more}".replace("\n", " "))
 
 
+def shown(value: Any) -> str:
+    """A value as it stands in YAML, on one line."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {shown(each)}' for name, each in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    return (
+        {True: "true", False: "false"}[value] if isinstance(value, bool) else "null" if value is None else repr(value)
+    )
+
+
+def _expected(error: "ErrorDetails") -> str:
+    """What would be valid, in a reader's words."""
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind in ("tuple_type", "list_type") and isinstance(error["input"], str | int | float):
+        return f"a list, such as [{shown(error['input'])}]"
+    if limits.get("class_name") in ("Teacher", "Student"):
+        return "a model such as mlp-8, or a section of keys and values"
+    if kind in _WORDS:
+        return _WORDS[kind].format(**limits)
+    message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    return f"{message[0].lower()}{message[1:]}"
+
+
+_WORDS = {  # by pydantic's type of error; its own words are those of Python
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a section of keys and values",
+    "model_type": "a section of keys and values",
+    "model_attributes_type": "a section of keys and values",
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "none_required": "null",
+    "too_short": "a list of at least {min_length}",
+    "string_too_short": "text, not an empty one",
+}
 _SCALARS = {"bool", "int", "float", "str", "none"}  # of a union: the reader named none of them
 _TAGS = {"fixed", "list-of", "choices-of", "range-of", "named", "given-of"}

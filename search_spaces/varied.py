@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Protocol, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.stage import Recipe
-from takd.search_spaces.values import Flag, Integer, Number, Value
+from takd.search_spaces.values import Flag, Integer, Number, Value, shown
 
 Scalar = Flag | Integer | Number | str | None
 
@@ -22,11 +22,26 @@ class Trial(Protocol):
     ) -> float: ...
 
 
+def one_number(value: Any) -> Any:
+    """Of numbers that are equal the one that stands for all of them: 5 also for 5.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Each value once, in the order of their first places; equal numbers are one value, which true and 1 are not."""
+    return tuple({(type(value) is bool, value): value for value in map(one_number, values)}.values())
+
+
 class Choices(Value):
     """A list of values, of which a trial has one."""
 
     choices: tuple[Scalar, ...] = Field(min_length=1, examples=[(1, 4, 16)])
-    """The values."""
+    """The values; 5 and 5.0 are one value, and one that is there twice counts once."""
+
+    @field_validator("choices")
+    @classmethod
+    def _each_value_once(cls, choices: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+        return distinct(choices)
 
     def suggest(self, trial: Trial, name: str) -> Scalar:
         return trial.suggest_categorical(name, self.choices)
@@ -93,11 +108,17 @@ def _kind(given: Any) -> str:
 # A value that may be varied: fixed (`4`, or a list of numbers), `{choices: [...]}` or `{low:, high:}`.
 Varied = Annotated[
     Annotated[Scalar, Tag("fixed")]
-    | Annotated[tuple[Number, ...], Tag("list-of")]
+    | Annotated[tuple[Scalar, ...], Tag("list-of")]
     | Annotated[Choices, Tag("choices-of")]
     | Annotated[Range, Tag("range-of")],
     Discriminator(_kind),
 ]
+
+
+def refuse_list(name: str, value: Any) -> None:
+    """Raises ValueError where a list stands in the place of one value: it says nothing of which is tried when."""
+    if isinstance(value, list | tuple):
+        raise ValueError(f"{name} is {shown(value)}; to try each of these say {name}: {{choices: {shown(value)}}}")
 
 
 def examples_of(value: Any) -> Iterable[tuple[str, Any]]:

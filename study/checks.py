@@ -1,6 +1,6 @@
 """Whether a space can run: the checks that need its models, its data and its weights. Trains nothing.
 
-A study's process calls `check` and `keep_pretrained` in another (`takd.study.apart`): they load torch.
+A study's process calls `check` and `keep_inputs` in another (`takd.study.apart`): they load torch.
 """
 
 import itertools
@@ -12,6 +12,7 @@ from takd.search_spaces import (
     ROLES,
     Arm,
     Configuration,
+    DatasetFingerprint,
     InputError,
     Role,
     Space,
@@ -23,7 +24,7 @@ from takd.search_spaces.sections import LOGITS
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
-from takd.trainables.datasets.dataset import Dataset, load, transfer_set
+from takd.trainables.datasets.dataset import Dataset, is_own, load, load_for, transfer_set
 from takd.trainables.models.families import check_model, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
@@ -34,14 +35,23 @@ from takd.trainables.training.transfer import check_layer
 
 def check(space: Space, source: str, folder: StudyFolder) -> Checked:
     """The space with the digests of its weights, its data, and warnings about sizes; raises InputError."""
-    dataset, warnings = check_space(space, source)
+    dataset, warnings = check_space(space, source, folder)
     largest = max(dataset.class_counts["validation"])
-    return Checked(with_weights(space, dataset, source, folder), dataset.fingerprint, largest, warnings)
+    checked = with_weights(space, dataset, source, folder)
+    return Checked(checked, dataset.fingerprint, largest, warnings, is_own(dataset.name))
 
 
-def keep_pretrained(space: Space, source: str, folder: StudyFolder) -> None:
+def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: StudyFolder) -> None:
+    """Puts below the root what nodes may lack and the root doesn't have: the data set, and weights."""
+    dataset = load_for(data, folder.artifacts)
+    if is_own(dataset.name) and not folder.artifacts.has_dataset(data):
+        folder.artifacts.keep_dataset(data, dataset.folder)
+    keep_pretrained(space, source, folder, dataset)
+
+
+def keep_pretrained(space: Space, source: str, folder: StudyFolder, dataset: Dataset | None = None) -> None:
     """Puts weights whose digests a checked space has below the root, those that are not there: also what is given."""
-    dataset, store = load(space.dataset), folder.artifacts
+    dataset, store = dataset or load(space.dataset), folder.artifacts
     for own, role, section, model in _roles_of_cells(space):
         digest = own.weights.get(role, {}).get(model)
         if digest is not None and not store.has_pretrained(digest):
@@ -77,10 +87,24 @@ def _content(space: Space, role: Role, section: Training, model: str, dataset: D
     return canonical_weights(model, section.pretrained, dataset.image_shape, len(dataset.classes))
 
 
-def check_space(space: Space, source: str) -> tuple[Dataset, list[str]]:
-    """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be."""
+def _dataset(name: str, folder: StudyFolder | None) -> Dataset:
+    """Of this machine's cache; where that lacks it, what a study that was begun elsewhere keeps below its root."""
     try:
-        dataset = load(space.dataset)
+        return load(name)
+    except InputError:
+        search = find_search(folder) if folder else None
+        if folder is None or search is None or search.dataset.name != name:
+            raise
+        return load_for(search.dataset, folder.artifacts)
+
+
+def check_space(space: Space, source: str, folder: StudyFolder | None = None) -> tuple[Dataset, list[str]]:
+    """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be.
+
+    With the study's folder also a data set will do that only the root has.
+    """
+    try:
+        dataset = _dataset(space.dataset, folder)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     odd: dict[str, list[str]] = {}  # cells by what is odd in them

@@ -12,7 +12,15 @@ from typing import NoReturn
 from takd.analysis.metrics import METRICS
 from takd.search_spaces import InputError, Space, load_space, presets
 from takd.study.apart import NoAnswerError, log_to_stderr
-from takd.study.folder import ROOT, StudyFolder, absolute_root, study_folder
+from takd.study.folder import (
+    ROOT,
+    StudyFolder,
+    absolute_root,
+    can_be_name,
+    check_name,
+    study_folder,
+    without_password,
+)
 from takd.study.stopping import INTERRUPTED, Stop, StoppedError, end_process, stopped_by_signals
 from takd.study.study import Study, open_study, run
 from takd.study.tracking.progress import text_console
@@ -48,6 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _Version(argparse.Action):
+    """Looked up when somebody asks."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from takd import __version__
+
+        print(f"takd {__version__}")
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """A wrong call is bad input like any other: one line."""
 
@@ -59,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="takd", description="Studies of knowledge distillation with teacher assistants.", allow_abbrev=False
     )
+    parser.add_argument("--version", action=_Version, help="print the version of takd and leave")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = _command(commands, "run", _run, "run a study, or go on with it", space=True)
@@ -85,12 +107,22 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--port", type=_port, default=8080, metavar="P", help="port on 127.0.0.1 (default: 8080)")
     sync = _command(commands, "sync", _sync, "upload the W&B runs of a study that W&B does not have yet", study=True)
     sync.add_argument("--report", action="store_true", help="create a W&B report of the study (needs WANDB_ENTITY)")
+    listed = _command(commands, "list", _list, "list the studies below a root")
+    remove = _command(commands, "remove", _remove, "delete a study; what it trained stays for others", study=True)
+    remove.add_argument("--yes", action="store_true", help="do not ask")
+    gc = _command(commands, "gc", _gc, "find what no study below a root uses any more, with sizes, or delete it")
+    gc.add_argument("--yes", action="store_true", help="delete it")
+    gc.add_argument(
+        "--older", type=_hours, default=24.0, metavar="H", help="only what nobody wrote for H hours (default: 24)"
+    )
     _command(commands, "watch", _watch, "show a study's W&B runs in W&B's own terminal view", study=True)
-    _command(commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True)
+    results = _command(
+        commands, "results", _results, "rebuild the Parquet tables and print the table of arms", study=True
+    )
     report = _command(commands, "report", _report, "execute the notebooks into one page, with figures and tables")
     report.add_argument("names", nargs="+", metavar="NAME", help="name of a study; of several, one report on all")
     compare = _command(commands, "compare", _compare, "show studies side by side")
-    compare.add_argument("names", nargs="+", metavar="NAME", help="names of two or more studies")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="two or more studies; of another root as ROOT/NAME")
     export = _command(
         commands, "export", _export, "write the best student as files that need no takd, with a model card", study=True
     )
@@ -125,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     predict = _command(commands, "predict", _predict, "name the classes of images, by an export", root=False)
     predict.add_argument("folder", type=Path, metavar="DIR", help="folder that takd export wrote")
     predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image file that Pillow reads")
+    for each in (status, results, listed, predict):
+        each.add_argument("--json", action="store_true", help="for programs: one JSON document, see docs/json.md")
     data = commands.add_parser("data", help=DATA_HELP, description=DATA_HELP, allow_abbrev=False)
     data.add_argument(
         "dataset",
@@ -186,7 +220,11 @@ def _command(
     command = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     command.set_defaults(command=function)
     if space:
-        command.add_argument("space", metavar="SPACE", help=f"a preset ({', '.join(presets())}) or a YAML file")
+        command.add_argument(
+            "space",
+            metavar="SPACE",
+            help=f"a preset ({', '.join(presets())}), a YAML file, or a study below the root, to go on with its space",
+        )
         command.add_argument("--name", metavar="N", help="name of the study (default: the space's)")
         command.add_argument(
             "--trials", type=_positive, metavar="N", help="configurations to try, in place of the space's"
@@ -256,6 +294,13 @@ def _points(text: str) -> float:
     raise argparse.ArgumentTypeError(f"is {text!r}; expected percentage points, 0 to 100")
 
 
+def _hours(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"is {text!r}; expected hours, 0 or more")
+
+
 def _port(text: str) -> int:
     if not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"is {text!r}; expected a port, 0 to 65535 (0: any that is free)")
@@ -263,9 +308,20 @@ def _port(text: str) -> int:
 
 
 def _space_and_name(options: argparse.Namespace) -> tuple[Space, str]:
+    """A preset's or a file's, or that of a study below the root, which goes on with it."""
     given = {"trials": options.trials, "lanes": options.lanes}
     overrides = [*options.set, *(f"{key}={value}" for key, value in given.items() if value is not None)]
-    return load_space(options.space, overrides), options.name or Path(options.space).stem
+    if options.name:
+        check_name(options.name, "--name")
+    if options.space not in presets() and not Path(options.space).is_file() and can_be_name(options.space):
+        space = study_folder(options.root, options.space, options.storage).own_space(overrides)
+        if space is not None:
+            return space, options.name or options.space
+    name = options.name or Path(options.space).stem
+    space = load_space(options.space, overrides)
+    if not can_be_name(name):
+        raise InputError(f"space {options.space}: {name!r} can't be a study's name; give the study one with --name")
+    return space, name
 
 
 def _study(options: argparse.Namespace) -> Study:
@@ -296,14 +352,18 @@ def _run(options: argparse.Namespace) -> int:
                 source=f"space {options.space}",
             )
     except (KeyboardInterrupt, StoppedError) as error:
-        again = shlex.join(["takd", *options.arguments])
+        again = shlex.join(["takd", *map(without_password, options.arguments)])
         print(f"takd: stopped: {str(error) or 'interrupted'}; go on with: {again}", file=sys.stderr)
         return FAILED if isinstance(error, StoppedError) else INTERRUPTED
-    from takd.study.report import print_arms, print_failures  # imports SciPy: other commands need not wait for it
+    from takd.study.report import (
+        print_arms,
+        print_failures,
+        pruned_students,
+    )  # imports SciPy: other commands need not wait for it
 
     trials = study.trials
     print_arms(study.folder, trials, console)
-    console.print(f"{study.trained} stages trained in this run; the study is complete")
+    console.print(f"{study.trained} stages trained in this run{pruned_students(trials)}; the study is complete")
     return FAILED if print_failures(trials, console) else OK
 
 
@@ -319,7 +379,13 @@ def _plan(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from takd.study.status import follow_status, print_status
 
-    if options.follow:
+    if options.json:
+        if options.follow:
+            raise InputError("status: --json and --follow exclude each other")
+        from takd.study.managing import as_json
+
+        print(as_json.text(as_json.status(_study(options))))
+    elif options.follow:
         follow_status(_folder(options), text_console())
     else:
         print_status(_study(options), text_console())
@@ -360,7 +426,46 @@ def _results(options: argparse.Namespace) -> int:
 
     study = _study(options)
     study.write_results()
+    if options.json:
+        from takd.study.managing import as_json
+
+        print(as_json.text(as_json.results(study)))
+        return OK
     print_arms(study.folder, study.trials, text_console())
+    return OK
+
+
+def _list(options: argparse.Namespace) -> int:
+    from takd.study.managing import as_json
+    from takd.study.managing.studies import list_studies, print_studies
+
+    if options.json:
+        print(as_json.text(list_studies(options.root, options.storage)))
+    else:
+        print_studies(options.root, options.storage, text_console())
+    return OK
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from takd.study.managing.studies import remove_study, what_goes
+
+    folder = _folder(options)
+    goes = what_goes(folder)
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise InputError(f"remove {options.name}: nobody is here to be asked; --yes removes it")
+        if input(f"remove {goes}? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing was removed")
+            return FAILED
+    remove_study(folder)
+    print(f"removed {goes}; takd gc finds what no other study uses")
+    return OK
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from takd.study.managing.garbage import collect
+
+    collect(options.root, options.storage, options.older * 3600, options.yes, text_console())
     return OK
 
 
@@ -404,8 +509,13 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from takd.study.export.predict import print_predictions
+    from takd.study.export.predict import predictions, print_predictions
 
+    if options.json:
+        from takd.study.managing import as_json
+
+        print(as_json.text(predictions(options.folder, options.images)))
+        return OK
     print_predictions(options.folder, options.images, text_console())
     return OK
 

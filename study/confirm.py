@@ -35,7 +35,7 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
     images has none.
     """
     known, new = read_test(folder), {stage.key: stage for stage in stages}
-    dataset = load_for(stages[0].dataset)
+    dataset = load_for(stages[0].dataset, folder.artifacts)
     split = dataset.test()
     teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
     others = [each for key, each in teachers.items() if key not in new]

@@ -27,9 +27,11 @@ def import_files(
     for option, given in {"--name": name, **wishes.given()}.items():
         if given is not None and kind != OWN:
             raise InputError(f"{option} {given}: is for {OWN} only; {kind} has its own")
-    name = kind if kind != OWN else name_of(place) if name is None else name
     if kind == OWN:
-        check_name(name)
+        given, name = name, name_of(place) if name is None else name
+        check_name(name, "--name" if given is not None else f"--from {place}: the name")
+    else:
+        name = kind
     with _opened(kind, place, download, wishes) as source, _progress() as advance:
         return import_dataset(name, source, advance)
 

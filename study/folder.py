@@ -3,20 +3,22 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import yaml
 
 from takd.search_spaces import InputError, Space, space_from
-from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, PRETRAINED, ArtifactStore
+from takd.search_spaces.loading import overridden, parse_space
+from takd.search_spaces.yaml_text import read_yaml, write_yaml
+from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, DATASETS, PRETRAINED, ArtifactStore
 from takd.trainables.store.derived import DERIVED
 from takd.trainables.store.storage import Storage, cache_folder, open_storage
 
 ROOT = "runs"
-_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED)
+_TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED, DATASETS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class StudyFolder:
 
     root: str
     name: str
-    database: str = ""
+    database: str = field(default="", repr=False)  # it may have a password in it
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -88,14 +90,31 @@ class StudyFolder:
     def read_space(self) -> Space | None:
         """As it was last run; None where this version can't read it."""
         try:
-            return space_from(yaml.safe_load(self.storage.read(f"{self.name}/{SPACE}")), SPACE)
+            return space_from(read_yaml(self.storage.read(f"{self.name}/{SPACE}")), SPACE)
         except (FileNotFoundError, InputError, yaml.YAMLError):
             return None
 
+    def own_space(self, overrides: Sequence[str]) -> Space | None:
+        """The space that the study was last run with, to go on with; None where there is none.
+
+        Raises InputError where it can't be read, and where it names code: nothing read from a root may name what runs.
+        """
+        try:
+            text = self.storage.read(f"{self.name}/{SPACE}").decode()
+        except FileNotFoundError:
+            return None
+        source = f"space {self.place(SPACE)}"
+        given = parse_space(text, source)
+        if isinstance(given, dict) and given.get("code"):
+            raise InputError(
+                f"{source}: names code, and none is run that a study's folder names; give the space's own file, with "
+                f"--name {self.name}"
+            )
+        return overridden(given, overrides, source)
+
     def write_space(self, space: Space) -> None:
         """The resolved space, for people."""
-        text = yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        self.write(SPACE, text.encode())
+        self.write(SPACE, write_yaml(space.model_dump(mode="json")).encode())
 
 
 SPACE = "space.yaml"
@@ -116,15 +135,31 @@ def absolute_root(root: str | os.PathLike[str] | None) -> str:
     return root if "://" in root else str(Path(root).expanduser().absolute())
 
 
-def check_name(name: str) -> None:
-    """Raises InputError on what can't be a study's name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in _TAKEN:
-        raise InputError(f"--name {name}: expected letters, digits, dots and dashes, and not {' or '.join(_TAKEN)}")
+def check_name(name: str, what: str = "study") -> None:
+    """Raises InputError on what can't be a study's name; `what` says where it was given."""
+    if not can_be_name(name):
+        raise InputError(f"{what} {name}: expected letters, digits, dots and dashes, and not {' or '.join(_TAKEN)}")
+
+
+def can_be_name(name: str) -> bool:
+    """Whether a study may be called so."""
+    return bool(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name)) and name not in _TAKEN
 
 
 def without_password(url: str) -> str:
-    """A database's URL as it may be shown."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=parts.netloc.replace(f":{parts.password}@", ":***@")).geturl()
+    """A database's URL as it may be shown, whatever is in its password."""
+    if (password := password_of(url)) is not None:
+        scheme, _, rest = url.partition("://")
+        user, _, rest = rest.partition(":")
+        url = f"{scheme}://{user}:***@{rest[len(password) + 1 :]}"
+    return re.sub(r"(?i)([?&]\w*(?:pass|secret|token)\w*=)[^&]*", r"\1***", url)
+
+
+def password_of(url: str) -> str | None:
+    """The password in a URL, as it is written there: up to the last @ before the options, however many it has."""
+    _, separator, rest = url.partition("://")
+    before, at, _ = rest.rpartition("@")
+    if separator and at and "?" in before and ":" not in before.partition("?")[0]:  # the @ is in an option
+        before, at, _ = rest.partition("?")[0].rpartition("@")
+    _, colon, password = before.partition(":")
+    return password if separator and at and colon else None

@@ -19,6 +19,7 @@ class Checked(NamedTuple):
     data: DatasetFingerprint
     largest_class: int  # validation images of the class that has most
     warnings: list[str]
+    own_data: bool = False  # converted from a user's files, which a node may not have: they are kept below the root
 
 
 Checking = Callable[[], Checked]  # waits for it
@@ -41,3 +42,8 @@ class RunOptions:
             raise InputError(f"slots is {self.slots!r}; expected a whole number of at least 1")
         if self.slots is not None and self.address is not None:
             raise InputError(f"slots is {self.slots} and address {self.address}; a running cluster has its own slots")
+
+
+def more_than_asked(started: int, budget: int) -> str:
+    """Of a study that was given fewer trials than it has."""
+    return f"{started} trials are there already and {budget} are asked for: no trial is added, and none is taken away"

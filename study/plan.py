@@ -4,7 +4,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,12 @@ from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
 from takd.search_spaces.sections import Confirm
 from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
 from takd.study.folder import StudyFolder
-from takd.study.search.optimization import find_search
+from takd.study.options import more_than_asked
+from takd.study.results import build_results
+from takd.study.run import left_to_confirm, what_confirms
+from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.trainables.datasets.dataset import Dataset, most_balanced
-from takd.trainables.store.artifacts import ArtifactStore, needed_files
+from takd.trainables.store.artifacts import needed_files
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.width import best_width, widest
 
@@ -27,30 +30,37 @@ PROBE_STEPS = 5
 
 @dataclass(frozen=True)
 class PlannedStages:
-    """The stages of one model in one role."""
+    """The stages of one model in one role: those that the study has, and those that a run would add."""
 
     role: Role
     model: str
     number: int
-    cached: int
-    seconds: float  # to train one, estimated
+    cached: int  # of these, those that are finished
+    seconds: float  # to train one, estimated; 0 where none is left
     cpu: int
     given: bool = False  # nothing is trained
     apart: str = ""  # what tells them from others of the model in this role: how much they are trained
 
+    @property
+    def left(self) -> int:
+        return 0 if self.given else self.number - self.cached
+
 
 def print_plan(space: Space, source: str, folder: StudyFolder, console: Console) -> None:
-    """Arms, stages, which are cached, and a cost estimate."""
-    dataset, warnings = check_space(space, source)
+    """What `run` would do, with a cost estimate. Raises InputError where it refuses."""
+    dataset, warnings = check_space(space, source, folder)
     for warning in warnings:
         console.print(f"warning: {warning}")
-    space, search = with_weights(space, dataset, source, folder), find_search(folder)
-    asked = search.asked if search else 0
-    by_cell = Counter(search.space.cell(trial.params).name for trial in search.proposed()) if search else Counter()
+    space = with_weights(space, dataset, source, folder)
+    refuse_another_space(folder, space, dataset.fingerprint)
+    search = find_search(folder)
+    if search:
+        search.space = space
     try:
-        planned = plan(space, dataset, folder.artifacts, by_cell)
+        planned = plan(space, dataset, folder, search)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+    asked = search.asked if search else 0
     arms = ", ".join(arm.name for arm in space.all_arms)
     console.print(f"arms: {arms}")
     if space.factors:
@@ -68,13 +78,19 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
             else ""
         ),
     )
+    if asked > space.budget:
+        console.print(more_than_asked(asked, space.budget))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("role", "model", "stages", "cached", "s each", "CPUs"):
         table.add_column(column, justify="left" if column in ("role", "model") else "right")
     for row in planned:
         cached = "given" if row.given else str(row.cached)
-        table.add_row(row.role, f"{row.model}{row.apart}", str(row.number), cached, f"{row.seconds:.3g}", str(row.cpu))
+        seconds = f"{row.seconds:.3g}" if row.left or row.given else "-"
+        table.add_row(row.role, f"{row.model}{row.apart}", str(row.number), cached, seconds, str(row.cpu))
     console.print(table)
+    if not any(row.left for row in planned):
+        console.print("nothing is left to train: takd run would write the tables again")
+        return
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
     console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps")
@@ -86,41 +102,53 @@ def _confirmed(confirm: Confirm) -> str:
     return f"on {confirm.replicates} fresh paths of {confirm.students // confirm.replicates} students"
 
 
-def plan(space: Space, dataset: Dataset, store: ArtifactStore, asked: Mapping[str, int]) -> list[PlannedStages]:
-    """What is left to train. Upstream stages are known where nothing of theirs is varied; students are counted.
-
-    `asked` has the trials that were started, by the name of their cell.
+def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | None) -> list[PlannedStages]:
+    """What a run would go through. Upstream stages are known where nothing of theirs is varied; students are counted.
 
     Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets.
     """
+    needed, ended, new_students = _stages(space, dataset, folder, search)
     threads = torch.get_num_threads()
     planned = []
-    groups, students = stages_by_model(space, dataset), students_left(space, dataset, asked)
-    for stages in groups:
-        stage = stages[0]
-        apart = _apart(stage, [each[0] for each in groups])
+    firsts = [stages[0] for stages in stages_by_model(space, dataset)]
+    alike, done = _rows(needed, firsts), _rows(ended, firsts)
+    for row, stage in enumerate(firsts):
         cpu = min(space.resources_of(stage.role).cpu, threads)
-        number, cached = len(stages), sum(store.has(each.key, needed_files(each)) for each in stages)
-        if stage.given:
-            planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given=True))
+        number = len(alike[row]) + len(done[row]) + (new_students[_cost_of(stage)] if stage.role == "student" else 0)
+        cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
+        given, apart = stage.given is not None, _apart(stage, firsts)
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart))
+        if not planned[-1].left:
             continue
-        if stage.role == "student":
-            number, cached = students[_cost_of(stage)], 0
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
-            seconds = estimate_seconds(stage, dataset, number, lanes)
+            seconds = estimate_seconds(stage, dataset, number - cached, lanes)
         except (RuntimeError, MemoryError) as error:
             if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
                 raise
             raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
-        planned.append(PlannedStages(stage.role, stage.model, number, cached, seconds, cpu, apart=apart))
+        planned[-1] = replace(planned[-1], seconds=seconds)
     torch.set_num_threads(threads)
     return planned
 
 
+def _rows(stages: Mapping[str, Stage], firsts: Sequence[Stage]) -> list[list[Stage]]:
+    """The stages by whose row of the plan they are in: one that costs the same, else the first of their model."""
+    found: list[list[Stage]] = [[] for _ in firsts]
+    for stage in stages.values():
+        same = [row for row, each in enumerate(firsts) if (each.role, each.model) == (stage.role, stage.model)]
+        exact = [row for row in same if _cost_of(firsts[row]) == _cost_of(stage)]
+        if same:
+            found[(exact or same)[0]].append(stage)
+    return found
+
+
 def students_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Counter[tuple[str, int | None, int]]:
-    """How many students are still to train, by model, examples and epochs; a free sampler's are shared out evenly."""
+    """How many students are still to train, by model, examples and epochs; a free sampler's are shared out evenly.
+
+    `asked` has the trials that were started, by the name of their cell.
+    """
     found: Counter[tuple[str, int | None, int]] = Counter()
     for cell in space.cells:
         own, arms = cell.space, cell.space.all_arms
@@ -144,6 +172,39 @@ def _apart(stage: Stage, others: Sequence[Stage]) -> str:
     differs = [name for name in ("examples", "epochs") if len({getattr(each, name) for each in same}) > 1]
     said = [f"{'all' if (value := getattr(stage.recipe, name)) is None else value} {name}" for name in differs]
     return f", {', '.join(said)}" if said else ""
+
+
+def _stages(
+    space: Space, dataset: Dataset, folder: StudyFolder, search: Search | None
+) -> tuple[dict[str, Stage], dict[str, Stage], Counter[tuple[str, int | None, int]]]:
+    """By key the stages that a run would look at, the finished ones that it would not, and the students it adds.
+
+    What failed is looked at again unless it would fail again. A search that is over is else not, whatever became of its
+    stages; what confirms it is.
+    """
+    needed: dict[str, Stage] = {}
+    ended: dict[str, Stage] = {}
+    asked: Counter[str] = Counter()
+    again = {trial.number for trial in search.failed_before} if search else set()
+    for trial in search.proposed() if search else ():
+        asked[search.space.cell(trial.params).name] += 1
+        stages = {stage.key: stage for path in search.paths_of(trial) for stage in path.stages}
+        over = trial.state.is_finished() and trial.number not in again
+        (ended if over else needed).update(stages)
+    if search and not search.is_open and not again:
+        new_students: Counter[tuple[str, int | None, int]] = Counter()
+        trials = build_results(folder, search).trials.to_pandas()
+        confirming = [path for proposal in what_confirms(folder, search, trials) for path in proposal.paths]
+        confirms = {stage.key: stage for path in confirming for stage in path.stages}
+        (needed if left_to_confirm(folder, search, trials) else ended).update(confirms)
+    else:
+        known = [stage for stages in stages_by_model(space, dataset) for stage in stages if stage.role != "student"]
+        needed |= {stage.key: stage for stage in known}
+        new_students = students_left(space, dataset, asked)
+    lasting = search.lasting if search else {}
+    needed = {key: stage for key, stage in needed.items() if key not in lasting}
+    found = {key: stage for key, stage in ended.items() if key not in needed and folder.artifacts.describe(key)}
+    return needed, found, new_students
 
 
 def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None) -> float:
@@ -176,4 +237,4 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
 
 def total_seconds(planned: list[PlannedStages], slots: int) -> float:
     """Wall time of what is not cached, if the slots are kept busy."""
-    return sum((each.number - each.cached) * each.seconds * each.cpu for each in planned) / slots
+    return sum(each.left * each.seconds * each.cpu for each in planned) / slots

@@ -1,13 +1,15 @@
 """What a study shows: the table of arms, the figure, the report, and studies side by side, from the Parquet tables."""
 
-from collections.abc import Collection, Sequence
-from typing import Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
 
 import pandas as pd
+import yaml
 from rich.console import Console
 from rich.table import Table
 
-from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_table, test_table
+from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_table, test_table, with_interval
+from takd.analysis.between import differences, same_arms, verdict, warnings
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
@@ -23,8 +25,10 @@ from takd.analysis.tables import (
     split_of,
 )
 from takd.analysis.teachers import WARNING
-from takd.search_spaces import InputError
-from takd.study.folder import FIGURE, StudyFolder, check_name
+from takd.search_spaces import InputError, space_from
+from takd.search_spaces.yaml_text import read_yaml
+from takd.study.folder import FIGURE, SPACE, StudyFolder, absolute_root, check_name
+from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.storage import open_storage
 
 TEXT_COLUMNS = ("arm", "paper", "best configuration")
@@ -152,19 +156,91 @@ def write_report(root: str, names: Sequence[str], console: Console) -> None:
 
 
 def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
-    """Studies side by side: accuracy by arm, then what each arm has over kd."""
-    for name in names:
-        check_name(name)
-    if len(set(names)) < 2:
+    """Studies side by side: what differs in their spaces, accuracy by arm, then each arm against the first study's.
+
+    A study of another root is named by its place there: `../other/runs/NAME`, or a URI.
+    """
+    places = dict(zip(names, (_place_of(name, root) for name in names), strict=True))
+    if len(set(places.values())) < 2 or len(places) < len(names):
         raise InputError(f"compare {' '.join(names)}: expected two studies or more, each named once")
-    studies = {name: read_results(root, name).all_trials for name in names}
+    studies = {name: read_results(*place).all_trials.assign(study=name) for name, place in places.items()}
+    differ = differences({name: _space_of(*place, studies[name]) for name, place in places.items()})
+    for warning in warnings(differ):
+        console.print(warning, style="yellow")
+    if len(differ):
+        console.print(_rich(differ, "what differs in their spaces"))
+    else:
+        console.print("their spaces are the same")
     blocks = blocks_of(pd.concat(studies.values(), ignore_index=True))
     console.print(_rich(studies_table(blocks), "mean accuracy in %, with its 95 % interval"))
     console.print(_rich(studies_table(blocks, "over_kd"), "over kd in percentage points, paired by seed"))
+    first, *others = studies
+    for other in others:
+        _print_same_arms(first, other, studies, "dataset" not in set(differ["key"]), console)
     for name, trials in studies.items():
         console.print(f"{name}: {' '.join(finding(trials))}")
     if any(split_of(trials) == "validation" for trials in studies.values()):
         console.print(f"Of those marked validation: {SEARCH_NOTE}")
+
+
+def pruned_students(trials: pd.DataFrame) -> str:
+    """What the last line of a run says of the students that ASHA ended early; empty where there are none."""
+    rows = trials[trials["status"] == "pruned"].drop_duplicates("stage_key")
+    if rows.empty:
+        return ""
+    known = rows.dropna(subset=["epochs", "val_accuracy"])
+    reached = (
+        f" after {known['epochs'].sum():.0f} epochs in all, at {100 * known['val_accuracy'].mean():.2f} % on the mean"
+        if len(known)
+        else ""
+    )
+    return f", {len(rows)} student{'s' * (len(rows) > 1)} of the study ended early{reached}"
+
+
+def _print_same_arms(
+    first: str, other: str, studies: Mapping[str, pd.DataFrame], same_data: bool, console: Console
+) -> None:
+    splits = [split_of(studies[name]) for name in (first, other)]
+    if splits[0] != splits[1]:
+        console.print(f"{other} against {first}: not compared, one has {splits[1]} numbers and the other {splits[0]}")
+        return
+    rows = same_arms(studies[first], studies[other], same_data).to_dict("records")
+    if not rows:
+        console.print(f"{other} against {first}: they have no arm in common")
+        return
+    cells = [row["cell"] for row in rows]
+    table = pd.DataFrame(
+        ({"cell": cells} if any(cells) else {})
+        | {
+            "arm": [row["arm"] for row in rows],
+            "difference, points (95 % CI)": [
+                with_interval(row["difference"], row["low"], row["high"], "+") for row in rows
+            ],
+            "p (Holm)": ["-" if pd.isna(row["p"]) else f"{row['p']:.3f}" for row in rows],
+            "how": [row["how"] for row in rows],
+            "verdict": [verdict(row) for row in rows],
+        }
+    )
+    console.print(_rich(table, f"{other} against {first}"))
+
+
+def _place_of(name: str, root: str) -> tuple[str, str]:
+    """Root and name of a study: below the root, or named with a root of its own."""
+    elsewhere, _, last = name.rstrip("/").rpartition("/")
+    check_name(last)
+    return (absolute_root(elsewhere), last) if elsewhere else (root, last)
+
+
+def _space_of(root: str, name: str, trials: pd.DataFrame) -> Mapping[str, Any] | None:
+    """As plain data, in which the data set is named with its digest where some stage of the study knows that."""
+    try:
+        text = open_storage(root).read(f"{name}/{SPACE}")
+        space = space_from(read_yaml(text), SPACE).model_dump(mode="json")
+    except (FileNotFoundError, InputError, yaml.YAMLError):
+        return None
+    found = map(ArtifactStore(root).describe, trials["stage_key"].unique())
+    digest = next((each["input"]["dataset"]["digest"] for each in found if each), "")
+    return space | {"dataset": f"{space['dataset']} {digest[:12]}".strip()}
 
 
 def print_failures(trials: pd.DataFrame, console: Console) -> int:

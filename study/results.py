@@ -1,7 +1,7 @@
 """The Parquet tables of a study, rebuilt from Optuna's storage and the artifact store alone."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from takd.study.folder import StudyFolder
 from takd.study.predictions import right_by_stage
 from takd.study.search.graph import Description, Proposal
 from takd.study.search.optimization import Search
+from takd.study.search.pruned import Pruned
 
 TEST = "results/test.json"  # what confirmed students and those who taught them do on the test split, by stage key
 RELIABILITY = pa.struct([("confidence", pa.float64()), ("accuracy", pa.float64()), ("count", pa.int64())])
@@ -122,6 +123,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
     found: dict[str, Description | None] = {}
     rows: list[dict[str, Any]] = []
     test, right = read_test(folder), right_by_stage(folder)
+    pruned = Pruned(folder.artifacts, folder.name).read() if search.space.asha else {}
     images, largest = search.dataset.sizes.get("validation"), search.largest_class
     about = {
         "val_images": images,
@@ -131,7 +133,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
         "test_images": search.dataset.sizes.get("test"),
     }
     redrawn = {cell.name: ", ".join(cell.space.redrawn) for cell in search.space.cells}
-    for proposal, ended in _proposals(search):
+    for proposal, ended in _proposals(search, pruned):
         for path in proposal.paths:
             for stage in path.stages:
                 if stage.key not in found:
@@ -145,6 +147,9 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
                 rows.append({"study": folder.name, **about, **row, **measured})
     known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
+    for row in _of_pruned(rows, found, pruned):
+        shown: dict[str, Any] = {name: row[name] for name in ("study", "stage_key", "role", "model")}
+        epochs += [shown | epoch for epoch in pruned[row["stage_key"]]]
     return Tables(pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS))
 
 
@@ -162,15 +167,16 @@ class _Ended:
     """How stages of a proposal ended that left no artifact."""
 
     failures: dict[str, str]
-    pruned: bool
+    pruned: bool  # the trial was: of what an earlier version ran, nothing else says it of a student
+    epochs: dict[str, list[dict[str, Any]]]  # of each student of the study that was ended early, by stage key
 
 
-def _proposals(search: Search) -> Iterator[tuple[Proposal, _Ended]]:
+def _proposals(search: Search, pruned: dict[str, list[dict[str, Any]]]) -> Iterator[tuple[Proposal, _Ended]]:
     for trial in search.proposed():
-        ended = _Ended(trial.user_attrs.get("failures", {}), trial.state.name == "PRUNED")
+        ended = _Ended(trial.user_attrs.get("failures", {}), trial.state.name == "PRUNED", pruned)
         yield search.proposal_of(trial), ended
     for proposal in search.confirming():
-        yield proposal, _Ended(search.confirm_failures, False)
+        yield proposal, _Ended(search.confirm_failures, False, {})
 
 
 def _path_rows(
@@ -193,9 +199,13 @@ def _path_rows(
             "status": _status(stage, ended, outcome),
             "total_path_seconds": sum(seconds) if len(seconds) == len(path.stages) else None,
             "cached": outcome["origin"] != use if outcome else None,
-            "error": ended.failures.get(stage.key),
+            "error": None if outcome else ended.failures.get(stage.key),
         }
-        yield row | (_outcome_row(outcome) if outcome else {})
+        if outcome:
+            row |= _outcome_row(outcome)
+        elif stage.key in ended.epochs and stage.role == "student":
+            row |= _pruned_row(ended.epochs[stage.key])
+        yield row
 
 
 def _stage_row(stage: Stage) -> dict[str, Any]:
@@ -230,12 +240,31 @@ def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _pruned_row(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a student had reached when it was ended."""
+    looks = [each for each in epochs if each["val_accuracy"] is not None]
+    return {
+        "epochs": len(epochs),
+        "val_accuracy": looks[-1]["val_accuracy"] if looks else None,
+        "val_loss": looks[-1]["val_loss"] if looks else None,
+        "train_seconds": sum(each["seconds"] for each in epochs),
+    }
+
+
+def _of_pruned(
+    rows: list[dict[str, Any]], found: Mapping[str, Description | None], pruned: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """A row for each student that was ended early, in the order of the table."""
+    first = {row["stage_key"]: row for row in reversed(rows) if row["stage_key"] in pruned}
+    return [row for row in reversed(first.values()) if row["role"] == "student" and not found[row["stage_key"]]]
+
+
 def _status(stage: Stage, ended: _Ended, outcome: dict[str, Any] | None) -> str:
     if outcome:
         return "done"
     if stage.key in ended.failures:
         return "failed"
-    return "pruned" if ended.pruned and stage.role == "student" else "unfinished"
+    return "pruned" if stage.role == "student" and (ended.pruned or stage.key in ended.epochs) else "unfinished"
 
 
 def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]]:

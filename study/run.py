@@ -12,12 +12,15 @@ from takd.analysis.tables import best_configurations, by_cell
 from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
-from takd.study.options import CHECK, Checking, RunOptions
+from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
 from takd.study.predictions import right_by_stage
 from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
-from takd.study.search.optimization import Search, create_search, find_search, open_optuna, refuse_another_space
+from takd.study.search.optimization import Search, create_search, find_search, refuse_another_space
+from takd.study.search.pruned import Pruned
+from takd.study.search.storages import StorageAwayError, open_optuna
+from takd.study.search.workers import fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.events import EventLog
 from takd.study.tracking.observers import Observer, Observers
@@ -25,6 +28,7 @@ from takd.study.tracking.profile import Profile, print_use
 from takd.study.tracking.progress import Progress
 from takd.study.tracking.tensorboard import TensorBoardLog
 from takd.study.tracking.uploading import uploads
+from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.store.artifacts import needed_files
@@ -58,11 +62,12 @@ def run_study(
     `checking` is the check of the space where that was begun before. Raises InputError before anything is written when
     the space or the folder can't be, or another process runs it.
     """
+    check_variables(options.wandb)
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
     if (known := find_search(folder)) is None or known.is_open:
-        _start_ray(options)  # it takes seconds: while the other process checks
-    space, data, largest_class, warnings = checking()
+        _start_ray(options, stop)  # it takes seconds: while the other process checks
+    space, data, largest_class, warnings, own_data = checking()
     if stop.requested:
         return RunResult(finished=False)
     for warning in warnings:
@@ -71,13 +76,18 @@ def run_study(
     refuse_another_space(folder, space, data)
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
-        if not all(folder.artifacts.has_pretrained(digest) for digest in space.digests):
-            apart("takd.study.checks:keep_pretrained", space, source, folder)
-        search = create_search(folder, space, data)
+        store = folder.artifacts
+        kept = not own_data or store.has_dataset(data)
+        if not (kept and all(store.has_pretrained(digest) for digest in space.digests)):
+            apart("takd.study.checks:keep_inputs", space, data, source, folder)
+        search = create_search(folder, space, data, stop)
         search.note_largest_class(largest_class)
         if _choice_stands(folder, search):
             search.keep_choice()
+        _say_what_failed(search, search.try_again(), console)
         folder.write_space(space)
+        if search.asked > space.budget:
+            console.print(more_than_asked(search.asked, space.budget), style="yellow")
         if search.is_open or _choose_and_look(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began)
         else:
@@ -85,6 +95,9 @@ def run_study(
         if result.profile:
             result.profile.write(folder, console)
         return result
+    except StorageAwayError as error:
+        stop.request(str(error))
+        return RunResult(finished=False)
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -92,6 +105,17 @@ def run_study(
         return RunResult(finished=False)
     finally:
         lease.release()
+
+
+def _say_what_failed(search: Search, again: int, console: Console) -> None:
+    """Of an earlier run."""
+    if again:
+        console.print(f"{again} trial{'s' * (again > 1)} that failed before: tried again")
+    if lasting := search.lasting:
+        console.print(
+            f"{len(lasting)} stage{'s' * (len(lasting) > 1)} that failed before by what the space says, and would "
+            f"again: not tried ({next(iter(lasting.values()))})"
+        )
 
 
 def _train_and_track(
@@ -147,11 +171,16 @@ def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
 
 def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> bool:
     """Whether students that would confirm a finished search are missing; reads only."""
+    students = [path.student for proposal in what_confirms(folder, search, trials) for path in proposal.paths]
+    lasting = search.lasting
+    return any(folder.artifacts.describe(each.key) is None for each in students if each.key not in lasting)
+
+
+def what_confirms(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> list[Proposal]:
+    """What confirms, or would confirm, a finished search by its table of trials; reads only."""
     if search.space.confirm is None:
-        return False
-    proposals = search.confirming(None if _choice_stands(folder, search) else _best(trials))
-    students = [path.student for proposal in proposals for path in proposal.paths]
-    return any(folder.artifacts.describe(student.key) is None for student in students)
+        return []
+    return search.confirming(None if _choice_stands(folder, search) else _best(trials))
 
 
 def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
@@ -194,20 +223,26 @@ def _train(
     began: float,
 ) -> RunResult:
     # Not above: Ray takes seconds, which who has nothing to train need not wait.
-    from takd.study.search.scheduling import PathSearcher, lacking_gpus, leave_ray, run_stages
+    from takd.study.search.scheduling import PathSearcher, leave_ray, possible_nodes, run_stages
 
-    slots = _start_ray(options)
+    slots = _start_ray(options, stop)
     if options.slots not in (None, slots):
         console.print(
             f"warning: Ray runs in this process already, with {slots} slots: they are used in place of "
             f"{options.slots}; ray.shutdown() ends it",
             style="yellow",
         )
-    if lacking := lacking_gpus(search.space):
+    fits = fitted(search.space, possible_nodes())
+    if fits.lacking:
         if options.address is None:
-            raise InputError(lacking)
-        console.print(f"warning: {lacking} yet; stages wait until it has", style="yellow")
-    graph = StageGraph(folder.artifacts, search.space.fixed_lanes)
+            raise InputError(fits.lacking)
+        console.print(f"warning: {fits.lacking} yet; stages wait until it has", style="yellow")
+    for warning in fits.warnings:
+        console.print(f"warning: {warning}", style="yellow")
+    asha = search.space.asha
+    pruned = Pruned(folder.artifacts, folder.name).read() if asha else {}
+    look_every = asha.grace_epochs if asha else None
+    graph = StageGraph(folder.artifacts, search.lasting, pruned, look_every, search.space.fixed_lanes)
     profile = Profile(slots, began) if options.profile else None
     progress = Progress(folder.name, search.space.seeds, slots, console)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
@@ -230,7 +265,7 @@ def _train(
     return RunResult(finished=not search.is_open, trained=trained, profile=profile)
 
 
-def _start_ray(options: RunOptions) -> int:
+def _start_ray(options: RunOptions, stop: Stop) -> int:
     from takd.study.search.scheduling import start_ray
 
-    return start_ray(options.slots, options.address)
+    return start_ray(options.slots, options.address, stop)

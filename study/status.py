@@ -69,20 +69,21 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
     states = Counter(trial.state.name.lower() for trial in search.proposed())
     proposed = ", ".join(f"{number} {state}" for state, number in states.items()) or "none"
     lines = [
-        f"study {search.study.study_name}: {search.asked} of {search.space.budget} trials started ({proposed})"
-        + (f", about {clock(left)} left" if left else "")
+        f"study {search.study.study_name}: {search.asked} of {max(search.asked, search.space.budget)} trials started "
+        f"({proposed})" + (f", about {clock(left)} left" if left else "")
     ]
-    done = students(trials)
-    best = []
-    if len(done):
-        means = done.groupby(["cell", "arm", "configuration"])["accuracy"].mean().reset_index()
-        ordered = means.sort_values("accuracy").groupby(["cell", "arm"]).tail(1)
-        highest = ordered.sort_values(["cell", "accuracy"], ascending=[True, False])
-        best = [
-            f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
-            for _, row in highest.iterrows()
-        ]
+    best = [
+        f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
+        for _, row in best_by_arm(trials).iterrows()
+    ]
     return Group(*map(Text, lines), _counts(trials), *map(Text, [*_workers(trials), *best]))
+
+
+def best_by_arm(trials: pd.DataFrame) -> pd.DataFrame:
+    """By cell and arm, the best arm first, its best configuration and the mean validation `accuracy` in percent."""
+    means = students(trials).groupby(["cell", "arm", "configuration"])["accuracy"].mean().reset_index()
+    ordered = means.sort_values("accuracy").groupby(["cell", "arm"]).tail(1)
+    return ordered.sort_values(["cell", "accuracy"], ascending=[True, False])
 
 
 def _workers(trials: pd.DataFrame) -> list[str]:

@@ -209,7 +209,7 @@ class Study:
         """
         from takd.trainables.datasets.dataset import load_for
 
-        return load_for(self.search.dataset)
+        return load_for(self.search.dataset, self.folder.artifacts)
 
     def model(self, stage_key: str) -> nn.Module:
         """The model of a finished stage with its weights, in evaluation mode, on the CPU.

@@ -52,6 +52,7 @@ SLOW_FILES = (
     "test_apart.py",
     "test_export.py",
     "test_cluster.py",
+    "test_unshared.py",
     "test_uploading.py",
     "test_workers.py",
     "test_api.py",
@@ -295,7 +296,7 @@ def run_watched(
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     search = create_search(folder, space, dataset.fingerprint)
-    graph = StageGraph(folder.artifacts, space.fixed_lanes)
+    graph = StageGraph(folder.artifacts, fixed_lanes=space.fixed_lanes)
     searcher = PathSearcher(search, graph, folder.root, Observers(observers), stop or Stop())
     (run_stages if workers else train_here)(searcher)
     return search, graph

@@ -11,7 +11,7 @@ import ray
 import torch
 
 from takd.study.search.scheduling import PathSearcher, _reason
-from takd.trainables.stage_trainable import NOTHING, StageTrainable
+from takd.trainables.stage_trainable import StageTrainable
 
 
 class Here(StageTrainable):
@@ -31,7 +31,7 @@ class Here(StageTrainable):
     def step(self) -> dict[str, Any]:
         if not self.introduced:
             self.introduced = True
-            return NOTHING | {"node": ray.get_runtime_context().get_node_id(), "actor": self}
+            return self._introduction(ray.get_runtime_context().get_node_id(), self)
         return super().step()
 
 
@@ -55,6 +55,7 @@ def train_here(searcher: PathSearcher) -> None:
                 return
     finally:
         torch.set_num_threads(threads)
+        searcher.shared_root.close()
 
 
 def _ends(searcher: PathSearcher, name: str, worker: Here) -> bool:

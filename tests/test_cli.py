@@ -29,11 +29,14 @@ EXPORT_SWITCHES = ["--int8", "--max-drop", "--with-preprocessing", "--force"]
 OPTIONS = {
     "run": [*SPACE_OPTIONS, "--wandb", "--slots", "--address", "--tensorboard"],
     "plan": SPACE_OPTIONS,
-    "status": [*STUDY_OPTIONS, "--follow"],
+    "status": [*STUDY_OPTIONS, "--follow", "--json"],
+    "list": ["--root", "--storage", "--json", "--debug"],
+    "remove": [*STUDY_OPTIONS, "--yes"],
+    "gc": ["--root", "--storage", "--yes", "--older", "--debug"],
     "dashboard": [*STUDY_OPTIONS, "--port"],
     "sync": [*STUDY_OPTIONS, "--report"],
     "watch": STUDY_OPTIONS,
-    "results": STUDY_OPTIONS,
+    "results": [*STUDY_OPTIONS, "--json"],
     "report": STUDY_OPTIONS,
     "compare": STUDY_OPTIONS,
     "export": [
@@ -47,7 +50,7 @@ OPTIONS = {
         *EXPORT_SWITCHES,
     ],
     "verify": ["DIR", "--debug"],
-    "predict": ["DIR", "IMAGE", "--debug"],
+    "predict": ["DIR", "IMAGE", "--json", "--debug"],
     "data": ["DATASET", "--from", "--name", "--validation", *IMAGES_OPTIONS, "--download", "--debug"],
 }
 
@@ -137,7 +140,8 @@ def trials_of(root: Path) -> pd.DataFrame:
         ),
         (["data", "mnist", "--from", "missing"], ["--from missing: no such folder", "train-images-idx3-ubyte"]),
         (["plan", "mnist-gap", "--set", "student.recipe.examples=48000"], ["student.recipe.examples is 48000"]),
-        (["status", "two\nlines"], ["--name two lines"]),
+        (["status", "two\nlines"], ["study two lines: expected letters"]),
+        (["run", "two words"], ["space two words: no such file"]),
         (["data", "mnist", "--from", "."], ["--from .: none of MNIST's files", "train-images-idx3-ubyte"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -314,16 +318,36 @@ def test_plan_says_what_is_cached_and_leaves_the_study_as_it_was(takd, root, spa
     called = takd("plan", space_file(trials=8), "--root", root)
     assert row(called.out, "teacher", "mlp-64")[2:4] == ["1", "1"]
     assert row(called.out, "assistant", "mlp-16")[2:4] == ["1", "1"]
-    assert row(called.out, "student", "mlp-4")[2:4] == ["4", "0"]
+    assert row(called.out, "student", "mlp-4")[2:4] == ["16", "12"]
     assert "6 already started" in called.out
     assert tree(root) == before
+
+
+def test_plan_of_a_finished_study_says_that_nothing_is_left(takd, root, space_file):
+    for weights in (root / "artifacts").glob("[0-9a-f]*/model.safetensors"):
+        weights.unlink()  # a search that is over is not trained again
+    called = takd("plan", space_file(), "--root", root)
+    found = [row(called.out, *each)[2:5] for each in (("teacher", "mlp-64"), ("student", "mlp-4"))]
+    assert found == [["1", "1", "-"], ["12", "12", "-"]]
+    assert "nothing is left to train" in called.out
+
+
+def test_plan_of_a_finished_search_has_what_would_confirm_it(takd, root, space_file):
+    called = takd("plan", space_file(confirm={"seeds": 3}), "--root", root)
+    assert row(called.out, "student", "mlp-4")[2:4] == ["21", "12"]
+    assert row(called.out, "teacher", "mlp-64")[2:5] == ["1", "1", "-"]
+
+
+def test_plan_refuses_the_space_that_run_would_refuse(takd, root, space_file):
+    called = takd("plan", space_file(**ANOTHER_LAMBDA), "--root", root)
+    assert_bad_input(called, "study tiny exists with another space", "student.lambda was 0.7, is 0.5")
 
 
 def test_plan_leaves_a_damaged_artifact_to_the_run(takd, root, space_file):
     for weights in (root / "artifacts").glob("[0-9a-f]*/model.safetensors"):
         weights.write_bytes(b"damaged")
     before = tree(root)
-    assert row(takd("plan", space_file(), "--root", root).out, "teacher", "mlp-64")[2:4] == ["1", "0"]
+    assert row(takd("plan", space_file(trials=8), "--root", root).out, "teacher", "mlp-64")[2:4] == ["1", "0"]
     assert tree(root) == before
 
 

@@ -14,6 +14,7 @@ import torch
 from takd.search_spaces import Stage, ViewName
 from takd.trainables.datasets.dataset import load_for
 from takd.trainables.derivation import publish_soft_targets
+from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
@@ -115,7 +116,7 @@ class StageBatch:
         ]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(stages, load_for(stages[0].dataset), upstream, self.device, pretrained)
+        return StageTraining(stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained)
 
     def run_epoch(self) -> None:
         assert self.training
@@ -128,6 +129,11 @@ class StageBatch:
         """Of the running stages that had a look at the validation split, by key."""
         running = self.training.running if self.training else []
         return {lane.stage.key: lane.val_accuracy for lane in running if lane.val_accuracy is not None}
+
+    def accuracies_before(self, every: int) -> dict[str, dict[int, float]]:
+        """What the checkpoints that the running stages went on from say of each of so many epochs, by key."""
+        running = self.training.running if self.training else []
+        return {lane.stage.key: looks([asdict(each) for each in lane.epochs], every) for lane in running if lane.epochs}
 
     def prune(self, keys: Collection[str]) -> None:
         assert self.training
@@ -157,7 +163,7 @@ class StageBatch:
         stage, weights = lane.stage, safetensors.torch.save(trained.weights)
         outcome = describe_outcome(
             stage,
-            load_for(stage.dataset),
+            load_for(stage.dataset, self.store),
             self.device,
             self.threads,
             self.origin[stage.key],
@@ -181,7 +187,10 @@ class StageBatch:
             self.ended.setdefault(lane.stage.key, ("no room", reason))
 
     def states(self) -> list[dict[str, Any]]:
-        """The state of every stage whose end was not told, and its epochs since the last call."""
+        """The state of every stage whose end was not told, and its epochs since the last call.
+
+        Of one that was pruned all its epochs: nothing else says what it reached.
+        """
         epochs = {lane.stage.key: self._new_epochs(lane) for lane in self.lanes}
         told = self.ended | {key: ("running", None) for key in epochs if key not in self.ended}
         self.lanes = [lane for lane in self.lanes if lane.stage.key not in self.ended]
@@ -192,7 +201,8 @@ class StageBatch:
         ]
 
     def _new_epochs(self, lane: Lane) -> list[dict[str, Any]]:
-        return [asdict(each) for each in lane.epochs if each.epoch > self.told]
+        told = 0 if self.ended.get(lane.stage.key, ("", ""))[0] == "pruned" else self.told
+        return [asdict(each) for each in lane.epochs if each.epoch > told]
 
 
 def fix_algorithms() -> None:

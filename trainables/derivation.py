@@ -61,7 +61,7 @@ class _Source:
 
     def __init__(self, stage: Stage, store: ArtifactStore) -> None:
         self.stage, self.store = stage, store
-        self.dataset: Dataset = load_for(stage.dataset)
+        self.dataset: Dataset = load_for(stage.dataset, store)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
 
     def content(self) -> bytes:

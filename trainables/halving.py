@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import ray
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from takd.trainables.looks import Looks
+
 
 class Halving:
     """Says of each student at each rung whether it goes on. Stages that others learn from are never asked about.
@@ -31,6 +33,12 @@ class Halving:
             if key not in self.stopped and self._decide(key, epoch, accuracy) == TrialScheduler.STOP:
                 self.stopped.add(key)
         return [key for key in accuracies if key in self.stopped]
+
+    def record(self, students: Mapping[str, Looks]) -> None:
+        """What students had at which epochs before this process began, so that others are measured by that too."""
+        for key, accuracies in students.items():
+            for epoch in sorted(accuracies):
+                self._decide(key, epoch, accuracies[epoch])
 
     def _decide(self, key: str, epoch: int, accuracy: float) -> str:
         student = SimpleNamespace(trial_id=key)  # all that the scheduler reads of a trial

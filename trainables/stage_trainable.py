@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from ray import tune
 
 from takd.search_spaces import Stage
 from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.shared_root import answer_sign
 from takd.trainables.store.storage import FULL
 
 if TYPE_CHECKING:
@@ -31,8 +33,8 @@ class StageTrainable(tune.Trainable):
 
     Teacher, assistant and student differ in data, not in code.
 
-    config: `root`, `cpu` and `gpu`; with `deterministic` a GPU is so too. The lists come one at a time by `assign`,
-    between two steps; each has `work`
+    config: `root`, `cpu`, `gpu`, and `sign`, a file of the study's process in the root; with `deterministic` a GPU is
+    so too. The lists come one at a time by `assign`, between two steps; each has `work`
     (`train`; or `derive` what is learned from stages whose weights exist, in their `views` by key), `stages` (of one
     shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
     many at once as go fastest), `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is
@@ -45,7 +47,8 @@ class StageTrainable(tune.Trainable):
     A report has the state of every stage whose end was not told before: `running`, or how it ended: `done`, `failed`,
     `pruned`, `no room` (the storage is full), `returned` (not trained here: most of the list were at another epoch, or
     it was too long). `width` is how many lanes go fastest, where that was measured. `idle` says that the list is done.
-    The first report has nothing but the worker's `node` and its own handle, `actor`, by which lists are assigned.
+    The first report has nothing but the worker's `node` and `host`, its own handle, `actor`, by which lists are
+    assigned, and what is wrong with the `root` there, or None.
     """
 
     @classmethod
@@ -59,7 +62,7 @@ class StageTrainable(tune.Trainable):
 
         if config.get("deterministic"):
             fix_algorithms()
-        self.store, self.threads = ArtifactStore(config["root"]), config["cpu"]
+        self.store, self.threads, self.sign = ArtifactStore(config["root"]), config["cpu"], config["sign"]
         self.batch: StageBatch | None = None
         self.given: dict[str, Any] = {}
         self.introduced, self.wait_seconds = False, 0.0
@@ -72,7 +75,7 @@ class StageTrainable(tune.Trainable):
         if not self.introduced:
             self.introduced = True
             context = ray.get_runtime_context()
-            return NOTHING | {"node": context.get_node_id(), "actor": context.current_actor}
+            return self._introduction(context.get_node_id(), context.current_actor)
         if not self.given:
             return self._wait()
         if self.given["work"] == "derive":
@@ -90,6 +93,10 @@ class StageTrainable(tune.Trainable):
                 raise
             self.batch.no_room(f"{self.store.root}: {error.strerror}")
         return self._report(self.batch)
+
+    def _introduction(self, node: str, actor: Any) -> dict[str, Any]:
+        wrong = answer_sign(self.store.root, self.sign, node)
+        return NOTHING | {"node": node, "actor": actor, "host": socket.gethostname(), "root": wrong}
 
     def _report(self, batch: "StageBatch") -> dict[str, Any]:
         report = {"stages": batch.states(), "width": batch.width, "idle": not batch.lanes}
@@ -109,7 +116,10 @@ class StageTrainable(tune.Trainable):
         stages = [Stage.model_validate(stage) for stage in given["stages"]]
         self.checkpointed_at = time.monotonic()
         threads = given["threads"] or self.threads
-        return StageBatch(stages, self.store, threads, given["measure_width"], given["origin"], given["whole"])
+        batch = StageBatch(stages, self.store, threads, given["measure_width"], given["origin"], given["whole"])
+        if given["halving"] is not None and (before := batch.accuracies_before(given["halving_epochs"])):
+            given["halving"].record.remote(before)
+        return batch
 
     def _derive(self) -> dict[str, Any]:
         from takd.trainables.derivation import derive

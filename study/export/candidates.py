@@ -128,4 +128,4 @@ def student_of(candidate: Candidate, folder: StudyFolder, stages: Mapping[str, S
     path = Path(arm=candidate.row["arm"], student=stages[key])
     found = {stage.key: folder.artifacts.describe(stage.key) for stage in path.stages}
     known = {key: description for key, description in found.items() if description}
-    return Student(candidate, folder, path, known, load_for(path.student.dataset))
+    return Student(candidate, folder, path, known, load_for(path.student.dataset, folder.artifacts))

@@ -1,7 +1,9 @@
 """What an export says of itself: as JSON for programs, and the same as Markdown for people."""
 
+import html
 import json
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -307,8 +309,9 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
         yield f"| same class as its teacher | {_percent(agreement)} | {_percents(agreement)} |"
     if two := test["two_classes"]:
         yield f"| area under the ROC curve | {two['auc']:.4f} | {two['auc_low']:.4f} to {two['auc_high']:.4f} |"
-        at = f"where a probability of {two['positive']} of {two['threshold']:.3f} or more counts as it"
-        yield f"| F1 of {two['positive']}, {at} | {two['f1']:.4f} | |"
+        positive = as_text(two["positive"])
+        at = f"where a probability of {positive} of {two['threshold']:.3f} or more counts as it"
+        yield f"| F1 of {positive}, {at} | {two['f1']:.4f} | |"
         yield f"| accuracy there | {100 * two['accuracy_at_threshold']:.2f} % | |"
     yield f"| calibration error, {BINS} bins | {100 * test['calibration_error']:.2f} % | |"
     yield f"| mean confidence | {100 * test['mean_confidence']:.2f} % | |"
@@ -359,8 +362,8 @@ def _path(card: Mapping[str, Any]) -> Iterator[str]:
         if given := stage["given"]:
             yield ""
             yield _paragraph(
-                f"The {stage['role']} `{stage['model']}` existed before, as `{given['file']}`: the study keeps what it",
-                f"uses of that under the SHA-256 `{given['sha256']}`.",
+                f"The {stage['role']} `{stage['model']}` existed before, as {as_text(given['file'])}: the study keeps",
+                f"what it uses of that under the SHA-256 `{given['sha256']}`.",
             )
     yield f"\nEverything that determined a stage is in `{CARD}`; its key is the SHA-256 of that."
 
@@ -412,7 +415,9 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
     )
     yield _item(
         f"It was trained on {card['path'][-1]['examples']:,} of {data['sizes']['train']:,} training images.",
-        "Its weakest classes: " + ", ".join(f"{name} ({_percent(each)} right)" for name, each in weakest) + ".",
+        "Its weakest classes: "
+        + ", ".join(f"{as_text(name)} ({_percent(each)} right)" for name, each in weakest)
+        + ".",
     )
     for warning in card["warnings"]:
         yield _item(warning)
@@ -448,6 +453,12 @@ def _check(card: Mapping[str, Any]) -> Iterator[str]:
 def _change(drop: float) -> str:
     """Of float32's accuracy, in points."""
     return f"{abs(drop):.2f} points {'below' if drop >= 0 else 'above'} that of float32"
+
+
+def as_text(name: str) -> str:
+    """A name that a user gave, so that Markdown shows it as it is: no HTML, no link, no cell of its own."""
+    marked = re.sub(r"[\\`*\[\]|~#]|(?<![^\W_])_|_(?![^\W_])", lambda found: f"\\{found[0]}", " ".join(name.split()))
+    return html.escape(marked, quote=False)
 
 
 def _paragraph(*parts: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +18,30 @@ SHOWN = 3  # classes
 
 def print_predictions(folder: Path, images: Sequence[Path], console: Console) -> None:
     """A line an image: its most likely classes with their probabilities in percent."""
+    classes, found = _predicted(folder, images)
+    width = max(len(str(image)) for image in images)
+    for image, row in zip(images, found, strict=True):
+        likely = np.argsort(-row, kind="stable")[:SHOWN]
+        said = "   ".join(f"{classes[each]} {100 * row[each]:6.2f} %" for each in likely)
+        console.print(f"{image!s:{width}}   {said}")
+
+
+def predictions(folder: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
+    """The same with every class, as docs/json.md says."""
+    classes, found = _predicted(folder, images)
+    return [
+        {
+            "image": str(image),
+            "classes": [
+                {"class": classes[each], "probability": float(row[each])} for each in np.argsort(-row, kind="stable")
+            ],
+        }
+        for image, row in zip(images, found, strict=True)
+    ]
+
+
+def _predicted(folder: Path, images: Sequence[Path]) -> tuple[list[str], Array]:
+    """The names of the classes, and probabilities `[images, classes]`."""
     needs_onnx("takd predict")
     card = read_card(folder)
     try:
@@ -25,11 +50,7 @@ def print_predictions(folder: Path, images: Sequence[Path], console: Console) ->
         raise InputError(f"{folder / ONNX}: {error.strerror}") from None
     read = read_images(images, reading_of(card))
     found = probabilities(ONNX, model, torch.from_numpy(read), normalization_of(card))
-    width = max(len(str(image)) for image in images)
-    for image, row in zip(images, found, strict=True):
-        likely = np.argsort(-row, kind="stable")[:SHOWN]
-        said = "   ".join(f"{card['classes'][each]} {100 * row[each]:6.2f} %" for each in likely)
-        console.print(f"{image!s:{width}}   {said}")
+    return card["classes"], np.asarray(found)
 
 
 def read_images(files: Sequence[Path], reading: Reading) -> Array:

@@ -25,3 +25,9 @@ def outcome_attributes(paths: Iterable[Path], found: Mapping[str, Description | 
     }
     seconds = sum(outcomes[key]["train_seconds"] for key in stages if key in outcomes)
     return {"students": json.dumps(students), "path_seconds": round(seconds, 2)}
+
+
+def students_of(attributes: Mapping[str, Any]) -> dict[str, float]:
+    """By seed the accuracy, in percent, of a trial's students that were trained to their end; see above."""
+    found: dict[str, float] = json.loads(attributes.get("students", "{}"))
+    return found

@@ -4,7 +4,7 @@ A stage that others learn from needs, beside its weights, its soft targets in th
 these don't (a student that is needed as an assistant, a given teacher), it becomes ready once more, to be derived from.
 """
 
-from collections import deque
+from bisect import insort
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from takd.search_spaces import ROLES, Path, Role, Stage, ViewName
 from takd.search_spaces.stage import Phase
+from takd.trainables.looks import Looks, looks
 
 State = Literal["waiting", "ready", "running", "done", "failed", "pruned"]
 STATES: tuple[State, ...] = ("waiting", "ready", "running", "done", "failed", "pruned")
@@ -68,10 +69,12 @@ class Node:
     there: set[ViewName] = field(default_factory=set)  # of these, those whose soft targets were found
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
+    lasting: bool = False  # it failed by what its key says, and would again
     description: Description | None = None
     chunk: "Chunk | None" = None  # with whom alone it trains, where that is fixed
     number: int = 0  # of the stages that were needed before it
     deaths: int = 0  # workers that died while they trained it, with others or alone
+    looks: Looks = field(default_factory=dict)  # of students that may be ended early: what they had reached, by epoch
     uses: set[int] = field(default_factory=set)  # proposals
     arms: set[str] = field(default_factory=set)  # whose student it is; nearly always one
 
@@ -84,6 +87,12 @@ class Node:
     def shown(self) -> str:
         """Its state among `counts`."""
         return "cached" if self.cached and self.state == "done" else self.state
+
+    @property
+    def order(self) -> tuple[bool, int, int, int]:
+        """Of stages that are ready: those first that were asked for first, and last those whose workers died."""
+        trial, _, seed = self.first_use.partition(".")
+        return self.deaths > 0, abs(int(trial)), int(seed), self.number
 
     def forget_epochs(self) -> None:
         """Its metrics by epoch have been told to whom they concern: of ten thousand stages they would fill memory."""
@@ -122,11 +131,24 @@ class StageGraph:
     their order decide who trains with whom, and not what happens to be ready.
     """
 
-    def __init__(self, find: Find, fixed_lanes: int | None = None) -> None:
-        self.find, self.fixed_lanes = find, fixed_lanes
+    def __init__(
+        self,
+        find: Find,
+        lasting: Mapping[str, str] | None = None,
+        pruned: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+        look_every: int | None = None,
+        fixed_lanes: int | None = None,
+    ) -> None:
+        """`lasting` has the reasons of stages, by key, that fail whenever they are trained: they are not.
+
+        `pruned` has the epochs of students that an earlier run ended early, by key: they stay so. `look_every` is how
+        many epochs lie between two looks at a student's accuracy.
+        """
+        self.find, self.lasting, self.pruned, self.look_every = find, lasting or {}, pruned or {}, look_every
+        self.fixed_lanes = fixed_lanes
         self._chunks: dict[tuple[Any, ...], list[Chunk]] = {}  # the one of each stage so far, by what they share
         self.counts: dict[str, dict[str, int]] = {role: dict.fromkeys((*STATES, "cached"), 0) for role in ROLES}
-        self._ready: dict[str, dict[Group, deque[Node]]] = {role: {} for role in ROLES}
+        self._ready: dict[str, dict[Group, list[Node]]] = {role: {} for role in ROLES}  # by `Node.order`
         self.nodes: dict[str, Node] = {}
         self.open: dict[int, Proposal] = {}
         self._accuracies: dict[tuple[str, str], list[float]] = {}  # by arm and configuration
@@ -155,6 +177,8 @@ class StageGraph:
             cached=description is not None,
             chunk=self._chunk_of(stage, proposal),
         )
+        if description:
+            self.note_looks(node, description["outcome"].get("epochs", ()))
         node.forget_epochs()
         self.counts[stage.role]["waiting"] += 1
         for upstream in stage.upstream:
@@ -190,7 +214,7 @@ class StageGraph:
     def _unqueue(self, node: Node) -> bool:
         """Whether it was ready, and not yet taken."""
         group = self._group(node)
-        queue = self._ready[group.role].get(group, deque())
+        queue = self._ready[group.role].get(group, [])
         if node not in queue:
             return False
         queue.remove(node)
@@ -200,6 +224,13 @@ class StageGraph:
 
     def _open(self, node: Node) -> None:
         """It is to be trained: from soft targets, in the views of its recipe, of the stages upstream."""
+        if (reason := self.lasting.get(node.stage.key)) is not None:
+            self._fail(node, reason, lasting=True)
+            return
+        if node.stage.role == "student" and (epochs := self.pruned.get(node.stage.key)) is not None:
+            self.note_looks(node, epochs)
+            self._set_state(node, "pruned")
+            return
         for stage in node.stage.upstream:
             upstream = self.nodes[stage.key]
             upstream.views |= set(node.stage.recipe.view_names)
@@ -219,13 +250,18 @@ class StageGraph:
         upstream = [self.nodes[stage.key] for stage in node.stage.upstream]
         failed = next((each for each in upstream if each.state == "failed"), None)
         if failed:
-            self._fail(node, f"{failed.stage.role} {failed.stage.model} failed: {failed.reason}")
+            reason = f"{failed.stage.role} {failed.stage.model} failed: {failed.reason}"
+            self._fail(node, reason, failed.lasting)
         elif all(each.state == "done" for each in upstream):
             self._set_state(node, "ready")
 
     def groups(self) -> "Iterator[Group]":
-        """Whose stages could train, in order: what others learn from first, then what was ready first."""
-        return (group for groups in self._ready.values() for group in groups)
+        """Whose stages could train, in order: what others learn from first, then what was asked for first.
+
+        When they became ready says nothing: so a study that goes on trains in the order of one that nobody disturbed.
+        """
+        for groups in self._ready.values():
+            yield from sorted(groups, key=lambda group: groups[group][0].order)
 
     def ready(self, group: "Group") -> int:
         """How many stages of a group could train now."""
@@ -239,7 +275,9 @@ class StageGraph:
     def take(self, group: "Group", most: int) -> list[Node]:
         """Ready stages of a group, in order, each given once."""
         queue = self._ready[group.role][group]
-        taken = [queue.popleft() for _ in range(min(most, group.most_lanes or most, len(queue)))]
+        number = min(most, group.most_lanes or most)
+        taken = queue[:number]
+        del queue[:number]
         if not queue:
             del self._ready[group.role][group]
         if group.chunk is not None:  # the lane that a stage has is fixed too
@@ -263,7 +301,7 @@ class StageGraph:
         counts[node.shown] += 1
         if state == "ready":
             group = self._group(node)
-            self._ready[group.role].setdefault(group, deque()).append(node)
+            insort(self._ready[group.role].setdefault(group, []), node, key=lambda each: each.order)
 
     def finish(self, key: str) -> None:
         """A worker is done with the stage: where all is there that others need, they may become ready."""
@@ -271,6 +309,8 @@ class StageGraph:
         was = node.work
         node.description = self.find.artifact(node.stage)
         node.trained |= was == "train" and node.description is not None
+        if node.description:
+            self.note_looks(node, node.description["outcome"].get("epochs", ()))
         if node.description is None and (was == "train" or node.stage.given):
             self.fail(key, "its artifact is not in the store")
         elif node.description is None:  # damaged since it was found: it must be trained again
@@ -305,12 +345,13 @@ class StageGraph:
                 node.most_lanes = None if together else max(1, len(keys) // 4)
                 self._set_state(node, "ready")
 
-    def fail(self, key: str, reason: str) -> None:
-        self._fail(self.nodes[key], reason)
+    def fail(self, key: str, reason: str, lasting: bool = False) -> None:
+        """`lasting`: because of what its key says, so that it would fail again."""
+        self._fail(self.nodes[key], reason, lasting)
 
-    def _fail(self, node: Node, reason: str) -> None:
+    def _fail(self, node: Node, reason: str, lasting: bool = False) -> None:
         self._set_state(node, "failed")
-        node.reason = reason
+        node.reason, node.lasting = reason, lasting
         self._tell_downstream(node.stage.key)
 
     def _tell_downstream(self, key: str) -> None:
@@ -318,9 +359,14 @@ class StageGraph:
             if self.nodes[name].state == "waiting":
                 self._look_upstream(self.nodes[name])
 
-    def prune(self, key: str) -> None:
+    def prune(self, key: str, epochs: Sequence[Mapping[str, Any]] = ()) -> None:
         """A scheduler ended the stage early: it leaves no result, and nothing is wrong with it."""
+        self.note_looks(self.nodes[key], epochs)
         self._set_state(self.nodes[key], "pruned")
+
+    def note_looks(self, node: Node, epochs: Sequence[Mapping[str, Any]]) -> None:
+        if self.look_every is not None and node.stage.role == "student":
+            node.looks = looks(epochs, self.look_every)
 
     def close_finished(self) -> list[Proposal]:
         """Takes out the proposals all of whose students have ended."""

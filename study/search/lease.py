@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,8 @@ BEAT_SECONDS = 5.0
 SILENT_SECONDS = 30.0  # a holder on another machine that gave no sign for so long is dead
 
 log = logging.getLogger("takd")
+
+_released: set[str] = set()  # claims of this process that are held no more, though the storage could not be told
 
 
 class Lease:
@@ -38,7 +41,8 @@ class Lease:
         self._thread.join()
         try:
             self._claims.tell(self._trial.number, state=TrialState.FAIL, skip_if_finished=True)
-        except Exception as error:  # whatever the storage has: the claim falls with this process
+        except Exception as error:  # whatever the storage has: others know by the process that it fell
+            _released.add(self._trial.user_attrs["holder"]["claim"])
             log.debug("lease of %s: %s", self._claims.study_name, error)
 
     def _beat(self) -> None:
@@ -59,7 +63,7 @@ def acquire_lease(
 
     on_wait is told when it takes a while to see whether a holder on another machine lives.
     """
-    claims = optuna.create_study(study_name=f"{study} (lease)", storage=storage, load_if_exists=True)
+    claims = optuna.create_study(study_name=lease_of(study), storage=storage, load_if_exists=True)
     trial = claims.ask()
     trial.set_user_attr("holder", _myself())
     for other in claims.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -72,13 +76,42 @@ def acquire_lease(
     return Lease(claims, trial, on_lost)
 
 
+def runner(storage: optuna.storages.BaseStorage, study: str) -> str | None:
+    """Which living process runs a study, as far as can be told at once; None where none does. Writes nothing.
+
+    One on another machine counts as living while its last sign of life is young by this machine's clock.
+    """
+    try:
+        claims = optuna.load_study(study_name=lease_of(study), storage=storage)
+    except KeyError:
+        return None
+    for claim in claims.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        holder = claim.user_attrs.get("holder")
+        if holder and holder["host"] == socket.gethostname() and holder["boot"] == _boot():
+            living = holder["started"] is not None and _start_of(holder["process"]) == holder["started"]
+        else:
+            begun = claim.datetime_start.timestamp() if claim.datetime_start else 0.0
+            living = abs(time.time() - claim.user_attrs.get("beat", begun)) < SILENT_SECONDS
+        if living:
+            return _name(claim)
+    return None
+
+
+def lease_of(study: str) -> str:
+    """The name of the Optuna study that has the claims to another."""
+    return f"{study} (lease)"
+
+
 def _myself() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "process": pid, "started": _start_of(pid)}
+    about = {"host": socket.gethostname(), "boot": _boot(), "process": pid, "started": _start_of(pid)}
+    return about | {"claim": uuid.uuid4().hex}
 
 
 def _lives(claims: optuna.Study, claim: FrozenTrial, on_wait: Callable[[str], None]) -> bool:
     holder = claim.user_attrs.get("holder")
+    if holder and holder.get("claim") in _released:
+        return False
     if holder and holder["host"] == socket.gethostname() and holder["boot"] == _boot():
         return holder["started"] is not None and _start_of(holder["process"]) == holder["started"]
     # Another machine's clock may be off: what counts is whether its beat changes, by this machine's clock.

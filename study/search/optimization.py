@@ -2,32 +2,42 @@
 
 import json
 import os
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from heapq import nlargest
 from statistics import fmean
 from typing import Any
 
 import optuna
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
-from takd.search_spaces import TRAINING_REVISION, DatasetFingerprint, InputError, Path, Space, Stage, space_from
+from takd.search_spaces import (
+    TRAINING_REVISION,
+    Configuration,
+    DatasetFingerprint,
+    InputError,
+    Path,
+    Space,
+    Stage,
+    distinct,
+    one_number,
+    space_from,
+)
 from takd.search_spaces.factors import value_text
 from takd.study.folder import StudyFolder
-from takd.study.search.attributes import outcome_attributes, proposal_attributes
-from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.attributes import outcome_attributes, proposal_attributes, students_of
+from takd.study.search.graph import Node, Proposal, StageGraph
+from takd.study.search.storages import open_optuna
+from takd.study.stopping import Stop
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-SYNC_SECONDS = 1.0
 FIRST_KEPT_REVISION = 2  # of studies that say none
 NEVER = "never said"
+AGAIN = "again"  # what a trial says of the failed one in whose place it is: its number
 
 
 class Search:
@@ -37,17 +47,43 @@ class Search:
         self.study = study
         self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
-        # Counted once, then kept up to date: one process at a time proposes.
-        self._proposed = Counter(_canonical(trial.params) for trial in self.proposed())
-        self.asked = self._proposed.total()
+        # Counted once, then kept up to date: one process at a time proposes. A trial that is tried again has its seeds.
+        everything = [trial for trial in self._trials() if "seeds" in trial.user_attrs]
+        self._proposed = Counter(_canonical(trial.params) for trial in everything if AGAIN not in trial.user_attrs)
+        self.asked = len(self.proposed())
+        self._choices = _stored_choices(everything)
 
     def enqueue(self) -> None:
         """Queues what the space says of trials before the sampler is asked, as far as it is not queued already."""
-        have = Counter(_canonical(_told(trial)) for trial in self._trials())
+        have = Counter(_canonical(_told(trial)) for trial in self._trials() if AGAIN not in trial.user_attrs)
         for parameters in self.space.queued():
             have[_canonical(parameters)] -= 1
             if have[_canonical(parameters)] < 0:
                 self.study.enqueue_trial(parameters)
+
+    def try_again(self) -> int:
+        """Queues anew what failed, unless it would fail again by what its keys say; returns how many trials.
+
+        A trial of Optuna's that has ended stays as it is: another takes its place, with its configuration and seeds.
+        """
+        failed = self.failed_before
+        for trial in failed:
+            self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
+        self.asked -= len(failed)
+        return len(failed)
+
+    @property
+    def failed_before(self) -> list[FrozenTrial]:
+        """The trials that the next run tries again."""
+        return [trial for trial in self.proposed() if trial.state == TrialState.FAIL and not _lasts(trial)]
+
+    @property
+    def lasting(self) -> dict[str, str]:
+        """The reasons of the stages, by key, that would fail again."""
+        found = dict(self.study.user_attrs.get("confirm_lasting", {}))
+        for trial in self._trials():
+            found |= trial.user_attrs.get("lasting", {})
+        return found
 
     def ask(self) -> Proposal | None:
         """The next configuration, with seeds no earlier trial of the same configuration had; None: budget spent."""
@@ -59,18 +95,21 @@ class Search:
         return self._propose(self.study.ask())
 
     def _propose(self, trial: optuna.Trial) -> Proposal:
-        choice = self.space.suggest(trial)
+        choice = self._suggest(trial)
         parameters = trial.params
         configuration = _canonical(parameters)
-        same = self._proposed[configuration]
-        seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        if (again := trial.user_attrs.get(AGAIN)) is None:
+            same = self._proposed[configuration]
+            seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
+        else:
+            seeds = self._trials()[again].user_attrs["seeds"]
         paths = self.space.paths(choice, self.dataset, seeds)
         trial.set_user_attr("arm", choice.arm.name)
         trial.set_user_attr("path", str(paths[0]))
         for name, value in proposal_attributes(paths).items():
             trial.set_user_attr(name, value)
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
-        self._proposed[configuration] += 1
+        self._proposed[configuration] += again is None
         self.asked += 1
         cell = self.space.cell(parameters).name
         return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths, cell=cell)
@@ -78,12 +117,15 @@ class Search:
     def _set_sampler(self, number: int, trials: Sequence[FrozenTrial]) -> None:
         """What is drawn for a trial follows from its number, not from what this process drew before.
 
-        The sampler sees the trials of its cell alone.
+        Trials that are tried again count for nothing: all others draw what they would have drawn without them. The
+        sampler sees the trials of its cell alone.
         """
-        if self.space.factors:
+        again = sum(AGAIN in trial.user_attrs for trial in trials[:number])
+        space, seen = self.space, trials
+        if space.factors:
             own = self._values_of(trials[number])
-            trials = [trial for trial in trials if self._values_of(trial) == own]
-        self.study.sampler = _sampler(self.space, number, trials)
+            space, seen = space.cell(own).space, [trial for trial in trials if self._values_of(trial) == own]
+        self.study.sampler = _sampler(space, number - again, number, seen, whole=len(seen) == len(trials))
 
     def _values_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Of the factors, as it was told."""
@@ -96,16 +138,27 @@ class Search:
         Of what is confirmed only failures are kept, those of the last run.
         """
         keys = {stage.key for path in proposal.paths for stage in path.stages}
-        failures = {key: graph.nodes[key].reason for key in keys if graph.nodes[key].state == "failed"}
+        failures = {key: graph.nodes[key].reason or "" for key in keys if graph.nodes[key].state == "failed"}
+        lasting = {key: reason for key, reason in failures.items() if graph.nodes[key].lasting}
         if proposal.phase == "confirm":
-            self.study.set_user_attr("confirm_failures", self.confirm_failures | failures)
+            others = {key: reason for key, reason in self.confirm_failures.items() if key not in keys}
+            if others | failures != self.confirm_failures:
+                self.study.set_user_attr("confirm_failures", others | failures)
+            if lasting:
+                known = self.study.user_attrs.get("confirm_lasting", {})
+                self.study.set_user_attr("confirm_lasting", known | lasting)
             return
         accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
         trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
         for name, value in outcome_attributes(proposal.paths, {k: graph.nodes[k].description for k in keys}).items():
             trial.set_user_attr(name, value)
+        for epoch, value in _intermediate_values(graph.students(proposal)).items():
+            if epoch not in self._trials()[proposal.number].intermediate_values:  # else an earlier run was cut off here
+                trial.report(value, epoch)
         if failures:
             trial.set_user_attr("failures", failures)
+            if lasting:
+                trial.set_user_attr("lasting", lasting)
             self.study.tell(proposal.number, state=TrialState.FAIL)
         elif len(accuracies) < len(proposal.paths):
             self.study.tell(proposal.number, state=TrialState.PRUNED)
@@ -128,12 +181,12 @@ class Search:
         return Proposal(trial.number, configuration_of(trial), self.paths_of(trial), cell=cell)
 
     def finished(self) -> list[tuple[str, str, list[float]]]:
-        """Arm, configuration and its students' mean accuracy, once a seed, of the trials that ended well."""
-        return [
-            (trial.user_attrs["arm"], configuration_of(trial), [trial.value] * len(trial.user_attrs["seeds"]))
-            for trial in self.proposed()
-            if trial.state == TrialState.COMPLETE and trial.value is not None
-        ]
+        """Arm, configuration and the accuracies of its students, of every trial that has some, pruned or not.
+
+        Of a trial that ended well its mean, once a seed. So the best of an arm is the one that the tables show.
+        """
+        ended = [trial for trial in self.proposed() if trial.state.is_finished()]
+        return [(trial.user_attrs["arm"], configuration_of(trial), _accuracies(trial)) for trial in ended]
 
     def choose(self, best: Iterable[str]) -> None:
         """Records the configurations that are to be confirmed, by their names: one of each arm in each cell."""
@@ -196,7 +249,7 @@ class Search:
         trials = self._trials()
         numbers = self.study.user_attrs.get("confirmed", []) if best is None else self._first_of(best)
         chosen = [trials[number] for number in numbers]
-        paths = [self.space.confirming_paths(self.space.suggest(trial), self.dataset) for trial in chosen]
+        paths = [self.space.confirming_paths(self._suggest(trial), self.dataset) for trial in chosen]
         return [
             Proposal(-1 - trial.number, configuration_of(trial), each, "confirm", self.space.cell(trial.params).name)
             for trial, each in zip(chosen, paths, strict=True)
@@ -205,7 +258,11 @@ class Search:
 
     def paths_of(self, trial: FrozenTrial) -> tuple[Path, ...]:
         """The paths of a stored trial: the same values again."""
-        return self.space.paths(self.space.suggest(trial), self.dataset, trial.user_attrs["seeds"])
+        return self.space.paths(self._suggest(trial), self.dataset, trial.user_attrs["seeds"])
+
+    def _suggest(self, trial: optuna.Trial | FrozenTrial) -> Configuration:
+        """What a trial chooses, from the choices that the study began with."""
+        return self.space.suggest(_AsStored(trial, self._choices))
 
     def stages(self) -> dict[str, Stage]:
         """All stages of the study by key, of the search and of what is confirmed."""
@@ -219,8 +276,10 @@ class Search:
             yield from proposal.paths
 
     def proposed(self) -> list[FrozenTrial]:
-        """All trials that were proposed, in order."""
-        return [trial for trial in self._trials() if "seeds" in trial.user_attrs]
+        """All trials that were proposed, in order, but those that failed and in whose place others are."""
+        trials = self._trials()
+        replaced = {trial.user_attrs.get(AGAIN) for trial in trials}
+        return [trial for trial in trials if "seeds" in trial.user_attrs and trial.number not in replaced]
 
     @property
     def remaining(self) -> int:
@@ -246,6 +305,26 @@ def _told(trial: FrozenTrial) -> dict[str, Any]:
     return told
 
 
+def _accuracies(trial: FrozenTrial) -> list[float]:
+    if trial.state == TrialState.COMPLETE and trial.value is not None:
+        return [trial.value] * len(trial.user_attrs["seeds"])
+    return [percent / 100 for percent in students_of(trial.user_attrs).values()]
+
+
+def _intermediate_values(students: Sequence[Node]) -> dict[int, float]:
+    """By epoch, the mean accuracy of the students that came so far; where any may be ended early."""
+    by_epoch: dict[int, list[float]] = {}
+    for node in students:
+        for epoch, accuracy in node.looks.items():
+            by_epoch.setdefault(epoch, []).append(accuracy)
+    return {epoch: fmean(found) for epoch, found in sorted(by_epoch.items())}
+
+
+def _lasts(trial: FrozenTrial) -> bool:
+    """Whether all that failed of it would fail again."""
+    return set(trial.user_attrs.get("lasting", {})) == set(trial.user_attrs.get("failures", {}))
+
+
 def configuration_of(trial: FrozenTrial) -> str:
     return configuration_name(trial.user_attrs["arm"], trial.params)
 
@@ -256,10 +335,40 @@ def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
     return " ".join([arm, *chosen])
 
 
-def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> Search:
-    """A new study, or the one of that name; raises InputError when that has another space or dataset."""
-    study = _load(folder) or optuna.create_study(
-        study_name=folder.name, storage=open_optuna(folder), direction="maximize", load_if_exists=True
+def _stored_choices(trials: Sequence[FrozenTrial]) -> dict[str, Sequence[Any]]:
+    """By parameter the choices that a study's trials have had."""
+    found: dict[str, Sequence[Any]] = {}
+    for trial in trials:
+        for name in trial.distributions.keys() - found.keys():
+            if isinstance(kind := trial.distributions[name], optuna.distributions.CategoricalDistribution):
+                found[name] = kind.choices
+    return found
+
+
+class _AsStored:
+    """A trial that is offered a parameter's choices as its study began: an older one may have 1 and 1.0 as two.
+
+    Optuna takes no other choices for a parameter than those it had first.
+    """
+
+    def __init__(self, trial: optuna.Trial | FrozenTrial, stored: Mapping[str, Sequence[Any]]) -> None:
+        self._trial, self._stored = trial, stored
+        self.suggest_int, self.suggest_float = trial.suggest_int, trial.suggest_float
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        before = self._stored.get(name, choices)
+        same = distinct(before) == distinct(choices)
+        return one_number(self._trial.suggest_categorical(name, before if same else choices))
+
+
+def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None) -> Search:
+    """A new study, or the one of that name; raises InputError when that has another space or dataset.
+
+
+    `stop` ends the waiting for a database that is away.
+    """
+    study = _load(folder, stop) or optuna.create_study(
+        study_name=folder.name, storage=open_optuna(folder, stop), direction="maximize", load_if_exists=True
     )
     if "dataset" not in study.user_attrs:
         study.set_user_attr("training_revision", TRAINING_REVISION)
@@ -288,80 +397,21 @@ def find_search(folder: StudyFolder) -> Search | None:
     return Search(study) if study and "dataset" in study.user_attrs else None
 
 
-def _load(folder: StudyFolder) -> optuna.Study | None:
+def _load(folder: StudyFolder, stop: Stop | None = None) -> optuna.Study | None:
     if folder.journal and not os.path.exists(folder.journal):
         return None
     try:
-        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder))
+        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder, stop))
     except KeyError:
         return None
 
 
-def open_optuna(folder: StudyFolder) -> BaseStorage:
-    """The journal in the study's folder, or the database of its URL; raises InputError on one that can't be opened."""
-    if folder.journal:
-        return JournalStorage(Journal(str(folder.journal)))
-    try:
-        return RDBStorage(folder.database, engine_kwargs={"pool_pre_ping": True})
-    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
-
-
-class Journal(JournalFileBackend):
-    """A journal file that survives a writer that was cut off in the middle of a line.
-
-    It is synced to disk once a second, where Optuna's own is with every line, a dozen a trial. What a machine that
-    loses its power forgets is asked and told again: the artifacts are there.
-    """
-
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
-        self._file, self._lock, self._synced = file, JournalFileSymlinkLock(file), 0.0
-        self._drop_half_line()
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = "".join(f"{json.dumps(each, separators=(',', ':'))}\n" for each in logs)
-        self._lock.acquire()
-        try:
-            self._append(lines.encode())
-        except OSError:
-            self._truncate_half_line()
-            raise
-        finally:
-            self._lock.release()
-
-    def _append(self, lines: bytes) -> None:
-        with open(self._file, "ab") as file:
-            file.write(lines)
-            file.flush()
-            if time.monotonic() - self._synced > SYNC_SECONDS:
-                os.fsync(file.fileno())
-                self._synced = time.monotonic()
-
-    def _drop_half_line(self) -> None:
-        """What was not written to its line's end never happened; Optuna can't read past it."""
-        if _ends_whole(self._file):
-            return
-        self._lock.acquire()  # whoever is still writing ends first
-        try:
-            self._truncate_half_line()
-        finally:
-            self._lock.release()
-
-    def _truncate_half_line(self) -> None:
-        with open(self._file, "r+b") as file:
-            content = file.read()
-            file.truncate(content.rfind(b"\n") + 1)
-
-
-def _ends_whole(file: str) -> bool:
-    with open(file, "rb") as journal:
-        size = journal.seek(0, os.SEEK_END)
-        if size == 0:
-            return True
-        journal.seek(-1, os.SEEK_END)
-        return journal.read(1) == b"\n"
+def delete_search(folder: StudyFolder, others: Sequence[str] = ()) -> None:
+    """Takes a study out of a database, and others that belong to it; what isn't there is fine."""
+    storage = open_optuna(folder)
+    for name in (folder.name, *others):
+        with suppress(KeyError):
+            optuna.delete_study(study_name=name, storage=storage)
 
 
 # From a seed.
@@ -376,9 +426,25 @@ HISTORY = 1000  # trials a sampler sees: its time grows with their number, 34 ms
 BEST = 250  # of these, the best of those it would not see; TPE models the best 25 and all others
 
 
-def _sampler(space: Space, trial: int, trials: Sequence[FrozenTrial]) -> optuna.samplers.BaseSampler:
-    sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * trial) % 2**32)
-    return RecentHistory(sampler, trials) if space.factors or len(trials) > HISTORY else sampler
+def _sampler(
+    space: Space, draw: int, number: int, trials: Sequence[FrozenTrial], whole: bool
+) -> optuna.samplers.BaseSampler:
+    """For the trial of this number. What it draws follows from `draw`; `whole`: these trials are all of the study."""
+    sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * draw) % 2**32)
+    spent = _spent_arms(space, number, trials)
+    seen = [each for each in trials if each.params.get("arm") not in spent] if spent else trials
+    if not whole or len(seen) > HISTORY:
+        sampler = RecentHistory(sampler, seen)
+    return OtherArms(sampler, spent, seen) if spent else sampler
+
+
+def _spent_arms(space: Space, number: int, trials: Sequence[FrozenTrial]) -> set[str]:
+    """Arms that have nothing to tune and had their coverage, or one trial, before this one: others learn from more."""
+    idle = {arm.name for arm in space.all_arms if not space.varied(arm)}
+    before = [each for each in trials if each.number < number and AGAIN not in each.user_attrs]
+    had = Counter(each.params.get("arm") for each in before)
+    spent = {arm for arm in idle if had[arm] >= max(1, space.coverage)}
+    return spent if len(spent) < len(space.all_arms) else set()
 
 
 class RecentHistory(optuna.samplers.BaseSampler):
@@ -402,6 +468,40 @@ class RecentHistory(optuna.samplers.BaseSampler):
     def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
         seen = _Seen(study, self.seen)
         return self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+
+
+DRAWS = 20  # of an arm, until one comes that is not spent
+
+
+class OtherArms(optuna.samplers.BaseSampler):
+    """A sampler that draws from some arms no more, and is not shown their trials."""
+
+    def __init__(self, sampler: optuna.samplers.BaseSampler, spent: set[str], seen: Sequence[FrozenTrial]) -> None:
+        self.sampler, self.spent, self.seen = sampler, spent, seen
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
+
+    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        seen, drawn = _Seen(study, self.seen), {}
+        for _ in range(DRAWS):
+            drawn = self.sampler.sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
+            if drawn.get("arm") not in self.spent:
+                return drawn
+        return drawn | {"arm": self._other(trial, search_space["arm"])}
+
+    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
+        seen = _Seen(study, self.seen)
+        for _ in range(DRAWS):
+            drawn = self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
+            if name != "arm" or drawn not in self.spent:
+                return drawn
+        return self._other(trial, distribution)
+
+    def _other(self, trial: FrozenTrial, arms: Any) -> Any:
+        """Where the sampler insists, the others take turns."""
+        others = [arm for arm in arms.choices if arm not in self.spent]
+        return others[trial.number % len(others)]
 
 
 class _Seen:
@@ -459,4 +559,4 @@ def _differences(old: Any, new: Any, place: str = "") -> list[str]:
 
 
 def _canonical(parameters: Mapping[str, Any]) -> str:
-    return json.dumps(parameters, sort_keys=True)
+    return json.dumps({name: one_number(value) for name, value in parameters.items()}, sort_keys=True)

@@ -5,11 +5,12 @@ import os
 import re
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from types import ModuleType
 from typing import Any
@@ -19,25 +20,36 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 import ray
 from ray import tune
+from ray._common.network_utils import parse_address
+from ray._private.services import canonicalize_bootstrap_address
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 import takd
 from takd import search_spaces, trainables
-from takd.search_spaces import ROLES, WIDEST, InputError, Role, Space
+from takd.search_spaces import WIDEST, InputError, Role
 from takd.study.search.graph import Group, Node, Proposal, StageGraph
 from takd.study.search.optimization import Search
-from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers
+from takd.study.search.pruned import Pruned, looks_before
+from takd.study.search.storages import StorageAwayError
+from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers, fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
 from takd.trainables.halving import start_halving
 from takd.trainables.stage_trainable import StageTrainable
 from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.shared_root import SharedRoot
 from takd.trainables.store.storage import FULL
 
+NODES = "nodes"  # in the study's folder, while it runs: what shows that every node sees the root
 LOCAL = "local"  # Ray's word for one that is started here
 LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
+HOMELESS_SECONDS = 30.0  # that stages wait for a node before they are fitted to those that there are
+ANSWER_SECONDS = 15.0  # that a cluster may take to answer
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
+
+# Ray speaks gRPC, and so HTTP/2: both sides begin with their settings, a frame of type 4.
+HTTP2, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\4"
 
 # Tune's own state files, loggers and table are not used: what must last is in the two durable places.
 _TUNE_ENVIRONMENT = {
@@ -81,11 +93,15 @@ class PathSearcher(Searcher):
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.stop = stop
         self.artifacts = ArtifactStore(root)
-        self.resources = resources(search.space, reachable_resources())
+        self.shared_root = SharedRoot(root, f"{search.study.study_name}/{NODES}")
+        self.fits = fitted(search.space, possible_nodes())
+        self.needs = self.fits.needs
         self.guaranteed = len(search.space.guaranteed())
-        self.halving = start_halving(**search.space.asha.model_dump()) if search.space.asha else None
+        self.pruned = Pruned(self.artifacts, search.study.study_name)
+        self.halving = self._start_halving()
         self.workers, self.use = Workers(reachable_nodes()), Use()
         self.looked = time.monotonic()  # at the cluster's nodes
+        self.homeless_since: float | None = None  # stages wait for a node that could hold them
         self.failed_starts = 0  # workers in a row that died before they had started
         self.widths: dict[str, int] = {}  # lanes that go fastest, by shape, as workers measured
         self.over = False  # nothing is left to train
@@ -94,6 +110,15 @@ class PathSearcher(Searcher):
         for proposal in search.reclaim():
             graph.add(proposal)
         self._close_finished()
+
+    def _start_halving(self) -> Any:
+        """None where no student is ended early."""
+        if (asha := self.search.space.asha) is None:
+            return None
+        halving = start_halving(**asha.model_dump())
+        if before := looks_before(self.search, self.artifacts, self.pruned.read(), asha.grace_epochs):
+            halving.record.remote(before)
+        return halving
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
@@ -111,6 +136,7 @@ class PathSearcher(Searcher):
         self.workers.start(trial_id, need)
         return {
             "root": self.root,
+            "sign": self.shared_root.sign,
             "cpu": need.cpu,
             "gpu": need.gpu,
             "deterministic": self.search.space.deterministic,
@@ -119,6 +145,28 @@ class PathSearcher(Searcher):
     def _look_at_the_cluster(self) -> None:
         if (now := time.monotonic()) - self.looked >= LOOK_SECONDS:
             self.workers.nodes, self.looked = reachable_nodes(), now
+            if self.fits.lacking or self._homeless(now):
+                self._fit()
+
+    def _homeless(self, now: float) -> bool:
+        """Whether stages have waited a while for a node that is gone, or has not come."""
+        needs = {self._need(group.role) for group in self.graph.groups()}
+        nodes = self.workers.nodes.values()
+        if all(any(need.fits(there) for there in nodes) for need in needs):
+            self.homeless_since = None
+            return False
+        self.homeless_since = self.homeless_since or now
+        return now - self.homeless_since > HOMELESS_SECONDS
+
+    def _fit(self) -> None:
+        """What workers get, to the nodes that there are now."""
+        before, self.fits = self.fits, fitted(self.search.space, possible_nodes())
+        self.needs = self.fits.needs
+        for warning in self.fits.warnings:
+            if warning not in before.warnings:
+                log.warning("%s", warning)
+        if self.fits.lacking and not before.lacking:
+            log.warning("%s now; stages wait until it has", self.fits.lacking)
 
     def _fill(self) -> None:
         """Asks the sampler until enough is ready; once the search is over, begins the confirm phase."""
@@ -157,7 +205,7 @@ class PathSearcher(Searcher):
         return min(width, group.most_lanes or width)
 
     def _need(self, role: Role) -> Need:
-        return Need(**self.resources[role])
+        return self.needs[role]
 
     def _lacking(self) -> Need | None:
         """The kind of worker to start now. What others learn from comes first: no other kind takes its room."""
@@ -198,6 +246,8 @@ class PathSearcher(Searcher):
         if "actor" in result:
             worker.introduce(result["node"], result["actor"], time.monotonic())
             self.failed_starts = 0
+            if problem := self.shared_root.problem(result):
+                self.stop.request(problem)
         if worker.batch:
             self._hear(worker.batch, result)
         if not result["idle"]:
@@ -272,9 +322,11 @@ class PathSearcher(Searcher):
 
     @contextmanager
     def _room_needed(self) -> Iterator[None]:
-        """A full disk stops the study, which goes on when there is room; it is no fault of a stage's."""
+        """A full disk stops the study, as a database does that is away for long: it is no fault of a stage's."""
         try:
             yield
+        except StorageAwayError as error:
+            self.stop.request(str(error))
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -307,9 +359,11 @@ class PathSearcher(Searcher):
         if state["state"] == "done":
             self.graph.finish(key)
         elif state["state"] == "failed":
-            self.graph.fail(key, state["reason"])
+            self.graph.fail(key, state["reason"], lasting=True)  # else the worker would have raised it
         else:
-            self.graph.prune(key)
+            with self._room_needed():
+                self.pruned.note(key, state["epochs"])
+            self.graph.prune(key, state["epochs"])
         if state["state"] != "done":
             self.artifacts.drop_checkpoint(key)
         self.observers.stage_ended(self.graph.nodes[key])
@@ -408,36 +462,14 @@ def _reason(error_text: str) -> str:
     return (raised or lines)[-1 if raised else 0][:500]
 
 
-def resources(space: Space, cluster: Mapping[str, float]) -> dict[Role, dict[str, float]]:
-    """CPUs and GPUs of a stage by role: what the space says, no more CPUs than the cluster has.
-
-    Where the space says nothing of GPUs and there are any, others' models get a whole one and four students share one.
-    """
-    found: dict[Role, dict[str, float]] = {}
-    for role in ROLES:
-        wanted = space.resources_of(role)
-        shared = 0.25 if role == "student" else 1.0
-        gpu = wanted.gpu if wanted.gpu is not None else shared if cluster.get("GPU") else 0.0
-        found[role] = {"cpu": min(wanted.cpu, max(1, int(cluster.get("CPU", 1)))), "gpu": gpu}
-    return found
-
-
-def lacking_gpus(space: Space) -> str | None:
-    """What a stage of the space would wait for in vain, as far as the cluster tells."""
-    there = reachable_resources().get("GPU", 0)
-    for role in ROLES:
-        if (wanted := space.resources_of(role).gpu or 0) > there:
-            return f"resources.{role}.gpu is {wanted:g}; Ray has {there:g} GPUs"
-    return None
-
-
 _begun: str | None = None  # the address of the Ray that `start_ray` began or joined in this process
 
 
-def start_ray(slots: int | None, address: str | None = None) -> int:
+def start_ray(slots: int | None, address: str | None = None, stop: Stop | None = None) -> int:
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots.
 
-    Where Ray runs in this process already it is used as it is; raises InputError where `address` names another.
+    Where Ray runs in this process already it is used as it is; raises InputError where `address` names another, or no
+    cluster answers there, and KeyboardInterrupt where `stop` is requested while it is waited for.
     """
     global _begun
     os.environ.update(_TUNE_ENVIRONMENT)
@@ -446,6 +478,8 @@ def start_ray(slots: int | None, address: str | None = None) -> int:
     # It says of a trial whose worker died that it did not complete; its stages do, in another.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     if not ray.is_initialized():
+        if address is not None:
+            _wait_for_answer(address, stop or Stop())
         with _signals_kept():
             _init(slots, address)
         _begun = address or LOCAL
@@ -474,6 +508,37 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+
+
+def _wait_for_answer(address: str, stop: Stop) -> None:
+    """Ray itself would try a wrong address for minutes, and hear of no Ctrl-C meanwhile."""
+    reasons: list[str] = []
+    asking = threading.Thread(target=lambda: reasons.append(_why_no_answer(address)), daemon=True)
+    asking.start()
+    until = time.monotonic() + ANSWER_SECONDS
+    while asking.is_alive() and time.monotonic() < until:
+        if stop.requested:
+            raise KeyboardInterrupt(stop.reason)
+        asking.join(0.1)
+    if reason := reasons[0] if reasons else f"nothing in {ANSWER_SECONDS:.0f} s":
+        raise InputError(f"--address {address}: no Ray cluster answers ({reason})")
+
+
+def _why_no_answer(address: str) -> str:
+    """What is wrong with an address; empty where something answers as Ray does."""
+    try:
+        found = canonicalize_bootstrap_address(address.removeprefix("ray://"))
+        host, port = parse_address(found) if found else ("", "")
+        if not found:
+            return "none is known on this machine; give HOST:PORT"
+        with socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS / 3) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+                return ""
+            connection.sendall(HTTP2)
+            answer = connection.recv(9)
+    except (OSError, ValueError, TypeError, ConnectionError) as error:
+        return str(error)
+    return "" if answer[3:4] == SETTINGS else "what listens there is no Ray"
 
 
 def _init(slots: int | None, address: str | None) -> None:
@@ -524,17 +589,29 @@ def reachable_resources() -> dict[str, float]:
 
 def reachable_nodes() -> Nodes:
     """What each node has, and as one more what an autoscaler could bring."""
-    there = {
-        node["NodeID"]: Need(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
-        for node in ray.nodes()
-        if node["Alive"]
-    }
+    there = nodes_now()
     reachable = reachable_resources()
     more = Need(
         reachable.get("CPU", 0) - sum(node.cpu for node in there.values()),
         reachable.get("GPU", 0) - sum(node.gpu for node in there.values()),
     )
-    return there | ({ELSEWHERE: more} if more.cpu > 0 or more.gpu > 0 else {})
+    return {**there} | ({ELSEWHERE: more} if more.cpu > 0 or more.gpu > 0 else {})
+
+
+def possible_nodes() -> list[Need]:
+    """What each node has, and each kind of node that an autoscaler can bring."""
+    config = ray._private.state.state.get_cluster_config()
+    kinds = [kind.resources for kind in config.node_group_configs if kind.max_count] if config else []
+    return [*nodes_now().values(), *(Need(kind.get("CPU", 0), kind.get("GPU", 0)) for kind in kinds)]
+
+
+def nodes_now() -> Nodes:
+    """What each node has that is there."""
+    return {
+        node["NodeID"]: Need(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0))
+        for node in ray.nodes()
+        if node["Alive"]
+    }
 
 
 def run_stages(searcher: PathSearcher) -> None:
@@ -559,3 +636,5 @@ def run_stages(searcher: PathSearcher) -> None:
         ).fit()
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):  # the next run does it
+            searcher.shared_root.close()

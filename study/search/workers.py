@@ -1,9 +1,10 @@
 """The workers of a run: which there are, what each does, where another has room, and how busy they were. No Ray."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from takd.search_spaces import ROLES, Role, Space
 from takd.study.search.graph import Group
 
 # A worker that has nothing to train is kept for as long as a new one takes to start, then it goes.
@@ -27,6 +28,46 @@ class Need(NamedTuple):
 
 
 Nodes = Mapping[str, Need]  # what each node of the cluster has, by its id
+
+
+class Fitted(NamedTuple):
+    """What a worker of each role gets."""
+
+    needs: dict[Role, Need]
+    warnings: list[str]  # where that is less than the space says
+    lacking: str | None  # what a worker would wait for, because no node has any of it
+
+
+def fitted(space: Space, nodes: Collection[Need]) -> Fitted:
+    """What the space asks for, and no more than one node has of those that there are, or that an autoscaler can bring.
+
+    Where the space says nothing of GPUs and there are any, others' models get a whole one and four students share one.
+    """
+    hosts = [node for node in nodes if node.cpu >= 1]
+    most = max((node.gpu for node in hosts), default=0.0)
+    needs: dict[Role, Need] = {}
+    warnings: list[str] = []
+    lacking = None
+    for role in ROLES:
+        used = role != "assistant" or space.assistants.names
+        wanted, place = space.resources_of(role), f"resources.{role}"
+        if wanted.gpu is None:
+            gpu = min(most, 0.25 if role == "student" else 1.0)
+        elif wanted.gpu > most and used and most > 0:
+            gpu = most
+            warnings.append(f"{place}.gpu is {wanted.gpu:g}; no node has more than {most:g}, which it gets")
+        else:
+            gpu = wanted.gpu
+        if gpu > most and used:
+            lacking = lacking or f"{place}.gpu is {gpu:g}; Ray has 0 GPUs"
+        cpus = int(max((node.cpu for node in hosts if node.gpu >= gpu), default=wanted.cpu))
+        if wanted.cpu > cpus and used:
+            which = f"no node with {gpu:g} GPU" if gpu else "no node"
+            warnings.append(f"{place}.cpu is {wanted.cpu}; {which} has more than {cpus}, which it gets")
+        needs[role] = Need(min(wanted.cpu, cpus), gpu)
+    if not hosts:
+        lacking = lacking or "Ray has no node with a CPU"
+    return Fitted(needs, warnings, lacking)
 
 
 @dataclass

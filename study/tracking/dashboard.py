@@ -9,7 +9,8 @@ from rich.console import Console
 
 from takd.search_spaces import InputError
 from takd.study.folder import StudyFolder
-from takd.study.search.optimization import open_optuna, open_search
+from takd.study.search.optimization import open_search
+from takd.study.search.storages import open_optuna
 
 HOST = "127.0.0.1"
 LEASE = " (lease)"  # how the names of lease studies end

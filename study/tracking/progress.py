@@ -100,7 +100,7 @@ class Progress:
             if any(counts.get(role, {}).values())
         ]
         best = max(self.snapshot.best.items(), key=lambda item: item[1], default=None)
-        found = f" | best {best[0]} {100 * best[1]:.2f} %" if best else ""
+        found = f" | best {best[0]} {100 * best[1]:.2f} % validation" if best else ""
         return f"[{self._elapsed()}] {' | '.join(roles) or 'starting'}{found}{self._remaining()}"
 
     def _elapsed(self) -> str:

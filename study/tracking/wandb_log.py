@@ -233,6 +233,7 @@ class Written:
 
     last_step: int = 0
     ended: bool = False
+    failed: bool = False
 
 
 def written_runs(folder: Path) -> dict[str, Written]:
@@ -240,11 +241,11 @@ def written_runs(folder: Path) -> dict[str, Written]:
     found: dict[str, Written] = {}
     for log in sorted((folder / "wandb").glob("*run-*/*.wandb")):
         before = found.get(id := log.stem.removeprefix("run-"), Written())
-        steps, ended = [before.last_step], before.ended
+        steps, ended, failed = [before.last_step], before.ended, before.failed
         for record in read_records(log):
             if record.HasField("history"):
                 steps.append(record.history.step.num)
             elif record.HasField("exit"):
-                ended = ended or not record.exit.not_complete
-        found[id] = Written(max(steps), ended)
+                ended, failed = ended or not record.exit.not_complete, record.exit.exit_code != 0
+        found[id] = Written(max(steps), ended, failed)
     return found

@@ -17,6 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from takd.analysis.files import without_secret
 from takd.search_spaces import Stage
 from takd.search_spaces.arms import Arm
@@ -24,6 +26,7 @@ from takd.study.folder import StudyFolder
 from takd.study.options import Mode
 from takd.study.search.graph import Description, Node, StageGraph
 from takd.study.tracking.wandb_log import Artifact, Entry, Run, Written, md5, write_run, written_runs
+from takd.study.tracking.wandb_names import LONGEST_NAME, LONGEST_TAG, MODES, artifact_name, shortened
 
 PROJECT = "takd"
 CLOSE_SECONDS = 60.0
@@ -34,13 +37,7 @@ log = logging.getLogger("takd")
 
 def wandb_mode(asked: Mode | None) -> Mode:
     """What was asked for, else what WANDB_MODE says, else online where a key is found."""
-    of_environment: dict[str, Mode] = {
-        "online": "online",
-        "offline": "offline",
-        "dryrun": "offline",
-        "disabled": "disabled",
-    }
-    return asked or of_environment.get(os.environ.get("WANDB_MODE", "")) or ("online" if _finds_key() else "offline")
+    return asked or MODES.get(os.environ.get("WANDB_MODE", "")) or ("online" if _finds_key() else "offline")
 
 
 def _finds_key() -> bool:
@@ -49,8 +46,15 @@ def _finds_key() -> bool:
     try:
         return wandb.login(prompt=False, verify=False)
     except Exception as error:  # whatever is wrong with the key, the study goes on
-        log.warning("W&B: %s; runs are kept offline", str(error).splitlines()[0])
+        log.warning("W&B: %s; runs are kept offline", _in_a_line(error))
         return False
+
+
+def _in_a_line(error: Exception) -> str:
+    """Of several lines the first; of what W&B's settings refuse, which variable it is and why."""
+    refused = error.errors() if isinstance(error, ValidationError) else []
+    said = [f"WANDB_{'_'.join(map(str, each['loc'])).upper()} is {each['input']!r}: {each['msg']}" for each in refused]
+    return "; ".join(said) or str(error).splitlines()[0]
 
 
 def run_id(study: str, key: str) -> str:
@@ -95,9 +99,12 @@ class RunWriter:
         self.folder, self.arms = folder, arms
         self.written = written_runs(folder.local)
         self._artifacts: dict[str, Artifact] = {}  # of what others learn from, by stage key
+        self._told = False  # that something was shortened
 
     def has(self, key: str) -> bool:
-        return self.written.get(run_id(self.folder.name, key), Written()).ended
+        """Whether it is there whole; that of a stage that failed is so once more when the stage is finished."""
+        written = self.written.get(run_id(self.folder.name, key), Written())
+        return written.ended and not written.failed
 
     def write(
         self,
@@ -110,7 +117,7 @@ class RunWriter:
         """What is not written yet of a stage; one without description has `epochs` and `started`. Raises OSError."""
         id = run_id(self.folder.name, node.stage.key)
         before = self.written.get(id, Written())
-        if before.ended:
+        if before.ended and not (before.failed and node.description):
             return
         outcome = node.description["outcome"] if node.description else {}
         ended = datetime.fromisoformat(outcome["finished_at"]).timestamp() if "finished_at" in outcome else time.time()
@@ -125,9 +132,9 @@ class RunWriter:
             project=project(),
             group=self.folder.name,
             job_type=node.stage.role,
-            name=node.stage.name,
+            name=self._short(node.stage.name, LONGEST_NAME),
             config=self._config(node.stage, upstream, arms),
-            tags=[node.stage.phase, *(arms if is_student else [])],
+            tags=[node.stage.phase, *(self._short(arm, LONGEST_TAG) for arm in arms if is_student)],
             rows=rows,
             summary={} if open else _summary(node),
             artifacts=() if open else tuple(self._lineage(node, upstream)),
@@ -137,7 +144,19 @@ class RunWriter:
             open=open,
         )
         write_run(self.folder.local, run)
-        self.written[id] = Written(rows[-1][0] if rows else before.last_step, ended=not open)
+        last = rows[-1][0] if rows else before.last_step
+        self.written[id] = Written(last, ended=not open, failed=node.state == "failed")
+
+    def _short(self, text: str, longest: int) -> str:
+        if len(text) > longest and not self._told:
+            self._told = True
+            log.warning(
+                "W&B takes tags of %d characters and names of %d: longer ones are shortened; a run's config has its "
+                "arms and its path whole",
+                LONGEST_TAG,
+                LONGEST_NAME,
+            )
+        return shortened(text, longest)
 
     def _config(self, stage: Stage, upstream: Mapping[str, Description], arms: Sequence[str]) -> dict[str, Any]:
         """The key's input, and beside it what people filter and plot by."""
@@ -196,8 +215,7 @@ def stage_artifact(folder: StudyFolder, stage: Stage, description: Description) 
             content = storage.read(place)
             entries.append(Entry(name, md5(content), len(content), ref=Path(uri).as_uri()))
     metadata = {"stage_key": stage.key, "model": stage.model, "val_accuracy": _accuracy(description)}
-    name = f"{stage.role}-{stage.model.replace('/', '-')}-{stage.key[:8]}"
-    return Artifact(name, stage.role, tuple(entries), metadata)
+    return Artifact(artifact_name(f"{stage.role}-{stage.model}", stage.key), stage.role, tuple(entries), metadata)
 
 
 def _accuracy(description: Description) -> float | None:

@@ -11,6 +11,7 @@ from takd.study.folder import StudyFolder
 from takd.study.results import write_results
 from takd.study.search.optimization import open_search
 from takd.study.tracking.uploading import Upload, batches, unsynced
+from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_study import complete_runs
 
 
@@ -19,6 +20,7 @@ def sync_study(folder: StudyFolder, console: Console) -> str | None:
 
     Run again, it goes on where it was. Raises InputError where there is no study or no key.
     """
+    check_variables("online")
     search = open_search(folder)
     write_results(folder, search)
     complete_runs(folder, search)

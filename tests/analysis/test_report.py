@@ -349,7 +349,7 @@ def test_compare_puts_studies_side_by_side(reported, capsys):
     ("arguments", "words"),
     [
         (["report", "nothing"], "study nothing: no results/trials.parquet below"),
-        (["report", "../elsewhere"], "--name ../elsewhere: expected letters"),
+        (["report", "../elsewhere"], "study ../elsewhere: expected letters"),
         (["report", "tiny", "tiny"], "report tiny tiny: each study is named once"),
         (["report", "tiny", "nothing"], "study nothing: no results/trials.parquet below"),
         (["report", *(f"{number}{'x' * 80}" for number in range(3))], "245 characters together; expected at most 200"),

@@ -7,6 +7,7 @@ import pytest
 from conftest import TINY, tiny_space
 
 from takd.search_spaces import DatasetFingerprint, InputError, load_space, parse_arm, presets, some, space_from
+from takd.search_spaces.yaml_text import read_yaml, write_yaml
 
 MNIST = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
 
@@ -196,6 +197,12 @@ def test_the_grid_is_every_combination_of_every_arm_and_no_more():
     assert points == space.guaranteed()
 
 
+def test_equal_numbers_are_one_value():
+    choices = tiny_space(student__temperature={"choices": [5, 1.0, 5.0, 1]}).student.temperature.choices
+    assert [(value, type(value)) for value in choices] == [(5, int), (1, int)]
+    assert len(tiny_space(student__recipe={"optimizer": {"choices": ["adam", "adam"]}}).grid()) == 1 + 2 + 2
+
+
 def test_long_paths_are_guaranteed_first_because_others_wait_for_them():
     assert [trial["arm"] for trial in tiny_space().guaranteed()] == ["takd:mlp-16", "kd", "labels"] * 2
 
@@ -206,6 +213,34 @@ def test_numbers_written_as_powers_of_ten_are_numbers(tmp_path):
         "{dataset: mnist, teacher: mlp-9, student: {model: mlp-8, recipe: {learning_rate: 3e-3}}, trials: 2}"
     )
     assert load_space(str(file)).student.recipe["learning_rate"] == 0.003
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10),
+        ("0o10", 8),
+        ("0x1F", 31),
+        ("+7", 7),
+        ("1e-3", 0.001),
+        (".5", 0.5),
+        ("-.5e1", -5.0),
+        ("1.", 1.0),
+        ("~", None),
+        ("TRUE", True),
+        *((word, word) for word in ("yes", "no", "on", "Off", "y", "1_000", "1:30", "0b11", "2024-01-31", "=", "0o9")),
+    ],
+)
+def test_plain_values_are_those_of_yaml_1_2_and_are_written_so_that_they_stay(text, value):
+    assert repr(read_yaml(text)) == repr(value)
+    assert repr(read_yaml(write_yaml({"value": value, "text": text}))) == repr({"value": value, "text": text})
+
+
+def test_a_word_is_no_number_and_no_truth():
+    with pytest.raises(InputError, match="trials is '1_000'; expected"):
+        load_space("mnist-gap", ["trials=1_000"])
+    with pytest.raises(InputError, match=r"confirm.reseed_path is 'yes'; expected"):
+        load_space("mnist-gap", ["confirm.reseed_path=yes"])
 
 
 def test_an_override_changes_one_place_though_an_anchor_shares_it(tmp_path):
@@ -223,14 +258,29 @@ def test_overrides_reach_into_sections():
     assert (space.student.temperature, space.trials, space.teacher.recipe["epochs"]) == (4, 20, 1)
 
 
+def test_overrides_reach_into_what_is_given_in_a_short_form():
+    given = {"dataset": "mnist", "teacher": "mlp-9", "assistants": ["mlp-7"], "student": "mlp-4", "trials": 3}
+    overrides = [f"{role}.recipe.epochs=1" for role in ("teacher", "assistants", "student")]
+    space = load_space({**given, "confirm": None}, [*overrides, "confirm.seeds=7", "asha.grace_epochs=2"])
+    assert [part.recipe["epochs"] for part in (space.teacher, space.assistants, space.student)] == [1, 1, 1]
+    assert (space.assistants.names, space.confirm.seeds, space.asha.grace_epochs) == (("mlp-7",), 7, 2)
+    assert load_space(space, {"asha": None, "assistants.recipe.epochs": 3}).assistants.recipe["epochs"] == 3
+
+
+@pytest.mark.parametrize("key", ["dataset.name", "sampler.seed", "student.model.name", "arms.kd"])
+def test_an_override_into_what_is_no_section_is_told_so(key):
+    with pytest.raises(InputError, match=f"--set {key}=1: {key.rpartition('.')[0]} is a value, not a section"):
+        load_space("mnist-gap", [f"{key}=1"])
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
         ("student.temperatur=1", "student: unknown key 'temperatur'; did you mean 'temperature'? valid keys: "),
         ("student.recipe.epohs=3", "student.recipe: unknown key 'epohs'; did you mean 'epochs'?"),
         ("bogus=1", "unknown key 'bogus'; valid keys: description, dataset, teacher"),
-        ("seeds=true", "seeds is True; expected integer"),
-        ("student.recipe.epochs=many", "student.recipe: epochs is 'many'; expected integer"),
+        ("seeds=true", "seeds is true; expected a whole number"),
+        ("student.recipe.epochs=many", "student.recipe: epochs is 'many'; expected a whole number"),
         ("student.temperature=0", "student: temperature is 0; a temperature is > 0"),
         ("student.temperature={low: -1, high: 3}", "student: temperature.low is -1; a temperature is > 0"),
         ("student.temperature={low: 5, high: 3}", "student.temperature: low is 5, high is 3; low is below high"),
@@ -239,9 +289,12 @@ def test_overrides_reach_into_sections():
         ("student.recipe.momentum=0.5", "student.recipe: momentum is only for optimizer: sgd"),
         ("student.recipe.learning_rate={low: -1, high: 1}", "learning_rate is -1; expected greater than 0"),
         ("student.recipe={schedule: step, milestones: [0.6, 0.3]}", "milestones is [0.6, 0.3]; expected rising"),
-        ("student.recipe={schedule: step, milestones: [a]}", "student.recipe.milestones.0 is 'a'; expected number"),
-        ("student.recipe.epochs=[1, 2]", "epochs is (1.0, 2.0); expected integer"),
-        ("student.temperature=[1, 2]", "student: temperature is (1.0, 2.0); a temperature is a number"),
+        ("student.recipe={schedule: step, milestones: [a]}", "student.recipe: milestones.0 is 'a'; expected a number"),
+        ("student.recipe.epochs=[1, 2]", "epochs is [1, 2]; to try each of these say epochs: {choices: [1, 2]}"),
+        (
+            "student.temperature=[1, 2]",
+            "student: temperature is [1, 2]; to try each of these say temperature: {choices: [1, 2]}",
+        ),
         ("student.recipe.epochs={low: 2, high: 9, step: 0.5}", "epochs.step is 0.5; expected a whole number"),
         ("trials=500", "trials is 500; the grid has 142 combinations"),
         ("trials=0", "trials is 0; expected greater than or equal to 1"),
@@ -249,7 +302,23 @@ def test_overrides_reach_into_sections():
         ("arms=[labels, foo]", "'foo' is no arm; valid: labels, label_smoothing, kd, ensemble, takd:MODEL"),
         ("arms=[labels, 'takd:mlp-7']", "arms: 'takd:mlp-7' uses 'mlp-7'; assistants.models has: mlp-200"),
         ("loss.form=concave", "loss.form is 'concave'; expected 'convex' or 'additive'"),
-        ("teacher=", "teacher is None"),
+        ("student.recipe.optimizer=[adam, sgd]", "to try each of these say optimizer: {choices: ['adam', 'sgd']}"),
+        ("teacher.model=[mlp-8, mlp-9]", "to try each of these say model: {choices: ['mlp-8', 'mlp-9']}"),
+        ("student.label_smoothing=[0.1]", "to try each of these say label_smoothing: {choices: [0.1]}"),
+        ("teacher=", "teacher is null; expected a model such as mlp-8, or a section of keys and values"),
+        ("student=[mlp-8]", "student is ['mlp-8']; expected a model such as mlp-8, or a section"),
+        ("arms=kd", "arms is 'kd'; expected a list, such as ['kd']"),
+        ("assistants=4", "assistants is 4; expected a section of keys and values"),
+        ("student.model=3", "student.model is 3; expected text"),
+        ("allow_any_size=yes", "allow_any_size is 'yes'; expected true or false"),
+        ("student.temperature={choices: []}", "student.temperature.choices is []; expected a list of at least 1"),
+        (
+            "student.recipe.warmup_epochs=3",
+            "student.recipe: unknown key 'warmup_epochs'; valid keys: epochs, batch_size",
+        ),
+        ("resources.pupil.cpu=1", "resources: unknown key 'pupil'; valid keys: 'teacher', 'assistant' or 'student'"),
+        ("resources.student.gpu=1.5", "resources.student.gpu: gpu is 1.5; expected a whole number of GPUs, or a part"),
+        ("resources.student.gpu=0.33333", "gpu is 0.33333; a part of a GPU has at most 4 digits"),
     ],
 )
 def test_what_is_wrong_with_a_space_is_one_line_that_names_the_field(override: str, line: str):
@@ -368,7 +437,7 @@ def test_smoothing_is_varied_in_one_place():
     [
         ("student.recipe.order_seed=-1", "order_seed is -1"),
         ("student.recipe.examples_seed=-1", "examples_seed is -1"),
-        ("description=2024-99-99", "--set description: not YAML of plain values: month must be in 1..12"),
+        ("description=!!int many", "--set description: not YAML of plain values: invalid literal for int"),
         ("student.temperature=.inf", "student.temperature is inf; expected one plain value$"),
         ("student.lambda={low: a, high: 1}", "student.lambda.low is 'a'; expected one plain value$"),
     ],

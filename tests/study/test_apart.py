@@ -177,7 +177,7 @@ assert apart("operator:add", b"0" * 10**6, b"1") == b"0" * 10**6 + b"1"
 try:
     apart("takd.study.folder:check_name", "a/b")
 except InputError as error:
-    assert str(error).startswith("--name a/b"), error
+    assert str(error).startswith("study a/b"), error
     assert "in check_name" in error.__notes__[0]
 else:
     raise AssertionError("no error")

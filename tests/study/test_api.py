@@ -359,7 +359,7 @@ def test_a_stop_ends_a_run_with_its_reason(own, interrupted, raised):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({"name": "../elsewhere"}, "--name ../elsewhere"),
+        ({"name": "../elsewhere"}, "study ../elsewhere"),
         ({"wandb": "sometimes"}, "wandb is 'sometimes'; expected online, offline, disabled, or None"),
         ({"slots": 0}, "slots is 0; expected a whole number of at least 1"),
         ({"slots": 2, "address": "auto"}, "slots is 2 and address auto; a running cluster has its own"),

@@ -126,7 +126,7 @@ def test_who_trains_together_is_fixed_by_the_proposals_and_not_by_what_is_ready(
 
     def batches(*proposals: Proposal, lanes: int | None) -> list[list[str]]:
         done: set[str] = set()
-        graph = StageGraph(Found(lambda stage: {} if stage.key in done else None), lanes)
+        graph = StageGraph(Found(lambda stage: {} if stage.key in done else None), fixed_lanes=lanes)
         for proposal in proposals:
             graph.add(proposal)
         found = []
@@ -150,7 +150,7 @@ def test_who_trains_together_is_fixed_by_the_proposals_and_not_by_what_is_ready(
 
 def test_a_chunk_whose_worker_died_trains_whole_again_as_often_as_a_stage_may_fail():
     paths = tuple(StagePath(arm="labels", student=make_stage(seed=seed)) for seed in range(3))
-    graph = StageGraph(Found(), 3)
+    graph = StageGraph(Found(), fixed_lanes=3)
     graph.add(Proposal(0, "labels", paths))
     sizes = []
     for _ in range(4):

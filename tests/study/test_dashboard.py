@@ -21,7 +21,8 @@ from takd.study.folder import StudyFolder, study_folder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes
 from takd.study.search.graph import Node
 from takd.study.search.lease import acquire_lease
-from takd.study.search.optimization import find_search, open_optuna
+from takd.study.search.optimization import find_search
+from takd.study.search.storages import open_optuna
 
 pytest.importorskip("optuna_dashboard")
 

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import html
 import importlib.util
 import json
 import re
@@ -20,6 +21,7 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import Study, assert_bad_input, run, tiny_space
+from markdown_it import MarkdownIt
 from PIL import Image
 from torch import Tensor, nn
 
@@ -30,6 +32,7 @@ from takd.study.confirm import measure_on_validation
 from takd.study.export.candidates import Candidate, find_candidates
 from takd.study.export.export import Wanted, check_same, export_best
 from takd.study.export.exported import checksums, given
+from takd.study.export.model_card import as_text, card_text
 from takd.study.export.onnx_file import LOGITS, OnnxModel, onnx_file, quantized
 from takd.study.export.torch_files import load_file, pt2_file, pt2_model, traced, weights_file
 from takd.study.folder import study_folder
@@ -595,6 +598,22 @@ def test_weights_that_were_changed_with_their_checksums_are_found(takd, copy):
     assert "student.onnx: " in takd("verify", copy).err
 
 
+@pytest.mark.parametrize("name", ["<b>", "a|b", "in_situ", "_x_", "*a*", "[x](http://y)", "`c`", "5 & 6", "a\\*b"])
+def test_a_name_of_a_users_stands_in_the_card_as_it_is(name):
+    shown = MarkdownIt("commonmark", {"html": True}).enable("table").render(f"| {as_text(name)} | b |\n|---|---|\n")
+    assert re.findall(r"<th>(.*?)</th>", shown) == [html.escape(name), "b"]
+
+
+def test_class_names_are_no_html_in_the_card(out):
+    card = card_of(out)
+    names = [f"<b>{name}</b>" for name in card["classes"]]
+    by_class = dict(zip(names, card["metrics"]["test"]["accuracy_by_class"].values(), strict=False))
+    metrics = card["metrics"] | {"test": card["metrics"]["test"] | {"accuracy_by_class": by_class}}
+    text = card_text(card | {"classes": names, "metrics": metrics})
+    assert "<b>" not in text
+    assert text.count("&lt;b&gt;") == 10 + 3
+
+
 # takd predict
 
 
@@ -611,6 +630,10 @@ def test_predict_names_the_classes_of_image_files(takd, out, tmp_path, confirmed
         likely = expected[number].argmax()
         assert lines[number][:3] == [f"{number}.png", str(likely), f"{100 * expected[number, likely]:.2f}"]
     assert lines[2][0] == "large.png"
+    told = json.loads(takd("predict", out, "0.png", "--json").out)
+    assert [each["image"] for each in told] == ["0.png"]
+    assert told[0]["classes"][0]["class"] == lines[0][1]
+    assert sum(each["probability"] for each in told[0]["classes"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_predict_refuses_what_is_no_image(takd, out, tmp_path):

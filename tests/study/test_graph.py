@@ -351,3 +351,31 @@ def test_stages_of_the_search_and_of_the_confirm_phase_do_not_train_together():
     group = next(graph.groups(), None)
     assert group is not None
     assert (group.phase, graph.ready(group)) == ("search", 1)
+
+
+def test_stages_are_trained_in_the_order_in_which_they_were_asked_for_whenever_they_became_ready():
+    store = Store(TEACHER)
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "setting", (takd(0), takd(1))))  # these wait for an assistant
+    graph.add(Proposal(1, "setting", (kd(2),)))
+    store.train(graph, taken_stage(graph, "assistant"))
+    [group] = graph.groups()
+    assert [node.first_use for node in graph.take(group, 2)] == ["0.0", "0.1"]
+
+
+def taken_stage(graph: StageGraph, role: str) -> Stage:
+    [node] = graph.take(next(group for group in graph.groups() if group.role == role), 1)
+    return node.stage
+
+
+def test_a_student_that_was_ended_early_stays_so_unless_others_are_to_learn_from_it():
+    epochs = [{"epoch": number, "val_accuracy": number / 10} for number in (1, 2, 3)]
+    student = make_stage(upstream=(TEACHER,))
+    graph = StageGraph(Store(TEACHER), pruned={student.key: epochs}, look_every=2)
+    graph.add(Proposal(0, "setting", (Path(arm="kd", student=student),)))
+    assert graph.nodes[student.key].state == "pruned"
+    assert graph.nodes[student.key].looks == {2: 0.2}
+    assert [proposal.number for proposal in graph.close_finished()] == [0]
+    assistant = student.model_copy(update={"role": "assistant"})
+    graph.add(Proposal(1, "setting", (Path(arm="takd:mlp-4", student=make_stage("mlp-2", upstream=(assistant,))),)))
+    assert graph.nodes[student.key].state == "ready"

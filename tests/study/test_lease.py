@@ -14,13 +14,13 @@ from takd.search_spaces import InputError
 from takd.study.folder import StudyFolder
 from takd.study.search import lease
 from takd.study.search.lease import Lease, acquire_lease
-from takd.study.search.optimization import open_optuna
+from takd.study.search.storages import open_optuna
 
 HOLD = """
 import sys, time
 from takd.study.folder import StudyFolder
 from takd.study.search.lease import acquire_lease
-from takd.study.search.optimization import open_optuna
+from takd.study.search.storages import open_optuna
 acquire_lease(open_optuna(StudyFolder(*sys.argv[1:])), "tiny", on_lost=print, on_wait=print)
 print("held", flush=True)
 time.sleep(600)

@@ -1,5 +1,6 @@
 """What Optuna is asked and told: one suite for a journal file and for a real PostgreSQL."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -53,6 +54,24 @@ def test_every_arm_gets_its_coverage_before_the_sampler_is_free(folder):
     assert len(arms) == 12
 
 
+@pytest.mark.parametrize(("sampler", "coverage"), [("tpe", 2), ("random", 1), ("tpe", 0)])
+def test_an_arm_with_nothing_to_tune_gets_its_coverage_and_no_more(tmp_path, sampler, coverage):
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    search, arms = start(folder, tiny_space(trials=26, coverage=coverage, sampler=sampler)), []
+    while proposal := search.ask():
+        complete(search, proposal, accuracy=0.9 if proposal.arm == "labels" else 0.5)  # the one that is best
+        arms.append(proposal.arm)
+    assert arms.count("labels") == max(1, coverage)
+    assert min(arms.count("kd"), arms.count("takd:mlp-16")) >= 3
+
+
+def test_a_study_of_labels_alone_spends_its_budget_on_them(tmp_path):
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    assert len(proposals(start(folder, tiny_space(arms=["labels"], trials=4, coverage=1)))) == 4
+
+
 def test_a_configuration_proposed_again_gets_fresh_seeds(folder):
     labels = [
         each for each in proposals(start(folder, tiny_space(trials=9, coverage=3))) if each.paths[0].arm == "labels"
@@ -93,6 +112,94 @@ def test_a_failed_trial_keeps_the_reason_of_every_stage_that_failed(folder):
     assert trial.state == TrialState.FAIL
     assert trial.user_attrs["failures"][teacher.key] == "no memory"
     assert len(trial.user_attrs["failures"]) == 4  # teacher, assistant and two students
+
+
+def fail(search: Search, proposal: Proposal, lasting: bool = False) -> None:
+    graph = StageGraph(Found())
+    graph.add(proposal)
+    graph.fail(proposal.paths[0].stages[0].key, "no memory", lasting)
+    for path in proposal.paths:
+        if graph.nodes[path.student.key].state != "failed":
+            graph.fail(path.student.key, "no memory")
+    search.tell(proposal, graph)
+
+
+def test_what_failed_is_tried_again_by_the_next_run_and_counts_in_no_budget_or_grid(folder):
+    space = tiny_space(sampler="grid", trials=None)
+    search = start(folder, space)
+    first, *others = [search.ask() for _ in range(5)]
+    fail(search, first)
+    for each in others:
+        complete(search, each)
+    assert search.ask() is None  # not in the run in which it failed: the cause is still there
+    again = start(folder, space)
+    assert (again.try_again(), again.try_again()) == (1, 0)
+    assert (again.remaining, len(again.proposed())) == (1, 4)
+    third = start(folder, space)  # the process ended before the trial was asked for
+    assert third.try_again() == 0
+    proposal = third.ask()
+    assert proposal.number == 5
+    assert (proposal.configuration, proposal.paths) == (first.configuration, first.paths)
+    fail(third, proposal)
+    fourth = start(folder, space)
+    assert fourth.try_again() == 1
+    assert fourth.reclaim() == []
+    complete(fourth, fourth.ask())
+    assert fourth.ask() is None
+    assert not fourth.is_open
+    assert [trial.number for trial in fourth.proposed()] == [1, 2, 3, 4, 6]
+    assert {trial.state for trial in fourth.proposed()} == {TrialState.COMPLETE}
+    assert start(folder, space.model_copy(update={"description": "more"})).try_again() == 0
+
+
+def test_what_is_tried_again_stays_in_its_cell_and_changes_no_draw_of_others(folder, tmp_path):
+    drawn: dict[str, Any] = {"sampler": "random", "student__temperature": {"low": 1.0, "high": 9.0}}
+    space = tiny_space(arms=["kd"], trials=6, coverage=0, factors={"student.model": ["mlp-4", "mlp-8"]}, **drawn)
+    undisturbed = study_folder(str(tmp_path / "undisturbed"), "tiny")
+    undisturbed.prepare()
+    expected = proposals(start(undisturbed, space))
+    first = start(folder, space)
+    fail(first, first.ask())
+    complete(first, first.ask())
+    again = start(folder, space)
+    assert again.try_again() == 1
+    assert start(folder, space).try_again() == 0  # nor queues what is there anew
+    trained = {(each.cell, each.configuration): each.paths for each in proposals(again)}
+    assert trained == {(each.cell, each.configuration): each.paths for each in expected if each.number != 1}
+    assert not again.is_open
+    assert Counter(again.proposal_of(trial).cell for trial in again.proposed()) == {
+        "student.model=mlp-4": len(expected) // 2,
+        "student.model=mlp-8": len(expected) // 2,
+    }
+
+
+def test_what_a_key_says_of_a_failure_is_not_tried_again(folder):
+    search = start(folder, tiny_space(seeds=1))
+    lasts, passes = search.ask(), search.ask()
+    fail(search, lasts, lasting=True)
+    fail(search, passes)
+    again = start(folder, tiny_space(seeds=1))
+    assert again.try_again() == 1
+    teacher, *_, student = lasts.paths[0].stages
+    assert again.lasting[teacher.key] == "no memory"
+    assert again.lasting[student.key].endswith(" failed: no memory")
+    graph = StageGraph(Found(), again.lasting)
+    graph.add(lasts)
+    assert {node.state for node in graph.nodes.values()} == {"failed"}
+    assert graph.nodes[student.key].reason == again.lasting[student.key]
+
+
+def test_the_best_of_a_resumed_run_counts_the_students_of_a_pruned_trial_as_the_tables_do(folder):
+    search = start(folder)
+    proposal = search.ask()
+    assert proposal is not None
+    ended, pruned = (path.student.key for path in proposal.paths)
+    outcome = {"metrics": {"validation": {"accuracy": 0.75}}, "train_seconds": 1.0}
+    graph = StageGraph(Found(lambda stage: {"outcome": outcome} if stage.key == ended else None))
+    graph.add(proposal)
+    graph.prune(pruned)
+    search.tell(proposal, graph)
+    assert open_search(folder).finished() == [(proposal.arm, proposal.configuration, [0.75])]
 
 
 def test_trials_that_ran_when_a_process_died_are_proposed_again(folder):
@@ -198,7 +305,7 @@ def test_a_bucket_needs_a_database(bucket):
 def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(folder, monkeypatch):
     monkeypatch.setattr(optimization, "HISTORY", 12)
     monkeypatch.setattr(optimization, "BEST", 4)
-    search = start(folder, tiny_space(trials=24, coverage=1))
+    search = start(folder, tiny_space(trials=24, coverage=1, arms=["kd", "takd:mlp-16"]))
     for number in range(23):
         proposal = search.ask()
         assert proposal is not None
@@ -257,6 +364,38 @@ def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folde
         with pytest.raises(InputError, match=r"trained at training revision 1; this version of takd is at \d+"):
             look()
     assert (search.study.user_attrs, search.study.get_trials()) == before
+
+
+ONE_ARM = {"arms": ["kd"], "coverage": 1, "trials": None, "sampler": "grid"}
+
+
+def test_a_grid_that_goes_on_with_equal_numbers_has_nothing_new(folder):
+    first = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1, 5]}))
+    proposals(first)
+    again = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1.0, 5.0, 5]}))
+    assert proposals(again) == []
+    assert len(again.study.trials) == 2
+
+
+def test_a_study_that_was_begun_with_a_number_twice_goes_on(folder):
+    search = start(folder, tiny_space(arms=["kd"], coverage=0, trials=1, student__temperature={"choices": [1, 4]}))
+    older = search.study.ask()
+    older.suggest_categorical("arm", ["kd"])
+    chosen = older.suggest_categorical("temperature", [1, 1.0, 4])
+    for name, value in {"arm": "kd", "path": "-", "seeds": [0, 1]}.items():
+        older.set_user_attr(name, value)
+    search.study.tell(older.number, 0.5)
+    space = tiny_space(arms=["kd"], coverage=0, trials=6, student__temperature={"choices": [1, 1.0, 4]})
+    again = start(folder, space)
+    [path, _] = again.paths_of(again.proposed()[0])
+    assert path.student.temperature == chosen
+    keys = [path.student.key for each in proposals(again) for path in each.paths]
+    assert len(keys) == len({*keys, path.student.key}) - 1 == 10
+    assert {each.user_attrs["arm"] for each in open_search(folder).proposed()} == {"kd"}
+
+
+def test_equal_numbers_have_one_name():
+    assert configuration_name("kd", {"temperature": 10000.0}) == configuration_name("kd", {"temperature": 10000})
 
 
 def test_two_settings_never_have_one_name():

@@ -84,7 +84,9 @@ def test_no_stage_starts_before_what_it_learns_from_exists(folder):
 
 def test_more_cpus_than_there_are_is_all_there_are(folder):
     space = tiny_space(arms=["kd"], trials=2, resources={"teacher": {"cpu": 64}})
-    assert run(folder, space).result.finished
+    study = run(folder, space)
+    assert study.result.finished
+    assert f"warning: resources.teacher.cpu is 64; no node has more than {SLOTS}, which it gets" in study.output
 
 
 def test_a_failing_stage_fails_its_paths_with_the_reason_and_the_others_go_on(folder):

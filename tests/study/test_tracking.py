@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -18,18 +19,20 @@ import pandas as pd
 import pytest
 import wandb
 from conftest import Study, make_stage, run, run_watched, tiny_space
+from pydantic import ValidationError
 from wandb.proto.wandb_internal_pb2 import Record
 
 from takd.analysis.arms import arms_table
 from takd.analysis.files import without_secret
 from takd.analysis.teachers import teacher_warnings
-from takd.search_spaces import key_of
+from takd.search_spaces import InputError, key_of
 from takd.search_spaces.arms import parse_arm
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.search.graph import Node, StageGraph
 from takd.study.tracking.wandb_log import Run as Sent
 from takd.study.tracking.wandb_log import write_run
-from takd.study.tracking.wandb_runs import WandbTracker, stage_artifact, wandb_mode
+from takd.study.tracking.wandb_names import check_variables
+from takd.study.tracking.wandb_runs import RunWriter, WandbTracker, stage_artifact, wandb_mode
 
 BLOCK, HEADER = 32768, 7  # bytes: of LevelDB's log format, in which W&B writes
 TEACHER = make_stage("mlp-64", role="teacher")
@@ -402,3 +405,57 @@ def test_the_artifact_of_a_librarys_model_has_a_name_that_wandb_takes(tmp_path):
     description = {"files": {}, "outcome": {"metrics": {"validation": {"accuracy": 0.5}}}}
     artifact = stage_artifact(study_folder(str(tmp_path), "mine"), stage, description)
     assert artifact.name == f"teacher-torchvision-resnet18-{stage.key[:8]}"
+
+
+# What W&B takes
+
+
+LONG = [f"torchvision/shufflenet_v2_x{size}" for size in ("2_0", "1_5", "1_0")]
+
+
+def test_tags_and_names_that_wandb_refuses_are_shortened_and_a_line_says_so_once(tmp_path, caplog):
+    arm = f"takd:{'>'.join(LONG)}"
+    chain: tuple[Any, ...] = (make_stage("torchvision/efficientnet_v2_l", role="teacher"),)
+    for model in LONG:
+        chain = (make_stage(model, role="assistant", upstream=chain),)
+    folder = study_folder(str(tmp_path), "mine")
+    writer = RunWriter(folder, [parse_arm(arm)])
+    for seed in (0, 1):
+        student = make_stage("torchvision/mobilenet_v3_small", upstream=chain, seed=seed)
+        writer.write(Node(student, "0.0", arms={arm}, state="failed", reason="gone"), {})
+    found = [read_run(file) for file in tmp_path.rglob("*.wandb")]
+    names, tags = {run.record.display_name for run in found}, {tag for run in found for tag in run.record.tags}
+    assert len(names) == 2
+    assert max(map(len, names)) == 128
+    assert len(tags) == 2
+    wandb.Settings(run_tags=list(tags))  # raises on one that is too long
+    assert found[0].config["arms"] == [arm]
+    assert len([line for line in warnings_of(caplog) if "shortened" in line]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("WANDB_MODE", "nonsense", "expected online, offline or disabled"),
+        ("WANDB_PROJECT", "my/proj:a #1", r"at most 128 characters, none of / \\ # \? % :"),
+        ("WANDB_PROJECT", "p" * 129, "at most 128 characters"),
+        ("WANDB_ENTITY", "my team/x", "the name of a user or a team"),
+        ("WANDB_BASE_URL", "api.wandb.ai", "the address of a server, such as https://"),
+    ],
+)
+def test_a_variable_that_wandb_refuses_is_named_before_anything_is_written(name, value, expected, folder, monkeypatch):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=rf"^{name} is .*; expected .*") as caught:
+        run(folder, tiny_space(), wandb=None)
+    assert re.search(expected, str(caught.value))
+    assert not Path(folder.root).joinpath("tiny").exists()
+    check_variables("disabled")
+    if name != "WANDB_ENTITY":  # of which the server alone says something
+        with pytest.raises((ValidationError, wandb.errors.UsageError)):
+            wandb.Settings(**{name.removeprefix("WANDB_").lower(): value})
+
+
+def test_no_variable_of_wandbs_is_refused_that_it_takes(monkeypatch):
+    for name, value in (("MODE", "offline"), ("PROJECT", "a b-c.d"), ("ENTITY", "my-team"), ("BASE_URL", "http://h:1")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    check_variables(None)

@@ -1,8 +1,11 @@
 """Workers: as many as there are slots once there is work, on one machine or several; and how busy they were."""
 
 import re
+import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,13 @@ import pytest
 import yaml
 from conftest import Found, run, tiny_space
 
-from takd.search_spaces import space_from
+from takd.search_spaces import InputError, space_from
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.study.search.graph import Find, Group, StageGraph
 from takd.study.search.optimization import create_search
-from takd.study.search.scheduling import PathSearcher, resources
-from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers
+from takd.study.search.scheduling import PathSearcher, _wait_for_answer
+from takd.study.search.workers import ELSEWHERE, Batch, Need, Use, Workers, fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
 from takd.trainables.stage_trainable import StageTrainable
@@ -86,6 +89,81 @@ def test_what_no_node_could_hold_has_no_node_kept_for_it():
     assert workers({"a": Need(1, 0), ELSEWHERE: Need(8, 0)}).kept_for(TEACHER) is None
 
 
+BIG, SMALL = Need(8, 0), Need(2, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "nodes", "teacher", "warning"),
+    [
+        ({"cpu": 64}, [Need(2, 0)], Need(2, 0), "resources.teacher.cpu is 64; no node has more than 2, which it gets"),
+        ({"cpu": 2}, [Need(1, 0), Need(1, 0)], Need(1, 0), "resources.teacher.cpu is 2; no node has more than 1,"),
+        ({"gpu": 2}, [Need(4, 1), Need(4, 1)], Need(1, 1), "resources.teacher.gpu is 2; no node has more than 1,"),
+        ({"cpu": 4}, [BIG, SMALL], Need(2, 1), "teacher.cpu is 4; no node with 1 GPU has more than 2, which it gets"),
+        ({"cpu": 4, "gpu": 0}, [BIG, SMALL], Need(4, 0), None),
+        ({"cpu": 2}, [Need(0, 0), SMALL], Need(2, 1), None),  # a head that trains nothing
+        ({}, [BIG], Need(1, 0), None),
+    ],
+)
+def test_a_worker_gets_what_one_node_can_give_and_less_than_asked_is_said(given, nodes, teacher, warning):
+    found = fitted(tiny_space(resources={"teacher": given}), nodes)
+    assert (found.needs["teacher"], found.lacking) == (teacher, None)
+    assert len(found.warnings) == (warning is not None)
+    assert all(warning in each for each in found.warnings)
+
+
+def test_what_no_node_has_at_all_is_said():
+    lacking = fitted(tiny_space(resources={"student": {"gpu": 0.5}}), [Need(2, 0)]).lacking
+    assert lacking == "resources.student.gpu is 0.5; Ray has 0 GPUs"
+    assert fitted(tiny_space(), [Need(0, 0)]).lacking == "Ray has no node with a CPU"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"), [(None, "timed out"), (b"HTTP/1.1 400 Bad Request\r\n", "no Ray"), (b"", "no Ray")]
+)
+def test_an_address_where_something_else_listens_is_refused(answer, reason, monkeypatch):
+    monkeypatch.setattr("takd.study.search.scheduling.ANSWER_SECONDS", 1.5)
+    with socket.create_server(("", 0)) as server:
+
+        def reply() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                if answer is None:
+                    time.sleep(2)
+                else:
+                    connection.sendall(answer)
+
+        threading.Thread(target=reply, daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=rf"--address {address}: no Ray cluster answers \(.*{reason}"):
+            _wait_for_answer(address, Stop())
+
+
+def test_an_address_of_nobody_is_refused_at_once():
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    for address, reason in (
+        (f"127.0.0.1:{port}", "refused"),
+        ("nohost.invalid:6379", "resolution|not known"),
+        ("nonsense", "."),
+    ):
+        started = time.monotonic()
+        with pytest.raises(InputError, match=rf"--address {address}: no Ray cluster answers \(.*({reason})"):
+            _wait_for_answer(address, Stop())
+        assert time.monotonic() - started < 20
+
+
+def test_who_waits_for_a_cluster_can_be_interrupted():
+    stop = Stop()
+    with socket.create_server(("", 0)) as server:  # it accepts, and says nothing
+        threading.Timer(0.3, stop.request, ["SIGINT received", True]).start()
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt, match="SIGINT received"):
+            _wait_for_answer(f"127.0.0.1:{server.getsockname()[1]}", stop)
+    assert time.monotonic() - started < 2
+
+
 def test_use_is_counted_from_the_first_stage_on():
     use = Use()
     use.note(0.0, part=0.0, ready=True)  # workers start
@@ -124,7 +202,7 @@ def searcher_of(tmp_path: Path, find: Find | None = None, **changes: Any) -> Pat
     graph = StageGraph(find or folder.artifacts)
     made = PathSearcher(create_search(folder, space, dataset.fingerprint), graph, folder.root, Observers([]), Stop())
     made.looked = float("inf")  # not at Ray's own nodes, of which there is one with one CPU
-    made.resources = resources(space, {"CPU": 2})
+    made.needs = fitted(space, [Need(2, 0)]).needs
     while proposal := made.search.ask():  # all arms at once
         graph.add(proposal)
     made._close_finished()
@@ -135,6 +213,7 @@ def started(searcher: PathSearcher, name: str, node: str) -> Actor:
     """A worker that Tune was asked to start and that has reported."""
     assert isinstance(searcher.suggest(name), dict)
     actor = Actor()
+    searcher.shared_root.seen.add(node)
     assert not searcher.report(name, NOTHING | {"node": node, "actor": actor})
     return actor
 

@@ -99,6 +99,12 @@ def test_a_built_in_name_is_taken(made, name):
         convert(made, name)
 
 
+def test_a_folder_whose_name_is_no_data_sets_is_told_to_give_one(made, tmp_path):
+    folder = shutil.copytree(made, tmp_path / "my trees")
+    with pytest.raises(InputError, match=r"--from .*my trees: the name my trees: .*; give another with --name"):
+        convert(Path(folder))
+
+
 @pytest.mark.parametrize("name", ["a b", "../a", "", ".a", "a.v2"])
 def test_a_name_is_letters_and_digits(made, name):
     with pytest.raises(InputError, match=rf"--name {re.escape(name)}: a name has letters"):
@@ -123,7 +129,7 @@ def test_a_node_that_lacks_a_studys_dataset_says_the_command(own_cache, made):
     load.cache_clear()
     command = "takd data images --from DIR --name trees --validation 7"
     with pytest.raises(
-        InputError, match=rf"dataset trees: not in the cache .* of .*; run on every node, with the .*: {command}$"
+        InputError, match=rf"dataset trees: not in the cache .* of .*; run on this node, with the .*: {command}$"
     ):
         load_for(wanted)
 

@@ -432,7 +432,7 @@ def test_a_recipe_that_the_model_can_not_have_is_refused_before_the_study_starts
             "finetune_from is only for recipes with head_epochs",
         ),
         ({"recipe": {"freeze_norm": True}}, "teacher: recipe.freeze_norm is only for a role with pretrained"),
-        ({"pretrained": "a.pth", "recipe": {"freeze_norm": 1}}, "freeze_norm is 1; expected boolean"),
+        ({"pretrained": "a.pth", "recipe": {"freeze_norm": 1}}, "freeze_norm is 1; expected true or false"),
         ({"pretrained": "a.pth", "recipe": {"head_epochs": 11}}, "head_epochs is 11 of 10 epochs"),
     ],
 )

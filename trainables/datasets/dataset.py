@@ -31,6 +31,7 @@ from takd.trainables.datasets.division import SPLIT_SEED, generator
 from takd.trainables.datasets.reading import Reading, of_shape
 from takd.trainables.datasets.sources import Indices, Source
 from takd.trainables.datasets.splits import DAMAGE, Split, read_split
+from takd.trainables.store.artifacts import ArtifactStore, dataset_folder
 from takd.trainables.store.storage import cache_folder, write_synced
 
 _ABANDONED_SECONDS = 24 * 3600  # that no conversion takes
@@ -134,22 +135,70 @@ def load(name: str) -> Dataset:
     return _convert(name, source, _nobody)
 
 
-def load_for(fingerprint: DatasetFingerprint) -> Dataset:
-    """The very dataset that a stage is to train on; raises InputError where this node lacks it or has another."""
+def load_for(fingerprint: DatasetFingerprint, store: ArtifactStore | None = None) -> Dataset:
+    """The very dataset that a stage is to train on: of this node's cache, else from the store, where that keeps it.
+
+    Raises InputError where this node lacks it, or has another, and the store has none.
+    """
+    try:
+        return _load_same(fingerprint)
+    except InputError:
+        if store is None or (fetched := _fetched(store, fingerprint.model_dump_json())) is None:
+            raise
+        return fetched
+
+
+def _load_same(fingerprint: DatasetFingerprint) -> Dataset:
     name, place = fingerprint.name, f"the cache {cache_folder()} of {socket.gethostname()}"
     command = command_for(name, fingerprint.sizes.get("validation"))
     if not _source(name) and not _pointer(name).exists():
         raise InputError(
-            f"dataset {name}: not in {place}; run on every node, with the options it was made with: {command}"
+            f"dataset {name}: not in {place}, nor kept below the root; run on this node, with the options it was made "
+            f"with, and then the study again: {command}"
         )
     dataset = load(name)
     if (dataset.digest, dataset.sizes) != (fingerprint.digest, fingerprint.sizes):
         raise InputError(
             f"dataset {name}: {place} has {_brief(dataset.digest, dataset.sizes)}, the study has "
-            f"{_brief(fingerprint.digest, fingerprint.sizes)}; run on every node, with the same files and options: "
-            f"{command}"
+            f"{_brief(fingerprint.digest, fingerprint.sizes)}; run on this node, with the same files and options, and "
+            f"then the study again: {command}"
         )
     return dataset
+
+
+_found: dict[tuple[str, str], Dataset] = {}  # what was fetched, by root and fingerprint: each look at it costs a digest
+
+
+def _fetched(store: ArtifactStore, wanted: str) -> Dataset | None:
+    """What the store keeps of a fingerprint, as JSON, by way of this node's cache; None where it keeps nothing.
+
+    It has a folder of its own there: what the name stands for on this node stays as it is.
+    """
+    if (known := _found.get((store.root, wanted))) is not None:
+        return known
+    fingerprint = DatasetFingerprint.model_validate_json(wanted)
+    folder = _cache() / dataset_folder(fingerprint).rpartition("/")[2]
+    with suppress(*DAMAGE):
+        return _found.setdefault((store.root, wanted), _open(fingerprint.name, folder))
+    temporary = _cache() / f".tmp-{uuid.uuid4().hex}"
+    try:
+        if not store.fetch_dataset(fingerprint, temporary):
+            return None
+        _put_in_place(temporary, folder)
+        return _found.setdefault((store.root, wanted), _open(fingerprint.name, folder))
+    except (ValueError, KeyError, TypeError) as error:
+        place = store.storage.uri(dataset_folder(fingerprint))
+        raise InputError(
+            f"dataset {fingerprint.name}: what is kept in {place} is damaged ({error}); delete that folder, and run "
+            "the study again on a machine that has the data set"
+        ) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_own(name: str) -> bool:
+    """Whether it was converted from a user's files, which a node may not have."""
+    return _source(name) is None
 
 
 def import_dataset(name: str, source: Source, advance: Callable[[int], None] | None = None) -> Dataset:
@@ -173,12 +222,15 @@ def converted() -> list[str]:
     return sorted(file.name.removesuffix(_SUFFIX) for file in _cache().glob(f"*{_SUFFIX}"))
 
 
-def check_name(name: str) -> None:
-    """Raises InputError where a dataset of a user's own can't have it."""
+def check_name(name: str, what: str = "--name") -> None:
+    """Raises InputError where a dataset of a user's own can't have it; `what` says where it was given."""
+    again = "choose another" if what == "--name" else "give another with --name"
     if name in BUILT_IN or name == OWN:
-        raise InputError(f"--name {name}: is built in; choose another")
+        raise InputError(f"{what} {name}: is built in; {again}")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise InputError(f"--name {name}: a name has letters, digits, - and _, and begins with a letter or digit")
+        raise InputError(
+            f"{what} {name}: a name has letters, digits, - and _, and begins with a letter or digit; {again}"
+        )
 
 
 def command_for(name: str, validation: int | None = None) -> str:

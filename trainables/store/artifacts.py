@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from takd.search_spaces import Derived, Stage, ViewName, soft_targets_of
+from takd.search_spaces import DatasetFingerprint, Derived, Stage, ViewName, soft_targets_of
 from takd.trainables.store.derived import DerivedStore
 from takd.trainables.store.storage import Storage, aside_name, open_storage, sha256, whole_file
 
@@ -19,6 +19,8 @@ FORMAT = 1
 ARTIFACTS = "artifacts"
 CHECKPOINTS = "checkpoints"
 PRETRAINED = "weights"
+DATASETS = "datasets"
+DATASET = "dataset.json"  # says what is in the other files of a data set that is kept
 DESCRIPTION = "stage.json"
 WEIGHTS = "model.safetensors"
 LOGITS = "logits.safetensors"  # in the place of weights, of a stage that is given as what its model says
@@ -47,6 +49,8 @@ class ArtifactStore:
         self.storage.prepare()
         for folder in (ARTIFACTS, CHECKPOINTS, PRETRAINED):
             self.storage.sweep(folder)
+        for name in self.storage.names(DATASETS):
+            self.storage.sweep(f"{DATASETS}/{name}")
         self.derived.collect(self._has_file)
 
     def _has_file(self, key: str, digest: str) -> bool:
@@ -189,6 +193,25 @@ class ArtifactStore:
         except FileNotFoundError:
             return False
 
+    def keep_dataset(self, fingerprint: DatasetFingerprint, folder: Path) -> None:
+        """Puts the files of a converted data set below the root, those that are not there."""
+        files = {file.name: file for file in folder.iterdir() if not file.name.startswith(".")}
+        self.storage.publish_files(dataset_folder(fingerprint), files, last=DATASET)
+
+    def has_dataset(self, fingerprint: DatasetFingerprint) -> bool:
+        names = self.storage.names(dataset_folder(fingerprint))
+        return DATASET in names and all(f"{split}.arrow" in names for split in fingerprint.sizes)
+
+    def fetch_dataset(self, fingerprint: DatasetFingerprint, target: Path) -> bool:
+        """Into a folder of this machine, which is made; whether there is one. What it has is not checked."""
+        names = self.storage.names(dataset_folder(fingerprint))
+        if DATASET not in names:
+            return False
+        target.mkdir(parents=True)
+        for name in names:
+            self.storage.fetch(f"{dataset_folder(fingerprint)}/{name}", target / name)
+        return True
+
     def pretrained(self, digest: str) -> bytes:
         """Raises FileNotFoundError where there are none, ValueError where they are damaged."""
         content = self.storage.local(_pretrained(digest), digest).read_bytes()
@@ -214,6 +237,12 @@ def _folder(key: str) -> str:
 
 def _checkpoint(key: str) -> str:
     return f"{CHECKPOINTS}/{key}"
+
+
+def dataset_folder(fingerprint: DatasetFingerprint) -> str:
+    """Where a data set is kept: by the digest of its content, and how that is split."""
+    sizes = "-".join(str(number) for number in fingerprint.sizes.values())
+    return f"{DATASETS}/{fingerprint.digest}-split{fingerprint.split_seed}-{sizes}"
 
 
 def _pretrained(digest: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import platformdirs
@@ -27,8 +28,17 @@ READ_ATTEMPTS = 5
 STALE_SECONDS = 24 * 3600.0
 _TEMPORARY = ".tmp-"
 _ASIDE = ".set-aside-"
+_PIECE = 1 << 22  # bytes of a large file that are in memory at a time
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what an OSError says when there is no room
+
+
+class Stored(NamedTuple):
+    """A file that is kept."""
+
+    path: str  # relative to the root
+    size: int  # bytes
+    modified: float  # seconds since the epoch
 
 
 class Storage(ABC):
@@ -62,11 +72,23 @@ class Storage(ABC):
         """What is directly in a folder, sorted; nothing where there is no folder."""
 
     @abstractmethod
+    def files(self, folder: str) -> list[Stored]:
+        """All files below a folder, at any depth; nothing where there is no folder."""
+
+    @abstractmethod
     def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
         """Writes a group of files of which `last` describes the others. Who finds `last` finds all of the group.
 
         A group that is there and has every file stays: of two writers the first wins.
         """
+
+    @abstractmethod
+    def publish_files(self, folder: str, files: Mapping[str, Path], last: str) -> None:
+        """As `publish`, of files of this machine, which may be large; what is missing of a group is added to it."""
+
+    @abstractmethod
+    def fetch(self, path: str, target: Path) -> None:
+        """Makes a file of this machine of what `publish_files` wrote; raises FileNotFoundError where there is none."""
 
     @abstractmethod
     def place(self, folder: str, name: str, digest: str) -> str:
@@ -134,6 +156,15 @@ class Folder(Storage):
         except (FileNotFoundError, NotADirectoryError):
             return []
 
+    def files(self, folder: str) -> list[Stored]:
+        found = []
+        for place, _, names in os.walk(self._path(folder)):
+            for path in (Path(place) / name for name in names):
+                with suppress(FileNotFoundError):  # deleted meanwhile
+                    about = path.lstat()
+                    found.append(Stored(str(path.relative_to(self.root)), about.st_size, about.st_mtime))
+        return found
+
     def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
         target = self._path(folder)
         temporary = target.with_name(_temporary())
@@ -154,6 +185,22 @@ class Folder(Storage):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         _sync_folder(target.parent)
+
+    def publish_files(self, folder: str, files: Mapping[str, Path], last: str) -> None:
+        target = self._path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in sorted(files, key=lambda name: name == last):
+            if not (target / name).exists():
+                temporary = target / _temporary()
+                try:
+                    _link_or_copy(files[name], temporary)
+                    temporary.replace(target / name)
+                finally:
+                    temporary.unlink(missing_ok=True)
+        _sync_folder(target)
+
+    def fetch(self, path: str, target: Path) -> None:
+        _link_or_copy(self._path(path), target)
 
     def place(self, folder: str, name: str, digest: str) -> str:
         return f"{folder}/{name}"
@@ -235,6 +282,14 @@ class Bucket(Storage):
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         return sorted(entry.base_name for entry in self._files.get_file_info(selector))
 
+    def files(self, folder: str) -> list[Stored]:
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
+        return [
+            Stored(entry.path.removeprefix(f"{self._base}/"), entry.size, (entry.mtime_ns or 0) / 1e9)
+            for entry in self._files.get_file_info(selector)
+            if entry.type == fs.FileType.File
+        ]
+
     def publish(self, folder: str, contents: Mapping[str, bytes], last: str) -> None:
         others = {name: content for name, content in contents.items() if name != last}
         there = self.names(folder)
@@ -243,6 +298,16 @@ class Bucket(Storage):
         for name, content in others.items():
             self.replace(self.place(folder, name, sha256(content)), content)
         self.replace(f"{folder}/{last}", contents[last])
+
+    def publish_files(self, folder: str, files: Mapping[str, Path], last: str) -> None:
+        there = self.names(folder)
+        for name in sorted(set(files) - set(there), key=lambda name: name == last):
+            with files[name].open("rb") as source, self._files.open_output_stream(self._path(f"{folder}/{name}")) as to:
+                shutil.copyfileobj(source, to, _PIECE)
+
+    def fetch(self, path: str, target: Path) -> None:
+        with self._files.open_input_stream(self._path(path)) as source, target.open("wb") as to:
+            shutil.copyfileobj(source, to, _PIECE)
 
     def place(self, folder: str, name: str, digest: str) -> str:
         return f"{folder}/{digest[:16]}.{name}"
@@ -316,6 +381,19 @@ def write_synced(path: Path, content: bytes | pa.Buffer) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """One file by two names where both are of one file system, which costs no room; neither is ever written again."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with source.open("rb") as file, target.open("wb") as to:
+            shutil.copyfileobj(file, to, _PIECE)
+            to.flush()
+            os.fsync(to.fileno())
 
 
 def _temporary() -> str:

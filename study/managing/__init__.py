@@ -1,0 +1,1 @@
+"""Studies below a root: what there is, what goes, and what nobody uses any more."""

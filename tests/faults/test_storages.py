@@ -1,0 +1,113 @@
+"""What becomes of a study whose Optuna storage is damaged, locked by nobody, or away for a while."""
+
+import os
+import subprocess
+import time
+
+import pytest
+from conftest import Found, tiny_space
+
+from takd.search_spaces import DatasetFingerprint, InputError
+from takd.study.folder import StudyFolder, study_folder, without_password
+from takd.study.search import storages
+from takd.study.search.graph import Proposal, StageGraph
+from takd.study.search.optimization import Search, create_search, open_search
+
+
+@pytest.fixture
+def folder(tmp_path) -> StudyFolder:
+    made = study_folder(str(tmp_path), "tiny")
+    made.prepare()
+    return made
+
+
+def start(folder: StudyFolder) -> Search:
+    mnist = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
+    return create_search(folder, tiny_space(), mnist)
+
+
+def complete(search: Search, proposal: Proposal | None) -> None:
+    assert proposal is not None
+    outcome = {"metrics": {"validation": {"accuracy": 0.5}}, "train_seconds": 1.0}
+    graph = StageGraph(Found(lambda stage: {"outcome": outcome}))
+    graph.add(proposal)
+    graph.close_finished()
+    search.tell(proposal, graph)
+
+
+def proposals(search: Search) -> list[Proposal]:
+    found = []
+    while proposal := search.ask():
+        complete(search, proposal)
+        found.append(proposal)
+    return found
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 40, b'{"op_code":5,"worker', b"42", b"{}", b"\xff\xfe"], ids=["nul", "half", "42", "{}", "bytes"]
+)
+@pytest.mark.parametrize("last", [False, True], ids=["in the middle", "at the end"])
+def test_a_damaged_line_of_the_journal_is_named_and_what_is_before_it_can_be_kept(folder, damage, last):
+    search = start(folder)
+    complete(search, search.ask())
+    before = len(folder.journal.read_bytes().splitlines())
+    complete(search, search.ask())
+    lines = folder.journal.read_bytes().splitlines()
+    at = len(lines) - 1 if last else before
+    lines[at] = damage
+    folder.journal.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(InputError) as caught:
+        open_search(folder)
+    [line] = str(caught.value).splitlines()
+    assert line.startswith(f"{folder.journal}: line {at + 1} is damaged. Kept are all finished stages")
+    command = line.partition("to go on with these: ")[2].partition(", and run")[0]
+    subprocess.run(["sh", "-c", command], check=True)
+    again = start(folder)
+    kept = [trial for trial in again.proposed() if trial.state.is_finished()]
+    assert len(kept) == 1
+    assert len(again.reclaim()) + len(proposals(again)) == 5
+
+
+def test_a_lock_of_the_journal_that_points_to_nothing_holds_nobody_up(folder, monkeypatch):
+    lock = f"{folder.journal}.lock"
+    os.symlink("/nowhere/optuna.journal", lock)
+    long_ago = time.time() - 60
+    os.utime(lock, (long_ago, long_ago), follow_symlinks=False)
+    started = time.monotonic()
+    search = start(folder)
+    assert time.monotonic() - started < 5
+    os.symlink("/nowhere/optuna.journal", lock)  # just made: its holder may see the journal by another path
+    monkeypatch.setattr(storages, "LOCK_SECONDS", 1.0)
+    started = time.monotonic()
+    search.ask()
+    assert time.monotonic() - started >= 0.8
+    assert not os.path.lexists(lock)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://me:p@ss@db.host/takd", "postgresql://me:***@db.host/takd"),
+        ("postgresql://me:p%40ss@db.host:5432/takd", "postgresql://me:***@db.host:5432/takd"),
+        ("postgresql://me:p/a?b#c@d@db.host/takd", "postgresql://me:***@db.host/takd"),
+        ("postgresql://:p:a@db.host/takd", "postgresql://:***@db.host/takd"),
+        ("postgresql:///takd?user=me&password=p@ss&host=/run", "postgresql:///takd?user=me&password=***&host=/run"),
+        ("postgresql://me@db.host/takd", "postgresql://me@db.host/takd"),
+        ("postgresql://db.host:5432/takd?host=/run", "postgresql://db.host:5432/takd?host=/run"),
+        ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("nonsense", "nonsense"),
+    ],
+)
+def test_no_part_of_a_password_is_shown(url, shown):
+    assert without_password(url) == shown
+    assert url == shown or url not in repr(StudyFolder("/runs", "tiny", url))
+
+
+def test_a_password_that_a_url_can_not_hold_is_refused_in_one_line_without_it(tmp_path):
+    for password in ("p@ss", "p@ss:word"):
+        folder = study_folder(str(tmp_path), "tiny", f"postgresql://me:{password}@127.0.0.1:1/takd")
+        with pytest.raises(
+            InputError, match=r"postgresql://me:\*\*\*@127.0.0.1:1/takd: the password has an @"
+        ) as caught:
+            open_search(folder)
+        assert "ss" not in str(caught.value).replace("password", "")
