@@ -76,7 +76,7 @@ def image(figure: Figure, kind: str) -> bytes:
             figure.set_layout_engine("none")
         # As `Figure.savefig`, which would draw it twice.
         if kind == "svg":
-            patches = [each.patch for each in (figure, *figure.axes)]
+            patches = [figure.patch, *(axes.patch for axes in figure.axes)]
             alphas = [patch.get_alpha() for patch in patches]
             for patch in patches:
                 patch.set_alpha(0)

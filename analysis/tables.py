@@ -31,7 +31,8 @@ CONFIRM_NOTE = (
 )
 
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
 

@@ -36,7 +36,8 @@ from takd.study.folder import StudyFolder
 from takd.study.study import Study
 from takd.study.tracking.wandb_export import write_export_run
 from takd.trainables.datasets.conversion import Normalization
-from takd.trainables.datasets.dataset import Split, transfer_set
+from takd.trainables.datasets.dataset import transfer_set
+from takd.trainables.datasets.splits import Split
 from takd.trainables.store.storage import sha256
 
 TOLERANCE = 1e-4  # of probabilities, between an exported file and the student that was measured
