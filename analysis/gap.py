@@ -179,7 +179,7 @@ def over_factor(rows: pd.DataFrame, axis: str, factors: Sequence[str], colors: d
     """
     others = [name for name in factors if name != axis and rows[name].nunique() > 1]
     places = _places(rows, axis)
-    panels: list[tuple[Any, pd.DataFrame]] = list(rows.groupby(others, sort=False)) if others else [((), rows)]
+    panels: list[tuple[Any, pd.DataFrame]] = [*rows.groupby(others, sort=False)] if others else [((), rows)]
     panels.sort(key=lambda panel: [_order(rows, name, value) for name, value in zip(others, panel[0], strict=True)])
     columns = rows[others[-1]].nunique() if others else 1
     columns = min(columns, PANELS) if len(others) > 1 else min(len(panels), PANELS)
@@ -217,10 +217,10 @@ def _places(rows: pd.DataFrame, axis: str) -> dict[str, float]:
     """By value where it stands: at the logarithm of its size, or in turn where sizes are not known or too close."""
     if f"{axis} size" in rows:
         sizes = rows.groupby(axis)[f"{axis} size"].first().astype(float).sort_values()
-        places = sizes.where(sizes > 0).map(np.log)
+        places = np.log(sizes.where(sizes > 0).to_numpy())
         apart = np.diff(places).min(initial=np.inf) / max(np.ptp(places), 1e-9)
         names = [str(name) for name in sizes.index]
-        if places.notna().all() and apart > CLOSE:
+        if np.isfinite(places).all() and apart > CLOSE:
             return dict(zip(names, map(float, places), strict=True))
     else:
         names = [str(name) for name in rows[axis].unique()]

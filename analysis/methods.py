@@ -81,9 +81,9 @@ def _training(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> 
     by_recipe: dict[str, list[str]] = {}
     for who, section in (sections | {"students": space.student}).items():
         by_recipe.setdefault(_recipe(section), []).append(who)
-    for recipe, alike in by_recipe.items():
-        named = _and(alike)
-        yield f"{named[0].upper()}{named[1:]} {'was' if alike == ['the teacher'] else 'were'} trained for {recipe}."
+    for recipe, trained in by_recipe.items():
+        named = _and(trained)
+        yield f"{named[0].upper()}{named[1:]} {'was' if trained == ['the teacher'] else 'were'} trained for {recipe}."
     if space.teacher.exists:
         yield f"The teacher was given, as a {space.teacher.kind} file, and not trained here."
     if existing:
