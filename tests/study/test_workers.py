@@ -318,7 +318,9 @@ import psutil
 from ray.cluster_utils import Cluster
 
 space, root = sys.argv[1:]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+soon = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2}  # a node that is gone is missed
+head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 first = cluster.add_node(num_cpus=1, num_gpus=1)
 cluster.wait_for_nodes()
 command = [sys.executable, "-m", "takd", "run", space, "--root", root, "--wandb", "disabled"]
