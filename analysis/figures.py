@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from takd.analysis.arms import arms_table, comparisons
+from takd.analysis.arms import REFERENCES, arms_table, comparisons
 from takd.analysis.cost import pareto_front
-from takd.analysis.evidence.statistics import ALPHA, REFERENCES, mean_interval
+from takd.analysis.evidence.statistics import ALPHA, bounded_interval, mean_interval, spread_of_paths
 from takd.analysis.importance import importance
 from takd.analysis.tables import (
     BINS,
@@ -286,12 +286,21 @@ def slices(trials: pd.DataFrame) -> Figure:
         bins = _bins(done[name])
         for shift, arm in zip(np.linspace(-0.15, 0.15, len(arms)), arms, strict=True):
             rows = done[done["arm"] == arm]
-            cells = {cell: mean_interval(group) for cell, group in rows.groupby(bins(rows[name]))["accuracy"]}
+            groups = rows.groupby(bins(rows[name]))["accuracy"]
+            cells = {cell: bounded_interval(spread_of_paths(group / 100)) for cell, group in groups}
             x = np.array(list(cells), float) + shift
-            means = np.array([float(each.mean) for each in cells.values()])
-            error = np.array([float(each.high) for each in cells.values()]) - means
+            means = np.array([100 * float(each.mean) for each in cells.values()])
+            ends = np.array([[100 * float(each.low), 100 * float(each.high)] for each in cells.values()]).T
             axes.errorbar(
-                x, means, yerr=np.nan_to_num(error), fmt="o-", color=colors[arm], label=arm, capsize=2, ms=4, lw=1.2
+                x,
+                means,
+                yerr=np.nan_to_num(np.abs(ends - means)),
+                fmt="o-",
+                color=colors[arm],
+                label=arm,
+                capsize=2,
+                ms=4,
+                lw=1.2,
             )
         axes.set_xticks(range(len(bins.names)), bins.names, rotation=45 if max(map(len, bins.names)) > 4 else 0)
         axes.set_xlabel({"temperature": "temperature T", "lambda": "lambda, the weight of the soft targets"}[name])
@@ -430,7 +439,11 @@ def training_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
 
 def _by_epoch(rows: pd.DataFrame, column: str) -> tuple["pd.Series[float]", "pd.Series[float]", "pd.Series[float]"]:
     """Mean by epoch, with the ends of its interval."""
-    estimates = {epoch: mean_interval(group) for epoch, group in rows.groupby("epoch")[column]}
+    bounded = column.endswith("accuracy")
+    groups = rows.groupby("epoch")[column]
+    estimates = {
+        epoch: bounded_interval(spread_of_paths(group)) if bounded else mean_interval(group) for epoch, group in groups
+    }
     parts = [
         pd.Series({epoch: float(getattr(each, part)) for epoch, each in estimates.items()})
         for part in ("mean", "low", "high")

@@ -16,7 +16,14 @@ import torch
 from pandas import isna
 from torch import Tensor
 
-from takd.analysis.evidence.statistics import fraction_interval, mean_interval
+from takd.analysis.evidence.statistics import (
+    Estimate,
+    Interval,
+    bounded_interval,
+    fraction_interval,
+    mean_interval,
+    spread_of_paths,
+)
 from takd.analysis.tables import BINS
 from takd.search_spaces import Stage, some
 from takd.study.binary import binary_metrics
@@ -74,9 +81,9 @@ def model_card(
             "split": "validation",
             "phase": candidate.phase,
             "mean": candidate.mean,
-            **_interval(mean_interval(candidate.by_seed)),
+            **_interval(_estimate(candidate.by_seed, candidate.metric)),
             "students": len(candidate.by_seed),
-            "on_test": _mean_and_interval(candidate.on_test),
+            "on_test": _mean_and_interval(candidate.on_test, candidate.metric),
         },
         "path": _stages(student, logits, labels),
         "warnings": list(candidate.warnings),
@@ -106,8 +113,13 @@ def _interval(estimate: Any) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def _mean_and_interval(values: Sequence[float]) -> dict[str, float | None] | None:
-    return {"mean": sum(values) / len(values), **_interval(mean_interval(values))} if len(values) else None
+def _mean_and_interval(values: Sequence[float], metric: str) -> dict[str, float | None] | None:
+    return {"mean": sum(values) / len(values), **_interval(_estimate(values, metric))} if len(values) else None
+
+
+def _estimate(values: Sequence[float], metric: str) -> Estimate | Interval:
+    """All but the loss lie in [0, 1]."""
+    return mean_interval(values) if metric == "loss" else bounded_interval(spread_of_paths(values))
 
 
 def _stages(student: Student, logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
