@@ -232,7 +232,8 @@ def _head(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"# {card['name']}\n"
     yield _paragraph(
         f"An image classifier with {card['parameters']:,} parameters. It sorts images of {_image(card)} into",
-        f"{len(card['classes'])} classes ({some(card['classes'], SHOWN)}), and is right on **{_percent(test)}** of",
+        f"{len(card['classes'])} classes ({some(map(as_text, card['classes']), SHOWN)}), and is right on",
+        f"**{_percent(test)}** of",
         f"{test['of']:,} test images (95 % interval {_percents(test)}).",
         f"It learned from labels and from the soft targets of `{taught}`."
         if taught

@@ -1,5 +1,6 @@
 """What other tools can tail or open: `events.jsonl` and TensorBoard's event files, of a real study."""
 
+import itertools
 import json
 from datetime import datetime
 from pathlib import Path
@@ -34,7 +35,9 @@ def test_every_stage_of_a_study_starts_and_ends_in_the_events(finished: Study):
     assert set(states) == set(pd.read_parquet(finished.folder.trials)["stage_key"])
     for changes in states.values():
         assert changes[-2:] == ["running", "done"]
-        assert len(set(changes)) == len(changes)
+        assert changes.count("done") == 1
+        # A worker that measures that fewer lanes are faster gives stages back: they are ready, and run, once more.
+        assert all(before != after for before, after in itertools.pairwise(changes))
     times = [datetime.fromisoformat(event["time"]) for event in events(folder)]
     assert times == sorted(times)
     assert times[0].tzinfo is not None

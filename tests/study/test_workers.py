@@ -391,4 +391,4 @@ def test_a_study_goes_on_whatever_becomes_of_nodes_and_workers(ray_slots, tmp_pa
     assert len(said["early"]) == 2  # as many as there are slots
     assert said["early"] | said["killed"] < set(students.index)
     assert len(students) == 4  # the fourth followed the one that was killed
-    assert re.search(r"^\d workers trained [\d, and]+ stages, busy [\d, and]+ % of the time", done.stdout, re.M)
+    assert re.search(r"^\d+ workers trained [\d, andto]+ stages, busy [\d, andto]+ % of the time", done.stdout, re.M)

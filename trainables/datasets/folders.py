@@ -65,7 +65,7 @@ def list_folder(folder: Path, shown: str) -> Listing:
         parts,
         frozenset(parts),
         skipped.notes(),
-        f"has the classes {some(classes)}, and no splits" if ALL in parts else "has no test split",
+        f"has the classes {some(classes)} and no splits" if ALL in parts else "has no test split",
     )
 
 
