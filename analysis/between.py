@@ -115,7 +115,7 @@ def _compared(one: Measured, other: Measured, paired: bool, unit: str) -> dict[s
     return {"difference": mean, "low": low, "high": high, "p": p, "units": units, "how": how}
 
 
-def verdict(row: Mapping[str, Any]) -> str:
+def verdict(row: Mapping[Any, Any]) -> str:
     """Whether the difference is more than chance."""
     if row["how"].startswith("the same"):
         return "the same students"

@@ -215,17 +215,18 @@ class Database:
     """A PostgreSQL of our own, with a database for each study."""
 
     def __init__(self, folder: Path) -> None:
-        import pgserver
+        from pgserver.postgres_server import get_server
 
-        self.server = pgserver.get_server(folder, cleanup_mode="delete")
+        self.server = get_server(folder, cleanup_mode="delete")
 
     def new(self, name: str) -> str:
         self.server.psql(f"CREATE DATABASE {name};")
         return str(self.server.get_uri(name))
 
     def stop(self) -> None:
-        from pgserver._commands import pg_ctl
+        from pgserver import _commands
 
+        pg_ctl: Callable[..., str] = vars(_commands)["pg_ctl"]  # made by name there
         pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=self.server.pgdata, user=self.server.system_user)
 
     def start(self) -> None:
@@ -406,7 +407,7 @@ def import_digits(folder: Path) -> None:
     for name, rows in (("train", slice(0, 12_000)), ("val", slice(12_000, 14_000)), ("test", slice(14_000, 15_000))):
         arrays[f"{name}_images"] = np.asarray(parts["train"].images[rows])[:, 0]
         arrays[f"{name}_labels"] = np.asarray(parts["train"].labels[rows])[:, None]
-    np.savez(folder / "digits.npz", **arrays)
+    np.savez(str(folder / "digits.npz"), allow_pickle=False, **arrays)
     import_files(OWN, folder / "digits.npz", "digits", None, False)
 
 

@@ -187,6 +187,7 @@ def _stages(
     asked: Counter[str] = Counter()
     again = {trial.number for trial in search.failed_before} if search else set()
     for trial in search.proposed() if search else ():
+        assert search is not None
         asked[search.space.cell(trial.params).name] += 1
         stages = {stage.key: stage for path in search.paths_of(trial) for stage in path.stages}
         over = trial.state.is_finished() and trial.number not in again

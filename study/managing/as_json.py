@@ -45,8 +45,8 @@ def status(study: "Study") -> dict[str, Any]:
             **{name: states[name] for name in ("running", "complete", "pruned", "fail")},
         },
         "stages": [
-            {"role": role, "status": state, "number": int(number)}
-            for (role, state), number in stages.groupby(["role", "status"]).size().items()
+            {"role": role, "status": state, "number": number}
+            for (role, state), number in sorted(Counter(zip(stages["role"], stages["status"], strict=True)).items())
         ],
         "best": best_by_arm(trials).to_dict("records"),
         "failures": failed[["role", "model", "seed", "configuration", "stage_key", "error"]].to_dict("records"),

@@ -97,8 +97,9 @@ def _best(folder: StudyFolder) -> dict[str, Any]:
     if trials is None or not len(chosen := chosen_students(trials)):
         return {}
     cell = chosen["cell"].fillna("") if "cell" in chosen else pd.Series("", index=chosen.index)
-    means = chosen.groupby([cell, chosen["arm"]])["accuracy"].mean()
-    return {"best_arm": str(means.idxmax()[1]), "best_accuracy": float(means.max()), "split": split_of(trials)}
+    means = chosen.groupby([cell.rename("cell"), chosen["arm"]])["accuracy"].mean().reset_index()
+    best = means.loc[means["accuracy"].idxmax()]
+    return {"best_arm": str(best["arm"]), "best_accuracy": float(best["accuracy"]), "split": split_of(trials)}
 
 
 def list_studies(root: str | None, database: str | None) -> list[dict[str, Any]]:
