@@ -98,7 +98,7 @@ def _best(folder: StudyFolder) -> dict[str, Any]:
         return {}
     cell = chosen["cell"].fillna("") if "cell" in chosen else pd.Series("", index=chosen.index)
     means = chosen.groupby([cell.rename("cell"), chosen["arm"]])["accuracy"].mean().reset_index()
-    best = means.loc[means["accuracy"].idxmax()]
+    best = means.sort_values("accuracy", kind="stable").iloc[-1]
     return {"best_arm": str(best["arm"]), "best_accuracy": float(best["accuracy"]), "split": split_of(trials)}
 
 
