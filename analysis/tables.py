@@ -162,22 +162,23 @@ def intervals_note(trials: pd.DataFrame) -> str:
     """What intervals hold for, and what they don't."""
     rows = chosen_students(trials)
     images = "test_right" in rows and bool(rows["test_right"].notna().all())
+    also = " and other test images" if images else ""
     if unit_of(trials) == "path":
         numbers = rows["replicate"].dropna().nunique()
-        said = f"Each of {numbers} paths had its own {str(rows['redrawn'].iloc[0]).replace(', ', ' and its own ')}"
-        said = f"{said}, and intervals hold for other such paths"
+        own = str(rows["redrawn"].iloc[0]).replace(", ", ", its own ")
+        said = f"Each of {numbers} paths had its own {own}. Intervals hold for other such paths{also}."
     else:
         said = (
-            "All students of an arm had one teacher, one set of assistants and of examples, and one order of examples"
+            "All students of an arm had one teacher, one set of assistants and of examples, and one order of examples. "
+            f"Intervals hold for other seeds{also}, and for this path alone; `confirm: {{paths: 5}}` draws whole paths "
+            "anew."
         )
-        said += ", and intervals hold for these alone: `confirm: {paths: 5}` draws whole paths anew"
-    said += ", and for other test images." if images else "."
     if split_of(trials) == "test" and not images:
         said += (
             " They take the test images as fixed: an older takd kept no predictions of single images. `takd run` again "
             "adds them, and trains nothing."
         )
-    return f"{said} They are of the settings that the search chose, which may be others the next time."
+    return f"{said} They are of the configurations that the search chose, which may be others the next time."
 
 
 def unit_of(trials: pd.DataFrame) -> Literal["path", "student"]:
