@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import student_costs
-from takd.analysis.evidence.measured import Measured, measured
+from takd.analysis.evidence.measured import Measured, measured, spread_between
 from takd.analysis.evidence.statistics import (
     Interval,
     best_arms,
@@ -42,7 +42,7 @@ from takd.analysis.tables import (
 from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
 
 # Columns of the printed table of arms that a reader misses least, the least one first.
-SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "best configuration")
+SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "paths", "best configuration")
 # By column. Absent in older studies.
 TEST_METRICS = {metric.confirmed: metric.title for metric in METRICS.values() if metric.title}
 
@@ -85,12 +85,7 @@ def paired_difference(arm: Measured, reference: Measured) -> dict[str, Any]:
     arm, reference = arm.beside(reference)
     if not arm.units:
         return {"units": 0}
-    right, other = arm.right(), reference.right()
-    if right is not None and other is not None:
-        spread = spread_of_images(right - other)
-    else:
-        spread = spread_of_paths((arm.by_unit() - reference.by_unit()).to_numpy() / 100)
-    found = difference(spread)
+    found = difference(spread_between(arm, reference))
     return {
         "units": arm.units,
         "difference": 100 * float(found.mean),
@@ -296,7 +291,8 @@ def accuracy_table(trials: pd.DataFrame) -> pd.DataFrame:
 def page_table(trials: pd.DataFrame) -> pd.DataFrame:
     """The same for a page, which is seen from the left: what is missed least comes last."""
     table = accuracy_table(trials)
-    return table[[*(name for name in table.columns if name not in SPARE), *reversed(SPARE)]]
+    spare = [name for name in reversed(SPARE) if name in table]
+    return table[[*(name for name in table.columns if name not in SPARE), *spare]]
 
 
 def published_table(trials: pd.DataFrame, published: Mapping[str, float]) -> pd.DataFrame:

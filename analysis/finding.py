@@ -66,11 +66,11 @@ def of_what(row: "pd.Series[Any]", trials: pd.DataFrame) -> str:
 def _assistant(table: pd.DataFrame, compared: pd.DataFrame) -> str:
     """The verdict on the best arm with assistants, else the one on kd."""
     assisted = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
-    best = str(assisted.sort_values("accuracy")["arm"].iloc[-1]) if len(assisted) else ""
-    arm, reference = (best, "kd") if best else ("kd", "labels")
-    row = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
-    if not len(row):
+    pair = _main_pair(table)
+    if pair is None:
         return "There are no two arms to compare yet."
+    arm, reference = pair
+    row = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
     said = f"Of the arms with an assistant, {arm} has the highest mean. " if len(assisted) > 1 else ""
     return f"{said}{row['verdict'].iloc[0]}."
 

@@ -77,12 +77,11 @@ def read_trials(file: str) -> pd.DataFrame:
     return pq.read_table(path, filesystem=filesystem).to_pandas()
 
 
+@remembered
 def by_cell(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each cell by its name, in order; all rows under "" where the study's space has no factors."""
-    if "cell" not in trials:  # a table of an older version
-        return {"": trials}
-    names = trials["cell"].fillna("")
-    return {str(name): trials[names == name] for name in names.unique()} or {"": trials}
+    cells = cells_of(trials)
+    return {name: trials[trials["cell"].fillna("") == name] for name in cells} if cells != [""] else {"": trials}
 
 
 @remembered
@@ -108,7 +107,7 @@ def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
 
 def cells_of(trials: pd.DataFrame) -> list[str]:
     """The cells of a study's factors, in the order of its rows: `[""]` of one without factors."""
-    return list(trials["cell"].fillna("").unique()) if "cell" in trials and len(trials) else [""]
+    return list(map(str, trials["cell"].fillna("").unique())) if "cell" in trials and len(trials) else [""]
 
 
 @remembered

@@ -37,10 +37,7 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
     known, new = read_test(folder), {stage.key: stage for stage in stages}
     dataset = load_for(stages[0].dataset, folder.artifacts)
     split = dataset.test()
-    teachers = {each.key: each for stage in new.values() for each in _teachers_of(stage)}
-    others = [each for key, each in teachers.items() if key not in new]
-    there = [each for each in others if folder.artifacts.has(each.key, needed_files(each))]
-    logits = _logits_of(folder, [*new.values(), *there], dataset, "test", split.images)
+    logits = _logits_with_teachers(folder, new, dataset, "test", split.images)
     chosen_on = dataset.validation if len(dataset.classes) == 2 else None
     validation = _logits_of(folder, new.values(), dataset, "validation", chosen_on.images) if chosen_on else {}
     thresholds = {
@@ -70,9 +67,7 @@ def measure_on_validation(folder: StudyFolder, stages: Sequence[Stage]) -> dict[
     """
     dataset = load_for(stages[0].dataset)
     split, new = dataset.validation, {stage.key: stage for stage in stages}
-    teachers = {each.key: each for stage in stages for each in _teachers_of(stage) if each.key not in new}
-    there = [each for each in teachers.values() if folder.artifacts.has(each.key, needed_files(each))]
-    logits = _logits_of(folder, [*new.values(), *there], dataset, "validation", split.images)
+    logits = _logits_with_teachers(folder, new, dataset, "validation", split.images)
     found = {}
     for key, stage in new.items():
         threshold = None
@@ -128,6 +123,15 @@ def reliability(confidence: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]
 def _teachers_of(stage: Stage) -> list[Stage]:
     """The teacher at the head of the path, or the members of the ensemble there; none of a stage on labels alone."""
     return [each for each in Path(arm="", student=stage).stages if not each.upstream and each != stage]
+
+
+def _logits_with_teachers(
+    folder: StudyFolder, stages: Mapping[str, Stage], dataset: Dataset, split: str, images: Tensor
+) -> dict[str, Tensor]:
+    """As `_logits_of`, also of those at the head of their paths, as far as these are there."""
+    teachers = {each.key: each for stage in stages.values() for each in _teachers_of(stage) if each.key not in stages}
+    there = [each for each in teachers.values() if folder.artifacts.has(each.key, needed_files(each))]
+    return _logits_of(folder, [*stages.values(), *there], dataset, split, images)
 
 
 def _logits_of(

@@ -40,6 +40,15 @@ def add_predictions(
     folder.write(PREDICTIONS, sink.getvalue().to_pybytes())
 
 
+def predicted_stages(folder: StudyFolder) -> set[str]:
+    """The keys of the stages whose classes are there."""
+    try:
+        schema = pq.read_schema(io.BytesIO(folder.storage.read(f"{folder.name}/{PREDICTIONS}")))
+    except (FileNotFoundError, pa.ArrowException):
+        return set()
+    return set(schema.names) - {NAME, LABEL}
+
+
 def right_by_stage(folder: StudyFolder) -> dict[str, bytes]:
     """By stage key a bit a test image, 1 where its class was chosen; the first image is the highest bit."""
     table = read_predictions(folder)

@@ -47,6 +47,7 @@ def write_figure(folder: StudyFolder, trials: pd.DataFrame) -> None:
                 folder.write(f"{name}.{kind}", image(figure, kind))
 
 
+@remembering()
 def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> None:
     """The table of arms, a block a cell, what its numbers are, the finding, and where the rest is."""
     if not len(chosen_students(trials)):
@@ -86,7 +87,7 @@ def print_table(table: pd.DataFrame, title: str, console: Console) -> None:
     left_out: list[str] = []
     needed = _width(table)
     for column in SPARE:
-        if _width(table) > console.width:
+        if column in table and _width(table) > console.width:
             table = table.drop(columns=column)
             left_out.append(column)
     if _width(table) > console.width:
@@ -155,6 +156,7 @@ def write_report(root: str, names: Sequence[str], console: Console) -> None:
     console.print(f"beside it: summary.md, arms.csv, {sum(file.endswith('.png') for file in files)} figures, notebooks")
 
 
+@remembering()
 def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
     """Studies side by side: what differs in their spaces, accuracy by arm, then each arm against the first study's.
 

@@ -13,7 +13,7 @@ from takd.search_spaces import InputError, Space, Stage
 from takd.study.apart import apart, begin
 from takd.study.folder import StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
-from takd.study.predictions import right_by_stage
+from takd.study.predictions import predicted_stages
 from takd.study.results import Tables, build_results, read_test, write_results
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
@@ -149,7 +149,7 @@ def _conclude(folder: StudyFolder, search: Search) -> Tables:
 
 def _unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
     """The confirmed students that are finished, and those who taught them, as far as not yet measured on test."""
-    predicted, store = right_by_stage(folder), folder.artifacts
+    predicted, store = predicted_stages(folder), folder.artifacts
     # Of those with an accuracy an older version may have kept no predictions; of others nothing can be known.
     known = {key: each for key, each in read_test(folder).items() if key in predicted or "test_accuracy" not in each}
     paths = [path for proposal in search.confirming() for path in proposal.paths]

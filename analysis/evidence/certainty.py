@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.evidence.agreement import discordance, gain
-from takd.analysis.evidence.measured import Measured, measured
+from takd.analysis.evidence.measured import Measured, measured, spread_between
 from takd.analysis.evidence.statistics import (
     Components,
+    Spread,
     components,
     difference,
     how_often_chosen,
     paths_needed,
-    spread_of_images,
     winners_curse,
 )
 from takd.analysis.tables import (
@@ -84,8 +84,8 @@ def what_would_help(trials: pd.DataFrame, arm: str, reference: str) -> str:
         return ""
     paths, each, images = found.counts
     assert images is not None
-    pair = [right for part in arms[arm].beside(arms[reference]) if (right := part.right()) is not None]
-    measured_now = difference(spread_of_images(pair[0] - pair[1]))
+    spread = spread_between(*arms[arm].beside(arms[reference]))
+    measured_now = difference(spread)
     now = float(measured_now.high - measured_now.low) / 2
     scale = now / found.half_width(paths, each, images)  # its variances are estimates that can't fall below zero
     more = {
@@ -102,24 +102,22 @@ def what_would_help(trials: pd.DataFrame, arm: str, reference: str) -> str:
     listed = ", ".join(f"±{100 * scale * width:.2f} with {name}" for name, width in more.items())
     return (
         f"The difference of {arm} to {reference} is known to ±{100 * now:.2f} points, by {what} and {images:,} test "
-        f"images. It would be {listed}. {_needed(trials, arms[arm], arms[reference])}"
+        f"images. It would be {listed}. {_needed(trials, spread)}"
     ).strip()
 
 
-def _needed(trials: pd.DataFrame, arm: Measured, reference: Measured) -> str:
+def _needed(trials: pd.DataFrame, spread: Spread) -> str:
     """How many paths show the smallest difference that matters."""
     effect, unit = smallest_effect(trials), unit_of(trials)
-    arm, reference = arm.beside(reference)
-    right, other = arm.right(), reference.right()
-    if effect is None or right is None or other is None:
+    if effect is None:
         return ""
-    needed = paths_needed(spread_of_images(right - other), effect / 100)
+    needed = paths_needed(spread, effect / 100)
     if needed.images_forbid:
         return f"No number of {unit}s shows a difference of {effect:g} points with these test images: they are too few."
     if needed.paths is None:
         return f"More than 200 {unit}s would be needed to show a difference of {effect:g} points."
-    if needed.paths <= arm.units:
-        return f"The {arm.units} {unit}s are enough to show a difference of {effect:g} points."
+    if needed.paths <= spread.paths:
+        return f"The {spread.paths} {unit}s are enough to show a difference of {effect:g} points."
     return f"{needed.paths} {unit}s would show a difference of {effect:g} points with a power of 80 %."
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from takd.analysis.tables import arm_order, chosen_students
+from takd.analysis.evidence.statistics import Spread, spread_of_images, spread_of_paths
+from takd.analysis.tables import arm_order, chosen_students, remembered
 
 Right = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -61,6 +62,18 @@ class Measured:
         return Measured(self.arm, self.rows.loc[common]), Measured(other.arm, other.rows.loc[common])
 
 
+def spread_between(arm: Measured, reference: Measured) -> Spread:
+    """Of their paired differences, as fractions: over units and images where single images are known, else over units.
+
+    Both have the same students, see `Measured.beside`.
+    """
+    right, other = arm.right(), reference.right()
+    if right is not None and other is not None:
+        return spread_of_images(right - other)
+    return spread_of_paths((arm.by_unit() - reference.by_unit()).to_numpy() / 100)
+
+
+@remembered
 def measured(trials: pd.DataFrame) -> Mapping[str, Measured]:
     """By arm, in the paper's order, of the trials of one study, or of one cell of its factors."""
     chosen = chosen_students(trials)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ALPHA = 0.05
+from takd.analysis.evidence.statistics import ALPHA
 
 
 @dataclass(frozen=True)

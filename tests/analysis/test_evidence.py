@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_analysis import ACCURACY, _row, made_up, with_confirmation
 
-from takd.analysis.arms import arms_table, comparisons, format_arms, standing
+from takd.analysis.arms import accuracy_table, arms_table, comparisons, format_arms, page_table, standing
 from takd.analysis.evidence.certainty import (
     choice_table,
     images_table,
@@ -63,6 +63,10 @@ def test_the_unit_is_the_path_and_intervals_cover_paths_and_images():
     assert cells["arm"] == "paths"
     assert cells["kd"] == "4 x 3"
     assert ((table["low"] >= 0) & (table["high"] <= 100)).all()
+
+
+def test_the_table_of_a_page_has_every_column_also_where_units_are_paths():
+    assert sorted(page_table(nested()).columns) == sorted(accuracy_table(nested()).columns)
 
 
 def test_students_are_averaged_within_their_path_before_arms_are_paired():

@@ -5,12 +5,11 @@ import subprocess
 import time
 
 import pytest
-from conftest import Found, tiny_space
+from conftest import complete, proposals, tiny_space
 
 from takd.search_spaces import DatasetFingerprint, InputError
 from takd.study.folder import StudyFolder, study_folder, without_password
 from takd.study.search import storages
-from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.optimization import Search, create_search, open_search
 
 
@@ -24,23 +23,6 @@ def folder(tmp_path) -> StudyFolder:
 def start(folder: StudyFolder) -> Search:
     mnist = DatasetFingerprint(name="mnist", digest="d", split_seed=0, sizes={"train": 50000})
     return create_search(folder, tiny_space(), mnist)
-
-
-def complete(search: Search, proposal: Proposal | None) -> None:
-    assert proposal is not None
-    outcome = {"metrics": {"validation": {"accuracy": 0.5}}, "train_seconds": 1.0}
-    graph = StageGraph(Found(lambda stage: {"outcome": outcome}))
-    graph.add(proposal)
-    graph.close_finished()
-    search.tell(proposal, graph)
-
-
-def proposals(search: Search) -> list[Proposal]:
-    found = []
-    while proposal := search.ask():
-        complete(search, proposal)
-        found.append(proposal)
-    return found
 
 
 @pytest.mark.parametrize(

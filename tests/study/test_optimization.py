@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from conftest import Found, tiny_space
+from conftest import Found, complete, proposals, tiny_space
 from optuna.trial import TrialState
 
 from takd.analysis.tables import hyperparameters_of
@@ -30,22 +30,6 @@ def contents(folder: StudyFolder) -> Any:
     """All that is stored of the study."""
     search = open_search(folder)
     return search.study.user_attrs, search.study.get_trials()
-
-
-def complete(search: Search, proposal: Proposal, accuracy: float = 0.5) -> None:
-    outcome = {"metrics": {"validation": {"accuracy": accuracy}}, "train_seconds": 1.0}
-    graph = StageGraph(Found(lambda stage: {"outcome": outcome}))
-    graph.add(proposal)
-    graph.close_finished()
-    search.tell(proposal, graph)
-
-
-def proposals(search: Search) -> list[Proposal]:
-    found = []
-    while proposal := search.ask():
-        complete(search, proposal)
-        found.append(proposal)
-    return found
 
 
 def test_every_arm_gets_its_coverage_before_the_sampler_is_free(folder):
