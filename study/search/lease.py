@@ -4,6 +4,7 @@ Claims are trials of a second Optuna study beside it: storages number trials one
 at the same moment one has the lower number, and both know which. The holder is the lowest claim whose process lives.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from takd.search_spaces import InputError
@@ -40,7 +42,7 @@ class Lease:
         self._ended.set()
         self._thread.join()
         try:
-            self._claims.tell(self._trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            _end(self._claims, self._trial.number)
         except Exception as error:  # whatever the storage has: others know by the process that it fell
             _released.add(self._trial.user_attrs["holder"]["claim"])
             log.debug("lease of %s: %s", self._claims.study_name, error)
@@ -49,7 +51,7 @@ class Lease:
         while not self._ended.wait(BEAT_SECONDS):
             try:
                 self._trial.set_user_attr("beat", time.time())
-            except optuna.exceptions.UpdateFinishedTrialError:
+            except UpdateFinishedTrialError:
                 self._on_lost("another process runs this study now: this one gave no sign of life for a while")
                 return
             except Exception as error:  # a storage that is out of reach may be back at the next beat
@@ -70,9 +72,9 @@ def acquire_lease(
         if other.number >= trial.number:
             continue
         if _lives(claims, other, on_wait):
-            claims.tell(trial.number, state=TrialState.FAIL)
+            _end(claims, trial.number)
             raise InputError(f"study {study}: {_name(other)} runs it; stop that one first, or look with takd status")
-        claims.tell(other.number, state=TrialState.FAIL)
+        _end(claims, other.number)
     return Lease(claims, trial, on_lost)
 
 
@@ -100,6 +102,12 @@ def runner(storage: optuna.storages.BaseStorage, study: str) -> str | None:
 def lease_of(study: str) -> str:
     """The name of the Optuna study that has the claims to another."""
     return f"{study} (lease)"
+
+
+def _end(claims: optuna.Study, number: int) -> None:
+    """A claim holds no more. Of several drivers that find a dead holder at the same moment each may say so."""
+    with contextlib.suppress(UpdateFinishedTrialError):
+        claims.tell(number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _myself() -> dict[str, Any]:

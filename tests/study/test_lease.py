@@ -118,6 +118,18 @@ def test_a_silent_holder_on_another_machine_is_followed_and_told_when_it_comes_b
     follower.release()
 
 
+def test_a_dead_holder_that_two_drivers_end_at_the_same_moment_stops_neither(stored, monkeypatch):
+    monkeypatch.setattr(lease, "SILENT_SECONDS", 0.2)
+    acquire(stored)
+    become_another_machine(monkeypatch)
+    claims = optuna.load_study(study_name="tiny (lease)", storage=open_optuna(stored))
+
+    def the_other_driver_ends_it(waiting: str) -> None:
+        claims.tell(0, state=optuna.trial.TrialState.FAIL)
+
+    acquire_lease(open_optuna(stored), "tiny", on_lost=print, on_wait=the_other_driver_ends_it).release()
+
+
 def test_a_process_number_that_was_given_to_another_does_not_hold_it(stored, monkeypatch):
     with monkeypatch.context() as earlier:
         earlier.setattr(lease, "_start_of", lambda pid: "long ago")
