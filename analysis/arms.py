@@ -372,7 +372,7 @@ def cost_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """What the confirm phase measured beside accuracy, with intervals over seeds, in percent."""
+    """What the confirm phase measured beside accuracy, with intervals over paths or students, in percent."""
     final = confirmed(trials)
     there = [name for name in TEST_METRICS if name in final and final[name].notna().any()]
     if not there:

@@ -65,7 +65,7 @@ def measure_on_validation(folder: StudyFolder, stages: Sequence[Stage]) -> dict[
 
     With two classes the threshold is chosen on the same images.
     """
-    dataset = load_for(stages[0].dataset)
+    dataset = load_for(stages[0].dataset, folder.artifacts)
     split, new = dataset.validation, {stage.key: stage for stage in stages}
     logits = _logits_with_teachers(folder, new, dataset, "validation", split.images)
     found = {}

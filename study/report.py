@@ -23,6 +23,7 @@ from takd.analysis.tables import (
     note,
     remembering,
     split_of,
+    unit_of,
 )
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError, space_from
@@ -61,7 +62,8 @@ def print_arms(folder: StudyFolder, trials: pd.DataFrame, console: Console) -> N
     console.print(note(trials))
     _print_finding(trials, console)
     if "test_auc" in trials and confirmed(trials)["test_auc"].notna().any():
-        console.print(_rich(test_table(trials), "test split, intervals over seeds but for the last"))
+        over = f"test split; intervals over {unit_of(trials)}s, the last one over images"
+        console.print(_rich(test_table(trials), over))
     space = folder.read_space()
     if space and space.published:
         beside = published_table(trials, space.published.accuracy)

@@ -12,7 +12,7 @@ from takd.trainables.training.loop import StageTraining
 
 WIDTHS = (1, 4, 16, WIDEST)
 WORTH = 1.1  # wider only where it trains this many times as many lanes a second: below it is noise
-WARM_UP, STEPS = 2, 6
+WARM_UP, STEPS, SECONDS = 2, 6, 0.1  # at least so many steps, and so long: a busy machine interrupts for milliseconds
 
 
 def widest(stage: Stage) -> int | None:
@@ -46,8 +46,8 @@ def _step_seconds(training: StageTraining) -> float:
     """The shortest of a few steps: what else the machine does only adds."""
     device, examples = training.inputs.device, len(training.inputs.labels)
     batch = torch.arange(min(training.recipe.batch_size, examples), device=device)
-    seconds = []
-    for _ in range(WARM_UP + STEPS):
+    seconds: list[float] = []
+    while len(seconds) < WARM_UP + STEPS or sum(seconds) < SECONDS:
         started = time.perf_counter()
         training.train_step(batch, factor=1.0)
         if device.type == "cuda":

@@ -75,13 +75,13 @@ def standing(folder: StudyFolder) -> Standing:
 
 
 def state_of(folder: StudyFolder, search: Search) -> State:
-    """Whether a process runs it, or it has ended, or waits to go on."""
+    """Whether a process runs it, or it has ended, or waits to go on: also where the next run tries again what failed."""
     if runner(open_optuna(folder), folder.name):
         return "running"
     from takd.study.run import left_to_confirm
 
     trials = _trials(folder)
-    left = search.is_open or (trials is not None and left_to_confirm(folder, search, trials))
+    left = search.is_open or search.failed_before or (trials is not None and left_to_confirm(folder, search, trials))
     return "stopped" if left else "finished"
 
 

@@ -78,6 +78,7 @@ def test_what_failed_is_tried_again_by_the_next_run_unless_its_key_says_that_it_
     assert "failed   teacher mlp-16 seed 0 of " in first.out
     assert "dataset trees: not in the cache" in first.out
     assert {trial.state for trial in open_search(folder).proposed()} == {TrialState.FAIL}
+    assert " stopped " in takd("list", "--root", folder.root).out  # the next run goes on
 
     assert takd("data", "images", "--from", trees).code == 0
     second = run_here(takd, *command)
@@ -85,6 +86,7 @@ def test_what_failed_is_tried_again_by_the_next_run_unless_its_key_says_that_it_
     assert "5 trials that failed before: tried again" in second.out
     search = open_search(folder)
     assert search.remaining == 0
+    assert " finished " in takd("list", "--root", folder.root).out  # what would fail again doesn't
     assert sorted(trial.state.name for trial in search.proposed()) == ["COMPLETE"] * 3 + ["FAIL"] * 2
     assert len(search.study.trials) == 10  # Optuna keeps the failed ones
     rows = pd.read_parquet(folder.trials)
