@@ -75,7 +75,7 @@ def standing(folder: StudyFolder) -> Standing:
 
 
 def state_of(folder: StudyFolder, search: Search) -> State:
-    """Whether a process runs it, or it has ended, or waits to go on: also where the next run tries again what failed."""
+    """Whether a process runs it, or it has ended, or waits to go on, as it does for stages that failed."""
     if runner(open_optuna(folder), folder.name):
         return "running"
     from takd.study.run import left_to_confirm
