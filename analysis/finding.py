@@ -8,6 +8,7 @@ import pandas as pd
 
 from takd.analysis.arms import arms_table, comparisons, percents, to_ship, with_interval
 from takd.analysis.cost import pareto_front
+from takd.analysis.effects import effects_in_words
 from takd.analysis.evidence.certainty import choice_table, what_would_help
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
@@ -36,7 +37,7 @@ def finding(trials: pd.DataFrame) -> list[str]:
         return [NOTHING_YET]
     table, compared = arms_table(trials), comparisons(trials)
     if table["cell"].nunique() > 1:
-        found = list(_by_cell(compared, table))
+        found = [*_by_cell(compared, table), *effects_in_words(trials)]
     else:
         found = [_best(trials, table), _assistant(table, compared), _price(trials, table)]
     return [*found, *_failed(trials), *_changed(trials), *teacher_warnings(trials), *not_judged(trials)]
@@ -121,13 +122,18 @@ def _by_cell(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
         for word, part in (("better", sure[sure["difference"] > 0]), ("worse", sure[sure["difference"] < 0])):
             ordered = part.sort_values("difference", key=abs, ascending=False)
             most = (
-                f" (most by {abs(ordered['difference'].iloc[0]):.2f} points, at {ordered['cell'].iloc[0]})"
+                f" (most by {abs(ordered['difference'].iloc[0]):.2f} points, at {_in_words(ordered['cell'].iloc[0])})"
                 if len(part)
                 else ""
             )
-            parts.append(f"{word} than {reference} in {len(part)}{most}")
-        open_ = f"in {len(rows) - len(sure)} of {len(rows)} cells they can't be told apart"
-        yield f"{arm} is {' and '.join(parts)}; {open_}."
+            parts.append(f"{word} than {reference} in {len(part)} of {len(rows)} cells{most}")
+        yield f"{arm} is {' and '.join(parts)}; in {len(rows) - len(sure)} they can't be told apart."
+
+
+def _in_words(cell: str) -> str:
+    """`teacher mlp-1200, student mlp-32, examples 500`."""
+    pairs = (part.split("=", 1) for part in cell.split(" ") if "=" in part)
+    return ", ".join(f"{name.removesuffix('.model').split('.')[-1]} {value}" for name, value in pairs)
 
 
 def _failed(trials: pd.DataFrame) -> Iterator[str]:

@@ -235,6 +235,8 @@ def _order(rows: pd.DataFrame, name: str, value: Any) -> tuple[float, int]:
 
 
 def _shifts(places: dict[str, float], arms: int) -> Sequence[float]:
-    """Arms beside each other at one place, so that no interval covers another."""
+    """Arms beside each other at one place, so that no interval covers another; a lone one stands in its place."""
+    if arms == 1:
+        return [0.0]
     gaps = np.diff(sorted(places.values()))
     return [float(shift) for shift in np.linspace(-0.12, 0.12, arms) * (gaps.min() if len(gaps) else 1)]

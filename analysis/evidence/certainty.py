@@ -160,13 +160,10 @@ def _share(part: float) -> str:
 
 
 def _flattered(search: "pd.Series[float]", fresh: pd.DataFrame) -> str:
+    values = fresh["val_accuracy"].astype(float)
     if "replicate" in fresh and fresh["replicate"].notna().all():
-        values = fresh.pivot_table(
-            index="replicate", columns=fresh.groupby("replicate").cumcount(), values="val_accuracy"
-        )
-        found = winners_curse(search.to_numpy() / 100, values.to_numpy())
-    else:
-        found = winners_curse(search.to_numpy() / 100, fresh["val_accuracy"].to_numpy(float))
+        values = values.groupby(fresh["replicate"]).mean()
+    found = winners_curse(search.to_numpy() / 100, values.to_numpy())
     mean, low, high = (100 * float(each) for each in (found.mean, found.low, found.high))
     return f"{mean:+.2f}" + ("" if np.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
 

@@ -6,6 +6,7 @@ import pytest
 from test_analysis import ACCURACY, _row, made_up, with_confirmation
 
 from takd.analysis.arms import accuracy_table, arms_table, comparisons, format_arms, page_table, standing
+from takd.analysis.effects import factor_effects
 from takd.analysis.evidence.certainty import (
     choice_table,
     images_table,
@@ -174,6 +175,55 @@ def test_how_firm_a_choice_is():
     assert (row["chosen"], row["chosen again"]) == ("temperature=4 lambda=0.7", "100 %")
     with pytest.raises(Missing):
         choice_table(made_up())  # one configuration an arm
+
+
+def test_by_paths_the_search_is_set_beside_the_mean_of_each_path():
+    trials = nested()
+    student = (trials["arm"] == "kd") & (trials["role"] == "student")
+    for path, accuracies in enumerate([(0.80, 0.82, 0.84), (0.81, 0.83, 0.85), (0.79, 0.81, 0.83), (0.80, 0.82, 0.84)]):
+        trials.loc[student & (trials["replicate"] == path) & (trials["phase"] == "confirm"), "val_accuracy"] = (
+            accuracies
+        )
+    search = trials[student & (trials["phase"] == "search")]
+    other = search.assign(configuration="kd temperature=1 lambda=0.7", val_accuracy=0.5)
+    other["stage_key"] += "-1"
+    trials.loc[search.index, "val_accuracy"] = 0.83
+    rows = choice_table(pd.concat([trials, other], ignore_index=True)).set_index("arm")
+    # Means by path are 82, 83, 81 and 82 %, which the search's 83 lies above by 1: 1, 0, 2 and 1.
+    assert rows.loc["kd", "search minus fresh validation, points"].startswith("+1.00 (-0.30 to +2.30)")
+
+
+def test_where_arms_differ_is_said_by_cells_in_words():
+    cells = [f"teacher.model=mlp-1200 student.recipe.examples={examples}" for examples in (500, 2000)]
+    said = finding(pd.concat([nested(cell, seed=seed) for seed, cell in enumerate(cells)], ignore_index=True))
+    [line] = [each for each in said if each.startswith("kd is better than labels in ")]
+    assert "of 2 cells (most by " in line
+    assert "at teacher mlp-1200, examples " in line
+
+
+def test_what_a_factor_does_to_a_gain_is_paired_by_path_and_corrected():
+    """The cells have the same draws but for `kd`, one image of twenty of which is wrong at the second level."""
+    first, second = nested("teacher.model=mlp-200"), nested("teacher.model=mlp-1200")
+    worse = (second["arm"] == "kd") & (second["role"] == "student") & (second["phase"] == "confirm")
+    for row in second.index[worse]:
+        right = np.unpackbits(np.frombuffer(second.at[row, "test_right"], np.uint8), count=IMAGES)
+        right[::20] = 0
+        second.at[row, "test_right"] = np.packbits(right).tobytes()
+        second.at[row, "test_accuracy"] = right.mean()
+    trials = pd.concat([first, second], ignore_index=True)
+    table = factor_effects(trials).set_index(["arm", "level"])
+    alone = arms_table(trials).set_index(["cell", "arm"])["over_kd"]
+    for arm in ("takd:mlp-64", "takd:mlp-16"):
+        gains = [alone["teacher.model=mlp-200", arm], alone["teacher.model=mlp-1200", arm]]
+        assert table.loc[arm, "gain"].to_list() == pytest.approx(gains)
+        change = table.loc[(arm, "mlp-1200")]
+        assert change["change"] == pytest.approx(gains[1] - gains[0])
+        assert 0 < change["change_low"] < change["change_high"] < 10
+        assert change["change_high"] - change["change_low"] < 0.7 * (change["high"] - change["low"])  # paired
+    [line] = [each for each in finding(trials) if each.startswith("What takd:mlp-16 adds to kd changes by +")]
+    assert "from teacher mlp-200 to mlp-1200" in line
+    with pytest.raises(Missing):
+        factor_effects(nested("teacher.model=mlp-200"))
 
 
 def test_a_choice_drawn_anew_is_made_by_the_rule_of_the_choice_itself():
