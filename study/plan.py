@@ -15,6 +15,7 @@ from rich.table import Table
 from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
 from takd.search_spaces.sections import Confirm
 from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
+from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import more_than_asked
 from takd.study.results import build_results
@@ -48,6 +49,8 @@ class PlannedStages:
 
 def print_plan(space: Space, source: str, folder: StudyFolder, console: Console) -> None:
     """What `run` would do, with a cost estimate. Raises InputError where it refuses."""
+    use_code(space, source)
+    space = with_code(space, source)
     dataset, warnings = check_space(space, source, folder)
     for warning in warnings:
         console.print(f"warning: {warning}")
@@ -225,7 +228,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
         by_view = [logits] * (recipe.views or 1)
         return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some))
 
-    width = widest(stage) or lanes or (best_width(probes, start) if len(probes) > 1 else 1)
+    width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
     started = time.perf_counter()
     training.run_epoch()  # the first one warms up

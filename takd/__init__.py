@@ -1,6 +1,6 @@
 """Studies of knowledge distillation with teacher assistants, on Ray Tune, Optuna and PyTorch; it loads none of them.
 
-For notebooks and scripts: load a space, run a study or open one, look at its tables and models. docs/api.md shows how.
+For a file that a space names as its `code`: the decorators, such as `model_family`. For notebooks and scripts: load a space, run a study or open one, look at its tables and models. docs/api.md shows how.
 What is named here is imported when somebody asks for it.
 """
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from takd.search_spaces import InputError, Space, Stage, load_space
+    from takd.search_spaces.registry import augmentation, method, model_family, optimizer, schedule
     from takd.study.stopping import Stop, StoppedError
     from takd.study.study import Study, open_study, run
 
@@ -22,9 +23,14 @@ __all__ = [
     "StoppedError",
     "Study",
     "__version__",
+    "augmentation",
     "load_space",
+    "method",
+    "model_family",
     "open_study",
+    "optimizer",
     "run",
+    "schedule",
 ]
 
 _WHERE = {
@@ -37,6 +43,7 @@ _WHERE = {
     "load_space": "takd.search_spaces",
     "open_study": "takd.study.study",
     "run": "takd.study.study",
+    **dict.fromkeys(("augmentation", "method", "model_family", "optimizer", "schedule"), "takd.search_spaces.registry"),
 }
 
 if not TYPE_CHECKING:  # a checker would take any name for one that there is
