@@ -68,6 +68,11 @@ def space_from(given: Any, source: str) -> Space:
         raise explain(error, source) from None
 
 
+def without_code(space: Space) -> Space:
+    """As it may be used that was read from a root: it names no files, and keeps their digests."""
+    return space.model_copy(update={"code": ()}) if space.code else space
+
+
 def parse_space(text: str, source: str) -> Any:
     """The plain data of a YAML text; raises InputError, in which `source` names it."""
     try:

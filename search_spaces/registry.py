@@ -65,7 +65,8 @@ class _Importing:
     """The digest of each module of the code that is being imported, by the module's name."""
 
     digest_of: Callable[[str], str | None] | None = None
-    files: Collection[str] = ()  # of all code that is used in this process
+    files: frozenset[str] = frozenset()  # of a user's code that is used in this process
+    packages: frozenset[str] = frozenset()  # the folders, or files, of installed ones
 
 
 @contextmanager
@@ -78,9 +79,20 @@ def importing(digest_of: Callable[[str], str | None]) -> Iterator[None]:
         _Importing.digest_of = None
 
 
-def know_files(files: set[str]) -> None:
-    """The files whose lines an error names."""
-    _Importing.files = files
+def know_files(files: Collection[str]) -> None:
+    """The files whose lines an error names, in place of those before."""
+    _Importing.files = frozenset(files)
+
+
+def know_package(places: Collection[str]) -> None:
+    """The folders or files of an installed package, whose lines an error names too."""
+    _Importing.packages |= frozenset(places)
+
+
+def _is_known(file: str) -> bool:
+    return file in _Importing.files or any(
+        file == place or file.startswith(place + os.sep) for place in _Importing.packages
+    )
 
 
 @dataclass(frozen=True)
@@ -300,7 +312,7 @@ def _line_of(trace: TracebackType | None) -> str | None:
     found = None
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if file in _Importing.files:
+        if _is_known(file):
             found = f"{shown_file(file)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

@@ -61,13 +61,6 @@ class Training(Value):
         """Of every choice of augmentation and views, that part of the recipe."""
         return [Recipe.model_validate(in_use(fields)) for _, fields in _combinations(self.recipe, ("augment", "views"))]
 
-    def named_recipes(self) -> list[Recipe]:
-        """Of every choice of what a user's code may define, that part of the recipe."""
-        found = []
-        for names in (("optimizer", "momentum"), ("schedule", "milestones", "step_factor"), ("augment", "views")):
-            found += [Recipe.model_validate(in_use(fields)) for _, fields in _combinations(self.recipe, names)]
-        return found
-
     @model_validator(mode="after")
     def _a_new_head_needs_an_old_rest(self) -> Self:
         for name, why in (("head_epochs", "whose head alone is new"), ("freeze_norm", "which has what is kept")):

@@ -39,6 +39,8 @@ def with_code(space: Space, source: str) -> Space:
     digests: dict[str, str] = {}
     for place, kind, name in _named(space):
         origin = origin_of(kind, name)
+        if origin is None and f"{kind} {name}" in space.code_digests:
+            raise InputError(f"{source}: {kind} {name!r} is of code that is not given; give the space that names it")
         if origin is None and kind != "model_family":  # a model's error lists them
             raise InputError(
                 f"{source}: {place} is {name!r}; valid: {', '.join(TABLES[kind])}; "

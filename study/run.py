@@ -31,7 +31,7 @@ from takd.study.tracking.uploading import uploads
 from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
-from takd.trainables.own_code import Code
+from takd.trainables.own_code import NO_CODE, Code
 from takd.trainables.store.artifacts import needed_files
 from takd.trainables.store.storage import FULL
 
@@ -46,6 +46,7 @@ class RunResult:
     trained: int = 0  # stages trained by this run
     search: Search | None = None  # None where it was stopped before there was one, as the tables are
     tables: Tables | None = None  # as they were written
+    code: Code = NO_CODE  # the user's, as it was checked
     profile: Profile | None = None  # where it was asked for and something was left to train
 
 
@@ -93,6 +94,7 @@ def run_study(
             result = _train_and_track(folder, search, options, console, stop, began, code)
         else:
             result = RunResult(finished=True, search=search, tables=_conclude(folder, search, code))
+        result.code = code
         if result.profile:
             result.profile.write(folder, console)
         return result

@@ -1,6 +1,7 @@
 """Studies of knowledge distillation with teacher assistants, on Ray Tune, Optuna and PyTorch; it loads none of them.
 
-For a file that a space names as its `code`: the decorators, such as `model_family`. For notebooks and scripts: load a space, run a study or open one, look at its tables and models. docs/api.md shows how.
+For notebooks and scripts: load a space, run a study or open one, look at its tables and models. docs/api.md shows how.
+For a file that a space names as its `code`: decorators such as `model_family`; docs/own-code.md has them.
 What is named here is imported when somebody asks for it.
 """
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 
 from takd.search_spaces import InputError
-from takd.search_spaces.registry import PLUGINS, TABLES, blamed, importing, know_files, shown_file
+from takd.search_spaces.registry import PLUGINS, TABLES, blamed, importing, know_files, know_package, shown_file
 
 # Their decorators fill the tables with what takd has.
 BUILT_IN = (
@@ -255,7 +255,9 @@ def _use_installed() -> None:
     """Imports what installed packages offer; one that fails is said, and left out."""
     for entry in sorted(entry_points(group=PLUGINS), key=lambda entry: (entry.value, entry.name)):
         package = entry.module.partition(".")[0]
-        digest = _installed_digest(entry, package)
+        places = _places_of(package)
+        digest = _installed_digest(entry, places)
+        know_package(places)
         known = sys.modules.get(entry.module)
         try:
             with importing(lambda name, package=package, digest=digest: digest if _is_in(name, package) else None):
@@ -269,14 +271,19 @@ def _is_in(module: str, package: str) -> bool:
     return module.partition(".")[0] == package
 
 
-def _installed_digest(entry: EntryPoint, package: str) -> str:
+def _places_of(package: str) -> list[str]:
+    """The folders of an installed package, or the one file that it is."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        return []
+    return list(found.submodule_search_locations or []) or [str(found.origin)]
+
+
+def _installed_digest(entry: EntryPoint, places: Sequence[str]) -> str:
     """Of every Python file of an installed package, and its version."""
     whole = hashlib.sha256(f"{entry.dist.version if entry.dist else ''}\n".encode())
-    found = importlib.util.find_spec(package)
-    places = [Path(each) for each in (found.submodule_search_locations or [])] if found else []
-    files = sorted(file for place in places for file in place.rglob("*.py"))
-    if found and found.origin and not files:
-        files = [Path(found.origin)]
-    for file in files:
-        whole.update(f"{file.name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    for place in map(Path, places):
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            name = file.relative_to(place.parent).as_posix()
+            whole.update(f"{name}\n{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
     return whole.hexdigest()

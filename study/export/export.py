@@ -79,6 +79,7 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     """
     needs_onnx("takd export")
     _check_place(out, wanted.force)
+    study.use_code()
 
     def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
         return measure_on_validation(study.folder, [study.stages[key] for key in keys])

@@ -24,6 +24,7 @@ from takd.search_spaces import (
     distinct,
     one_number,
     space_from,
+    without_code,
 )
 from takd.search_spaces.factors import value_text
 from takd.study.folder import StudyFolder
@@ -45,7 +46,8 @@ class Search:
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
-        self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
+        # Code is run that its user's space names, never what a root says.
+        self.space = without_code(space_from(study.user_attrs["space"], f"study {study.study_name}"))
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
         # Counted once, then kept up to date: one process at a time proposes. A trial that is tried again has its seeds.
         everything = [trial for trial in self._trials() if "seeds" in trial.user_attrs]
