@@ -303,7 +303,8 @@ def blamed(error: BaseException, otherwise: str) -> InputError:
     if isinstance(error, SyntaxError) and error.filename in _Importing.files:
         return InputError(f"{shown_file(error.filename)}:{error.lineno}: is not Python: {error.msg}")
     said = " ".join(str(error).split()) or "no reason is given"
-    kind = "" if isinstance(error, InputError | AssertionError) else f"{type(error).__name__}: "
+    meant = isinstance(error, ValueError | AssertionError) and _raised_by_the_user(error)
+    kind = "" if meant or isinstance(error, InputError) else f"{type(error).__name__}: "
     return InputError(f"{place}: {kind}{said[:300]}")
 
 
@@ -316,6 +317,14 @@ def _line_of(trace: TracebackType | None) -> str | None:
             found = f"{shown_file(file)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
+
+
+def _raised_by_the_user(error: BaseException) -> bool:
+    """Rather than by what the user's code calls."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and _is_known(trace.tb_frame.f_code.co_filename)
 
 
 def nearest(name: str, valid: Mapping[str, Any] | list[str]) -> str:
