@@ -105,14 +105,14 @@ class Space(Value):
     """What the space is for, for people."""
     dataset: str = Field(examples=["mnist"])
     """The name of a dataset that `takd data` lists; `mnist` ships."""
-    code: tuple[str, ...] = Field((), examples=["nets.py"])
-    """Python files or packages of yours, one or a list, relative to the space: what they define can be named here."""
     teacher: Teacher = Field(examples=["mlp-1200"])
     """See teacher below; a model's name alone is its `model`."""
     assistants: Assistants = Field(Assistants(), examples=[("mlp-200", "mlp-32")])
     """See assistants below; a list of models alone is its `models`."""
     student: Student = Field(examples=["mlp-8"])
     """See student below; a model's name alone is its `model`."""
+    code: tuple[str, ...] = Field((), examples=[("nets.py",)])
+    """Python files or packages of yours, one or a list, relative to the space: what they define can be named here."""
     arms: tuple[str, ...] = Field((), examples=[("labels", "kd", "takd:mlp-200>mlp-32")])
     """The ways to teach the student that are compared; empty: `labels`, `kd`, and `takd:A` for each assistant A."""
     factors: dict[str, tuple[Scalar, ...]] = Field(

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.machinery import ModuleSpec
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -260,15 +261,16 @@ def _use_installed() -> None:
         know_package(places)
         known = sys.modules.get(entry.module)
         try:
-            with importing(lambda name, package=package, digest=digest: digest if _is_in(name, package) else None):
+            with importing(partial(_digest_in, package, digest)):
                 # Decorators keep what is defined while it is imported, so who was imported before is once more.
                 importlib.reload(known) if known else importlib.import_module(entry.module)
         except Exception as error:
             log.warning("plugin %s: %s: %s; left out", entry.value, type(error).__name__, error)
 
 
-def _is_in(module: str, package: str) -> bool:
-    return module.partition(".")[0] == package
+def _digest_in(package: str, digest: str, module: str) -> str | None:
+    """That of the package, of all modules in it."""
+    return digest if module.partition(".")[0] == package else None
 
 
 def _places_of(package: str) -> list[str]:

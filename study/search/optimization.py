@@ -23,6 +23,7 @@ from takd.search_spaces import (
     Stage,
     distinct,
     one_number,
+    some,
     space_from,
     without_code,
 )
@@ -533,12 +534,25 @@ def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerpr
     _refuse_another_revision(search)
     old: dict[str, Any] = {"dataset": search.dataset.model_dump(mode="json"), "space": search.space.identity()}
     new: dict[str, Any] = {"dataset": dataset.model_dump(mode="json"), "space": space.identity()}
-    differences = list(_differences(old["space"], new["space"])) + list(_differences(old["dataset"], new["dataset"]))
+    code = _changed_code(old["space"].pop("code_digests"), new["space"].pop("code_digests"))
+    differences = _differences(old["space"], new["space"]) + _differences(old["dataset"], new["dataset"]) + code
     if differences:
         raise InputError(
             f"study {search.study.study_name} exists with another space: {'; '.join(differences)}; "
             "use another --name, or the space it was run with"
         )
+
+
+def _changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What of a user's code is another, or was not used before, by the digests of both."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in sorted({**old, **new}):
+        if old.get(name) != new.get(name):
+            found.setdefault((old.get(name, "none"), new.get(name, "none")), []).append(name)
+    return [
+        f"the code of {some(names)} had the digest {before[:12]}, has {after[:12]}"
+        for (before, after), names in found.items()
+    ]
 
 
 def _refuse_another_revision(search: Search) -> None:

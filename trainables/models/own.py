@@ -55,7 +55,7 @@ def _seeded(module: nn.Module) -> int:
     replaced: dict[int, nn.Module] = {}
     for parent in list(module.modules()):
         for name, child in list(parent._modules.items()):
-            if type(child) is nn.Dropout or type(child) in _CHANNELS:
+            if isinstance(child, nn.modules.dropout._DropoutNd) and type(child) in (nn.Dropout, *_CHANNELS):
                 ours = Dropout if type(child) is nn.Dropout else ChannelDropout
                 if id(child) not in replaced:
                     replaced[id(child)] = ours(child.p) if child.p > 0 else nn.Identity()

@@ -39,8 +39,9 @@ class View:
         return self._each(lambda drawn: drawn.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "View":
-        drawn = (change(each) for each in (self.flip, self.down, self.right, self.turns))
-        return View(self.augment, *drawn, None if self.numbers is None else change(self.numbers))
+        flip, down, right, turns = (change(each) for each in (self.flip, self.down, self.right, self.turns))
+        numbers = None if self.numbers is None else change(self.numbers)
+        return View(self.augment, flip, down, right, turns, numbers)
 
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """The images `[batch, channels, height, width]`, which are those at `index`, as this view has them."""
