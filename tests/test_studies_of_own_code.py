@@ -187,6 +187,9 @@ def test_a_plan_says_what_trains_alone(tmp_path, takd: Call):
     assert called.code == 0, called.err
     assert "small-4 trains alone: not all of its layers have a form for lanes" in called.out
     assert "dense-4 trains alone" not in called.out
+    called = takd("run", write(tmp_path, NETS + "\n1 / 0\n"), "--wandb", "disabled")
+    assert (called.code, called.out) == (2, "")
+    assert called.err == f"takd: space {tmp_path}/space.yaml: nets.py:45: ZeroDivisionError: division by zero\n"
 
 
 METHOD = "import takd\n@takd.method('square')\ndef square(student, teacher, labels, temperature):\n    return "

@@ -16,8 +16,9 @@ from torch import nn
 from takd.search_spaces import InputError, Loss
 from takd.search_spaces.registry import TABLES, check_digests, model_family
 from takd.trainables.models.dropout import Dropout
-from takd.trainables.models.families import FAMILIES, build, check_model, stacks
+from takd.trainables.models.families import FAMILIES, build, check_model, size_of, stacks
 from takd.trainables.own_code import NO_CODE, Code, read_code, use
+from takd.trainables.training.lanes import Stacked
 from takd.trainables.training.losses import DIVERGENCES, by_method, kl, soften
 from takd.trainables.training.views import view
 
@@ -122,6 +123,26 @@ def test_what_was_read_runs_whatever_becomes_of_the_files(written):
 def test_several_fully_connected_members_train_as_one_model_and_others_do_not(written):
     used(written(nets=NETS, analysis="POOLED = 2"))
     assert [stacks(model, SHAPE, 10) for model in ("dense-5", "mlp-5", "small-3", "cnn")] == [True, True, False, False]
+
+
+def test_stacked_members_compute_what_each_does_alone(written):
+    """Also of layers in groups, without biases, and with other activations than takd's own have."""
+    used(written(nets=NETS, analysis="POOLED = 2"))
+    members, images = [build("dense-5", SHAPE, 10) for _ in range(3)], torch.rand(4, *SHAPE)
+    lanes = Stacked(members)
+    torch.testing.assert_close(lanes(images), torch.stack([member(images).t() for member in members]))
+    assert lanes.weights(1).keys() == members[1].state_dict().keys()
+    assert all(torch.equal(tensor, lanes.weights(1)[name]) for name, tensor in members[1].state_dict().items())
+
+
+def test_a_model_that_looks_at_its_numbers_can_be_measured(written):
+    """On torch's meta device, where sizes are counted, there are none."""
+    looking = (
+        "class Looking(nn.Linear):\n    def forward(s, x): return super().forward(x.flatten(1) * (1 + x.sum().item()))"
+    )
+    used(written(nets=family("return Looking(64, 10)", looking)))
+    assert check_model("odd-1", SHAPE, 10) is not None
+    assert size_of("odd-1", SHAPE, 10).flops == 2 * 64 * 10
 
 
 @pytest.mark.parametrize(

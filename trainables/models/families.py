@@ -220,10 +220,21 @@ def _size_of(model: str, image_shape: ImageShape, classes: int, digest: str | No
         module = build(model, image_shape, classes).eval()
         if stack_together(module):
             return ModelSize(parameters, sum(2 * each.numel() for each in module.parameters() if each.dim() == 2))
-        counter = FlopCounterMode(display=False)
-        with counter, torch.no_grad():
-            module(torch.empty(1, *image_shape))
-    return ModelSize(parameters, counter.get_total_flops())
+        try:
+            return ModelSize(parameters, _flops(module, image_shape))
+        except (NotImplementedError, RuntimeError):
+            if digest is None:
+                raise
+    # What a user's code does with numbers, such as `.item()`, needs some.
+    return ModelSize(parameters, _flops(build(model, image_shape, classes).eval(), image_shape))
+
+
+def _flops(module: nn.Module, image_shape: ImageShape) -> int:
+    """Of one image, on torch's default device."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        module(torch.zeros(1, *image_shape))
+    return counter.get_total_flops()
 
 
 def library_of(model: str) -> dict[str, str]:
