@@ -57,7 +57,7 @@ class Table(dict[str, Any]):
             del self[name], self.origins[name]
 
 
-KINDS = ("model_family", "method", "augmentation", "optimizer", "schedule")
+KINDS = ("model_family", "method", "augmentation", "optimizer", "schedule", "dataset")
 TABLES: Mapping[str, Table] = {kind: Table(kind) for kind in KINDS}
 
 
@@ -283,6 +283,13 @@ def _origin(function: Any) -> Origin:
     code = getattr(inspect.unwrap(function), "__code__", None)
     file, line = (code.co_filename, code.co_firstlineno) if code else (module, 0)
     return Origin(file, line, _Importing.digest_of(module) if _Importing.digest_of else None)
+
+
+def define(kind: str, name: str, value: Callable[[Origin], Any], function: Any) -> None:
+    """For decorators of kinds that are defined elsewhere: puts what `value` makes of the origin into the table."""
+    origin = _origin(function)
+    _check_name(kind, name, WORD, origin)
+    _add(kind, name, value(origin), function, origin)
 
 
 def _add(kind: str, name: str, value: Any, function: Any, origin: Origin) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from takd.search_spaces import InputError, Recipe, Space, examples_of
 from takd.search_spaces.registry import PAGE, TABLES, Augmentation, Method, Origin, blamed, nearest, origin_of
 from takd.search_spaces.stage import names_in
+from takd.trainables.datasets.dataset import read_by_code
 from takd.trainables.own_code import Code, read_code, use
 
 IMAGES, CLASSES, SHAPE = 8, 10, (3, 32, 32)  # that functions are tried on
@@ -22,10 +23,14 @@ FIELDS = {"optimizer": "optimizer", "schedule": "schedule", "augment": "augmenta
 
 
 def use_code(space: Space, source: str) -> Code:
-    """Imports what a space names as its code, and returns it; raises InputError."""
+    """Imports what a space names as its code, reads the data set where that is of it, and returns the code.
+
+    Raises InputError.
+    """
     try:
         code = read_code(space.code)
         use(code)
+        read_by_code(space.dataset)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return code

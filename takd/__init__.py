@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from takd.search_spaces.registry import augmentation, method, model_family, optimizer, schedule
     from takd.study.stopping import Stop, StoppedError
     from takd.study.study import Study, open_study, run
+    from takd.trainables.datasets.built_in import dataset
 
     __version__: str
 
@@ -25,6 +26,7 @@ __all__ = [
     "Study",
     "__version__",
     "augmentation",
+    "dataset",
     "load_space",
     "method",
     "model_family",
@@ -41,6 +43,7 @@ _WHERE = {
     "Stop": "takd.study.stopping",
     "StoppedError": "takd.study.stopping",
     "Study": "takd.study.study",
+    "dataset": "takd.trainables.datasets.built_in",
     "load_space": "takd.search_spaces",
     "open_study": "takd.study.study",
     "run": "takd.study.study",

@@ -24,6 +24,7 @@ from takd.search_spaces.registry import PLUGINS, TABLES, blamed, importing, know
 
 # Their decorators fill the tables with what takd has.
 BUILT_IN = (
+    "takd.trainables.datasets.built_in",
     "takd.trainables.models.families",
     "takd.trainables.training.views",
     "takd.trainables.training.losses",

@@ -15,6 +15,7 @@ from torch import nn
 
 from takd.search_spaces import InputError, Loss
 from takd.search_spaces.registry import TABLES, check_digests, model_family
+from takd.trainables.datasets.dataset import is_own, load, read_by_code
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import FAMILIES, build, check_model, size_of, stacks
 from takd.trainables.own_code import NO_CODE, Code, read_code, use
@@ -372,7 +373,7 @@ def test_an_augmentation_of_a_users_is_the_same_for_all_who_see_a_view(written):
 
 
 def test_an_installed_package_offers_the_same(tmp_path, monkeypatch):
-    (tmp_path / "lab_nets.py").write_text(NETS.replace("import analysis", "class analysis:\n    POOLED = 2\n"))
+    (tmp_path / "lab_nets.py").write_text(NETS.replace("import " + "analysis", "class analysis:\n    POOLED = 2\n"))
     about = tmp_path / "lab_nets-1.2.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: lab-nets\nVersion: 1.2\n")
@@ -391,3 +392,69 @@ def test_an_installed_package_offers_the_same(tmp_path, monkeypatch):
         for table in TABLES.values():
             table.forget({str(tmp_path / "lab_nets.py")})
         sys.modules.pop("lab_nets", None)
+
+
+DATA = """
+import numpy
+import takd
+
+@takd.dataset("stripes", classes=("down", "across"), validation=4, licence="ours")
+def stripes():
+    images = numpy.zeros((24, 1, 8, 8), numpy.uint8)
+    images[::2, :, ::2], images[1::2, :, :, ::2] = 200, 200
+    images[:, 0, 0, 0] = numpy.arange(24)
+    labels = numpy.arange(24) % 2
+    return {"train": (images, labels), "test": (images[:6] + 1, labels[:6])}
+"""
+
+
+def test_a_data_set_of_a_users_is_one_like_any_other(written, own_cache):
+    used(written(nets=DATA))
+    read_by_code("stripes")
+    dataset = load("stripes")
+    assert (dataset.classes, dataset.sizes) == (("down", "across"), {"train": 20, "validation": 4, "test": 6})
+    assert is_own("stripes")  # a node may not have it: it is kept below the root
+    use(NO_CODE)
+    assert load("stripes").digest == dataset.digest
+    used(written(nets=DATA.replace("+ 1", "+ 2")))
+    read_by_code("stripes")
+    assert load("stripes").digest != dataset.digest
+    pointer = next(own_cache.rglob("stripes.*json"))
+    pointer.write_text(pointer.read_text().replace("by_code", "other"))
+    with pytest.raises(
+        InputError, match=r"nets.py:5: dataset 'stripes': takd data has converted one of that name here"
+    ):
+        read_by_code("stripes")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("return {", "return 3, {", "5: dataset 'stripes' gives tuple; expected train and test"),
+        ('"test": (', '"tset": (', "5: dataset 'stripes' gives train, tset; expected train and test"),
+        (
+            "numpy.uint8",
+            "numpy.float32",
+            "5: dataset 'stripes': train has images float32 [24, 1, 8, 8]; expected uint8",
+        ),
+        ("labels[:6]", "labels[:5]", "5: dataset 'stripes': test has labels int64 [5] of 6 images; expected one whole"),
+        ("% 2", "% 3", "5: dataset 'stripes': train has labels 0 to 2; classes are 0 to 1"),
+        ("% 2", "* 0", "5: dataset 'stripes': no training image is of class across, which is one of 2"),
+        (
+            "    labels",
+            "    numpy.load('no.npy'); labels",
+            "10: FileNotFoundError: [Errno 2] No such file or directory",
+        ),
+        ('"stripes"', '"mnist"', "5: dataset 'mnist' is there already: takd's own"),
+    ],
+)
+def test_a_data_set_that_can_not_be_used_is_one_line(written, own_cache, before, after, said):
+    file = written(nets=DATA.replace(before, after, 1))
+
+    def act() -> None:
+        used(file)
+        read_by_code("stripes")
+
+    with pytest.raises(InputError) as caught:
+        act()
+    assert str(caught.value).removeprefix(f"{file}:").startswith(said), caught.value
