@@ -458,3 +458,17 @@ def test_a_data_set_that_can_not_be_used_is_one_line(written, own_cache, before,
     with pytest.raises(InputError) as caught:
         act()
     assert str(caught.value).removeprefix(f"{file}:").startswith(said), caught.value
+
+
+def test_what_the_page_shows_can_be_used(written):
+    page = (Path(__file__).parents[2] / "docs" / "own-code.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    file = written(nets=blocks[0])
+    used(file)
+    with pytest.raises(InputError, match=r"nets.py:9: small-N has N channels, such as small-8"):
+        check_model("small", SHAPE, 10)
+    used(written(nets="\n".join([*blocks, "import torch", "import numpy as np", "from pathlib import Path"])))
+    expected = {"model_family": "small", "method": "square", "augmentation": "dim", "optimizer": "rmsprop"}
+    expected |= {"schedule": "linear", "dataset": "cells"}
+    assert {kind: name for kind, table in TABLES.items() for name in table if table.origins[name].digest} == expected
+    assert check_model("small-8", SHAPE, 10) is not None
