@@ -9,6 +9,7 @@ import difflib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 class Origin:
     """Where something was defined. `digest`: of the code that it is made of; None of what takd has itself."""
 
+    module: str
     file: str
     line: int
     digest: str | None
@@ -127,7 +129,7 @@ def model_family(
     """
 
     def define(build: Function) -> Function:
-        origin = _origin(build)
+        origin = _origin(2)
         _check_name("model_family", name, NAME, origin)
         parameters = _parameters("model_family", name, build, ("size", "image_shape", "classes"), origin)
         takes, default = "dropout" in parameters, None
@@ -136,7 +138,7 @@ def model_family(
             default = 0.0 if given is inspect.Parameter.empty else given
         whose = f"{name}-SIZE of {shown_file(origin.file)}" if origin.digest else name
         family = Family(build, sizes or whose, valid, takes, default, separator)
-        _add("model_family", name, family, build, origin)
+        _add("model_family", name, family, origin)
         return build
 
     return define
@@ -163,13 +165,13 @@ def method(name: str, *, needs: Literal["logits", "soft_targets"] = "logits") ->
     """
 
     def define(function: Function) -> Function:
-        origin = _origin(function)
+        origin = _origin(2)
         _check_name("method", name, WORD, origin)
         if needs not in (valid := ("logits", "soft_targets")):
             raise InputError(f"{_at(origin)}: method {name!r}: needs is {needs!r}; valid: {', '.join(valid)}")
         given = ("student", "teacher", "labels", "temperature")
         _parameters("method", name, function, given if needs == "logits" else (*given[:1], *given[2:], "loss"), origin)
-        _add("method", name, Method(function, needs), function, origin)
+        _add("method", name, Method(function, needs), origin)
         return function
 
     return define
@@ -195,12 +197,12 @@ def augmentation(name: str, *, numbers: int | None = 1) -> Callable[[Function], 
     """
 
     def define(function: Function) -> Function:
-        origin = _origin(function)
+        origin = _origin(2)
         _check_name("augmentation", name, WORD, origin)
         if (numbers is None and origin.digest) or (numbers is not None and (type(numbers) is not int or numbers < 1)):
             raise InputError(f"{_at(origin)}: augmentation {name!r}: numbers is {numbers!r}; it is at least 1")
         _parameters("augmentation", name, function, ("images", "drawn"), origin)
-        _add("augmentation", name, Augmentation(function, numbers), function, origin)
+        _add("augmentation", name, Augmentation(function, numbers), origin)
         return function
 
     return define
@@ -226,10 +228,10 @@ def optimizer(name: str, *, by_element: bool = False) -> Callable[[Function], Fu
     """
 
     def define(function: Function) -> Function:
-        origin = _origin(function)
+        origin = _origin(2)
         _check_name("optimizer", name, WORD, origin)
         _parameters("optimizer", name, function, ("weights", "learning_rate", "recipe"), origin)
-        _add("optimizer", name, OptimizerKind(function, by_element), function, origin)
+        _add("optimizer", name, OptimizerKind(function, by_element), origin)
         return function
 
     return define
@@ -243,10 +245,10 @@ def schedule(name: str) -> Callable[[Function], Function]:
     """
 
     def define(function: Function) -> Function:
-        origin = _origin(function)
+        origin = _origin(2)
         _check_name("schedule", name, WORD, origin)
         _parameters("schedule", name, function, ("done", "recipe"), origin)
-        _add("schedule", name, function, function, origin)
+        _add("schedule", name, function, origin)
         return function
 
     return define
@@ -277,24 +279,24 @@ def _at(origin: Origin) -> str:
     return f"{shown_file(origin.file)}:{origin.line}"
 
 
-def _origin(function: Any) -> Origin:
-    """Of what a decorator is put on."""
-    module = getattr(function, "__module__", "")
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    file, line = (code.co_filename, code.co_firstlineno) if code else (module, 0)
-    return Origin(file, line, _Importing.digest_of(module) if _Importing.digest_of else None)
+def _origin(above: int) -> Origin:
+    """Where a decorator is put on something, that many calls above here: a function, a class, or what another made."""
+    frame = sys._getframe(above)
+    module = str(frame.f_globals.get("__name__", ""))
+    digest = _Importing.digest_of(module) if _Importing.digest_of else None
+    return Origin(module, frame.f_code.co_filename, frame.f_lineno, digest)
 
 
-def define(kind: str, name: str, value: Callable[[Origin], Any], function: Any) -> None:
+def define(kind: str, name: str, value: Callable[[Origin], Any]) -> None:
     """For decorators of kinds that are defined elsewhere: puts what `value` makes of the origin into the table."""
-    origin = _origin(function)
+    origin = _origin(3)
     _check_name(kind, name, WORD, origin)
-    _add(kind, name, value(origin), function, origin)
+    _add(kind, name, value(origin), origin)
 
 
-def _add(kind: str, name: str, value: Any, function: Any, origin: Origin) -> None:
-    """To the table, where the function is takd's or of code that is being imported."""
-    if origin.digest is not None or str(getattr(function, "__module__", "")).startswith("takd."):
+def _add(kind: str, name: str, value: Any, origin: Origin) -> None:
+    """To the table, where that is done by takd or by code that is being imported."""
+    if origin.digest is not None or origin.module.startswith("takd."):
         TABLES[kind].add(name, value, origin)
 
 

@@ -111,6 +111,29 @@ def test_a_users_families_are_built_beside_takds_own_and_leave_with_their_code(w
     assert "analysis" not in sys.modules
 
 
+def test_a_class_or_what_a_library_has_may_be_a_family_too(written):
+    source = """
+    import functools, takd
+    from torch import nn
+
+    @takd.model_family("shallow")
+    class Shallow(nn.Linear):
+        def __init__(self, size, image_shape, classes):
+            super().__init__(64, classes)
+
+        def forward(self, images):
+            return super().forward(images.flatten(1))
+
+    takd.model_family("made")(functools.partial(lambda size, image_shape, classes: Shallow(size, None, classes)))
+    """
+    used(written(nets=source))
+    for model in ("shallow-1", "made"):
+        assert check_model(model, SHAPE, 10) is not None
+    assert str(TABLES["model_family"].origins["made"]).endswith("nets.py:13")
+    use(NO_CODE)
+    assert {"shallow", "made"} & set(FAMILIES) == set()
+
+
 def test_what_was_read_runs_whatever_becomes_of_the_files(written):
     """As on a node that has none of them."""
     file = written(nets=NETS, analysis="POOLED = 2")

@@ -41,7 +41,7 @@ def dataset(
         def row(origin: Origin) -> BuiltIn:
             return BuiltIn(licence, source=own_source(name, read, classes, validation, origin))
 
-        define("dataset", name, row, read)
+        define("dataset", name, row)
         return read
 
     return put
@@ -49,7 +49,7 @@ def dataset(
 
 def dataset_of_files(name: str, row: BuiltIn) -> None:
     """The same of takd's own, whose files and digests are known."""
-    define("dataset", name, lambda origin: row, dataset_of_files)
+    define("dataset", name, lambda origin: row)
 
 
 dataset_of_files(

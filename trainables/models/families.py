@@ -240,4 +240,4 @@ def _flops(module: nn.Module, image_shape: ImageShape) -> int:
 def library_of(model: str) -> dict[str, str]:
     """The library whose code a model spec names, with its version; none of our own families."""
     library, slash, _ = model.partition("/")
-    return {library: version(library)} if slash else {}
+    return {library: version(library)} if slash and _own_origin(model) is None else {}

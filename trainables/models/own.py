@@ -26,8 +26,6 @@ def built_by(family: Family, origin: Origin, model: str, given: tuple[Any, ...],
         module = _made(lambda: family.build(*given, **own))
     except InputError:
         raise
-    except ValueError as error:
-        raise blamed(error, f"{origin}: model {model}") from None
     except Exception as error:
         raise blamed(error, f"{origin}: model {model}") from None
     if not isinstance(module, nn.Module):
