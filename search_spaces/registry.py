@@ -109,13 +109,8 @@ class Family:
     sizes: str  # what a size may be, for people: "mlp-H with H >= 1 hidden units a layer"
     valid: Callable[[Any], bool] | None = None  # of a size; None: `build` refuses those that can't be
     takes_dropout: bool = False
-    dropout: float | None = None  # what the family has unless a recipe says otherwise; None: each member has its own
+    dropout: float | None = None  # what `build` gets unless a recipe says otherwise; None: each member has its own
     separator: str = "-"  # between the family's name and a size
-
-    @property
-    def own_dropout(self) -> bool:
-        """Each member has its own: `build` gets what the recipe says, or None."""
-        return self.takes_dropout and self.dropout is None
 
 
 def model_family(

@@ -113,7 +113,7 @@ def family_of(model: str) -> tuple[Family, Size]:
 
 def _size(tail: str) -> Size:
     """A number is written in one way, or two names would mean one model; empty where it is not."""
-    if tail.isascii() and tail.isdigit():
+    if tail.isascii() and tail.isdigit() and len(tail) < 19:
         return int(tail) if tail == "0" or tail[0] != "0" else ""
     return tail
 
