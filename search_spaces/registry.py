@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Literal, TypeVar
 
 from takd.search_spaces.errors import InputError
@@ -303,7 +302,7 @@ def shown_file(file: str) -> str:
 
 def blamed(error: BaseException, otherwise: str) -> InputError:
     """What a user's code raised, as one line with the user's file and line; `otherwise` where no line is the user's."""
-    place = _line_of(error.__traceback__) or otherwise
+    place = line_of(error) or otherwise
     if isinstance(error, SyntaxError) and error.filename in _Importing.files:
         return InputError(f"{shown_file(error.filename)}:{error.lineno}: is not Python: {error.msg}")
     said = " ".join(str(error).split()) or "no reason is given"
@@ -312,9 +311,9 @@ def blamed(error: BaseException, otherwise: str) -> InputError:
     return InputError(f"{place}: {kind}{said[:300]}")
 
 
-def _line_of(trace: TracebackType | None) -> str | None:
-    """The innermost line of a user's code."""
-    found = None
+def line_of(error: BaseException) -> str | None:
+    """The innermost line of a user's code that an error came through; None where there is none."""
+    trace, found = error.__traceback__, None
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
         if _is_known(file):

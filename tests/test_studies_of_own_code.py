@@ -230,6 +230,16 @@ def test_what_is_wrong_with_code_is_one_line_and_nothing_is_started(tmp_path, mo
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_a_users_code_raises_while_it_trains_has_its_line(ray_slots, tmp_path):
+    nets = METHOD + "student.sum(1) if len(student) < 100 else teacher.nothing"
+    recipe = {"model": "mlp-4", "recipe": {"epochs": 1, "examples": 200}}
+    own = {"teacher": recipe, "student": recipe, "assistants": [], "arms": ["kd"], "trials": 1, "confirm": None}
+    space = load_space(write(tmp_path, nets, max_failures=0, **own))
+    trials = run(study_folder(str(tmp_path / "runs"), "failing"), space).result.tables.trials.to_pandas()
+    [reason] = trials["error"].dropna().unique()
+    assert reason.endswith(f"{tmp_path}/nets.py:4: AttributeError: 'Tensor' object has no attribute 'nothing'")
+
+
 def test_the_readmes_three_commands_export_a_network_of_ones_own(tmp_path):
     """Exactly its files and commands, with workers; what was exported runs where neither takd nor the code is."""
     about = README.read_text().partition("A network of your own, from an empty folder.")[2]

@@ -10,10 +10,11 @@ import ray
 from ray import tune
 
 from takd.search_spaces import Stage
+from takd.search_spaces.registry import line_of
 from takd.trainables.own_code import NO_CODE, use
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.shared_root import answer_sign
-from takd.trainables.store.storage import FULL
+from takd.trainables.store.storage import FULL, first_line
 
 if TYPE_CHECKING:
     from takd.trainables.batch import StageBatch
@@ -74,6 +75,14 @@ class StageTrainable(tune.Trainable):
         self.given, self.batch = given, None
 
     def step(self) -> dict[str, Any]:
+        try:
+            return self._step()
+        except Exception as error:
+            if (line := line_of(error)) is None:
+                raise
+            raise RuntimeError(f"{line}: {type(error).__name__}: {first_line(error)}") from error
+
+    def _step(self) -> dict[str, Any]:
         if not self.introduced:
             self.introduced = True
             context = ray.get_runtime_context()
