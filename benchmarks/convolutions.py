@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from takd.trainables.models.families import build
-from takd.trainables.training.lanes import form_of
+from takd.trainables.models.families import build, convolutional
 
 BATCH, CLASSES, STEPS = 128, 10, 3
 
@@ -34,7 +33,7 @@ def measure(model: str, lanes: int) -> tuple[float, float]:
         return F.cross_entropy(functional_call(empty, (weights, buffers), (images,)), labels)
 
     step = vmap(grad(loss))
-    layout = form_of(model)[1]
+    layout = torch.channels_last if convolutional(model, shape, CLASSES) else torch.contiguous_format
     alone = [module.to(memory_format=layout) for module in modules]
     laid_out = images.to(memory_format=layout)
 

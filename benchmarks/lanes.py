@@ -52,7 +52,7 @@ def work(model: str, threads: int, lanes: bool, together: Barrier, answers: "Que
     torch.set_num_threads(threads)
     stages = students(model, WIDEST if lanes else UNLANED)
     start(stages[:1]).run_epoch()  # warms up
-    width = best_width(stages, start) or WIDEST if lanes else 1
+    width = best_width(stages, load("mnist"), start) or WIDEST if lanes else 1
     batches = [stages[at : at + width] for at in range(0, max(width, UNLANED), width)]
     together.wait()
     started = time.perf_counter()

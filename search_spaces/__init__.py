@@ -3,7 +3,7 @@
 from takd.search_spaces.arms import Arm, parse_arm
 from takd.search_spaces.derived import Derived, soft_targets_of
 from takd.search_spaces.errors import InputError
-from takd.search_spaces.loading import load_space, presets, space_from
+from takd.search_spaces.loading import load_space, presets, space_from, without_code
 from takd.search_spaces.sections import Existing, Training
 from takd.search_spaces.space import Configuration, Space
 from takd.search_spaces.stage import (
@@ -52,4 +52,5 @@ __all__ = [
     "soft_targets_of",
     "some",
     "space_from",
+    "without_code",
 ]

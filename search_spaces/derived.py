@@ -16,6 +16,7 @@ class Derived(Value):
     layer: str | None = None  # of the model, where what is derived is a layer's
     dataset: DatasetFingerprint
     view: ViewName = None
+    code: dict[str, str] | None = None  # of a user's, by which model and views are what they are
 
     def key_input(self) -> dict[str, Any]:
         """Everything that determines the array, as JSON; what is null is left out."""
@@ -30,4 +31,4 @@ class Derived(Value):
 def soft_targets_of(stage: Stage, weights: str, view: ViewName) -> Derived:
     """The logits of a stage's model, whose weights have that digest."""
     model = stage.model if stage.has_weights else None
-    return Derived(weights=weights, model=model, dataset=stage.dataset, view=view)
+    return Derived(weights=weights, model=model, dataset=stage.dataset, view=view, code=stage.code)

@@ -27,15 +27,19 @@ def load_space(
 
     Overrides replace single keys, dotted where they are in a section: `{"student.temperature": 4}`, or as on the
     command line `["student.temperature=4"]`, with values in YAML. Raises InputError, in one line that names the key and
-    what is valid there.
+    what is valid there. The files of `code` are found beside the space's file; from here, where it has none.
     """
+    folder = Path.cwd()
     if isinstance(space, Space):
         given, source = space.model_dump(mode="json"), "space"
     elif isinstance(space, Mapping):
         given, source = _unshared(dict(space)), "space"
     else:
         given, source = _read(os.fspath(space)), f"space {os.fspath(space)}"
-    return overridden(given, overrides, source)
+        folder = Path(space).absolute().parent
+    whole = overridden(given, overrides, source)
+    places = tuple(os.path.normpath(folder / os.path.expanduser(each)) for each in whole.code)
+    return whole.model_copy(update={"code": places}) if places else whole
 
 
 def overridden(given: Any, overrides: Mapping[str, Any] | Sequence[str], source: str) -> Space:
@@ -62,6 +66,11 @@ def space_from(given: Any, source: str) -> Space:
         return Space.model_validate(given)
     except ValidationError as error:
         raise explain(error, source) from None
+
+
+def without_code(space: Space) -> Space:
+    """As it may be used that was read from a root: it names no files, and keeps their digests."""
+    return space.model_copy(update={"code": ()}) if space.code else space
 
 
 def parse_space(text: str, source: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from takd.search_spaces.arms import Arm, parse_arm
 from takd.search_spaces.errors import InputError
@@ -39,8 +39,9 @@ from takd.search_spaces.stage import (
     check_lambda,
     check_views,
     in_use,
+    names_in,
 )
-from takd.search_spaces.values import Flag, Integer, Number, Value, explain
+from takd.search_spaces.values import NO_CODE, Flag, Integer, Number, Value, explain, shown
 from takd.search_spaces.varied import Choices, Range, Scalar, Trial, examples_of
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
@@ -62,6 +63,7 @@ _CHANGEABLE = {
     "max_failures",
     "lanes",
     "allow_any_size",
+    "code",  # its digests may not
 }
 
 
@@ -109,6 +111,8 @@ class Space(Value):
     """See assistants below; a list of models alone is its `models`."""
     student: Student = Field(examples=["mlp-8"])
     """See student below; a model's name alone is its `model`."""
+    code: tuple[str, ...] = Field((), examples=[("nets.py",)])
+    """Python files or packages of yours, one or a list, relative to the space: what they define can be named here."""
     arms: tuple[str, ...] = Field((), examples=[("labels", "kd", "takd:mlp-200>mlp-32")])
     """The ways to teach the student that are compared; empty: `labels`, `kd`, and `takd:A` for each assistant A."""
     factors: dict[str, tuple[Scalar, ...]] = Field(
@@ -156,8 +160,21 @@ class Space(Value):
     weights: dict[Role, dict[str, str]] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: the SHA-256 of pretrained weights, and of what is given, by role and model, filled in
     when a study starts."""
+    code_digests: dict[str, str] = Field(default_factory=dict, examples=[{}])
+    """Not to be written by hand: the SHA-256 of what is used of `code`, by kind and name, filled in when a study
+    starts."""
     flops: dict[str, Integer] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: FLOPs of one image by model, filled in when a study with an arm `kd@ARM` starts."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_code_all_names_are_known(cls, given: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
+        none = isinstance(given, dict) and not given.get("code") and not given.get("code_digests")
+        token = NO_CODE.set(none)
+        try:
+            return check(given)
+        finally:
+            NO_CODE.reset(token)
 
     @model_validator(mode="before")
     @classmethod
@@ -186,6 +203,14 @@ class Space(Value):
             name, message = next(iter(wrong.items()))
             raise ValueError(f"factors: with {name}: {message}")
         return cells[0][1] | {"factors": given["factors"]}
+
+    @field_validator("code", mode="before")
+    @classmethod
+    def _one_file_or_several(cls, code: Any) -> Any:
+        files = [code] if isinstance(code, str) else code or ()
+        if not isinstance(files, list | tuple) or not all(isinstance(each, str) and each for each in files):
+            raise ValueError(f"{shown(code)}; expected a file such as nets.py, a package's folder, or a list of them")
+        return tuple(files)
 
     @field_validator("lanes", mode="before")
     @classmethod
@@ -546,7 +571,8 @@ class Space(Value):
         existing = self.existing(role, model)
         if existing is not None:
             given = existing.given(self.weights.get(role, {}).get(model, UNRESOLVED))
-            return Stage(role=role, dataset=dataset, model=model, recipe=Recipe(), seed=0, given=given)
+            own = self.code_of(model)
+            return Stage(role=role, dataset=dataset, model=model, recipe=Recipe(), seed=0, given=given, code=own)
         prefix = "" if role == "student" else f"{role}."
 
         def value(name: str, given: Any) -> Any:
@@ -565,15 +591,24 @@ class Space(Value):
             fields["lambda"] = float(value("lambda", section.lambda_))
         if section.pretrained is not None:
             fields["pretrained"] = self.weights.get(role, {}).get(model, UNRESOLVED)
+        whole = Recipe.model_validate(in_use(recipe))
         return Stage(
             role=role,
             dataset=dataset,
             model=model,
-            recipe=Recipe.model_validate(in_use(recipe)),
+            recipe=whole,
             seed=seed,
             upstream=upstream,
+            code=self.code_of(model, whole, fields.get("loss")),
             **fields,
         )
+
+    def code_of(self, model: str, recipe: Recipe | None = None, loss: Loss | None = None) -> dict[str, str] | None:
+        """The digests of the user's code that a stage uses; None where it uses none."""
+        named = names_in(model, recipe, loss)
+        if recipe is None:  # it exists, and says what others ask of it, of any view
+            named += [name for name in self.code_digests if name.startswith("augmentation ")]
+        return {name: digest for name, digest in self.code_digests.items() if name in named} or None
 
 
 def _images_seen(stage: Stage) -> float:

@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from takd.search_spaces.values import Flag, Integer, Number, Value
+from takd.search_spaces.values import OWN, Flag, Integer, Number, Value
 
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
 TRAINING_REVISION = 2
@@ -85,16 +85,16 @@ class Recipe(Value):
     """Passes over the training examples."""
     batch_size: Integer = Field(256, ge=1, examples=[128])
     """Examples of one training step."""
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", examples=["sgd"])
-    """What turns gradients into steps, as PyTorch has it."""
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"], OWN] = Field("adam", examples=["sgd"])
+    """What turns gradients into steps, as PyTorch has it; or one of your code."""
     learning_rate: Number = Field(1e-3, gt=0, examples=[3e-3])
     """The rate that the schedule's factor is applied to; `one-cycle` reaches it after 30 % of the run."""
     momentum: Number | None = Field(None, ge=0, lt=1, examples=[0.9])
     """Of `optimizer: sgd`, and only with it; null is 0.9."""
     weight_decay: Number = Field(0.0, ge=0, examples=[5e-4])
     """Added to the gradient (L2); decoupled from it with `optimizer: adamw`."""
-    schedule: Literal["constant", "cosine", "one-cycle", "step"] = Field("cosine", examples=["step"])
-    """How the learning rate changes during the run."""
+    schedule: Annotated[Literal["constant", "cosine", "one-cycle", "step"], OWN] = Field("cosine", examples=["step"])
+    """How the learning rate changes during the run; or one of your code."""
     milestones: tuple[Number, ...] | None = Field(None, examples=[(0.5, 0.75)])
     """With `schedule: step` only: the fractions of the run at which the rate falls; null is 0.5 and 0.75."""
     step_factor: Number | None = Field(None, gt=0, lt=1, examples=[0.2])
@@ -111,8 +111,9 @@ class Recipe(Value):
     """Chooses which images are in the transfer set, where `examples` is given."""
     order_seed: Integer = Field(0, ge=0, examples=[1])
     """Chooses the order of the examples in every epoch."""
-    augment: Literal["crop-flip", "flip-rotate"] | None = Field(None, examples=["crop-flip"])
-    """How views change the training images: moved by up to 4 pixels and mirrored, or mirrored and turned."""
+    augment: Annotated[Literal["crop-flip", "flip-rotate"], OWN] | None = Field(None, examples=["crop-flip"])
+    """How views change the training images: moved by up to 4 pixels and mirrored, or mirrored and turned; or one of
+    your code."""
     views: Integer | None = Field(None, ge=2, examples=[4])
     """With `augment` only: how many seeded copies of the images there are, used in turn by epoch; null is 8."""
     class_weights: Literal["balanced"] | None = Field(None, examples=["balanced"])
@@ -187,8 +188,8 @@ class Loss(Value):
     """Of several guides: the mean of the KL to each of them, or the KL to their mean."""
     drop_guides: Number | None = Field(None, gt=0, lt=1, examples=[0.3])
     """With `guidance: separate` only: the chance that a batch lacks a guide (Son et al. 2021); null drops none."""
-    divergence: Literal["decoupled"] | None = Field(None, examples=["decoupled"])
-    """What stands in the place of KL: `decoupled` is that of Zhao et al. 2022; null is KL."""
+    divergence: Annotated[Literal["decoupled"], OWN] | None = Field(None, examples=["decoupled"])
+    """What stands in the place of KL: `decoupled` is that of Zhao et al. 2022, or a method of your code; null is KL."""
     alpha: Number | None = Field(None, ge=0, examples=[1.0])
     """With `divergence: decoupled` only: the weight of the label's class against all others; null is 1."""
     beta: Number | None = Field(None, ge=0, examples=[8.0])
@@ -251,6 +252,7 @@ class Stage(Value):
     upstream: tuple["Stage", ...] = ()
     pretrained: str | None = Field(None, description="SHA-256 of the weights it starts from; null: random ones")
     given: Given | None = None
+    code: dict[str, str] | None = None  # SHA-256 of the user's code that it uses, by `KIND NAME`; null: none
     loss: Loss | None = None
     temperature: Number | None = None
     lambda_: Number | None = Field(None, alias="lambda")
@@ -282,6 +284,7 @@ class Stage(Value):
             "seed": self.seed,
             "upstream": [stage.key for stage in self.upstream],
             "pretrained": self.pretrained,
+            "code": self.code,
             "new_head": NEW_HEAD if self.pretrained else None,
             "loss": self._loss_input(),
             "temperature": self.temperature,
@@ -296,6 +299,7 @@ class Stage(Value):
             "model": self.model if self.has_weights else None,
             "checkpoint": given.checkpoint,
             "logits": given.logits,
+            "code": self.code,
         }
         return {name: value for name, value in everything.items() if value is not None}
 
@@ -316,6 +320,7 @@ class Stage(Value):
         shared: list[Any] = [self.dataset.model_dump(mode="json"), self.model, self.pretrained, recipe]
         shared += [self._loss_input(), len(self.upstream)]
         shared += [self.given.digest] if self.given else []
+        shared += [self.code] if self.code else []
         return json.dumps(shared, sort_keys=True)
 
     @property
@@ -342,6 +347,15 @@ class Stage(Value):
             upstream = upstream[0].upstream
         distilled = f" T={self.temperature:.3g} λ={self.lambda_:.2g}" if self.upstream else ""
         return f"{self.role} {' <- '.join(models)}{distilled} {'given' if self.given else f's{self.seed}'}"
+
+
+def names_in(model: str, recipe: Recipe | None = None, loss: Loss | None = None) -> list[str]:
+    """All that a stage names and a user's code may define, each as `KIND NAME`."""
+    found = [f"model_family {model.partition('/' if '/' in model else '-')[0]}"]
+    if recipe:
+        own = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "augmentation": recipe.augment}
+        found += [f"{kind} {name}" for kind, name in own.items() if name]
+    return [*found, f"method {loss.divergence}"] if loss and loss.divergence else found
 
 
 def check_lambda(value: float, form: str) -> None:

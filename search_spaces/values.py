@@ -1,12 +1,25 @@
 """Frozen, typed values: the base class of everything that is read from YAML or written as JSON."""
 
 import difflib
+import re
 from collections.abc import Mapping
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Strict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Strict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from takd.search_spaces.errors import InputError
+from takd.search_spaces.registry import PAGE, PLUGINS, WORD, nearest
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -16,6 +29,27 @@ Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict()]
 Flag = Annotated[bool, Strict()]
 
+
+NO_CODE: ContextVar[bool] = ContextVar("no code", default=False)  # whether what is read is known to name no code
+
+
+@lru_cache
+def _plugins() -> bool:
+    """Whether an installed package may offer names."""
+    return bool(entry_points(group=PLUGINS))
+
+
+def _own(name: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One of takd's names, or where there is code any: who has imported the code checks these."""
+    try:
+        return check(name)
+    except ValidationError:
+        if isinstance(name, str) and WORD.fullmatch(name) and (not NO_CODE.get() or _plugins()):
+            return name
+        raise
+
+
+OWN = WrapValidator(_own)
 
 MISSPELT = 0.8  # how alike a key and a valid one are, of 1: less alike, another thing was meant
 
@@ -97,7 +131,16 @@ def _expected(error: "ErrorDetails") -> str:
     if kind in _WORDS:
         return _WORDS[kind].format(**limits)
     message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
-    return f"{message[0].lower()}{message[1:]}"
+    hint = f"; {_hint(error)}" if kind == "literal_error" and _CODED & set(error["loc"]) else ""
+    return f"{message[0].lower()}{message[1:]}{hint}"
+
+
+_CODED = {"optimizer", "schedule", "augment", "divergence"}  # what a user's code may define
+
+
+def _hint(error: "ErrorDetails") -> str:
+    names = re.findall(r"'([^']*)'", error["ctx"]["expected"])
+    return f"{nearest(str(error['input']), names)}{PAGE} says how to bring one of your own"
 
 
 _WORDS = {  # by pydantic's type of error; its own words are those of Python

@@ -21,6 +21,7 @@ from takd.search_spaces import (
     examples_of,
 )
 from takd.search_spaces.sections import LOGITS
+from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
@@ -29,20 +30,24 @@ from takd.trainables.models.families import check_model, normalises_batches, par
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
 from takd.trainables.models.weights_files import MissingWeightsError
+from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.transfer import check_layer
 
 
 def check(space: Space, source: str, folder: StudyFolder) -> Checked:
-    """The space with the digests of its weights, its data, and warnings about sizes; raises InputError."""
+    """The space with the digests of its code and weights, its data, and warnings about sizes; raises InputError."""
+    code = use_code(space, source)
+    space = with_code(space, source)
     dataset, warnings = check_space(space, source, folder)
     largest = max(dataset.class_counts["validation"])
     checked = with_weights(space, dataset, source, folder)
-    return Checked(checked, dataset.fingerprint, largest, warnings, is_own(dataset.name))
+    return Checked(checked, dataset.fingerprint, largest, warnings, code, is_own(dataset.name))
 
 
-def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: StudyFolder) -> None:
+def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: StudyFolder, code: Code = NO_CODE) -> None:
     """Puts below the root what nodes may lack and the root doesn't have: the data set, and weights."""
+    use(code)
     dataset = load_for(data, folder.artifacts)
     if is_own(dataset.name) and not folder.artifacts.has_dataset(data):
         folder.artifacts.keep_dataset(data, dataset.folder)
@@ -150,7 +155,7 @@ def _check_one(space: Space, dataset: Dataset) -> None:
         _check_augmentation(role, part, dataset)
     for role, section, model in _roles(space):
         if section.pretrained is not None and not space.existing(role, model):
-            check_takes_pretrained(model)
+            check_takes_pretrained(model, dataset.image_shape, len(dataset.classes))
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:

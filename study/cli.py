@@ -149,6 +149,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--with-preprocessing", action="store_true", help="make files that take raw pixels and give probabilities"
     )
+    export.add_argument(
+        "--code",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what the space names as its code, where models are of it; may be given several times",
+    )
     export.add_argument("--force", action="store_true", help="replace an export that is there")
     verify = _command(
         commands, "verify", _verify, "check an export's digests, and measure it on test again", root=False
@@ -488,7 +495,8 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.max_drop is not None and not options.int8:
         raise InputError("--max-drop is only for --int8, whose accuracy it limits")
-    study, console = _study(options), text_console()
+    study = open_study(options.name, options.root, options.storage, options.code)
+    console = text_console()
     asked = {name: getattr(options, name) for name in Wanted.__dataclass_fields__}
     refused = []
     for exported in export_best(study, options.out, Wanted(**{k: v for k, v in asked.items() if v is not None})):

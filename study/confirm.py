@@ -17,6 +17,7 @@ from takd.study.predictions import add_predictions
 from takd.study.results import TEST, read_test
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
+from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
@@ -24,7 +25,7 @@ from takd.trainables.training.losses import measure
 from takd.trainables.width import widest
 
 
-def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
+def measure_on_test(folder: StudyFolder, stages: Sequence[Stage], code: Code = NO_CODE) -> None:
     """Measures finished stages on the test split, and adds numbers and chosen classes to those in the study's folder.
 
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
@@ -32,8 +33,9 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
     probabilities; none where it is not known what a teacher says of these images), `test_reliability` (by bin of
     confidence: mean confidence, accuracy, count). With two classes, of which the second is the positive one, also those
     of `binary_metrics`, at the threshold of the best F1 on validation. A given teacher whose logits leave out the test
-    images has none.
+    images has none. `code`: the user's, of whose families they may be.
     """
+    use(code)
     known, new = read_test(folder), {stage.key: stage for stage in stages}
     dataset = load_for(stages[0].dataset, folder.artifacts)
     split = dataset.test()
@@ -152,8 +154,8 @@ def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Datase
     found: dict[str, Tensor] = {}
     for model, dropout in {(stage.model, stage.recipe.dropout) for stage in stages}:
         alike = [stage for stage in stages if (stage.model, stage.recipe.dropout) == (model, dropout)]
-        form, layout = form_of(model)
-        pixels, width = Pixels(images, dataset, torch.device("cpu"), layout), widest(alike[0]) or WIDEST
+        form, layout = form_of(model, dataset)
+        pixels, width = Pixels(images, dataset, torch.device("cpu"), layout), widest(alike[0], dataset) or WIDEST
         for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
             lanes = form([trained_module(folder, stage, dataset) for stage in batch])
             predicted = predict(lanes.to(memory_format=layout), pixels)

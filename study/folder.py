@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from takd.search_spaces import InputError, Space, space_from
+from takd.search_spaces import InputError, Space, space_from, without_code
 from takd.search_spaces.loading import overridden, parse_space
 from takd.search_spaces.yaml_text import read_yaml, write_yaml
 from takd.trainables.store.artifacts import ARTIFACTS, CHECKPOINTS, DATASETS, PRETRAINED, ArtifactStore
@@ -90,7 +90,7 @@ class StudyFolder:
     def read_space(self) -> Space | None:
         """As it was last run; None where this version can't read it."""
         try:
-            return space_from(read_yaml(self.storage.read(f"{self.name}/{SPACE}")), SPACE)
+            return without_code(space_from(read_yaml(self.storage.read(f"{self.name}/{SPACE}")), SPACE))
         except (FileNotFoundError, InputError, yaml.YAMLError):
             return None
 

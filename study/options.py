@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from takd.search_spaces import DatasetFingerprint, InputError, Space
+from takd.trainables.own_code import NO_CODE, Code
 
 Mode = Literal["online", "offline", "disabled"]  # of W&B
 
@@ -19,6 +20,7 @@ class Checked(NamedTuple):
     data: DatasetFingerprint
     largest_class: int  # validation images of the class that has most
     warnings: list[str]
+    code: Code = NO_CODE  # that the space names, as it was read and checked
     own_data: bool = False  # converted from a user's files, which a node may not have: they are kept below the root
 
 

@@ -13,14 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
+from takd.search_spaces.registry import PAGE
 from takd.search_spaces.sections import Confirm
 from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
+from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import more_than_asked
 from takd.study.results import build_results
 from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.trainables.datasets.dataset import Dataset, most_balanced
+from takd.trainables.models.families import stacks
 from takd.trainables.store.artifacts import needed_files
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.width import best_width, widest
@@ -48,6 +51,8 @@ class PlannedStages:
 
 def print_plan(space: Space, source: str, folder: StudyFolder, console: Console) -> None:
     """What `run` would do, with a cost estimate. Raises InputError where it refuses."""
+    use_code(space, source)
+    space = with_code(space, source)
     dataset, warnings = check_space(space, source, folder)
     for warning in warnings:
         console.print(f"warning: {warning}")
@@ -88,12 +93,21 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
         seconds = f"{row.seconds:.3g}" if row.left or row.given else "-"
         table.add_row(row.role, f"{row.model}{row.apart}", str(row.number), cached, seconds, str(row.cpu))
     console.print(table)
+    for model in _alone(space, dataset):
+        console.print(f"{model} trains alone: not all of its layers have a form for lanes, see {PAGE}")
     if not any(row.left for row in planned):
         console.print("nothing is left to train: takd run would write the tables again")
         return
     slots = os.cpu_count() or 1
     minutes = total_seconds(planned, slots) / 60
     console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps")
+
+
+def _alone(space: Space, dataset: Dataset) -> list[str]:
+    """The models of a user's code of which no two train as one."""
+    named = {stage.model: stage.code or {} for stages in stages_by_model(space, dataset) for stage in stages}
+    own = [model for model, code in named.items() if any(name.startswith("model_family ") for name in code)]
+    return [model for model in own if not stacks(model, dataset.image_shape, len(dataset.classes))]
 
 
 def _confirmed(confirm: Confirm) -> str:
@@ -225,7 +239,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
         by_view = [logits] * (recipe.views or 1)
         return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some))
 
-    width = widest(stage) or lanes or (best_width(probes, start) if len(probes) > 1 else 1)
+    width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
     started = time.perf_counter()
     training.run_epoch()  # the first one warms up

@@ -31,6 +31,7 @@ from takd.study.tracking.uploading import uploads
 from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
+from takd.trainables.own_code import NO_CODE, Code
 from takd.trainables.store.artifacts import needed_files
 from takd.trainables.store.storage import FULL
 
@@ -45,6 +46,7 @@ class RunResult:
     trained: int = 0  # stages trained by this run
     search: Search | None = None  # None where it was stopped before there was one, as the tables are
     tables: Tables | None = None  # as they were written
+    code: Code = NO_CODE  # the user's, as it was checked
     profile: Profile | None = None  # where it was asked for and something was left to train
 
 
@@ -67,7 +69,7 @@ def run_study(
     checking = checking or begin(CHECK, space, source, folder)
     if (known := find_search(folder)) is None or known.is_open:
         _start_ray(options, stop)  # it takes seconds: while the other process checks
-    space, data, largest_class, warnings, own_data = checking()
+    space, data, largest_class, warnings, code, own_data = checking()
     if stop.requested:
         return RunResult(finished=False)
     for warning in warnings:
@@ -79,7 +81,7 @@ def run_study(
         store = folder.artifacts
         kept = not own_data or store.has_dataset(data)
         if not (kept and all(store.has_pretrained(digest) for digest in space.digests)):
-            apart("takd.study.checks:keep_inputs", space, data, source, folder)
+            apart("takd.study.checks:keep_inputs", space, data, source, folder, code)
         search = create_search(folder, space, data, stop)
         search.note_largest_class(largest_class)
         if _choice_stands(folder, search):
@@ -89,9 +91,10 @@ def run_study(
         if search.asked > space.budget:
             console.print(more_than_asked(search.asked, space.budget), style="yellow")
         if search.is_open or _choose_and_look(folder, search):
-            result = _train_and_track(folder, search, options, console, stop, began)
+            result = _train_and_track(folder, search, options, console, stop, began, code)
         else:
-            result = RunResult(finished=True, search=search, tables=_conclude(folder, search))
+            result = RunResult(finished=True, search=search, tables=_conclude(folder, search, code))
+        result.code = code
         if result.profile:
             result.profile.write(folder, console)
         return result
@@ -119,7 +122,7 @@ def _say_what_failed(search: Search, again: int, console: Console) -> None:
 
 
 def _train_and_track(
-    folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop, began: float
+    folder: StudyFolder, search: Search, options: RunOptions, console: Console, stop: Stop, began: float, code: Code
 ) -> RunResult:
     mode = wandb_mode(options.wandb)
     with uploads(folder.local) if mode == "online" else nullcontext():
@@ -127,18 +130,18 @@ def _train_and_track(
         observers: list[Observer] = [EventLog(folder.local), *([tracker] if tracker else [])]
         if options.tensorboard:
             observers.append(TensorBoardLog(folder.local))
-        result = _train(folder, search, options, observers, console, stop, began)
-        result.search, result.tables = search, _conclude(folder, search)
+        result = _train(folder, search, options, observers, console, stop, began, code)
+        result.search, result.tables = search, _conclude(folder, search, code)
         if tracker and not tracker.failed:
             _complete_wandb(folder, search)
     return result
 
 
-def _conclude(folder: StudyFolder, search: Search) -> Tables:
+def _conclude(folder: StudyFolder, search: Search, code: Code) -> Tables:
     """The tables and the figure, and once the search is over what confirmed students and their teachers do on test."""
     try:
         if not search.is_open and (stages := _unmeasured(folder, search)):
-            apart("takd.study.confirm:measure_on_test", folder, stages)
+            apart("takd.study.confirm:measure_on_test", folder, stages, code)
     finally:  # also where the test split can't be read
         tables = write_results(folder, search)
     from takd.study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
@@ -221,6 +224,7 @@ def _train(
     console: Console,
     stop: Stop,
     began: float,
+    code: Code,
 ) -> RunResult:
     # Not above: Ray takes seconds, which who has nothing to train need not wait.
     from takd.study.search.scheduling import PathSearcher, leave_ray, possible_nodes, run_stages
@@ -251,7 +255,8 @@ def _train(
         return _to_confirm(search, write_results(folder, search).trials.to_pandas())
 
     try:
-        searcher = PathSearcher(search, graph, folder.root, watching, stop, confirm if search.space.confirm else None)
+        confirms = confirm if search.space.confirm else None
+        searcher = PathSearcher(search, graph, folder.root, watching, stop, confirms, code)
         run_stages(searcher)
     except KeyboardInterrupt:  # asked to stop for the second time
         leave_ray()

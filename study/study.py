@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from takd.search_spaces import InputError, Space, Stage, ViewName, load_space
+from takd.search_spaces.registry import check_digests
 from takd.study.apart import begin
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.options import CHECK, Mode, RunOptions
 from takd.study.stopping import Stop, StoppedError, interrupt, stopped_by_signals
 from takd.study.tracking.progress import text_console
+from takd.trainables.own_code import NO_CODE, Code, read_code, use
 
 # Not loaded here: pandas, Optuna and the rest take seconds, in which a run's check is under way already.
 if TYPE_CHECKING:
@@ -95,15 +97,23 @@ def run(
         result = run_study(*given, stop, checking)
     if stop.requested:
         raise KeyboardInterrupt(stop.reason) if stop.interrupted else StoppedError(stop.reason)
-    return Study(folder, search=result.search, tables=result.tables, trained=result.trained)
+    return Study(folder, search=result.search, tables=result.tables, trained=result.trained, code=result.code)
 
 
-def open_study(name: str, root: str | os.PathLike[str] | None = None, storage: str | None = None) -> Study:
+def open_study(
+    name: str,
+    root: str | os.PathLike[str] | None = None,
+    storage: str | None = None,
+    code: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+) -> Study:
     """A study that was begun, as it is now; also while another process runs it. Changes nothing.
 
-    Root and storage are as in `run`. Raises InputError where there is no such study.
+    Root and storage are as in `run`. `code`: the files that the study's space names as its code, without which models
+    of a family in them can't be made. Raises InputError where there is no such study, or no such code.
     """
-    return Study(study_folder(root, name, storage))
+    places = [code] if isinstance(code, str | os.PathLike) else code
+    read = read_code([os.path.abspath(os.path.expanduser(each)) for each in places])
+    return Study(study_folder(root, name, storage), code=read)
 
 
 class Study:
@@ -123,6 +133,7 @@ class Study:
         tables: Tables | None = None,
         trained: int = 0,
         found: dict[str, Description] | None = None,
+        code: Code = NO_CODE,
     ) -> None:
         """Opens the study of a folder; `found` keeps what finished stages left, for who looks again and again.
 
@@ -132,7 +143,7 @@ class Study:
 
         self.folder, self.trained = folder, trained
         self.search = search or open_search(folder)
-        self._made, self._found = tables, found
+        self._made, self._found, self._code = tables, found, code
 
     def __repr__(self) -> str:
         from takd.analysis.files import without_secret
@@ -225,6 +236,7 @@ class Study:
 
         stage = self._stage(stage_key)
         dataset = self.dataset
+        self.use_code()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the caller's random numbers stay as they were
             module = self._left(stage, WEIGHTS, lambda: trained_module(self.folder, stage, dataset))
         return module.eval()
@@ -254,6 +266,14 @@ class Study:
             )
         own = {view for each in learn for view in each.recipe.view_names} if stage.given else {*stage.recipe.view_names}
         return sorted(own, key=lambda view: int((view or "0").rpartition(" ")[2]))
+
+    def use_code(self) -> None:
+        """Imports the code that the study was opened with; raises InputError unless it is the code it was run with."""
+        use(self._code)
+        try:
+            check_digests(self.space.code_digests)
+        except InputError as error:
+            raise InputError(f"study {self.name}: {error}") from None
 
     def write_results(self) -> None:
         """Writes the tables as Parquet and the figure below the root, as a run does when it ends."""

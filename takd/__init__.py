@@ -1,6 +1,7 @@
 """Studies of knowledge distillation with teacher assistants, on Ray Tune, Optuna and PyTorch; it loads none of them.
 
 For notebooks and scripts: load a space, run a study or open one, look at its tables and models. docs/api.md shows how.
+For a file that a space names as its `code`: decorators such as `model_family`; docs/own-code.md has them.
 What is named here is imported when somebody asks for it.
 """
 
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from takd.search_spaces import InputError, Space, Stage, load_space
+    from takd.search_spaces.registry import augmentation, method, model_family, optimizer, schedule
     from takd.study.stopping import Stop, StoppedError
     from takd.study.study import Study, open_study, run
+    from takd.trainables.datasets.built_in import dataset
 
     __version__: str
 
@@ -22,9 +25,15 @@ __all__ = [
     "StoppedError",
     "Study",
     "__version__",
+    "augmentation",
+    "dataset",
     "load_space",
+    "method",
+    "model_family",
     "open_study",
+    "optimizer",
     "run",
+    "schedule",
 ]
 
 _WHERE = {
@@ -34,9 +43,11 @@ _WHERE = {
     "Stop": "takd.study.stopping",
     "StoppedError": "takd.study.stopping",
     "Study": "takd.study.study",
+    "dataset": "takd.trainables.datasets.built_in",
     "load_space": "takd.search_spaces",
     "open_study": "takd.study.study",
     "run": "takd.study.study",
+    **dict.fromkeys(("augmentation", "method", "model_family", "optimizer", "schedule"), "takd.search_spaces.registry"),
 }
 
 if not TYPE_CHECKING:  # a checker would take any name for one that there is

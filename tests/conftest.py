@@ -51,6 +51,7 @@ SLOW_FILES = (
     "test_wheel.py",
     "test_apart.py",
     "test_export.py",
+    "test_studies_of_own_code.py",
     "test_cluster.py",
     "test_unshared.py",
     "test_uploading.py",

@@ -43,7 +43,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_a_space_in_the_readme_is_one(tmp_path):
-    [text] = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+    [text, _] = re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
     (tmp_path / "mine.yaml").write_text(text)
     assert len(text.splitlines()) == 5
     assert load_space(str(tmp_path / "mine.yaml"), ["student.recipe.epochs=5"]).trials == 20

@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 
@@ -287,5 +287,5 @@ def test_what_a_space_may_ask_for_is_what_there_is():
 
 def named(kind: Any) -> set[str]:
     """The values of a literal, or of one that may also be null."""
-    parts = get_args(kind)
+    parts = [get_args(part)[0] if get_origin(part) is Annotated else part for part in get_args(kind)]
     return {value for part in parts for value in get_args(part)} or set(parts)

@@ -85,7 +85,9 @@ class StageBatch:
         [(epoch, _)] = Counter(epochs.values()).most_common(1)
         chosen = [stage for stage in left if epochs[stage.key] == epoch]
         if len(chosen) > 1:
-            self.width = best_width(chosen, self._new_training) if self.measure_width else widest(chosen[0])
+            dataset = load_for(chosen[0].dataset, self.store)
+            measured = best_width(chosen, dataset, self._new_training) if self.measure_width else None
+            self.width = measured if self.measure_width else widest(chosen[0], dataset)
             chosen = chosen[: self.width]
         for stage in left:
             if stage not in chosen:

@@ -112,7 +112,7 @@ class _Source:
     def _model(self) -> LaneModel:
         """As it would stand at the end of its training."""
         stage, dataset = self.stage, self.dataset
-        form, layout = form_of(stage.model)
+        form, layout = form_of(stage.model, dataset)
         lanes = form([finished_module(stage, dataset, self.content())])
         model: LaneModel = lanes.to(torch.device(self.device), memory_format=layout)  # type: ignore[call-overload]
         return model
@@ -122,5 +122,5 @@ class _Source:
         return self._pixels(self.dataset.train.images)
 
     def _pixels(self, images: Tensor) -> Pixels:
-        _, layout = form_of(self.stage.model)
+        _, layout = form_of(self.stage.model, self.dataset)
         return Pixels(images, self.dataset, torch.device(self.device), layout)

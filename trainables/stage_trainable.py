@@ -10,9 +10,11 @@ import ray
 from ray import tune
 
 from takd.search_spaces import Stage
+from takd.search_spaces.registry import line_of
+from takd.trainables.own_code import NO_CODE, use
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.shared_root import answer_sign
-from takd.trainables.store.storage import FULL
+from takd.trainables.store.storage import FULL, first_line
 
 if TYPE_CHECKING:
     from takd.trainables.batch import StageBatch
@@ -33,13 +35,13 @@ class StageTrainable(tune.Trainable):
 
     Teacher, assistant and student differ in data, not in code.
 
-    config: `root`, `cpu`, `gpu`, and `sign`, a file of the study's process in the root; with `deterministic` a GPU is
-    so too. The lists come one at a time by `assign`, between two steps; each has `work`
-    (`train`; or `derive` what is learned from stages whose weights exist, in their `views` by key), `stages` (of one
-    shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
-    many at once as go fastest), `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is
-    asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`), `threads` (in place of as many as `cpu`,
-    or None) and `whole` (they train together or not at all).
+    config: `root`, `cpu`, `gpu`, `sign`, a file of the study's process in the root, and the user's `code`, which
+    travels so to every node; with `deterministic` a GPU is so too. The lists come one at a time by `assign`, between
+    two steps; each has `work` (`train`; or `derive` what is learned from stages whose weights exist, in their `views`
+    by key), `stages` (of one shape, as JSON), `origin` (who asked for each stage, by key; kept in its description),
+    `measure_width` (train as many at once as go fastest), `halving` (the actor that ends weak students, or None) and
+    `halving_epochs` (it is asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`), `threads` (in
+    place of as many as `cpu`, or None) and `whole` (they train together or not at all).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
@@ -62,6 +64,7 @@ class StageTrainable(tune.Trainable):
 
         if config.get("deterministic"):
             fix_algorithms()
+        use(config.get("code", NO_CODE))
         self.store, self.threads, self.sign = ArtifactStore(config["root"]), config["cpu"], config["sign"]
         self.batch: StageBatch | None = None
         self.given: dict[str, Any] = {}
@@ -72,6 +75,14 @@ class StageTrainable(tune.Trainable):
         self.given, self.batch = given, None
 
     def step(self) -> dict[str, Any]:
+        try:
+            return self._step()
+        except Exception as error:
+            if (line := line_of(error)) is None:
+                raise
+            raise RuntimeError(f"{line}: {type(error).__name__}: {first_line(error)}") from error
+
+    def _step(self) -> dict[str, Any]:
         if not self.introduced:
             self.introduced = True
             context = ray.get_runtime_context()

@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from takd.search_spaces import WIDEST, Stage
-from takd.trainables.models.families import family_of
+from takd.trainables.datasets.dataset import Dataset
+from takd.trainables.models.families import stacks
+from takd.trainables.training.lanes import OPTIMIZERS
 from takd.trainables.training.loop import StageTraining
 
 WIDTHS = (1, 4, 16, WIDEST)
@@ -15,17 +17,21 @@ WORTH = 1.1  # wider only where it trains this many times as many lanes a second
 WARM_UP, STEPS, SECONDS = 2, 6, 0.1  # at least so many steps, and so long: a busy machine interrupts for milliseconds
 
 
-def widest(stage: Stage) -> int | None:
-    """How many lanes the stage's family has a form for; None: any number."""
-    return None if family_of(stage.model)[0].stacks else 1
+def widest(stage: Stage, dataset: Dataset) -> int | None:
+    """How many lanes the stage's model and optimizer have a form for; None: any number."""
+    if not OPTIMIZERS[stage.recipe.optimizer].by_element:
+        return 1
+    return None if stacks(stage.model, dataset.image_shape, len(dataset.classes)) else 1
 
 
-def best_width(stages: Sequence[Stage], start: Callable[[Sequence[Stage]], StageTraining]) -> int | None:
+def best_width(
+    stages: Sequence[Stage], dataset: Dataset, start: Callable[[Sequence[Stage]], StageTraining]
+) -> int | None:
     """Lanes that train fastest, by a few steps at each width; None where that takes more stages than there are to tell.
 
     `start` makes a training of some of the stages, which is thrown away.
     """
-    if (limit := widest(stages[0])) is not None:
+    if (limit := widest(stages[0], dataset)) is not None:
         return limit
     best, best_rate = 1, 0.0
     for width in sorted({min(width, len(stages)) for width in WIDTHS}):

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from torch.export import ExportedProgram
 
 from takd.search_spaces import InputError, Stage
+from takd.search_spaces.registry import blamed
 from takd.study.confirm import measure_on_validation, predict_stages
 from takd.study.export.candidates import Candidate, Student, find_candidates, student_of
 from takd.study.export.exported import (
@@ -79,6 +81,7 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     """
     needs_onnx("takd export")
     _check_place(out, wanted.force)
+    study.use_code()
 
     def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
         return measure_on_validation(study.folder, [study.stages[key] for key in keys])
@@ -158,7 +161,7 @@ def _meeting(
 
 
 def _milliseconds(student: Student) -> float:
-    model = onnx_file(traced(student.module(), student.dataset.image_shape), LOGITS)
+    model = onnx_file(_graph(student, student.module()), LOGITS)
     return latency(model, np.zeros(student.dataset.image_shape, np.float32))[0]["median_ms"]
 
 
@@ -166,9 +169,9 @@ def _make(student: Student, wanted: Wanted) -> tuple[dict[str, Any], dict[str, b
     """The card, and all files by name."""
     dataset, raw, module = student.dataset, wanted.with_preprocessing, student.module()
     normalization = None if raw else student.normalization
-    plain = deployed = traced(module, dataset.image_shape)
+    plain = deployed = _graph(student, module)
     if raw:
-        deployed = traced(WithPreprocessing(module, student.normalization), dataset.image_shape, torch.uint8)
+        deployed = _graph(student, WithPreprocessing(module, student.normalization), torch.uint8)
     source = load_file(plain, student.stage.name, dataset.image_shape, dataset.classes, student.normalization)
     files = {
         WEIGHTS: weights_file(plain, student.weights()),
@@ -208,6 +211,15 @@ def _make(student: Student, wanted: Wanted) -> tuple[dict[str, Any], dict[str, b
     card = model_card(student, logits, test.labels, about, refused, raw)
     files |= {CARD: card_file(card), CARD_TEXT: card_text(card).encode()}
     return card, files | {CHECKSUMS: checksums(files).encode()}
+
+
+def _graph(student: Student, module: torch.nn.Module, dtype: torch.dtype = torch.float32) -> ExportedProgram:
+    """Of a student of any batch; raises InputError, where it can with the line of a user's code, if there is none."""
+    try:
+        return traced(module, student.dataset.image_shape, dtype)
+    except Exception as error:  # of many kinds, which torch has for what it can't trace
+        about = blamed(error, f"model {student.stage.model}")
+        raise InputError(f"{about}; a model is exported as a graph, which this one can't be traced to") from None
 
 
 def _calibration(labels: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,9 @@ from takd.search_spaces import (
     Stage,
     distinct,
     one_number,
+    some,
     space_from,
+    without_code,
 )
 from takd.search_spaces.factors import value_text
 from takd.study.folder import StudyFolder
@@ -45,7 +47,8 @@ class Search:
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
-        self.space = space_from(study.user_attrs["space"], f"study {study.study_name}")
+        # Code is run that its user's space names, never what a root says.
+        self.space = without_code(space_from(study.user_attrs["space"], f"study {study.study_name}"))
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
         # Counted once, then kept up to date: one process at a time proposes. A trial that is tried again has its seeds.
         everything = [trial for trial in self._trials() if "seeds" in trial.user_attrs]
@@ -531,12 +534,25 @@ def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerpr
     _refuse_another_revision(search)
     old: dict[str, Any] = {"dataset": search.dataset.model_dump(mode="json"), "space": search.space.identity()}
     new: dict[str, Any] = {"dataset": dataset.model_dump(mode="json"), "space": space.identity()}
-    differences = list(_differences(old["space"], new["space"])) + list(_differences(old["dataset"], new["dataset"]))
+    code = _changed_code(old["space"].pop("code_digests"), new["space"].pop("code_digests"))
+    differences = _differences(old["space"], new["space"]) + _differences(old["dataset"], new["dataset"]) + code
     if differences:
         raise InputError(
             f"study {search.study.study_name} exists with another space: {'; '.join(differences)}; "
             "use another --name, or the space it was run with"
         )
+
+
+def _changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What of a user's code is another, or was not used before, by the digests of both."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in sorted({**old, **new}):
+        if old.get(name) != new.get(name):
+            found.setdefault((old.get(name, "none"), new.get(name, "none")), []).append(name)
+    return [
+        f"the code of {some(names)} had the digest {before[:12]}, has {after[:12]}"
+        for (before, after), names in found.items()
+    ]
 
 
 def _refuse_another_revision(search: Search) -> None:

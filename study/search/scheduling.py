@@ -36,6 +36,7 @@ from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Node
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
 from takd.trainables.halving import start_halving
+from takd.trainables.own_code import NO_CODE, Code
 from takd.trainables.stage_trainable import StageTrainable
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.shared_root import SharedRoot
@@ -87,9 +88,10 @@ class PathSearcher(Searcher):
         observers: Observers,
         stop: Stop,
         confirm: Callable[[], Sequence[Proposal]] | None = None,
+        code: Code = NO_CODE,
     ) -> None:
         super().__init__()
-        self.confirm = confirm
+        self.confirm, self.code = confirm, code
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.stop = stop
         self.artifacts = ArtifactStore(root)
@@ -140,6 +142,7 @@ class PathSearcher(Searcher):
             "cpu": need.cpu,
             "gpu": need.gpu,
             "deterministic": self.search.space.deterministic,
+            "code": self.code,
         }
 
     def _look_at_the_cluster(self) -> None:

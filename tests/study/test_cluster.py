@@ -260,6 +260,17 @@ while time.monotonic() < until and (len(seen) < 3 or seen[-1]):
     time.sleep(0.1)
 print(json.dumps(seen))
 """
+# A user's code, with a module beside it; it trains on other nodes than it was read on.
+OWN_FAMILY = """
+import BESIDE
+import takd
+
+
+@takd.model_family("own")
+def own(size, image_shape, classes):
+    first, last = BESIDE.nn.Linear(28 * 28, size), BESIDE.nn.Linear(size, classes)
+    return BESIDE.nn.Sequential(BESIDE.nn.Flatten(), first, BESIDE.nn.Tanh(), last)
+""".replace("BESIDE", "analysis")
 HELLO = """
 print(ray.get(ray.remote(num_cpus=0)(lambda: "let in").remote(), timeout=60))
 limits = ray._private.state.state.get_max_resources_from_cluster_config()
@@ -439,7 +450,10 @@ def test_who_lacks_the_token_is_refused(cluster, changes):
 @pytest.mark.slow
 def test_a_cluster_of_these_node_types_grows_for_a_study_and_shrinks_when_idle(cluster, tmp_path):
     space = tmp_path / "tiny.yaml"
-    space.write_text(yaml.safe_dump({**TINY, "arms": ["kd"], "trials": 2}))
+    student = {**TINY["student"], "model": "own-4"}
+    space.write_text(yaml.safe_dump({**TINY, "arms": ["kd"], "trials": 2, "code": "nets.py", "student": student}))
+    (tmp_path / "nets.py").write_text(OWN_FAMILY)
+    (tmp_path / "analysis.py").write_text("from torch import nn")
     takd = str(Path(sys.executable).with_name("takd"))
     where = ("--root", str(tmp_path / "runs"), "--address", cluster.address, "--wandb", "disabled")
     watcher = cluster.start(*cluster.join(WATCH_WORKERS))

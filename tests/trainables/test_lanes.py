@@ -207,16 +207,19 @@ class Simulated:
 )
 def test_the_width_is_the_one_that_trains_most_lanes_a_second(seconds, number, expected):
     of = stages(number)
-    assert best_width(of, lambda some: Simulated(len(some), seconds(len(some)))) == expected  # type: ignore[arg-type]
+    assert best_width(of, MNIST, lambda some: Simulated(len(some), seconds(len(some)))) == expected  # type: ignore[arg-type]
 
 
 def test_stages_with_dropout_are_measured_too():
-    assert best_width(stages(2, dropout=0.3), lambda some: StageTraining(some, MNIST, [[]] * len(some))) in (1, None)
+    assert best_width(stages(2, dropout=0.3), MNIST, lambda some: StageTraining(some, MNIST, [[]] * len(some))) in (
+        1,
+        None,
+    )
 
 
 def test_a_family_without_lanes_is_not_measured():
-    assert widest(stages(1, "cnn")[0]) == 1
-    assert best_width(stages(2, "cnn"), lambda some: pytest.fail("measured")) == 1
+    assert widest(stages(1, "cnn")[0], MNIST) == 1
+    assert best_width(stages(2, "cnn"), MNIST, lambda some: pytest.fail("measured")) == 1
 
 
 def test_halving_ends_the_weak_and_says_it_again():

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from takd.search_spaces import DatasetFingerprint, InputError
+from takd.search_spaces.registry import origin_of
 from takd.trainables.datasets.built_in import BUILT_IN, OWN
 from takd.trainables.datasets.conversion import EXAMPLES, Normalization, write_entry
 from takd.trainables.datasets.division import SPLIT_SEED, generator
@@ -201,7 +202,9 @@ def is_own(name: str) -> bool:
     return _source(name) is None
 
 
-def import_dataset(name: str, source: Source, advance: Callable[[int], None] | None = None) -> Dataset:
+def import_dataset(
+    name: str, source: Source, advance: Callable[[int], None] | None = None, by_code: bool = False
+) -> Dataset:
     """Converts a source's files into the cache, where `load` finds them by that name.
 
     A name that stood for other content stands for this from now on; what was converted before stays where it is.
@@ -212,7 +215,8 @@ def import_dataset(name: str, source: Source, advance: Callable[[int], None] | N
     if not _source(name):
         pointer = _pointer(name)
         temporary = pointer.with_name(f".tmp-{uuid.uuid4().hex}")
-        write_synced(temporary, json.dumps({"entry": dataset.folder.name}).encode())
+        marks = {BY_CODE: True} if by_code else {}
+        write_synced(temporary, json.dumps({"entry": dataset.folder.name} | marks).encode())
         temporary.replace(pointer)
     return dataset
 
@@ -267,8 +271,34 @@ def most_balanced(labels: Tensor) -> tuple[int, int]:
 
 
 def _source(name: str) -> Source | None:
-    """What is read on any node, without a user's files; None of another dataset, or of none at all."""
-    return BUILT_IN[name].source if name in BUILT_IN else None
+    """What is read on any node, without a user's files or code; None of another dataset, or of none at all."""
+    return BUILT_IN[name].source if name in BUILT_IN and not _is_of_code(name) else None
+
+
+def _is_of_code(name: str) -> bool:
+    """Whether a user's code that is in use here reads it."""
+    origin = origin_of("dataset", name)
+    return origin is not None and origin.digest is not None
+
+
+def read_by_code(name: str) -> None:
+    """Where a user's code reads that dataset, converts what it gives into the cache, where `load` finds it.
+
+    Each time anew: what was read may have changed. Raises InputError with the user's line.
+    """
+    if not _is_of_code(name):
+        return
+    if (pointer := _pointer(name)).exists() and BY_CODE not in json.loads(pointer.read_bytes()):
+        raise InputError(
+            f"{origin_of('dataset', name)}: dataset {name!r}: takd data has converted one of that name here; "
+            "give yours another"
+        )
+    source = BUILT_IN[name].source
+    assert source
+    import_dataset(name, source, by_code=True)
+
+
+BY_CODE = "by_code"  # in the pointer of a dataset that a user's code reads
 
 
 _SUFFIX = f".v{_CACHE_FORMAT}.json"

@@ -12,20 +12,20 @@ WIDE_CLASSES = 100  # from so many classes on, plain networks have the wide form
 
 # By size: a number is a 3x3 convolution of so many channels, M a max-pool that halves, FC a hidden layer. Those for
 # CIFAR-10, then those for CIFAR-100; the layer that gives the logits comes last in each.
-PLAIN: dict[str, tuple[str, str]] = {
-    "2": ("16 M 16 M", "32 M 32 M"),
-    "4": ("16 16 M 32 32 M", "32 32 M 64 64 M"),
-    "6": ("16 16 M 32 32 M 64 64 M", "32 32 M 64 64 M 128 128"),
-    "8": ("16 16 M 32 32 M 64 64 M 128 128 M FC64", "32 32 M 64 64 M 128 128 M 256 256 M FC64"),
-    "10": (
+PLAIN: dict[int, tuple[str, str]] = {
+    2: ("16 M 16 M", "32 M 32 M"),
+    4: ("16 16 M 32 32 M", "32 32 M 64 64 M"),
+    6: ("16 16 M 32 32 M 64 64 M", "32 32 M 64 64 M 128 128"),
+    8: ("16 16 M 32 32 M 64 64 M 128 128 M FC64", "32 32 M 64 64 M 128 128 M 256 256 M FC64"),
+    10: (
         "32 32 M 64 64 M 128 128 M 256 256 256 256 M FC128",
         "32 32 M 64 64 M 128 128 M 256 256 256 256 M FC512",
     ),
 }
-RESNET_DEPTHS = ("8", "14", "20", "26", "32", "44", "56", "110")
+RESNET_DEPTHS = (8, 14, 20, 26, 32, 44, 56, 110)
 
 
-def plain(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:
+def plain(size: int, image_shape: ImageShape, classes: int) -> nn.Module:
     """Convolutions with padding 1, batch normalisation and ReLU, in the paper's form for the number of classes."""
     channels, height, width = image_shape
     layers: list[nn.Module] = []
@@ -49,13 +49,13 @@ def _convolution(channels: int, width: int) -> list[nn.Module]:
     return [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
-def resnet(size: str, image_shape: ImageShape, classes: int, dropout: float) -> nn.Module:
+def resnet(size: int, image_shape: ImageShape, classes: int) -> nn.Module:
     """He et al. 2016, section 4.2: 6n + 2 layers, widths 16, 32 and 64.
 
     Shortcuts where the width changes are 1x1 convolutions, as in the TAKD paper's code (option B), and convolutions
     start from He et al. 2015's normal distribution over what they give out.
     """
-    blocks = (int(size) - 2) // 6
+    blocks = (size - 2) // 6
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False),
         bn1=nn.BatchNorm2d(16),

@@ -54,6 +54,15 @@ class StochasticDepth(Dropout):
         return features * self._filled(features.new_empty(len(features), *[1] * (features.dim() - 1)))
 
 
+class ChannelDropout(Dropout):
+    """Drops whole channels of an example: features `[batch, channels, ...]` (Tompson et al. 2015)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not self.training:
+            return features
+        return features * self._filled(features.new_empty(*features.shape[:2], *[1] * (features.dim() - 2)))
+
+
 def _generator(device: torch.device, seed: tuple[int, int]) -> np.random.Generator | torch.Generator:
     if device.type == "cpu":
         return np.random.Generator(np.random.SFC64(seed))

@@ -64,7 +64,7 @@ def _is_among(name: str, valid: Sequence[str], library: str) -> bool:
     )
 
 
-def build_torchvision(name: str, image_shape: ImageShape, classes: int, dropout: float | None) -> nn.Module:
+def build_torchvision(name: str, image_shape: ImageShape, classes: int, dropout: float | None = None) -> nn.Module:
     import torchvision
 
     more = _ARGUMENTS.get(name, lambda height: {})(image_shape[1])
@@ -72,7 +72,7 @@ def build_torchvision(name: str, image_shape: ImageShape, classes: int, dropout:
     return _as_ours(module, f"torchvision/{name}", image_shape, dropout)
 
 
-def build_timm(name: str, image_shape: ImageShape, classes: int, dropout: float | None) -> nn.Module:
+def build_timm(name: str, image_shape: ImageShape, classes: int, dropout: float | None = None) -> nn.Module:
     rate = {} if dropout is None else {"drop_rate": dropout}
     timm = _timm()
     try:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import InputError, Stage
+from takd.search_spaces.registry import check_digests
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.datasets.sources import ImageShape
-from takd.trainables.models.families import build, check_model, family_of
+from takd.trainables.models.families import build, check_model, stacks
 from takd.trainables.models.weights_files import (
     MissingWeightsError,
     Pretrained,
@@ -179,9 +180,9 @@ def _from_package(model: str, package: Path) -> Pretrained:
     raise InputError(f"pretrained: imagenet of {model}: no weights in {package}; install its package again")
 
 
-def check_takes_pretrained(model: str) -> None:
+def check_takes_pretrained(model: str, image_shape: ImageShape, classes: int) -> None:
     """Raises InputError on a family that trains several as one, whose weights belong to no library."""
-    if family_of(model)[0].stacks:
+    if stacks(model, image_shape, classes):
         raise InputError(f"pretrained: the family of {model} takes no pretrained weights")
 
 
@@ -211,6 +212,7 @@ def between(given: Normalization, expected: Normalization) -> tuple[Tensor, Tens
 
 def finished_module(stage: Stage, dataset: Dataset, content: bytes) -> nn.Module:
     """The model of a stage, with the weights of its artifact, or of what is given."""
+    check_digests(stage.code)
     module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
     return restore(module, safetensors.torch.load(content))
 

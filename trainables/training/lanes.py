@@ -1,6 +1,7 @@
 """Who is taught: stages that train together as lanes of one model, with its optimizer, each as if it were alone."""
 
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import Recipe, Stage
+from takd.search_spaces.registry import TABLES, OptimizerKind, check_digests, optimizer
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.dropout import Dropout
-from takd.trainables.models.families import build, family_of, normalises_batches
+from takd.trainables.models.families import build, convolutional, normalises_batches, stacks
+from takd.trainables.models.layers import ELEMENTWISE
 from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.weights_files import Pretrained, put_into
 from takd.trainables.training.optimizers import FusedAdam, FusedSGD, Optimizer
@@ -132,8 +135,7 @@ class Stacked(LaneModel):
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__(models)
-        layers = zip(*(model.children() for model in models), strict=True)
-        self.layers = nn.Sequential(*map(_stacked, layers))
+        self.layers = _stacked(models)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.layers(images).float()
@@ -151,9 +153,12 @@ class Linears(nn.Module):
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+        has_bias = layers[0].bias is not None
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers])) if has_bias else None
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.bias is None:
+            return torch.matmul(self.weight, features if features.dim() == 3 else features.t())
         if features.dim() == 3:
             return torch.baddbmm(self.bias.unsqueeze(2), self.weight, features)
         product = torch.addmm(self.bias.view(-1, 1), self.weight.flatten(0, 1), features.t())
@@ -161,20 +166,37 @@ class Linears(nn.Module):
 
 
 def _stacked(layers: Sequence[nn.Module]) -> nn.Module:
+    """One layer for all lanes, under the names that a lane's own model has."""
     match layers[0]:
+        case nn.Sequential():
+            parts = zip(*(each._modules.items() for each in layers), strict=True)
+            return nn.Sequential(OrderedDict((part[0][0], _stacked([each for _, each in part])) for part in parts))
         case nn.Linear():
             return Linears(layers)  # type: ignore[arg-type]
-        case nn.Flatten() | nn.ReLU() | Dropout():
+        case nn.Flatten() | Dropout():
             return layers[0]
+    if isinstance(layers[0], ELEMENTWISE):
+        return layers[0]
     raise TypeError(f"{type(layers[0]).__name__} has no form for lanes")
 
 
 # Fused: one kernel a step over all parameters, on CPU and CUDA.
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], float, Recipe], Optimizer]] = {
-    "adam": lambda weights, rate, recipe: FusedAdam(weights, rate, recipe.weight_decay, decoupled=False),
-    "adamw": lambda weights, rate, recipe: FusedAdam(weights, rate, recipe.weight_decay, decoupled=True),
-    "sgd": lambda weights, rate, recipe: FusedSGD(weights, rate, recipe.weight_decay, recipe.momentum or 0.0),
-}
+OPTIMIZERS: Mapping[str, OptimizerKind] = TABLES["optimizer"]
+
+
+@optimizer("adam", by_element=True)
+def _adam(weights: list[nn.Parameter], learning_rate: float, recipe: Recipe) -> Optimizer:
+    return FusedAdam(weights, learning_rate, recipe.weight_decay, decoupled=False)
+
+
+@optimizer("adamw", by_element=True)
+def _adamw(weights: list[nn.Parameter], learning_rate: float, recipe: Recipe) -> Optimizer:
+    return FusedAdam(weights, learning_rate, recipe.weight_decay, decoupled=True)
+
+
+@optimizer("sgd", by_element=True)
+def _sgd(weights: list[nn.Parameter], learning_rate: float, recipe: Recipe) -> Optimizer:
+    return FusedSGD(weights, learning_rate, recipe.weight_decay, recipe.momentum or 0.0)
 
 
 class LaneOptimizer:
@@ -246,11 +268,11 @@ class LaneOptimizer:
         return torch.empty_like(weight, requires_grad=False).copy_(self.model.join(parts))
 
 
-def form_of(model: str) -> tuple[type[LaneModel], torch.memory_format]:
+def form_of(model: str, dataset: Dataset) -> tuple[type[LaneModel], torch.memory_format]:
     """In which form a model spec's lanes are computed, and how their weights and images lie in memory."""
-    family, _ = family_of(model)
-    layout = torch.channels_last if family.convolutional else torch.contiguous_format
-    return Stacked if family.stacks else Alone, layout
+    given = model, dataset.image_shape, len(dataset.classes)
+    layout = torch.channels_last if convolutional(*given) else torch.contiguous_format
+    return Stacked if stacks(*given) else Alone, layout
 
 
 class Lanes:
@@ -270,7 +292,7 @@ class Lanes:
         self.recipe, self.device = stages[0].recipe, images.device
         self.all = [Lane(stage) for stage in stages]
         self.running = list(self.all)  # those that are in the model, in its order
-        form, layout = form_of(stages[0].model)
+        form, layout = form_of(stages[0].model, dataset)
         model = form([_new_model(stage, dataset, pretrained) for stage in stages])
         self.model: LaneModel = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.smallest_batch = 2 if normalises_batches(self.model) and not self.recipe.freeze_norm else 1
@@ -330,6 +352,7 @@ class Lanes:
 
 
 def _new_model(stage: Stage, dataset: Dataset, pretrained: Pretrained | None) -> nn.Module:
+    check_digests(stage.code)
     # The seed alone decides the first weights, whatever device they go to.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage.seed)

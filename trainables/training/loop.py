@@ -51,7 +51,7 @@ class StageTraining:
         if (first.pretrained is None) != (pretrained is None):
             raise ValueError(f"{first.name} starts from pretrained weights: {first.pretrained}")
         self.recipe, self.epoch = first.recipe, 0
-        _, layout = form_of(first.model)
+        _, layout = form_of(first.model, dataset)
         self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)

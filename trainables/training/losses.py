@@ -4,7 +4,7 @@ Losses take a leading dimension of lanes and return one loss a lane, `[lanes]`. 
 torch's own losses over images: a softmax over a last dimension of ten takes a CPU 18 times as long.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from takd.search_spaces import Loss
+from takd.search_spaces.registry import TABLES, Method, method
+
+# In the place of KL, which null is. Those that need soft targets: (log q, labels, soft targets, loss) -> by example,
+# `[lanes, upstreams, batch]`.
+DIVERGENCES: Mapping[str, Method] = TABLES["method"]
 
 # (cross-entropy, T^2 * divergence, lambda) -> loss, each `[lanes]`.
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -104,7 +109,8 @@ def distillation(
     `[lanes]`. `guides [lanes, upstreams]`: what each upstream counts for, 1 in sum; None: all the same.
     """
     student = F.log_softmax(_scaled(logits, temperature[:, None, None], loss, classes=1), dim=1)
-    diverged = DIVERGENCES[loss.divergence](student, labels, targets, loss) if loss.divergence else kl(student, targets)
+    own = DIVERGENCES[loss.divergence].function if loss.divergence else None
+    diverged = own(student, labels, targets, loss) if own else kl(student, targets)
     divergence = diverged.mean(dim=(1, 2)) if guides is None else (diverged.mean(dim=2) * guides).sum(dim=1)
     if loss.kl_reduction == "mean":
         divergence = divergence / logits.shape[1]
@@ -116,6 +122,7 @@ def kl(student: Tensor, targets: SoftTargets) -> Tensor:
     return targets.negative_entropy - (targets.probabilities * student.unsqueeze(1)).sum(dim=2)
 
 
+@method("decoupled", needs="soft_targets")
 def decoupled(student: Tensor, labels: Tensor, targets: SoftTargets, loss: Loss) -> Tensor:
     """Zhao et al. 2022, equation 7, by example: `alpha * KL(b(p) || b(q)) + beta * KL(p' || q')`.
 
@@ -134,5 +141,14 @@ def decoupled(student: Tensor, labels: Tensor, targets: SoftTargets, loss: Loss)
     return (loss.alpha or 0.0) * binary + (loss.beta or 0.0) * rest
 
 
-# In place of KL, which null is: (log q, labels, soft targets, loss) -> by example, `[lanes, upstreams, batch]`.
-DIVERGENCES: dict[str, Callable[[Tensor, Tensor, SoftTargets, Loss], Tensor]] = {"decoupled": decoupled}
+def by_method(kind: Method, student: Tensor, teacher: Tensor, labels: Tensor, temperature: Tensor) -> Tensor:
+    """What a method that needs logits says of each lane and upstream, a mean over the batch: `[lanes, upstreams]`.
+
+    student `[lanes, classes, batch]`, teacher `[lanes, upstreams, classes, batch]`, labels `[batch]`, temperature
+    `[lanes]`. A lane at a time: a user's function knows no lanes.
+    """
+    found = []
+    for own, theirs, degrees in zip(student, teacher, temperature.tolist(), strict=True):
+        each = [kind.function(own.t(), upstream.t(), labels, degrees) for upstream in theirs]
+        found.append(torch.stack([said.mean() for said in each]))
+    return torch.stack(found)

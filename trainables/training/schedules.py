@@ -1,23 +1,37 @@
 """How the learning rate goes over a run: a factor, by the fraction of the run that is done."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from takd.search_spaces import Recipe
+from takd.search_spaces.registry import TABLES, schedule
 from takd.trainables.training.transfer import part_of
 
 # What the learning rate is multiplied by, by the fraction of the run that is done (0 at the first step).
-SCHEDULES: dict[str, Callable[[float, Recipe], float]] = {
-    "constant": lambda done, recipe: 1.0,
-    "cosine": lambda done, recipe: (1 + math.cos(math.pi * done)) / 2,
-    # Smith 2018 as torch's OneCycleLR draws it: up from 1/25 over 30 % of the run, then down to nothing.
-    "one-cycle": lambda done, recipe: (
-        1 - (24 / 25) * (1 + math.cos(math.pi * done / 0.3)) / 2
-        if done < 0.3
-        else (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
-    ),
-    "step": lambda done, recipe: (recipe.step_factor or 1) ** sum(done >= mark for mark in recipe.milestones or ()),
-}
+SCHEDULES: Mapping[str, Callable[[float, Recipe], float]] = TABLES["schedule"]
+
+
+@schedule("constant")
+def _constant(done: float, recipe: Recipe) -> float:
+    return 1.0
+
+
+@schedule("cosine")
+def _cosine(done: float, recipe: Recipe) -> float:
+    return (1 + math.cos(math.pi * done)) / 2
+
+
+@schedule("one-cycle")
+def _one_cycle(done: float, recipe: Recipe) -> float:
+    """Smith 2018 as torch's OneCycleLR draws it: up from 1/25 over 30 % of the run, then down to nothing."""
+    if done < 0.3:
+        return 1 - (24 / 25) * (1 + math.cos(math.pi * done / 0.3)) / 2
+    return (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+
+
+@schedule("step")
+def _step(done: float, recipe: Recipe) -> float:
+    return float((recipe.step_factor or 1) ** sum(done >= mark for mark in recipe.milestones or ()))
 
 
 def rate_factor(recipe: Recipe, at: float) -> float:

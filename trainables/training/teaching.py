@@ -14,7 +14,16 @@ from torch import Tensor
 from takd.search_spaces import Stage, ViewName
 from takd.trainables.training.inputs import Inputs, Pixels, predict
 from takd.trainables.training.lanes import LaneModel, Lanes
-from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
+from takd.trainables.training.losses import (
+    DIVERGENCES,
+    FORMS,
+    SoftTargets,
+    by_method,
+    distillation,
+    labels_only,
+    soften,
+    standardized,
+)
 from takd.trainables.training.views import view_named
 
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
@@ -137,9 +146,41 @@ class SoftTeaching(Teaching):
         self.temperature, self.weight = self.temperature[kept], self.weight[kept]
 
 
+class LogitTeaching(SoftTeaching):
+    """A method that needs logits, in the place of the divergence from soft targets."""
+
+    def _soften(self) -> None:
+        """The upstreams' logits as they are; of an ensemble the logarithm of their mean probabilities."""
+        found = []
+        for upstream in self.upstream:
+            assert self.view is not None
+            chosen = [torch.from_numpy(np.array(logits[self.view][self.inputs.transfer_set])) for logits in upstream]
+            logits = torch.stack(chosen, dim=1).to(self.inputs.device)  # [examples, upstreams, classes]
+            if self.loss.guidance == "ensemble":
+                logits = logits.softmax(dim=2).mean(dim=1, keepdim=True).log()
+            found.append(logits)
+        self.probabilities = torch.stack(found, dim=1)  # [examples, lanes, upstreams, classes]
+        self.negative_entropy = self.probabilities.new_zeros(self.probabilities.shape[:3])
+
+    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
+        hard = Teaching.losses(self, logits, labels, batch, number)
+        teacher = self.probabilities.index_select(0, batch).permute(1, 2, 3, 0)
+        if self.loss.standardize:
+            logits, teacher = standardized(logits, 1), standardized(teacher, 2)
+        assert self.loss.divergence
+        found = by_method(DIVERGENCES[self.loss.divergence], logits, teacher, labels, self.temperature)
+        soft = found.mean(dim=1) if self.guides is None else (found * self.guides[number]).sum(dim=1)
+        if self.loss.kl_reduction == "mean":
+            soft = soft / logits.shape[1]
+        return FORMS[self.loss.form](hard, soft, self.weight)
+
+
 def teaching_of(stage: Stage) -> type[Teaching]:
     """The kind of teaching that a stage asks for, which all stages of its shape do."""
-    return Teaching if stage.loss is None else SoftTeaching
+    if stage.loss is None:
+        return Teaching
+    kind = DIVERGENCES[stage.loss.divergence] if stage.loss.divergence else None
+    return LogitTeaching if kind and kind.needs == "logits" else SoftTeaching
 
 
 def soft_targets(model: LaneModel, images: Pixels, views: Sequence[ViewName]) -> Tensor:

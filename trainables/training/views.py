@@ -4,7 +4,7 @@
 sees. View 0 is the images as they are; epoch e trains on view e modulo the recipe's `views`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from takd.search_spaces import ViewName
+from takd.search_spaces.registry import TABLES, Augmentation, augmentation
 
 _TAG = 0x7669657773  # of the generators of views, so that nothing else draws the same numbers
+AUGMENTATIONS: Mapping[str, Augmentation] = TABLES["augmentation"]
 PADDING = 4  # pixels on each side that a crop may move by, as He et al. 2016 have it for 32x32
 
 
@@ -27,18 +29,25 @@ class View:
     down: Tensor  # pixels from the padded image's top; crop
     right: Tensor
     turns: Tensor  # quarter turns; flip-rotate
+    numbers: Tensor | None = None  # float32 [n, as many as it asks for] from 0 to 1; of a user's augmentation
 
     def of(self, index: Tensor | slice) -> "View":
         """The view of some of the images."""
-        return View(self.augment, self.flip[index], self.down[index], self.right[index], self.turns[index])
+        return self._each(lambda drawn: drawn[index])
 
     def to(self, device: torch.device) -> "View":
-        drawn = (each.to(device) for each in (self.flip, self.down, self.right, self.turns))
-        return View(self.augment, *drawn)
+        return self._each(lambda drawn: drawn.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "View":
+        flip, down, right, turns = (change(each) for each in (self.flip, self.down, self.right, self.turns))
+        numbers = None if self.numbers is None else change(self.numbers)
+        return View(self.augment, flip, down, right, turns, numbers)
 
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """The images `[batch, channels, height, width]`, which are those at `index`, as this view has them."""
-        return AUGMENTATIONS[self.augment](images, self.of(index))
+        kind, drawn = AUGMENTATIONS[self.augment], self.of(index)
+        changed: Tensor = kind.function(images, drawn if kind.numbers is None else drawn.numbers)
+        return changed
 
 
 def view(augment: str | None, number: int, examples: int) -> View | None:
@@ -50,7 +59,15 @@ def view(augment: str | None, number: int, examples: int) -> View | None:
         torch.from_numpy(random.integers(0, high, examples, dtype=np.uint8))
         for high in (2, 2 * PADDING + 1, 2 * PADDING + 1, 4)
     )
-    return View(augment, flip, down, right, turns)
+    return View(augment, flip, down, right, turns, _numbers(AUGMENTATIONS[augment].numbers, number, examples))
+
+
+def _numbers(each: int | None, number: int, examples: int) -> Tensor | None:
+    """For a user's augmentation, of view `number`."""
+    if each is None:
+        return None
+    random = np.random.Generator(np.random.PCG64([_TAG, number, each]))
+    return torch.from_numpy(random.random((examples, each), dtype=np.float32))
 
 
 def view_named(name: ViewName, examples: int) -> View | None:
@@ -59,6 +76,7 @@ def view_named(name: ViewName, examples: int) -> View | None:
     return view(augment, int(number), examples) if name else None
 
 
+@augmentation("crop-flip", numbers=None)
 def _crop_flip(images: Tensor, drawn: View) -> Tensor:
     """Moved by up to 4 pixels, black where nothing was, and half of them mirrored left to right (He et al. 2016)."""
     number, channels, height, width = images.shape
@@ -75,6 +93,7 @@ def _crop_flip(images: Tensor, drawn: View) -> Tensor:
     ]
 
 
+@augmentation("flip-rotate", numbers=None)
 def _flip_rotate(images: Tensor, drawn: View) -> Tensor:
     """One of the eight ways a square lies on a table: tissue has no up or down."""
     turned = torch.empty_like(images)
@@ -84,9 +103,3 @@ def _flip_rotate(images: Tensor, drawn: View) -> Tensor:
             part = torch.rot90(images[chosen], turns, (2, 3))
             turned[chosen] = part.flip(3) if flip else part
     return turned
-
-
-AUGMENTATIONS: dict[str, Callable[[Tensor, View], Tensor]] = {
-    "crop-flip": _crop_flip,
-    "flip-rotate": _flip_rotate,
-}

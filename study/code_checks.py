@@ -1,0 +1,155 @@
+"""Whether a user's code can do what a space asks of it: imported, found by name, and tried on a few numbers.
+
+Models are tried where all models are built (`takd.trainables.models.families.check_model`).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from takd.search_spaces import InputError, Recipe, Space, examples_of
+from takd.search_spaces.registry import PAGE, TABLES, Augmentation, Method, Origin, blamed, nearest, origin_of
+from takd.search_spaces.stage import names_in
+from takd.trainables.datasets.dataset import read_by_code
+from takd.trainables.own_code import Code, read_code, use
+
+IMAGES, CLASSES, SHAPE = 8, 10, (3, 32, 32)  # that functions are tried on
+DONE = (0.0, 0.5, 0.99)  # of a run
+
+# Fields of a recipe that name what a user's code may define.
+FIELDS = {"optimizer": "optimizer", "schedule": "schedule", "augment": "augmentation"}
+
+
+def use_code(space: Space, source: str) -> Code:
+    """Imports what a space names as its code, reads the data set where that is of it, and returns the code.
+
+    Raises InputError.
+    """
+    try:
+        code = read_code(space.code)
+        use(code)
+        read_by_code(space.dataset)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+    return code
+
+
+def with_code(space: Space, source: str) -> Space:
+    """The space with the digests of the code that it uses; raises InputError on names that nobody has.
+
+    What is used is tried, and what it raises comes with the user's file and line.
+    """
+    digests: dict[str, str] = {}
+    for place, kind, name in _named(space):
+        origin = origin_of(kind, name)
+        if origin is None and f"{kind} {name}" in space.code_digests:
+            raise InputError(f"{source}: {kind} {name!r} is of code that is not given; give the space that names it")
+        if origin is None and kind != "model_family":  # a model's error lists them
+            raise InputError(
+                f"{source}: {place} is {name!r}; valid: {', '.join(TABLES[kind])}; "
+                f"{nearest(name, TABLES[kind])}{PAGE} says how to bring one of your own"
+            )
+        if origin and origin.digest and f"{kind} {name}" not in digests:
+            digests[f"{kind} {name}"] = origin.digest
+            try:
+                _try(kind, name, origin)
+            except InputError as error:
+                raise InputError(f"{source}: {error}") from None
+    return space.model_copy(update={"code_digests": digests})
+
+
+def _named(space: Space) -> Iterator[tuple[str, str, str]]:
+    """All that a space names of what a user's code may define: where, the kind, and the name."""
+    for cell in space.cells:
+        own = cell.space
+        if own.loss.divergence:
+            yield "loss.divergence", "method", own.loss.divergence
+        for role in ("teacher", "assistants", "student"):
+            section = getattr(own, role)
+            for field, kind in FIELDS.items():
+                for place, value in examples_of(section.recipe.get(field)):
+                    if value is not None:
+                        yield f"{role}.recipe.{field}{place}", kind, str(value)
+        for model in (*own.teacher.models, *own.assistants.names, own.student.model):
+            [family] = names_in(model)
+            yield model, *family.split(" ", 1)  # type: ignore[misc]
+
+
+def _try(kind: str, name: str, origin: Origin) -> None:
+    tried: Mapping[str, Any] = {
+        "method": _try_method,
+        "augmentation": _try_augmentation,
+        "optimizer": _try_optimizer,
+        "schedule": _try_schedule,
+    }
+    if kind not in tried:
+        return
+    about = f"{origin}: {kind} {name!r}"
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            tried[kind](TABLES[kind][name], about)
+    except InputError:
+        raise
+    except Exception as error:
+        raise blamed(error, about) from None
+
+
+def _try_method(kind: Method, about: str) -> None:
+    """It gives a finite number, or one an image, with a gradient of what the student says."""
+    if kind.needs != "logits":
+        return
+    for temperature in (1.0, 4.0):
+        student = torch.randn(IMAGES, CLASSES, requires_grad=True)
+        teacher, labels = 3 * torch.randn(IMAGES, CLASSES), torch.arange(IMAGES) % CLASSES
+        found = kind.function(student, teacher, labels, temperature)
+        if not isinstance(found, Tensor) or found.shape not in ((), (IMAGES,)):
+            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(f"{about} gives {got} of {IMAGES} images; expected one number, or [{IMAGES}]")
+        if not found.isfinite().all():
+            raise InputError(f"{about} gives {found.mean().item()} at temperature {temperature:g}; expected numbers")
+        if not found.requires_grad:
+            raise InputError(f"{about} has no gradient of the student's logits")
+        found.mean().backward()
+        if student.grad is None or not student.grad.isfinite().all() or not student.grad.any():
+            what = "no" if student.grad is None or not student.grad.any() else "no finite"
+            raise InputError(f"{about} has {what} gradient of the student's logits at temperature {temperature:g}")
+
+
+def _try_augmentation(kind: Augmentation, about: str) -> None:
+    """It gives images as it takes them, and the same ones where the same is drawn."""
+    images = torch.randint(0, 256, (IMAGES, *SHAPE), dtype=torch.uint8)
+    drawn = torch.rand(IMAGES, kind.numbers or 1)
+    found, again = (kind.function(images.clone(), drawn.clone()) for _ in range(2))
+    if not isinstance(found, Tensor) or found.shape != images.shape or found.dtype != images.dtype:
+        got = f"{found.dtype} {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(f"{about} gives {got}; expected images as it takes them, {images.dtype} {list(images.shape)}")
+    if not torch.equal(found, again):
+        raise InputError(f"{about} draws random numbers of its own; expected none but those in `drawn`")
+
+
+def _try_optimizer(kind: Any, about: str) -> None:
+    """It moves weights by their gradients, and keeps nothing but tensors."""
+    weight = nn.Parameter(torch.randn(3, 2))
+    before = weight.detach().clone()
+    optimizer = kind([weight], 0.1, Recipe())
+    for _ in range(2):
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+    if torch.equal(before, weight):
+        raise InputError(f"{about} does not move a weight that has a gradient")
+    if not weight.isfinite().all():
+        raise InputError(f"{about} gives weights that are no finite numbers")
+    kept = optimizer.state[weight]
+    odd = [name for name, each in kept.items() if not isinstance(each, Tensor)]
+    if odd:
+        raise InputError(f"{about} keeps {odd[0]!r} of a weight as no tensor, which no checkpoint can hold")
+
+
+def _try_schedule(kind: Any, about: str) -> None:
+    for done in DONE:
+        factor = kind(done, Recipe())
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 <= factor < float("inf"):
+            raise InputError(f"{about} gives {factor!r} after {done:g} of a run; expected a number of at least 0")
