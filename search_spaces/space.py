@@ -36,6 +36,7 @@ from takd.search_spaces.stage import (
     Recipe,
     Role,
     Stage,
+    check_labels,
     check_lambda,
     check_views,
     in_use,
@@ -262,6 +263,11 @@ class Space(Value):
         if not self.teacher.exists:
             upstream += [(each, None) for each in self.teacher.view_recipes()]
         for place, section in (*sections, ("student", self.student)):
+            for own in section.view_recipes():
+                try:
+                    check_labels(own, self.loss)
+                except ValueError as error:
+                    raise ValueError(f"{place}.recipe: {error}") from None
             for own, (theirs, given) in itertools.product(section.view_recipes(), upstream):
                 try:
                     check_views(own, theirs, given)

@@ -227,12 +227,18 @@ def _named(space: Space, role: Role, model: str) -> str:
 
 
 def _check_augmentation(role: str, section: Training, dataset: Dataset) -> None:
-    _, height, width = dataset.image_shape
+    channels, height, width = dataset.image_shape
     for place, augment in examples_of(section.recipe.get("augment")):
-        if augment == "flip-rotate" and height != width:
+        parts = str(augment).split("+")
+        if "flip-rotate" in parts and height != width:
             raise InputError(
-                f"{role}.recipe.augment{place} is flip-rotate, which turns squares; images of {dataset.name} are "
+                f"{role}.recipe.augment{place} is {augment}, which turns squares; images of {dataset.name} are "
                 f"{width} x {height}; crop-flip takes any"
+            )
+        if "stain-jitter" in parts and channels != 3:
+            raise InputError(
+                f"{role}.recipe.augment{place} is {augment}, and stains have colours; images of {dataset.name} have "
+                f"{channels} channel{'s' * (channels > 1)}"
             )
 
 

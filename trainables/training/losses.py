@@ -65,20 +65,38 @@ def standardized(logits: Tensor, classes: int) -> Tensor:
     return (logits - mean) / (deviation + 1e-7)
 
 
-def labels_only(logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+def labels_only(
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    whole: Tensor | None = None,
+    mixed: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Cross-entropy of `logits [lanes, classes, batch]` with `labels [batch]`, a mean over the batch.
 
     Smoothed as in Szegedy et al. 2016: that part of the labels' probability is spread over all classes. With
-    `class_weights [classes]` it is a weighted mean, an example having the weight of its class.
+    `class_weights [classes]` it is a weighted mean, an example having the weight of its class. `whole`: what the
+    examples of the whole batch weigh, in the mean, where these are a part of it: then the mean over parts is its own.
+    `mixed`: other labels that the examples have too, and the part that is left of their own, `[batch]` each.
     """
     log_probabilities = F.log_softmax(logits, dim=1)
     hard = -log_probabilities.gather(1, labels.expand(len(logits), 1, -1)).squeeze(1)
+    if mixed is not None:
+        others, part = mixed
+        hard = part * hard - (1 - part) * log_probabilities.gather(1, others.expand(len(logits), 1, -1)).squeeze(1)
     if smoothing:
         hard = (1 - smoothing) * hard - smoothing * log_probabilities.mean(dim=1)
     if class_weights is None:
         return hard.mean(dim=1)
+    weights = example_weights(class_weights, labels, mixed)
+    return (hard * weights).sum(dim=1) / (weights.sum() if whole is None else whole * len(labels))
+
+
+def example_weights(class_weights: Tensor, labels: Tensor, mixed: tuple[Tensor, Tensor] | None) -> Tensor:
+    """`[batch]`: each example's of its class, and of two labels as much of each as is in the image."""
     weights = class_weights.index_select(0, labels)
-    return (hard * weights).sum(dim=1) / weights.sum()
+    return weights if mixed is None else class_weights.index_select(0, mixed[0]).lerp(weights, mixed[1])
 
 
 def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from takd.search_spaces import Stage, ViewName
+from takd.search_spaces import NamedView, Stage, ViewName
 from takd.trainables.training.inputs import Inputs, Pixels, predict
 from takd.trainables.training.lanes import LaneModel, Lanes
-from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
-from takd.trainables.training.views import view_named
+from takd.trainables.training.losses import SoftTargets, distillation, example_weights, labels_only, soften
 
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
@@ -33,6 +32,7 @@ class Teaching:
     def __init__(self, taught: Lanes, inputs: Inputs, upstream: Sequence[Sequence[ByView]]) -> None:
         self.taught, self.inputs, self.recipe = taught, inputs, inputs.recipe
         self.class_weights = self._class_weights()
+        self.whole: Tensor | None = None  # what an example weighs in the mean of a batch that goes through in parts
 
     def _class_weights(self) -> Tensor | None:
         """By class, so that each weighs as much in sum: examples / (classes * examples of the class)."""
@@ -51,9 +51,18 @@ class Teaching:
     def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
         """What each lane minimises, `[lanes]`: of logits `[lanes, classes, batch]` and labels `[batch]`.
 
-        `batch [batch]` is where the examples are in the transfer set; it is the epoch's batch `number`, from 0.
+        `batch [batch]` is where the examples are in the transfer set; it is the epoch's batch `number`, from 0, or a
+        part of it where the recipe says `accumulate`.
         """
-        return labels_only(logits, labels, self.recipe.label_smoothing or 0.0, self.class_weights)
+        smoothing, mixed = self.recipe.label_smoothing or 0.0, self.inputs.mixed_labels(batch)
+        return labels_only(logits, labels, smoothing, self.class_weights, self.whole, mixed)
+
+    def mean_weight(self, batch: Tensor) -> Tensor | None:
+        """Of a batch's examples in the loss on labels; None where all weigh the same."""
+        if self.class_weights is None:
+            return None
+        labels = self.inputs.labels.index_select(0, batch)
+        return example_weights(self.class_weights, labels, self.inputs.mixed_labels(batch)).mean()
 
     def step(self, factor: float) -> None:
         """After the lanes' own step on a batch, at `factor` times their rates: of weights that train beside them."""
@@ -100,7 +109,9 @@ class SoftTeaching(Teaching):
     def _soft_targets(self, stage: Stage, upstream: Sequence[ByView]) -> SoftTargets:
         assert self.view is not None
         assert stage.temperature
-        chosen = [torch.from_numpy(np.array(logits[self.view][self.inputs.transfer_set])) for logits in upstream]
+        name = self.recipe.view_names[self.view]
+        own = slice(None) if name and NamedView.parse(name).examples is not None else self.inputs.transfer_set
+        chosen = [torch.from_numpy(np.array(logits[self.view][own])) for logits in upstream]
         return soften(torch.stack(chosen).to(self.inputs.device), stage.temperature, self.loss)
 
     def _draw_guides(self, epoch: int) -> Tensor | None:
@@ -142,14 +153,11 @@ def teaching_of(stage: Stage) -> type[Teaching]:
     return Teaching if stage.loss is None else SoftTeaching
 
 
-def soft_targets(model: LaneModel, images: Pixels, views: Sequence[ViewName]) -> Tensor:
+def soft_targets(model: LaneModel, images: Pixels, labels: Tensor, views: Sequence[ViewName]) -> Tensor:
     """What is learned from a model: float32 logits `[lanes, views, train examples, classes]`, on the CPU.
 
-    `images` are all training images, in the data set's order, and end up in the last of the views.
+    `images` are all training images, in the data set's order, with their labels. Of a view that mixes them within a
+    transfer set the examples are those of this set.
     """
-    found = []
-    for name in views:
-        drawn = view_named(name, len(images))
-        images.view = drawn.to(images.images.device) if drawn else None
-        found.append(predict(model, images).transpose(1, 2).cpu())
+    found = [predict(model, images.named(name, labels)).transpose(1, 2).cpu() for name in views]
     return torch.stack(found, dim=1)

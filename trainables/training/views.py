@@ -4,15 +4,16 @@
 sees. View 0 is the images as they are; epoch e trains on view e modulo the recipe's `views`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from takd.search_spaces import ViewName
+from takd.trainables.training import augmentations
 
 _TAG = 0x7669657773  # of the generators of views, so that nothing else draws the same numbers
 PADDING = 4  # pixels on each side that a crop may move by, as He et al. 2016 have it for 32x32
@@ -20,25 +21,35 @@ PADDING = 4  # pixels on each side that a crop may move by, as He et al. 2016 ha
 
 @dataclass(frozen=True)
 class View:
-    """What is drawn for each training image of one view, in the dataset's order: uint8 `[n]`."""
+    """What is drawn for each training image of one view, in the dataset's order: uint8 `[n]`.
+
+    `chance`: by part of the augmentation its own draws in [0, 1), float32 `[n, as many as DRAWS says]`. They follow
+    from the view's number and the part's name alone, so the same part draws the same beside any other.
+    """
 
     augment: str
     flip: Tensor  # 0 or 1
     down: Tensor  # pixels from the padded image's top; crop
     right: Tensor
     turns: Tensor  # quarter turns; flip-rotate
+    chance: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of(self, index: Tensor | slice) -> "View":
         """The view of some of the images."""
-        return View(self.augment, self.flip[index], self.down[index], self.right[index], self.turns[index])
+        chance = {name: each[index] for name, each in self.chance.items()}
+        return View(self.augment, self.flip[index], self.down[index], self.right[index], self.turns[index], chance)
 
     def to(self, device: torch.device) -> "View":
         drawn = (each.to(device) for each in (self.flip, self.down, self.right, self.turns))
-        return View(self.augment, *drawn)
+        return View(self.augment, *drawn, {name: each.to(device) for name, each in self.chance.items()})
 
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """The images `[batch, channels, height, width]`, which are those at `index`, as this view has them."""
-        return AUGMENTATIONS[self.augment](images, self.of(index))
+        drawn = self.of(index)
+        for part in self.augment.split("+"):
+            if part in AUGMENTATIONS:  # else it mixes images, once all else is done: see `mixing`
+                images = AUGMENTATIONS[part](images, drawn)
+        return images
 
 
 def view(augment: str | None, number: int, examples: int) -> View | None:
@@ -50,13 +61,17 @@ def view(augment: str | None, number: int, examples: int) -> View | None:
         torch.from_numpy(random.integers(0, high, examples, dtype=np.uint8))
         for high in (2, 2 * PADDING + 1, 2 * PADDING + 1, 4)
     )
-    return View(augment, flip, down, right, turns)
+    parts = [part for part in augment.split("+") if part in DRAWS]
+    chance = {
+        part: torch.from_numpy(generator(number, part).random((examples, DRAWS[part]), dtype=np.float32))
+        for part in parts
+    }
+    return View(augment, flip, down, right, turns, chance)
 
 
-def view_named(name: ViewName, examples: int) -> View | None:
-    """The view of a training set that a recipe, or what is derived, calls by that name."""
-    augment, _, number = (name or "").rpartition(" ")
-    return view(augment, int(number), examples) if name else None
+def generator(number: int, part: str) -> np.random.Generator:
+    """Of what a part of an augmentation draws for a view of that number."""
+    return np.random.Generator(np.random.PCG64([_TAG, number, zlib.crc32(part.encode())]))
 
 
 def _crop_flip(images: Tensor, drawn: View) -> Tensor:
@@ -86,7 +101,46 @@ def _flip_rotate(images: Tensor, drawn: View) -> Tensor:
     return turned
 
 
+def _random_resized_crop(images: Tensor, drawn: View) -> Tensor:
+    """A part of 8 to 100 % of the area at the size of the whole, half of them mirrored, as torchvision trains."""
+    chance, tries = drawn.chance["random-resized-crop"], augmentations.ATTEMPTS
+    areas, ratios, (down, right) = chance[:, :tries], chance[:, tries : 2 * tries], chance[:, 2 * tries :].unbind(1)
+    crop = augmentations.crop_of(areas, ratios, down, right, *images.shape[2:])
+    return augmentations.mirror(augmentations.resized_crop(images, *crop), drawn.flip)
+
+
+def _color_jitter(images: Tensor, drawn: View) -> Tensor:
+    """Brightness, contrast and saturation by up to 40 %, hue by up to a tenth of the circle."""
+    brightness, contrast, saturation, hue = (2 * drawn.chance["color-jitter"] - 1).unbind(1)
+    return augmentations.jitter(
+        images,
+        1 + augmentations.BRIGHTNESS * brightness,
+        1 + augmentations.CONTRAST * contrast,
+        1 + augmentations.SATURATION * saturation,
+        augmentations.HUE * hue,
+    )
+
+
+def _stain_jitter(images: Tensor, drawn: View) -> Tensor:
+    """Each stain of a tissue by up to 5 % more or less."""
+    factors, shifts = (augmentations.STAIN * (2 * drawn.chance["stain-jitter"] - 1)).split(3, dim=1)
+    return augmentations.stain_jitter(images, 1 + factors, shifts)
+
+
 AUGMENTATIONS: dict[str, Callable[[Tensor, View], Tensor]] = {
     "crop-flip": _crop_flip,
     "flip-rotate": _flip_rotate,
+    "random-resized-crop": _random_resized_crop,
+    "color-jitter": _color_jitter,
+    "stain-jitter": _stain_jitter,
+    "rand-augment": lambda images, drawn: augmentations.rand_augment(images, drawn.chance["rand-augment"]),
+    "trivial-augment": lambda images, drawn: augmentations.trivial_augment(images, drawn.chance["trivial-augment"]),
+}
+# How many numbers each draws for an image; those that are not here have enough in the other fields of `View`.
+DRAWS = {
+    "random-resized-crop": 2 * augmentations.ATTEMPTS + 2,
+    "color-jitter": 4,
+    "stain-jitter": 6,
+    "rand-augment": 2 * augmentations.RAND_OPERATIONS,
+    "trivial-augment": 3,
 }
