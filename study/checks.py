@@ -20,6 +20,7 @@ from takd.search_spaces import (
     Training,
     examples_of,
 )
+from takd.search_spaces.doubts import doubts
 from takd.search_spaces.sections import LOGITS
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
@@ -34,7 +35,7 @@ from takd.trainables.training.transfer import check_layer
 
 
 def check(space: Space, source: str, folder: StudyFolder) -> Checked:
-    """The space with the digests of its weights, its data, and warnings about sizes; raises InputError."""
+    """The space with the digests of its weights, its data, and warnings; raises InputError."""
     dataset, warnings = check_space(space, source, folder)
     largest = max(dataset.class_counts["validation"])
     checked = with_weights(space, dataset, source, folder)
@@ -99,7 +100,7 @@ def _dataset(name: str, folder: StudyFolder | None) -> Dataset:
 
 
 def check_space(space: Space, source: str, folder: StudyFolder | None = None) -> tuple[Dataset, list[str]]:
-    """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be.
+    """The space's dataset, and warnings about sizes and recipes; raises InputError on models or data that can't be.
 
     With the study's folder also a data set will do that only the root has.
     """
@@ -119,7 +120,8 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
             raise InputError(f"{source}: {cell.where}{error}") from None
         for warning in [] if space.allow_any_size else _odd_sizes(cell.space, dataset):
             odd.setdefault(warning, []).append(cell.name)
-    return dataset, [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
+    sizes = [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
+    return dataset, [*sizes, *doubts(space, dataset.sizes["train"])]
 
 
 SILENCE = "allow_any_size: true silences this"
