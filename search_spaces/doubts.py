@@ -24,8 +24,8 @@ def _of_one(space: Space, examples: int) -> Iterator[str]:
         taught = distilled if role == "teacher" else [arm for arm in distilled if arm.assistants]
         if smoothed and taught:
             yield (
-                f"{role}.recipe.label_smoothing is {smoothed:g}: who learned from smoothed labels teaches less (Müller et "
-                "al. 2019), which favours the arms that nobody teaches; leave it out, the arm label_smoothing has its own"
+                f"{role}.recipe.label_smoothing is {smoothed:g}: who learned from smoothed labels teaches less (Müller "
+                "et al. 2019), which favours the arms that nobody teaches; leave it out: label_smoothing has its own"
             )
     for role, section in (*upstream.items(), ("student", space.student)):
         yield from _short_for_its_average(role, section, examples)
@@ -40,6 +40,6 @@ def _short_for_its_average(role: str, section: Training, examples: int) -> Itera
     if longest and EMA_STEPS / (1 - longest) > steps:
         enough = max(0.0, 1 - 10 / steps)
         yield (
-            f"{role}.recipe.ema is {longest:g}, an average over some {1 / (1 - longest):.0f} steps, of {steps:.0f} that a run "
-            f"has: what is kept is near the first weights; {enough:.2g} would be over a tenth of the run"
+            f"{role}.recipe.ema is {longest:g}, an average over some {1 / (1 - longest):.0f} steps of the {steps:.0f} of "
+            f"a run: what is kept is near the first weights; {enough:.2g} would be over a tenth of the run"
         )

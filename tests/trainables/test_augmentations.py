@@ -109,7 +109,7 @@ def test_every_operation_of_the_policies_is_torchvisions(wide):
                 expected = 0.0 if whole is None else sign * float(whole[place])
                 assert drawn.item() == pytest.approx(expected, abs=1e-4)
                 found = own.operate(image[None], operation, drawn)[0]
-                result = theirs._apply_image_or_video_transform(image, name, expected, "nearest", theirs._fill)
+                result = theirs._apply_image_or_video_transform(image, name, drawn.item(), "nearest", theirs._fill)
                 turned = name in ("Rotate", "ShearX", "ShearY")  # halfway between two pixels either is the nearest
                 alike(found, result, except_for=0.01 if turned else 0.0005)
 
