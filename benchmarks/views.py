@@ -2,11 +2,11 @@
 
     .venv/bin/python benchmarks/views.py --images cifar10-images.tar.xz [--a-class 5000] [--epochs 16] [--students 20]
 
-`--images` is a tar of `train/CLASS/*` and `test/CLASS/*`, or a folder of these. A teacher is trained for one epoch; how good
-it is changes no time. Then `--students` of `--student` learn from it for `--epochs` epochs, in one process, from the
-store as workers have it: once with `views: 8`, once with `views: per-epoch`, whose soft targets are derived before, once
-for all students. In the loop are two students by a plain loop with the teacher's forward pass in every step; their time
-is scaled to all of them. Where another program runs beside this one only the ratios say something.
+`--images` is a tar of `train/CLASS/*` and `test/CLASS/*`, or a folder of these. A teacher is trained for one epoch, as
+its quality changes no time. Then `--students` of `--student` learn from it for `--epochs` epochs, in one process, from
+the store as workers have it: once with `views: 8`, once with `views: per-epoch`, each with the soft targets of its views
+derived before, once for all students. In the loop are two students by a plain loop with the teacher's forward pass in
+every step; their time is scaled to all of them. Where another program runs beside this one only ratios say something.
 """
 
 import argparse
@@ -48,15 +48,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
         dataset = converted(options.images, options.a_class, work)
-        print(
-            f"{dataset.sizes} images of {dataset.name}, {options.students} students {options.student} of {options.epochs}"
-        )
-        print(f"epochs, teacher {options.teacher}, {options.threads} threads")
+        print(f"{dataset.sizes} images, {options.students} students {options.student} for {options.epochs} epochs")
+        print(f"teacher {options.teacher}, {options.threads} threads")
+        teacher = stage("teacher", options.teacher, dataset, 1, "per-epoch")
+        run(teacher, ArtifactStore(str(work / "root")), options.threads)
         totals = {}
         for views in (8, "per-epoch"):
+            shutil.copytree(work / "root", work / f"root-{views}")
             store = ArtifactStore(str(work / f"root-{views}"))
-            teacher = stage("teacher", options.teacher, dataset, 1, views)
-            run(teacher, store, options.threads)
             students = [
                 stage("student", options.student, dataset, options.epochs, views, (teacher,), seed)
                 for seed in range(options.students)

@@ -40,6 +40,6 @@ def _short_for_its_average(role: str, section: Training, examples: int) -> Itera
     if longest and EMA_STEPS / (1 - longest) > steps:
         enough = max(0.0, 1 - 10 / steps)
         yield (
-            f"{role}.recipe.ema is {longest:g}, an average over some {1 / (1 - longest):.0f} steps of the {steps:.0f} of "
-            f"a run: what is kept is near the first weights; {enough:.2g} would be over a tenth of the run"
+            f"{role}.recipe.ema is {longest:g}, an average over some {1 / (1 - longest):.0f} steps, and a run has "
+            f"{steps:.0f}: what is kept is near the first weights; {enough:.2g} would be over a tenth of the run"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 AREA, RATIO, ATTEMPTS = (0.08, 1.0), (3 / 4, 4 / 3), 10
 # As SimCLR and much transfer learning have it: how far brightness, contrast, saturation and hue go.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.4, 0.4, 0.4, 0.1
-STAIN = 0.05  # "HED-light" of Tellez et al. 2019: how far the amount of each stain goes
+STAIN = 0.05  # "HED-light" of Tellez et al. 2019: how far the amount of each stain goes, of itself and in density
 BINS = 31  # of magnitudes, in both of torchvision's policies
 RAND_OPERATIONS, RAND_MAGNITUDE = 2, 9  # torchvision's RandAugment
 OPERATIONS = (
@@ -135,12 +135,12 @@ _DARKEST = 1e-6
 
 def stain_jitter(images: Tensor, factors: Tensor, shifts: Tensor) -> Tensor:
     """Tellez et al. 2018: another amount of each stain, by `factors` near 1 and `shifts` near 0, `[batch, 3]` each."""
-    light = (images.float() / 255).clamp_(min=_DARKEST).log_() / math.log(_DARKEST)  # optical density, from 0 to 1
-    stains = _in_basis(light.unbind(1), _TO_STAINS)
+    density = (images.float() / 255).clamp_(min=_DARKEST).log_().neg_()  # optical, 0 where it is white
+    stains = _in_basis(density.unbind(1), _TO_STAINS)
     other = [
         each * factors[:, number, None, None] + shifts[:, number, None, None] for number, each in enumerate(stains)
     ]
-    back = torch.stack(_in_basis(other, _OF_STAINS), dim=1).mul_(math.log(_DARKEST)).exp_()
+    back = torch.stack(_in_basis(other, _OF_STAINS), dim=1).neg_().exp_()
     return _as_bytes((back * 255).round_().clamp_(0, 255))
 
 
