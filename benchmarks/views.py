@@ -4,9 +4,10 @@
 
 `--images` is a tar of `train/CLASS/*` and `test/CLASS/*`, or a folder of these. A teacher is trained for one epoch, as
 its quality changes no time. Then `--students` of `--student` learn from it for `--epochs` epochs, in one process, from
-the store as workers have it: once with `views: 8`, once with `views: per-epoch`, each with the soft targets of its views
-derived before, once for all students. In the loop are two students by a plain loop with the teacher's forward pass in
-every step; their time is scaled to all of them. Where another program runs beside this one only ratios say something.
+the store as workers have it: once with `views: 8`, once with `views: per-epoch`, each with the soft targets of its
+views derived before, once for all students. In the loop are two students by a plain loop with the teacher's forward
+pass in every step; their time is scaled to all of them. Where another program runs beside this one only ratios say
+something.
 """
 
 import argparse
