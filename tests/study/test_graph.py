@@ -308,7 +308,7 @@ def test_a_worker_that_did_not_know_all_views_is_asked_again():
     works(graph)
     graph.add(Proposal(1, "kd", (student_of(GIVEN, augment="crop-flip", views=2),)))
     store.derive(graph, GIVEN, None)
-    assert works(graph) == [("teacher", "derive")]
+    assert works(graph) == [("teacher", "derive"), ("student", "train")]  # whose view is there
 
 
 PER_EPOCH = {"augment": "crop-flip", "views": "per-epoch"}
