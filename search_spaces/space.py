@@ -241,6 +241,9 @@ class Space(Value):
         return self
 
     def _what_an_assistant_costs_is_fixed(self, arm: str) -> None:
+        for role, section in (("assistants", self.assistants), ("student", self.student)):
+            if any(each is not None for _, each in examples_of(section.recipe.get("patience"))):
+                raise ValueError(f"arms: {arm!r} costs as much as another, which {role}.recipe.patience leaves open")
         for name in ("epochs", "examples", "head_epochs", "augment"):
             if isinstance(self.assistants.recipe.get(name), Choices | Range):
                 raise ValueError(

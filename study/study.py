@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from takd.search_spaces import InputError, Space, Stage, ViewName, load_space
+from takd.search_spaces import InputError, NamedView, Space, Stage, ViewName, load_space
 from takd.study.apart import begin
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.options import CHECK, Mode, RunOptions
@@ -252,8 +252,10 @@ class Study:
             raise InputError(
                 f"study {self.name}: stage {stage.key[:12]} ({stage.name}) has no soft targets: nothing learns from it"
             )
-        own = {view for each in learn for view in each.recipe.view_names} if stage.given else {*stage.recipe.view_names}
-        return sorted(own, key=lambda view: int((view or "0").rpartition(" ")[2]))
+        left = () if stage.given else stage.recipe.left_views
+        own = {*left} or {view for each in learn for view in each.recipe.view_names}
+        whole = [view for view in own if view is None or NamedView.parse(view).examples is None]  # of all examples
+        return sorted(whole, key=lambda view: int((view or "0").rpartition(" ")[2]))
 
     def write_results(self) -> None:
         """Writes the tables as Parquet and the figure below the root, as a run does when it ends."""

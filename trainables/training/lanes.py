@@ -207,16 +207,17 @@ class LaneOptimizer:
         if len(set(rates)) > 1:
             self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
             rate = 1.0
-        self.decaying = self._decaying() if recipe.weight_decay else {}  # those that decay beside the optimizer
-        if self.decaying:
+        self.decaying: dict[str, nn.Parameter] = {}  # those that decay beside the optimizer
+        if self.stepped is not self.weights or recipe.decay_norm_and_bias is False:
+            self.decaying = self._decaying() if recipe.weight_decay else {}
             recipe = recipe.model_copy(update={"weight_decay": 0.0})
         self.optimizer = OPTIMIZERS[recipe.optimizer](list(self.stepped.values()), rate, recipe)
 
     def _decaying(self) -> dict[str, nn.Parameter]:
-        """None where all weights decay, and the optimizer itself sees to it."""
-        if self.recipe.decay_norm_and_bias is False:
-            return {name: weight for name, weight in self.weights.items() if self.model.part(weight, 0).dim() > 1}
-        return {} if self.stepped is self.weights else self.weights
+        """All weights, or those that are neither a bias nor a scale or shift, which have one dimension."""
+        if self.recipe.decay_norm_and_bias is None:
+            return self.weights
+        return {name: weight for name, weight in self.weights.items() if self.model.part(weight, 0).dim() > 1}
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
