@@ -273,6 +273,7 @@ def interrupted(stages: list[Stage], upstream: Any, after: int) -> list[dict[str
         {"optimizer": "nadam", "ema": 0.9, "clip_norm": 0.5, "warmup_epochs": 1.5, "accumulate": 3},
         {"model": "plain-2", "epochs": 3, "evaluate_every": 3, "ema": 0.9, "select": "best"},
         {"optimizer": "sgd", "learning_rate": 0.1, "nesterov": True, "select": "best", "patience": 6},
+        {"augment": "random-resized-crop+color-jitter+mixup", "views": "per-epoch", "examples": 100},
     ],
 )
 def test_a_stage_that_goes_on_from_a_checkpoint_is_the_stage_that_was_never_stopped(recipe):
