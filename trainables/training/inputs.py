@@ -62,7 +62,8 @@ class Pixels:
         if name is None:
             return shown
         named, device = NamedView.parse(name), self.images.device
-        drawn, index = view(named.augment, named.number, len(self)), slice(None)
+        drawn = view(named.augment, named.number, len(self))
+        index: Any = slice(None)
         if named.examples is not None:
             index = transfer_set(labels.cpu(), named.examples, named.examples_seed)
             shown.images = self.images[index]

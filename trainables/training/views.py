@@ -40,8 +40,9 @@ class View:
         return View(self.augment, self.flip[index], self.down[index], self.right[index], self.turns[index], chance)
 
     def to(self, device: torch.device) -> "View":
-        drawn = (each.to(device) for each in (self.flip, self.down, self.right, self.turns))
-        return View(self.augment, *drawn, {name: each.to(device) for name, each in self.chance.items()})
+        flip, down, right, turns = (each.to(device) for each in (self.flip, self.down, self.right, self.turns))
+        chance = {name: each.to(device) for name, each in self.chance.items()}
+        return View(self.augment, flip, down, right, turns, chance)
 
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """The images `[batch, channels, height, width]`, which are those at `index`, as this view has them."""
