@@ -1,6 +1,7 @@
 """What may be varied: spaces, arms, stages, paths and their keys. Pure Python: no torch, no Ray."""
 
 from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.augments import ALTERING, MIXING, NamedView, ViewName
 from takd.search_spaces.derived import Derived, soft_targets_of
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.loading import load_space, presets, space_from, without_code
@@ -17,13 +18,14 @@ from takd.search_spaces.stage import (
     Recipe,
     Role,
     Stage,
-    ViewName,
     key_of,
 )
 from takd.search_spaces.varied import distinct, examples_of, one_number
 from takd.search_spaces.words import some
 
 __all__ = [
+    "ALTERING",
+    "MIXING",
     "ROLES",
     "TRAINING_REVISION",
     "WIDEST",
@@ -35,6 +37,7 @@ __all__ = [
     "Given",
     "InputError",
     "Loss",
+    "NamedView",
     "Path",
     "Recipe",
     "Role",

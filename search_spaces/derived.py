@@ -3,7 +3,8 @@
 from functools import cached_property
 from typing import Any, Literal
 
-from takd.search_spaces.stage import TRAINING_REVISION, DatasetFingerprint, Stage, ViewName, key_of
+from takd.search_spaces.augments import ViewName
+from takd.search_spaces.stage import TRAINING_REVISION, DatasetFingerprint, Stage, key_of
 from takd.search_spaces.values import Value
 
 

@@ -36,6 +36,7 @@ from takd.search_spaces.stage import (
     Recipe,
     Role,
     Stage,
+    check_labels,
     check_lambda,
     check_views,
     in_use,
@@ -265,6 +266,9 @@ class Space(Value):
         return self
 
     def _what_an_assistant_costs_is_fixed(self, arm: str) -> None:
+        for role, section in (("assistants", self.assistants), ("student", self.student)):
+            if any(each is not None for _, each in examples_of(section.recipe.get("patience"))):
+                raise ValueError(f"arms: {arm!r} costs as much as another, which {role}.recipe.patience leaves open")
         for name in ("epochs", "examples", "head_epochs", "augment"):
             if isinstance(self.assistants.recipe.get(name), Choices | Range):
                 raise ValueError(
@@ -287,6 +291,11 @@ class Space(Value):
         if not self.teacher.exists:
             upstream += [(each, None) for each in self.teacher.view_recipes()]
         for place, section in (*sections, ("student", self.student)):
+            for own in section.view_recipes():
+                try:
+                    check_labels(own, self.loss)
+                except ValueError as error:
+                    raise ValueError(f"{place}.recipe: {error}") from None
             for own, (theirs, given) in itertools.product(section.view_recipes(), upstream):
                 try:
                     check_views(own, theirs, given)

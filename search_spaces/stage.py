@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from takd.search_spaces.augments import NamedView, ViewName, altering, check_augment, mixes
+from takd.search_spaces.recipe_rules import check_recipe
 from takd.search_spaces.values import OWN, Flag, Integer, Number, Value
 
 # Bumped whenever a change of code alters what a stage's training results in: every key changes with it.
@@ -25,9 +27,6 @@ MEMBER_SEEDS = 10_000  # between the members of an ensemble that are alike; the 
 Role = Literal["teacher", "assistant", "student"]
 Phase = Literal["search", "confirm"]
 ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
-
-# One seeded copy of the training images, `crop-flip 3`; None: the images as they are, which is view 0 of any kind.
-ViewName = str | None
 
 
 class DatasetFingerprint(Value):
@@ -58,18 +57,22 @@ _STEP, _HEAD = Owner("schedule", "step", "schedule: step"), Owner("head_epochs",
 # Fields of a recipe that some recipes alone use.
 _ONLY_WITH = {
     "momentum": Owner("optimizer", "sgd", "optimizer: sgd"),
+    "nesterov": Owner("optimizer", "sgd", "optimizer: sgd"),
     "milestones": _STEP,
     "step_factor": _STEP,
     "views": Owner("augment", None, "a recipe with augment"),
     "finetune_from": _HEAD,
     "finetune_factor": _HEAD,
+    "patience": Owner("select", "best", "select: best, which keeps the epoch that nothing after it was better than"),
 }
 # Fields of a recipe that are right or wrong together.
 COUPLED = (
-    ("optimizer", "momentum"),
-    ("schedule", "milestones", "step_factor"),
+    ("optimizer", "momentum", "nesterov"),
+    ("schedule", "milestones", "step_factor", "warmup_epochs"),
     ("augment", "views"),
-    ("epochs", "head_epochs", "finetune_from", "finetune_factor"),
+    ("epochs", "head_epochs", "finetune_from", "finetune_factor", "warmup_epochs"),
+    ("select", "patience"),
+    ("batch_size", "accumulate"),
 )
 
 
@@ -85,8 +88,11 @@ class Recipe(Value):
     """Passes over the training examples."""
     batch_size: Integer = Field(256, ge=1, examples=[128])
     """Examples of one training step."""
-    optimizer: Annotated[Literal["adam", "adamw", "sgd"], OWN] = Field("adam", examples=["sgd"])
-    """What turns gradients into steps, as PyTorch has it; or one of your code."""
+    optimizer: Annotated[
+        Literal["adam", "adamw", "sgd", "rmsprop", "nadam", "radam", "adamax", "adagrad", "adadelta"], OWN
+    ] = Field("adam", examples=["sgd"])
+    """What turns gradients into steps, as PyTorch has it, with PyTorch's own values of what is not said here; or one of
+    your code."""
     learning_rate: Number = Field(1e-3, gt=0, examples=[3e-3])
     """The rate that the schedule's factor is applied to; `one-cycle` reaches it after 30 % of the run."""
     momentum: Number | None = Field(None, ge=0, lt=1, examples=[0.9])
@@ -111,11 +117,13 @@ class Recipe(Value):
     """Chooses which images are in the transfer set, where `examples` is given."""
     order_seed: Integer = Field(0, ge=0, examples=[1])
     """Chooses the order of the examples in every epoch."""
-    augment: Annotated[Literal["crop-flip", "flip-rotate"], OWN] | None = Field(None, examples=["crop-flip"])
-    """How views change the training images: moved by up to 4 pixels and mirrored, or mirrored and turned; or one of
-    your code."""
-    views: Integer | None = Field(None, ge=2, examples=[4])
-    """With `augment` only: how many seeded copies of the images there are, used in turn by epoch; null is 8."""
+    augment: str | None = Field(None, examples=["random-resized-crop+color-jitter"])
+    """How views change the training images: `crop-flip`, `flip-rotate`, `random-resized-crop`, `color-jitter`,
+    `stain-jitter`, `rand-augment`, `trivial-augment`, `mixup`, `cutmix`, one of your code, or several of them joined by
+    `+`, in turn."""
+    views: Integer | Literal["per-epoch"] | None = Field(None, examples=["per-epoch"])
+    """With `augment` only: how many seeded copies of the images there are, 2 or more, used in turn by epoch;
+    `per-epoch` has one for each epoch. Null is 8."""
     class_weights: Literal["balanced"] | None = Field(None, examples=["balanced"])
     """`balanced` weighs the loss on labels so that all classes count the same; null weighs all examples alike."""
     evaluate_every: Integer = Field(1, ge=1, examples=[5])
@@ -130,6 +138,25 @@ class Recipe(Value):
     """With `head_epochs` only: what the learning rate is multiplied by after them; null is 0.1."""
     freeze_norm: Flag | None = Field(None, examples=[True])
     """With `pretrained` only: batch normalisation keeps its means, variances, scale and shift; null trains it."""
+    nesterov: Flag | None = Field(None, examples=[True])
+    """With `optimizer: sgd` and a momentum above 0 only: Nesterov's momentum; null and false are the plain one."""
+    warmup_epochs: Number | None = Field(None, gt=0, examples=[5])
+    """How many epochs, or which part of one, the learning rate rises step by step from 1 % of itself; the schedule then
+    runs over the epochs that are left. With `head_epochs` each of the two parts begins so. Null: no warm-up."""
+    clip_norm: Number | None = Field(None, gt=0, examples=[1.0])
+    """The longest that the gradient of all weights together may be; a longer one is made that long. Null: any."""
+    ema: Number | None = Field(None, gt=0, lt=1, examples=[0.999])
+    """What an exponential moving average of the weights keeps of itself at a step. The average, also of what batch
+    normalisation counts, is looked at and kept in the place of the last weights. Null: these."""
+    decay_norm_and_bias: Flag | None = Field(None, examples=[False])
+    """`false` leaves biases, and the scales and shifts of normalisation, out of `weight_decay`; null and true decay all
+    weights."""
+    patience: Integer | None = Field(None, ge=1, examples=[5])
+    """With `select: best` only: training ends after so many looks at the validation images in a row that were no better
+    than the best one. The schedule is that of all `epochs`. Null: it never ends early."""
+    accumulate: Integer | None = Field(None, ge=2, examples=[4])
+    """In how many parts, one after the other, a batch goes through the model before the one step that it makes: less
+    memory for the same step. Batch normalisation sees the parts alone. Null: whole."""
 
     @model_validator(mode="before")
     @classmethod
@@ -145,9 +172,28 @@ class Recipe(Value):
         return given | {name: defaults[name] for name in missing}
 
     @property
+    def view_count(self) -> int:
+        """How many views it trains on, the images as they are among them."""
+        return self.epochs if self.views == "per-epoch" else self.views or 1
+
+    @property
     def view_names(self) -> tuple[ViewName, ...]:
         """The views that it trains on, by their numbers."""
-        return (None, *(f"{self.augment} {number}" for number in range(1, self.views or 1)))
+        if self.augment is None:
+            return (None,)
+        among = (self.examples, self.examples_seed) if mixes(self.augment) and self.examples is not None else ()
+        return (None, *(str(NamedView(self.augment, number, *among)) for number in range(1, self.view_count)))
+
+    @property
+    def left_views(self) -> tuple[ViewName, ...]:
+        """Of these, those whose soft targets its training leaves at its end, before anybody learns from it.
+
+        Where each epoch has a view of its own none: they are many, and trials of their own derive them side by side.
+        What is mixed within a transfer set is derived for those who have that set.
+        """
+        if self.views == "per-epoch":
+            return ()
+        return (None,) if mixes(self.augment) and self.examples is not None else self.view_names
 
     @property
     def whole_epochs(self) -> float:
@@ -158,10 +204,34 @@ class Recipe(Value):
         head = self.head_epochs or 0
         return self.epochs - head + (head if self.views else min(head, 1)) / 3
 
-    @field_validator("freeze_norm")
+    @field_validator("augment")
     @classmethod
-    def _one_way_to_say_no(cls, freeze_norm: bool | None) -> bool | None:
-        return freeze_norm or None
+    def _augment_is_known(cls, augment: str | None) -> str | None:
+        if augment is not None:
+            check_augment(augment)
+        return augment
+
+    @field_validator("views", mode="before")
+    @classmethod
+    def _views_are_per_epoch_or_a_number(cls, views: Any) -> Any:
+        if views not in (None, "per-epoch") and (type(views) is not int or views < 2):
+            raise ValueError(f"{views!r} is neither per-epoch nor a whole number of at least 2")
+        return views
+
+    @field_validator("freeze_norm", "nesterov")
+    @classmethod
+    def _one_way_to_say_no(cls, flag: bool | None) -> bool | None:
+        return flag or None
+
+    @field_validator("decay_norm_and_bias")
+    @classmethod
+    def _one_way_to_say_yes(cls, flag: bool | None) -> bool | None:
+        return None if flag else flag
+
+    @model_validator(mode="after")
+    def _fields_fit_each_other(self) -> Self:
+        check_recipe(self)
+        return self
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> Self:
@@ -268,6 +338,8 @@ class Stage(Value):
             raise ValueError(f"temperature is {self.temperature}; a temperature is > 0")
         if self.lambda_ is not None and self.loss is not None:
             check_lambda(self.lambda_, self.loss.form)
+        if self.loss is not None:
+            check_labels(self.recipe, self.loss)
         for upstream in self.upstream:
             check_views(self.recipe, upstream.recipe, upstream.given)
         return self
@@ -353,8 +425,8 @@ def names_in(model: str, recipe: Recipe | None = None, loss: Loss | None = None)
     """All that a stage names and a user's code may define, each as `KIND NAME`."""
     found = [f"model_family {model.partition('/' if '/' in model else '-')[0]}"]
     if recipe:
-        own = {"optimizer": recipe.optimizer, "schedule": recipe.schedule, "augmentation": recipe.augment}
-        found += [f"{kind} {name}" for kind, name in own.items() if name]
+        found += [f"optimizer {recipe.optimizer}", f"schedule {recipe.schedule}"]
+        found += [f"augmentation {part}" for part in altering(recipe.augment)]
     return [*found, f"method {loss.divergence}"] if loss and loss.divergence else found
 
 
@@ -363,6 +435,15 @@ def check_lambda(value: float, form: str) -> None:
     if value < 0 or (form == "convex" and value > 1):
         valid = "in [0, 1] for the convex loss" if form == "convex" else ">= 0"
         raise ValueError(f"lambda is {value}; a lambda is {valid}")
+
+
+def check_labels(recipe: Recipe, loss: Loss) -> None:
+    """Raises ValueError where a loss needs the one label that images have not that are mixed."""
+    if loss.divergence == "decoupled" and mixes(recipe.augment):
+        raise ValueError(
+            f"augment is {recipe.augment}, whose images have two labels, but loss.divergence: decoupled tells the "
+            "label from the other classes; leave one of them out"
+        )
 
 
 def check_views(recipe: Recipe, upstream: Recipe, given: Given | None = None) -> None:
@@ -378,7 +459,8 @@ def check_views(recipe: Recipe, upstream: Recipe, given: Given | None = None) ->
         )
     if given:
         return
-    if recipe.augment and (recipe.augment != upstream.augment or (recipe.views or 1) > (upstream.views or 1)):
+    few = recipe.views != "per-epoch" and recipe.view_count > upstream.view_count  # each of many is derived by itself
+    if recipe.augment and (recipe.augment != upstream.augment or (few and upstream.views != "per-epoch")):
         found = f"{upstream.augment} with {upstream.views}" if upstream.augment else "none"
         raise ValueError(
             f"augment is {recipe.augment} with {recipe.views} views, but what it learns from has {found}; "

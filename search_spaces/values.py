@@ -44,9 +44,14 @@ def _own(name: Any, check: ValidatorFunctionWrapHandler) -> Any:
     try:
         return check(name)
     except ValidationError:
-        if isinstance(name, str) and WORD.fullmatch(name) and (not NO_CODE.get() or _plugins()):
+        if may_be_own(name):
             return name
         raise
+
+
+def may_be_own(name: Any) -> bool:
+    """Whether a name that takd has not may be one of code or of an installed package."""
+    return isinstance(name, str) and bool(WORD.fullmatch(name)) and (not NO_CODE.get() or _plugins())
 
 
 OWN = WrapValidator(_own)

@@ -1,7 +1,7 @@
 """A value that may be varied: fixed, one of some choices, or from a range; a sampler suggests it."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Protocol, Self, get_args
 
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
@@ -93,7 +93,9 @@ class Range(Value):
 
 
 INTEGER_FIELDS = {
-    name for name, field in Recipe.model_fields.items() if field.annotation in (int, Integer, Integer | None)
+    name
+    for name, field in Recipe.model_fields.items()
+    if field.annotation is int or Integer in get_args(field.annotation)
 }
 
 

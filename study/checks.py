@@ -20,6 +20,7 @@ from takd.search_spaces import (
     Training,
     examples_of,
 )
+from takd.search_spaces.doubts import doubts
 from takd.search_spaces.sections import LOGITS
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
@@ -36,7 +37,7 @@ from takd.trainables.training.transfer import check_layer
 
 
 def check(space: Space, source: str, folder: StudyFolder) -> Checked:
-    """The space with the digests of its code and weights, its data, and warnings about sizes; raises InputError."""
+    """The space with the digests of its code and weights, its data, and warnings; raises InputError."""
     code = use_code(space, source)
     space = with_code(space, source)
     dataset, warnings = check_space(space, source, folder)
@@ -104,7 +105,7 @@ def _dataset(name: str, folder: StudyFolder | None) -> Dataset:
 
 
 def check_space(space: Space, source: str, folder: StudyFolder | None = None) -> tuple[Dataset, list[str]]:
-    """The space's dataset, and warnings about sizes; raises InputError on models or data that can't be.
+    """The space's dataset, and warnings about sizes and recipes; raises InputError on models or data that can't be.
 
     With the study's folder also a data set will do that only the root has.
     """
@@ -124,7 +125,8 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
             raise InputError(f"{source}: {cell.where}{error}") from None
         for warning in [] if space.allow_any_size else _odd_sizes(cell.space, dataset):
             odd.setdefault(warning, []).append(cell.name)
-    return dataset, [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
+    sizes = [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
+    return dataset, [*sizes, *doubts(space, dataset.sizes["train"])]
 
 
 SILENCE = "allow_any_size: true silences this"
@@ -232,12 +234,18 @@ def _named(space: Space, role: Role, model: str) -> str:
 
 
 def _check_augmentation(role: str, section: Training, dataset: Dataset) -> None:
-    _, height, width = dataset.image_shape
+    channels, height, width = dataset.image_shape
     for place, augment in examples_of(section.recipe.get("augment")):
-        if augment == "flip-rotate" and height != width:
+        parts = str(augment).split("+")
+        if "flip-rotate" in parts and height != width:
             raise InputError(
-                f"{role}.recipe.augment{place} is flip-rotate, which turns squares; images of {dataset.name} are "
+                f"{role}.recipe.augment{place} is {augment}, which turns squares; images of {dataset.name} are "
                 f"{width} x {height}; crop-flip takes any"
+            )
+        if "stain-jitter" in parts and channels != 3:
+            raise InputError(
+                f"{role}.recipe.augment{place} is {augment}, and stains have colours; images of {dataset.name} have "
+                f"{channels} channel{'s' * (channels > 1)}"
             )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import InputError, Recipe, Space, examples_of
+from takd.search_spaces.augments import altering
 from takd.search_spaces.registry import PAGE, TABLES, Augmentation, Method, Origin, blamed, nearest, origin_of
 from takd.search_spaces.stage import names_in
 from takd.trainables.datasets.dataset import read_by_code
@@ -70,8 +71,8 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
             section = getattr(own, role)
             for field, kind in FIELDS.items():
                 for place, value in examples_of(section.recipe.get(field)):
-                    if value is not None:
-                        yield f"{role}.recipe.{field}{place}", kind, str(value)
+                    for part in altering(value) if field == "augment" else [value]:
+                        yield f"{role}.recipe.{field}{place}", kind, str(part)
         for model in (*own.teacher.models, *own.assistants.names, own.student.model):
             [family] = names_in(model)
             yield model, *family.split(" ", 1)  # type: ignore[misc]

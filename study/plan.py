@@ -236,7 +236,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     logits = np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)
 
     def start(some: Sequence[Stage]) -> StageTraining:
-        by_view = [logits] * (recipe.views or 1)
+        by_view = [logits] * recipe.view_count
         return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some))
 
     width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)

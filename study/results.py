@@ -203,6 +203,8 @@ def _path_rows(
         }
         if outcome:
             row |= _outcome_row(outcome)
+            if stage.recipe.patience is not None and not stage.given:  # it may have ended early
+                row["whole_epochs"] = max(0.0, row["whole_epochs"] - stage.recipe.epochs + row["epochs"])
         elif stage.key in ended.epochs and stage.role == "student":
             row |= _pruned_row(ended.epochs[stage.key])
         yield row

@@ -126,6 +126,7 @@ class StageBatch:
         for lane in self.training.lanes:
             if lane.failure:
                 self.ended.setdefault(lane.stage.key, ("failed", lane.failure))
+        self._publish(self.training.take_stopped())
 
     def accuracies(self) -> dict[str, float]:
         """Of the running stages that had a look at the validation split, by key."""
@@ -154,12 +155,14 @@ class StageBatch:
 
     def publish(self) -> None:
         """Writes the artifacts of the stages that came to the end, and drops their checkpoints."""
+        self._publish(self.training.finish() if self.training else [])
 
+    def _publish(self, left: Sequence[tuple[Lane, Trained]]) -> None:
         def publish(finished: tuple[Lane, Trained]) -> None:
             self._publish_one(*finished)
             self.ended[finished[0].stage.key] = ("done", None)
 
-        _side_by_side(publish, self.training.finish() if self.training else [])
+        _side_by_side(publish, left)
 
     def _publish_one(self, lane: Lane, trained: Trained) -> None:
         stage, weights = lane.stage, safetensors.torch.save(trained.weights)
@@ -177,7 +180,7 @@ class StageBatch:
             lanes=len(self.training.lanes) if self.training else 1,
         )
         if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
-            logits = dict(zip(stage.recipe.view_names, trained.soft_targets.numpy(), strict=True))
+            logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
             publish_soft_targets(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)
         self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, {WEIGHTS: weights})
         if self.checkpointed:

@@ -102,7 +102,8 @@ class _Source:
     def soft_targets(self, view: ViewName) -> Array:
         """`[train examples, classes]`"""
         if self.stage.has_weights:
-            found: Array = soft_targets(self._model, self._images, [view])[0, 0].numpy()
+            labels = self.dataset.train.labels
+            found: Array = soft_targets(self._model, self._images, labels, [view])[0, 0].numpy()
             return found
         if view is not None:
             raise ValueError(f"{self.stage.name}: its logits are of the images as they are, and of no other view")

@@ -21,6 +21,9 @@ ENDED: tuple[State, ...] = ("done", "failed", "pruned")
 Work = Literal["train", "derive"]
 
 Description = Mapping[str, Any]  # an artifact's stage.json
+Part = frozenset[ViewName]  # of the views of a stage, those that one worker derives at a time
+
+PART_OF_VIEWS = 8  # at most so many: where each epoch has a view of its own, workers derive them side by side
 
 
 class Find(Protocol):
@@ -67,6 +70,7 @@ class Node:
     trained: bool = False  # in this run of the study
     views: set[ViewName] = field(default_factory=set)  # in which others are to learn from it
     there: set[ViewName] = field(default_factory=set)  # of these, those whose soft targets were found
+    parts: list[Part] = field(default_factory=list)  # of these, those that workers derive now
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
     lasting: bool = False  # it failed by what its key says, and would again
@@ -82,6 +86,21 @@ class Node:
     def work(self) -> Work:
         """What a worker has to do for it."""
         return "derive" if self.description is not None or self.stage.given else "train"
+
+    @property
+    def lacking(self) -> list[ViewName]:
+        """The views that nobody can learn in yet, and no worker derives, in their order."""
+        left = self.views - self.there - frozenset().union(*self.parts)
+        return sorted(left, key=lambda view: int((view or "0").rpartition(" ")[2]))
+
+    @property
+    def parts_left(self) -> int:
+        """Into how many parts these are divided; of a given stage the first part makes the artifact."""
+        return 1 if self.description is None else max(1, -(-len(self.lacking) // PART_OF_VIEWS))
+
+    def can_teach(self, stage: Stage) -> bool:
+        """Whether all is there that a stage learns from it: of its own views, whatever others are to be derived."""
+        return self.state == "done" or (self.description is not None and self.there.issuperset(stage.recipe.view_names))
 
     @property
     def shown(self) -> str:
@@ -252,7 +271,7 @@ class StageGraph:
         if failed:
             reason = f"{failed.stage.role} {failed.stage.model} failed: {failed.reason}"
             self._fail(node, reason, failed.lasting)
-        elif all(each.state == "done" for each in upstream):
+        elif all(each.can_teach(node.stage) for each in upstream):
             self._set_state(node, "ready")
 
     def groups(self) -> "Iterator[Group]":
@@ -264,8 +283,9 @@ class StageGraph:
             yield from sorted(groups, key=lambda group: groups[group][0].order)
 
     def ready(self, group: "Group") -> int:
-        """How many stages of a group could train now."""
-        return len(self._ready[group.role].get(group, ()))
+        """How many stages of a group could train now, or how many parts of their views be derived."""
+        queue = self._ready[group.role].get(group, ())
+        return len(queue) if group.work == "train" else sum(node.parts_left for node in queue)
 
     @property
     def has_waiting(self) -> bool:
@@ -278,6 +298,10 @@ class StageGraph:
         number = min(most, group.most_lanes or most)
         taken = queue[:number]
         del queue[:number]
+        for node in taken if group.work == "derive" else ():
+            node.parts.append(frozenset(node.lacking[:PART_OF_VIEWS]))
+            if node.lacking and node.description is not None:
+                insort(queue, node, key=lambda each: each.order)
         if not queue:
             del self._ready[group.role][group]
         if group.chunk is not None:  # the lane that a stage has is fixed too
@@ -287,7 +311,8 @@ class StageGraph:
     def _group(self, node: Node) -> "Group":
         stage, chunk = node.stage, node.chunk
         if chunk is None or node.work == "derive":
-            return Group(stage.role, stage.phase, stage.shape, node.most_lanes, node.work)
+            lanes = node.most_lanes if node.work == "train" else None  # one group, however often a worker died
+            return Group(stage.role, stage.phase, stage.shape, lanes, node.work)
         return Group(chunk.role, stage.phase, stage.shape, node.most_lanes, node.work, chunk.number)
 
     def start(self, key: str) -> None:
@@ -300,13 +325,30 @@ class StageGraph:
         node.state = state
         counts[node.shown] += 1
         if state == "ready":
-            group = self._group(node)
-            insort(self._ready[group.role].setdefault(group, []), node, key=lambda each: each.order)
+            self._enqueue(node)
 
-    def finish(self, key: str) -> None:
-        """A worker is done with the stage: where all is there that others need, they may become ready."""
+    def _enqueue(self, node: Node) -> None:
+        group = self._group(node)
+        queue = self._ready[group.role].setdefault(group, [])
+        if node not in queue:  # where a part of its views is left it may be there
+            insort(queue, node, key=lambda each: each.order)
+
+    @staticmethod
+    def _end_part(node: Node, part: Part | None) -> None:
+        """A worker derives no longer; None: the one that does."""
+        if part in node.parts:
+            node.parts.remove(part)
+        elif part is None:
+            node.parts.clear()
+
+    def finish(self, key: str, part: Part | None = None) -> None:
+        """A worker is done with the stage, or a part of its views: where all is there that others need, they may become
+        ready."""
         node = self.nodes[key]
         was = node.work
+        self._end_part(node, part)
+        if node.state == "failed":
+            return  # while another worker derived a part of it
         node.description = self.find.artifact(node.stage)
         node.trained |= was == "train" and node.description is not None
         if node.description:
@@ -319,16 +361,23 @@ class StageGraph:
             self._set_state(node, "waiting")
             self._open(node)
         elif self._lacks_soft_targets(node):
-            self._set_state(node, "ready")
+            if not node.parts:
+                self._set_state(node, "ready")
+            elif node.lacking:
+                self._enqueue(node)
+            self._tell_downstream(key)
         else:
             self._set_state(node, "done")
             self._tell_downstream(key)
 
-    def give_back(self, key: str) -> None:
+    def give_back(self, key: str, part: Part | None = None) -> None:
         """The stage could not train now, though nothing is wrong with it."""
+        self._end_part(self.nodes[key], part)
         self._set_state(self.nodes[key], "ready")
 
-    def retry(self, keys: Sequence[str], reason: str, max_failures: int) -> None:
+    def retry(
+        self, keys: Sequence[str], reason: str, max_failures: int, parts: Mapping[str, Part] | None = None
+    ) -> None:
         """The worker that trained these stages died: they train again, a quarter as many together.
 
         So the one that kills its workers is soon alone. Alone it may fail `max_failures` times, then it has failed.
@@ -337,6 +386,7 @@ class StageGraph:
         nodes = [self.nodes[key] for key in keys]
         together = all(node.chunk and node.deaths < max_failures for node in nodes)
         for node in nodes:
+            self._end_part(node, (parts or {}).get(node.stage.key))
             node.deaths += 1
             node.failures += len(keys) == 1
             if node.failures > max_failures:
@@ -350,6 +400,7 @@ class StageGraph:
         self._fail(self.nodes[key], reason, lasting)
 
     def _fail(self, node: Node, reason: str, lasting: bool = False) -> None:
+        self._unqueue(node)  # parts of its views may wait there
         self._set_state(node, "failed")
         node.reason, node.lasting = reason, lasting
         self._tell_downstream(node.stage.key)

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from types import ModuleType
@@ -28,7 +28,7 @@ from ray.tune.search import Searcher
 import takd
 from takd import search_spaces, trainables
 from takd.search_spaces import WIDEST, InputError, Role
-from takd.study.search.graph import Group, Node, Proposal, StageGraph
+from takd.study.search.graph import Group, Node, Part, Proposal, StageGraph
 from takd.study.search.optimization import Search
 from takd.study.search.pruned import Pruned, looks_before
 from takd.study.search.storages import StorageAwayError
@@ -291,19 +291,20 @@ class PathSearcher(Searcher):
 
     def _assign(self, worker: Worker, group: Group) -> None:
         nodes = self.graph.take(group, self._batch_size(group))
-        worker.begin(Batch(group, {node.stage.key for node in nodes}, time.monotonic()))
+        parts = {node.stage.key: node.parts[-1] for node in nodes} if group.work == "derive" else {}
+        worker.begin(Batch(group, {node.stage.key for node in nodes}, time.monotonic(), parts))
         # Before the step that Tune asks for next: a worker does in order what this process asks of it.
-        worker.actor.assign.remote(self._given(group, nodes))
+        worker.actor.assign.remote(self._given(group, nodes, parts))
         for node in nodes:
             self.graph.start(node.stage.key)
             self.observers.stage_started(node)
         self.observers.graph_changed(self.graph, self.search.remaining)
 
-    def _given(self, group: Group, nodes: list[Node]) -> dict[str, Any]:
+    def _given(self, group: Group, nodes: list[Node], parts: Mapping[str, Part]) -> dict[str, Any]:
         space, study = self.search.space, self.search.study.study_name
         return {
             "work": group.work,
-            "views": {node.stage.key: sorted(node.views, key=str) for node in nodes},
+            "views": {key: sorted(part, key=str) for key, part in parts.items()},
             "stages": [node.stage.model_dump(mode="json") for node in nodes],
             "origin": {node.stage.key: {"study": study, "use": node.first_use} for node in nodes},
             "measure_width": space.lanes == "auto" and not space.deterministic and group.shape not in self.widths,
@@ -342,7 +343,7 @@ class PathSearcher(Searcher):
             self._tell_epochs(state)
             if state["state"] != "running" and state["key"] in batch.keys:
                 batch.keys.remove(state["key"])
-                self._end(state)
+                self._end(state, batch.parts.get(state["key"]))
         self._close_finished()
 
     def _tell_epochs(self, state: dict[str, Any]) -> None:
@@ -352,15 +353,15 @@ class PathSearcher(Searcher):
         node.epoch = epochs[-1]["epoch"] if epochs else node.epoch
         self.observers.stage_reported(node, epochs)
 
-    def _end(self, state: dict[str, Any]) -> None:
+    def _end(self, state: dict[str, Any], part: Part | None) -> None:
         key = state["key"]
         if state["state"] in ("returned", "no room"):
-            self.graph.give_back(key)
+            self.graph.give_back(key, part)
             if state["state"] == "no room":
                 self.stop.request(state["reason"])
             return
         if state["state"] == "done":
-            self.graph.finish(key)
+            self.graph.finish(key, part)
         elif state["state"] == "failed":
             self.graph.fail(key, state["reason"], lasting=True)  # else the worker would have raised it
         else:
@@ -375,13 +376,13 @@ class PathSearcher(Searcher):
     def worker_failed(self, trial_id: str, reason: str) -> None:
         """It died, or what it trained raised. Tune's own retries are not used: they know nothing of stages."""
         worker = self.workers.living[trial_id]
-        keys = sorted(worker.batch.keys) if worker.batch else []
+        keys, parts = (sorted(worker.batch.keys), worker.batch.parts) if worker.batch else ([], {})
         self.workers.go(trial_id, time.monotonic())
         if not worker.started:
             self.failed_starts += 1
             if self.failed_starts > self.search.space.max_failures:
                 self.stop.request(f"no worker starts: {reason}")
-        self.graph.retry(keys, reason, self.search.space.max_failures)
+        self.graph.retry(keys, reason, self.search.space.max_failures, parts)
         if self.search.space.deterministic and any(self.graph.nodes[key].most_lanes for key in keys):
             log.warning(
                 "deterministic: workers died over and over; %d stages train on apart from those they began with, which "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from takd.search_spaces import ROLES, Role, Space
-from takd.study.search.graph import Group
+from takd.study.search.graph import Group, Part
 
 # A worker that has nothing to train is kept for as long as a new one takes to start, then it goes.
 KEPT_SECONDS = 5.0
@@ -77,6 +77,7 @@ class Batch:
     group: Group
     keys: set[str]  # of its stages that have not ended
     began: float
+    parts: Mapping[str, Part] = field(default_factory=dict)  # by key, the views of a stage that are derived
 
 
 @dataclass

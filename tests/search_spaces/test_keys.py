@@ -44,6 +44,11 @@ RECIPE = {
     "class_weights": "balanced",
     "head_epochs": 1,
     "freeze_norm": True,
+    "warmup_epochs": 0.5,
+    "clip_norm": 1.0,
+    "ema": 0.9,
+    "decay_norm_and_bias": False,
+    "accumulate": 2,
 }
 
 
@@ -59,7 +64,7 @@ def test_the_key_changes_with_the_recipes(field: str):
 
 def test_no_field_of_a_recipe_is_forgotten():
     conditional = {"momentum", "milestones", "step_factor"}  # filled where the optimizer or schedule uses them
-    conditional |= {"augment", "views", "finetune_from", "finetune_factor"}
+    conditional |= {"augment", "views", "finetune_from", "finetune_factor", "nesterov", "patience"}
     assert set(RECIPE) | conditional == set(stage.Recipe.model_fields)
 
 
@@ -74,6 +79,8 @@ def test_no_field_of_a_recipe_is_forgotten():
         ({"augment": "crop-flip"}, {"views": 3}),
         ({"head_epochs": 1}, {"finetune_from": "layer4"}),
         ({"head_epochs": 1}, {"finetune_factor": 0.5}),
+        ({"optimizer": "sgd"}, {"nesterov": True}),
+        ({"select": "best"}, {"patience": 2}),
     ],
 )
 def test_the_key_changes_with_what_only_some_recipes_use(used_by: dict, change: dict):
@@ -95,6 +102,12 @@ def test_how_a_new_head_starts_is_in_the_keys_of_stages_with_pretrained_weights_
 
 def test_norms_that_are_not_frozen_are_one_key_however_that_is_said():
     assert {make_stage(freeze_norm=each).key for each in (None, False)} == {make_stage().key}
+
+
+def test_what_a_recipe_says_of_what_is_so_anyway_is_not_in_the_key():
+    sgd = make_stage(optimizer="sgd")
+    assert {make_stage(optimizer="sgd", nesterov=each).key for each in (None, False)} == {sgd.key}
+    assert {make_stage(decay_norm_and_bias=each).key for each in (None, True)} == {make_stage().key}
 
 
 def test_a_copy_with_another_value_has_a_key_of_its_own():

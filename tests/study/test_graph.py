@@ -308,7 +308,74 @@ def test_a_worker_that_did_not_know_all_views_is_asked_again():
     works(graph)
     graph.add(Proposal(1, "kd", (student_of(GIVEN, augment="crop-flip", views=2),)))
     store.derive(graph, GIVEN, None)
-    assert works(graph) == [("teacher", "derive")]
+    assert works(graph) == [("teacher", "derive"), ("student", "train")]  # whose view is there
+
+
+PER_EPOCH = {"augment": "crop-flip", "views": "per-epoch"}
+
+
+def test_views_of_many_epochs_are_derived_by_several_workers_at_once():
+    """20 views are three parts; who needs the first part alone trains when that is there."""
+    teacher = make_stage("mlp-16", role="teacher", epochs=3, **PER_EPOCH)
+    store = StoreWithViews()
+    graph = StageGraph(store)
+    long, short = student_of(teacher, epochs=20, **PER_EPOCH), student_of(teacher, epochs=5, **PER_EPOCH)
+    graph.add(Proposal(0, "kd", (long,)))
+    graph.add(Proposal(1, "kd short", (short,)))
+    assert works(graph) == [("teacher", "train")]
+    store.train(graph, teacher)  # it leaves weights alone
+    [group] = graph.groups()
+    assert (group.work, graph.ready(group)) == ("derive", 3)
+    parts = []
+    for _ in range(3):
+        [node] = graph.take(group, 1)
+        graph.start(node.stage.key)
+        parts.append(node.parts[-1])
+    assert [len(part) for part in parts] == [8, 8, 4]
+    assert list(graph.groups()) == []
+    names = long.student.recipe.view_names
+    assert parts[0] == set(names[:8])
+
+    def derive(part: Any) -> None:
+        store.derived.setdefault(teacher.key, set()).update(part)
+        graph.finish(teacher.key, part)
+
+    derive(parts[1])
+    assert list(graph.groups()) == []  # nobody can train with these alone
+    derive(parts[0])
+    assert graph.nodes[teacher.key].state == "running"
+    assert works(graph) == [("student", "train")]
+    assert graph.nodes[short.student.key].state == "running"
+    graph.retry([teacher.key], "its worker died", 3, {teacher.key: parts[2]})  # and a part is left to another
+    [group] = graph.groups()
+    [node] = graph.take(group, 1)
+    assert node.parts == [parts[2]]
+    graph.start(teacher.key)
+    derive(parts[2])
+    assert graph.nodes[teacher.key].state == "done"
+    assert works(graph) == [("student", "train")]
+    assert all(number >= 0 for states in graph.counts.values() for number in states.values())
+
+
+def test_a_part_that_fails_for_good_fails_who_waits_for_it_whatever_other_parts_do():
+    store = StoreWithViews()
+    graph = StageGraph(store)
+    path = student_of(make_stage("mlp-16", role="teacher", epochs=20, **PER_EPOCH), epochs=20, **PER_EPOCH)
+    [teacher] = path.student.upstream
+    graph.add(Proposal(0, "kd", (path,)))
+    works(graph)
+    store.train(graph, teacher)
+    [group] = graph.groups()
+    parts = []
+    for _ in range(2):
+        [node] = graph.take(group, 1)
+        graph.start(teacher.key)
+        parts.append(node.parts[-1])
+    graph.retry([teacher.key], "no memory", 0, {teacher.key: parts[0]})
+    store.derived[teacher.key] = set(parts[1])
+    graph.finish(teacher.key, parts[1])
+    assert [node.state for node in graph.nodes.values()] == ["failed", "failed"]
+    assert list(graph.groups()) == []
 
 
 def test_where_the_students_are_there_nothing_is_derived_for_them():

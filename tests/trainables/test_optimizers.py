@@ -10,9 +10,10 @@ from conftest import make_stage
 from torch import nn
 
 from takd.trainables.datasets.dataset import load
-from takd.trainables.training.optimizers import FusedAdam, FusedSGD
+from takd.trainables.training.optimizers import RULES, ByRule, FusedAdam, FusedSGD
 
 RATE, DECAY = 0.01, 0.1
+CLASSES = ("RMSprop", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta")  # torch's own, in the order of RULES
 
 
 def weights() -> list[nn.Parameter]:
@@ -39,8 +40,19 @@ def weights() -> list[nn.Parameter]:
             lambda own: FusedSGD(own, RATE, DECAY, momentum=0.0),
             lambda own: torch.optim.SGD(own, RATE, weight_decay=DECAY, fused=True),
         ),
+        (
+            lambda own: FusedSGD(own, RATE, DECAY, momentum=0.9, nesterov=True),
+            lambda own: torch.optim.SGD(own, RATE, weight_decay=DECAY, momentum=0.9, nesterov=True, fused=True),
+        ),
+        *(
+            (
+                lambda own, rule=rule: ByRule(own, RATE, DECAY, rule),
+                lambda own, name=name: getattr(torch.optim, name)(own, RATE, weight_decay=DECAY),
+            )
+            for name, rule in zip(CLASSES, RULES.values(), strict=True)
+        ),
     ],
-    ids=["adam", "adamw", "sgd with momentum", "sgd"],
+    ids=["adam", "adamw", "sgd with momentum", "sgd", "nesterov", *RULES],
 )
 def test_an_optimizer_steps_as_torchs_own(ours, theirs):
     """Five steps at changing rates, the last weight without a gradient."""

@@ -362,7 +362,7 @@ def test_a_method_of_logits_is_what_its_formula_says_in_every_lane(written):
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(*shape, generator=generator) for shape in ((2, 10, 6), (2, 1, 10, 6)))
     degrees = torch.tensor([2.0, 4.0])
-    found = by_method(DIVERGENCES["hinton"], student, teacher, torch.arange(6), degrees)
+    found = by_method(DIVERGENCES["hinton"], student, teacher, torch.arange(6), degrees.tolist())
     for lane, temperature in enumerate(degrees.tolist()):
         targets = soften(teacher[lane].transpose(1, 2), temperature, Loss())
         batch = type(targets)(

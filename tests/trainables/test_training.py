@@ -13,6 +13,7 @@ from takd.trainables.datasets.dataset import load
 from takd.trainables.models.families import build
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.inputs import Pixels
+from takd.trainables.training.lanes import OPTIMIZERS
 from takd.trainables.training.loop import StageTraining, TrainingError, train
 from takd.trainables.training.losses import soften
 from takd.trainables.training.schedules import SCHEDULES
@@ -115,7 +116,7 @@ def test_stages_trained_together_are_the_students_they_are_alone(teacher):
         assert same(trained.weights, weights_of(lane, logits), tolerance=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("rates", [(0.01, 0.01), (0.01, 0.003)])
 def test_every_optimizer_steps_each_lane_as_alone(optimizer, rates):
     recipe = {"optimizer": optimizer, "weight_decay": 0.01, "dropout": 0.2, "select": "best", "epochs": 4}
@@ -215,7 +216,7 @@ def test_convolutions_train_in_either_precision(precision):
     assert all(weight.dtype == torch.float32 for weight in numbers)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_learns(optimizer):
     rate = 0.1 if optimizer == "sgd" else 0.01
     [trained] = train([stage("mlp-32", epochs=4, examples=1000, optimizer=optimizer, learning_rate=rate)], MNIST, [[]])
@@ -269,6 +270,10 @@ def interrupted(stages: list[Stage], upstream: Any, after: int) -> list[dict[str
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "one-cycle"},
         {"select": "best", "learning_rate": 0.1, "schedule": "constant"},
         {"schedule": "step"},
+        {"optimizer": "nadam", "ema": 0.9, "clip_norm": 0.5, "warmup_epochs": 1.5, "accumulate": 3},
+        {"model": "plain-2", "epochs": 3, "evaluate_every": 3, "ema": 0.9, "select": "best"},
+        {"optimizer": "sgd", "learning_rate": 0.1, "nesterov": True, "select": "best", "patience": 6},
+        {"augment": "random-resized-crop+color-jitter+mixup", "views": "per-epoch", "examples": 100},
     ],
 )
 def test_a_stage_that_goes_on_from_a_checkpoint_is_the_stage_that_was_never_stopped(recipe):

@@ -18,7 +18,7 @@ class Checkpoint:
     """All that training a lane from the end of an epoch on depends on."""
 
     epochs: list[EpochMetrics]
-    tensors: dict[str, Tensor]  # `model.*`, `best.*`, `optimizer.WEIGHT.*`, `teaching.*`
+    tensors: dict[str, Tensor]  # `model.*`, `best.*`, `optimizer.WEIGHT.*`, `teaching.*`, `ema.*`
 
     @classmethod
     def of(cls, lane: Lane, taught: Lanes, teaching: Teaching) -> "Checkpoint":
@@ -26,6 +26,7 @@ class Checkpoint:
         parts = {"model": taught.model.weights(number), "best": lane.best_weights or {}}
         parts |= {f"optimizer.{name}": state for name, state in taught.optimizer.state(number).items()}
         parts["teaching"] = teaching.state(number)
+        parts["ema"] = taught.average.state(number) if taught.average is not None else {}
         tensors = {f"{part}.{name}": each for part, state in parts.items() for name, each in state.items()}
         return cls(list(lane.epochs), tensors)
 
@@ -64,6 +65,8 @@ def restore(checkpoints: Sequence[Checkpoint], taught: Lanes, teaching: Teaching
             [{name: each.tensors_of(f"optimizer.{name}") for name in weights} for each in checkpoints]
         )
         teaching.load([each.tensors_of("teaching") for each in checkpoints])
+        if taught.average is not None:
+            taught.average.load([each.tensors_of("ema") for each in checkpoints])
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"a checkpoint of another model: {error}") from None
     for lane, each in zip(taught.all, checkpoints, strict=True):

@@ -1,5 +1,6 @@
 """What a batch is: images in a view of theirs, or, while a head alone trains, what the layers before give for them."""
 
+import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import Recipe
+from takd.search_spaces import NamedView, Recipe, ViewName
 from takd.trainables.datasets.dataset import Dataset, transfer_set
 from takd.trainables.training.lanes import Alone, LaneModel, Lanes
+from takd.trainables.training.mixing import Mix, mix
 from takd.trainables.training.transfer import Head, over_features
 from takd.trainables.training.views import View, view
 
@@ -23,10 +25,11 @@ EVALUATION_PIXELS = 2_500_000  # with 50 of 224x224 a resnet50 takes 1 GB
 class Pixels:
     """Images of a split on the device that trains, as bytes; a batch of them becomes normalised float32.
 
-    With a `view` they are as that view has them.
+    With a `view` they are as that view has them, and with a `mix` each has its partner in it.
     """
 
     view: View | None = None
+    mix: Mix | None = None
 
     def __init__(self, images: Tensor, dataset: Dataset, device: torch.device, memory_format: torch.memory_format):
         self.images = images.to(device)
@@ -38,11 +41,36 @@ class Pixels:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """[batch, channels, height, width]"""
-        pixels = self.images[index] if isinstance(index, slice) else self.images.index_select(0, index)
-        if self.view is not None:
-            pixels = self.view.apply(pixels, index)
-        pixels = pixels.float().mul_(self.scale).add_(self.shift)
+        pixels = self._seen(index).float()
+        if self.mix is not None:
+            pixels = self.mix.apply(pixels, self._seen(self.mix.partner[index]).float(), index)
+        pixels = pixels.mul_(self.scale).add_(self.shift)
         return pixels.contiguous(memory_format=self.memory_format)
+
+    def _seen(self, index: Tensor | slice) -> Tensor:
+        """As bytes, before they are mixed."""
+        pixels = self.images[index] if isinstance(index, slice) else self.images.index_select(0, index)
+        return pixels if self.view is None else self.view.apply(pixels, index)
+
+    def named(self, name: ViewName, labels: Tensor) -> "Pixels":
+        """These, all the images of a training set that have those labels, in a view by its name.
+
+        Where that mixes images within a part of the training set they are those of that part.
+        """
+        shown = copy.copy(self)
+        shown.view = shown.mix = None
+        if name is None:
+            return shown
+        named, device = NamedView.parse(name), self.images.device
+        drawn = view(named.augment, named.number, len(self))
+        index: Any = slice(None)
+        if named.examples is not None:
+            index = transfer_set(labels.cpu(), named.examples, named.examples_seed)
+            shown.images = self.images[index]
+        mixed = mix(named.augment, named.number, len(shown), self.images.shape[1:])
+        shown.view = drawn.of(index).to(device) if drawn else None
+        shown.mix = mixed.to(device) if mixed else None
+        return shown
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,17 @@ class Inputs:
         """The images of the transfer set in that view."""
         if number != self.view:
             self.view, self.images.view = number, self.drawn(number, self.transfer_set)
+            mixed = mix(self.recipe.augment, number, len(self.labels), self.dataset.image_shape)
+            self.images.mix = mixed.to(self.device) if mixed else None
+
+    def mixed_labels(self, batch: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Of examples of the transfer set the labels of their partners, and the part of their own, `[batch]` each.
+
+        None where no images are mixed.
+        """
+        if (mixed := self.images.mix) is None:
+            return None
+        return self.labels.index_select(0, mixed.partner.index_select(0, batch)), mixed.part.index_select(0, batch)
 
     def batches(self, epoch: int, smallest: int) -> list[Tensor]:
         """Indices `[batch]` of the transfer set in the epoch's order; see `in_batches`."""

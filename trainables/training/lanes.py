@@ -2,7 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from takd.trainables.models.families import build, convolutional, normalises_bat
 from takd.trainables.models.layers import ELEMENTWISE
 from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.weights_files import Pretrained, put_into
-from takd.trainables.training.optimizers import FusedAdam, FusedSGD, Optimizer
+from takd.trainables.training.averaging import Average
+from takd.trainables.training.optimizers import RULES, ByRule, FusedAdam, FusedSGD, Optimizer, Rule
 from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
 
@@ -59,6 +62,12 @@ class Lane:
         if self.best_weights is None:
             return looks[-1]
         return next(each for each in looks if each.val_accuracy == self.best_accuracy)
+
+    @property
+    def looks_since_best(self) -> int:
+        """At the validation split, since the one whose weights are kept."""
+        best = self.selected.epoch if self.best_accuracy >= 0 else 0
+        return sum(each.val_accuracy is not None and each.epoch > best for each in self.epochs)
 
 
 class LaneModel(nn.Module):
@@ -180,7 +189,7 @@ def _stacked(layers: Sequence[nn.Module]) -> nn.Module:
     raise TypeError(f"{type(layers[0]).__name__} has no form for lanes")
 
 
-# Fused: one kernel a step over all parameters, on CPU and CUDA.
+# The first three fused: one kernel a step over all parameters, on CPU and CUDA.
 OPTIMIZERS: Mapping[str, OptimizerKind] = TABLES["optimizer"]
 
 
@@ -196,14 +205,22 @@ def _adamw(weights: list[nn.Parameter], learning_rate: float, recipe: Recipe) ->
 
 @optimizer("sgd", by_element=True)
 def _sgd(weights: list[nn.Parameter], learning_rate: float, recipe: Recipe) -> Optimizer:
-    return FusedSGD(weights, learning_rate, recipe.weight_decay, recipe.momentum or 0.0)
+    return FusedSGD(weights, learning_rate, recipe.weight_decay, recipe.momentum or 0.0, bool(recipe.nesterov))
+
+
+def _by_rule(weights: list[nn.Parameter], learning_rate: float, recipe: Recipe, *, rule: Rule) -> Optimizer:
+    return ByRule(weights, learning_rate, recipe.weight_decay, rule)
+
+
+for _name, _rule in RULES.items():
+    optimizer(_name, by_element=True)(partial(_by_rule, rule=_rule))
 
 
 class LaneOptimizer:
     """torch's optimizer of a recipe over the weights of all lanes, each at its own learning rate.
 
     Where rates differ, the optimizer runs at rate 1 on zeros in the weights' place: what it writes there is each lane's
-    step, which is then scaled.
+    step, which is then scaled. Weights decay beside it there, and where only some of them do.
     """
 
     def __init__(self, model: LaneModel, recipe: Recipe, rates: Sequence[float]) -> None:
@@ -213,34 +230,59 @@ class LaneOptimizer:
         self.stepped = self.weights
         if len(set(rates)) > 1:
             self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
-            recipe, rate = recipe.model_copy(update={"weight_decay": 0.0}), 1.0
+            rate = 1.0
+        self.decaying: dict[str, nn.Parameter] = {}  # those that decay beside the optimizer
+        if self.stepped is not self.weights or recipe.decay_norm_and_bias is False:
+            self.decaying = self._decaying() if recipe.weight_decay else {}
+            recipe = recipe.model_copy(update={"weight_decay": 0.0})
         self.optimizer = OPTIMIZERS[recipe.optimizer](list(self.stepped.values()), rate, recipe)
+
+    def _decaying(self) -> dict[str, nn.Parameter]:
+        """All weights, or those that are neither a bias nor a scale or shift, which have one dimension."""
+        if self.recipe.decay_norm_and_bias is None:
+            return self.weights
+        return {name: weight for name, weight in self.weights.items() if self.model.part(weight, 0).dim() > 1}
 
     def zero_grad(self) -> None:
         for weight in self.weights.values():
             weight.grad = None
 
+    @torch.no_grad()
     def step(self, factor: float) -> None:
         """One step at `factor` times each lane's learning rate."""
-        if self.stepped is self.weights:
-            self.optimizer.param_groups[0]["lr"] = self.rates[0] * factor
-            self.optimizer.step()
-        else:
-            self._step_by_lane(factor)
+        if self.recipe.clip_norm is not None:
+            self._clip(self.recipe.clip_norm)
+        decoupled = self.recipe.optimizer == "adamw"
+        for weight in () if decoupled else self.decaying.values():
+            if weight.grad is not None:
+                weight.grad.add_(weight, alpha=self.recipe.weight_decay)
+        if self.stepped is not self.weights:
+            self._step_by_lane(factor, decoupled)
+            return
+        for weight in self.decaying.values() if decoupled else ():
+            if weight.grad is not None:
+                weight.mul_(1 - self.rates[0] * factor * self.recipe.weight_decay)
+        self.optimizer.param_groups[0]["lr"] = self.rates[0] * factor
+        self.optimizer.step()
 
-    @torch.no_grad()
-    def _step_by_lane(self, factor: float) -> None:
-        decay = self.recipe.weight_decay
+    def _clip(self, most: float) -> None:
+        """As `torch.nn.utils.clip_grad_norm_` does it to each lane by itself, over all its weights together."""
+        gradients = [weight.grad for weight in self.weights.values() if weight.grad is not None]
+        lanes = self.model.lanes
+        norms = torch.stack([torch.linalg.vector_norm(each.reshape(lanes, -1), dim=1) for each in gradients])
+        factors = (most / (torch.linalg.vector_norm(norms, dim=0) + 1e-6)).clamp_(max=1.0)  # [lanes]
+        for each in gradients:
+            each.mul_(factors if lanes == 1 else factors.view(-1, *[1] * (each.dim() - 1)))
+
+    def _step_by_lane(self, factor: float, decoupled: bool) -> None:
         for name, weight in self.weights.items():
-            if decay and self.recipe.optimizer != "adamw" and weight.grad is not None:
-                weight.grad.add_(weight, alpha=decay)
             self.stepped[name].grad = weight.grad
         self.optimizer.step()
         by_lane = torch.tensor(self.rates, device=next(iter(self.weights.values())).device).mul_(factor)
         for name, weight in self.weights.items():
             rates = by_lane.view(-1, *[1] * (weight.dim() - 1))
-            if decay and self.recipe.optimizer == "adamw":
-                weight.mul_(1 - rates * decay)
+            if decoupled and name in self.decaying and weight.grad is not None:
+                weight.mul_(1 - rates * self.recipe.weight_decay)
             weight.addcmul_(self.stepped[name], rates)
             self.stepped[name].zero_()
 
@@ -264,7 +306,7 @@ class LaneOptimizer:
     def _join(self, weight: Tensor, parts: Sequence[Tensor]) -> Tensor:
         """On the weight's device and laid out as it is: fused optimizers pair the two by their place in memory."""
         if not parts[0].dim():
-            return parts[0].to(weight.device)
+            return parts[0].to(getattr(self.optimizer, "scalars_on", weight.device))
         return torch.empty_like(weight, requires_grad=False).copy_(self.model.join(parts))
 
 
@@ -298,6 +340,7 @@ class Lanes:
         self.smallest_batch = 2 if normalises_batches(self.model) and not self.recipe.freeze_norm else 1
         self.head = find_head(self.model.layers, images) if self.recipe.head_epochs else None
         self.optimizer = self._new_optimizer()
+        self.average = Average(self.model, self.recipe.ema) if self.recipe.ema is not None else None
 
     def _new_optimizer(self) -> LaneOptimizer:
         return LaneOptimizer(self.model, self.recipe, [lane.stage.recipe.learning_rate for lane in self.running])
@@ -323,11 +366,23 @@ class Lanes:
         if self.recipe.freeze_norm:
             freeze_norm(self.model)
 
+    def step(self, factor: float) -> None:
+        """One step of the optimizer, at `factor` times each lane's rate; the average follows it."""
+        self.optimizer.step(factor)
+        if self.average is not None:
+            self.average.update()
+
+    def evaluated(self) -> AbstractContextManager[None]:
+        """A context in which the model has the weights that are looked at and kept: where the recipe has `ema`, their
+        average."""
+        return self.average.in_place() if self.average is not None else nullcontext()
+
     def note(self, number: int, metrics: EpochMetrics) -> None:
         """One more epoch of a lane, with its weights where they are the best so far and the recipe wants these."""
         lane, accuracy = self.running[number], metrics.val_accuracy
         if self.recipe.select == "best" and accuracy is not None and accuracy > lane.best_accuracy:
-            lane.best_weights = self.weights(number)
+            with self.evaluated():
+                lane.best_weights = self.weights(number)
         lane.epochs.append(metrics)
 
     def weights(self, number: int) -> dict[str, Tensor]:
@@ -337,18 +392,25 @@ class Lanes:
             for name, each in self.model.weights(number).items()
         }
 
+    def selected(self, number: int) -> dict[str, Tensor]:
+        """A copy of the weights that the recipe selects of a lane, so far."""
+        with self.evaluated():
+            return self.running[number].best_weights or self.weights(number)
+
     def keep(self, numbers: Sequence[int]) -> None:
         """Goes on with some of the running lanes; they are not touched."""
         states = [self.optimizer.state(number) for number in numbers]
         self.running = [self.running[number] for number in numbers]
         if numbers:
+            if self.average is not None:
+                self.average.keep(numbers)
             self.model.keep(numbers)
             self.optimizer = self._new_optimizer()
             self.optimizer.load(states)
 
     def load_selected(self) -> None:
         """Every lane has the weights that the recipe selects."""
-        self.model.load([lane.best_weights or self.model.weights(number) for number, lane in enumerate(self.running)])
+        self.model.load([self.selected(number) for number in range(len(self.running))])
 
 
 def _new_model(stage: Stage, dataset: Dataset, pretrained: Pretrained | None) -> nn.Module:

@@ -24,7 +24,7 @@ class Trained:
     """What a stage's training leaves."""
 
     weights: dict[str, Tensor]
-    soft_targets: Tensor | None  # float32 logits [views, train examples, classes]; None for students
+    soft_targets: Tensor | None  # float32 logits [left views, train examples, classes]; None for students
     selected: EpochMetrics  # the epoch whose weights these are
     soft_targets_seconds: float
 
@@ -56,6 +56,7 @@ class StageTraining:
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = teaching_of(first)(self.taught, self.inputs, upstream)
+        self.stopped: list[tuple[Lane, Trained]] = []  # that ended by their patience, until they are taken
         self._begin_epoch()
 
     @property
@@ -95,11 +96,27 @@ class StageTraining:
             if lane.failure is None:
                 self.taught.note(number, metrics)
         self.end([lane for lane in self.running if lane.failure is not None])
+        if self.recipe.patience is not None and not self.done:
+            self._stop([lane for lane in self.running if lane.looks_since_best >= self.recipe.patience])
+
+    def _stop(self, lanes: Sequence[Lane]) -> None:
+        """These have what they will keep; the others go on as if they were alone."""
+        if not lanes:
+            return
+        now = [self.taught.weights(number) for number in range(len(self.running))]
+        self.stopped += [(lane, trained) for lane, trained in self._kept() if lane in lanes]
+        self.taught.model.load(now)
+        self.end(lanes)
+
+    def take_stopped(self) -> list[tuple[Lane, Trained]]:
+        """What the lanes leave that ended by their patience since the last call."""
+        taken, self.stopped = self.stopped, []
+        return taken
 
     def _begin_epoch(self) -> None:
         """Whatever is random in an epoch follows from seeds and its number, so training can go on from any epoch."""
         self.taught.seed_dropout(self.epoch)
-        view = self.epoch % (self.recipe.views or 1)
+        view = self.epoch % self.recipe.view_count
         self.inputs.show(view)
         self.teaching.begin_epoch(self.epoch, view)
 
@@ -108,20 +125,35 @@ class StageTraining:
 
         `number` is the batch's in its epoch.
         """
+        self.taught.optimizer.zero_grad()
+        losses = self._learn(batch, number) if self.recipe.accumulate is None else self._learn_in_parts(batch, number)
+        self.taught.step(factor)
+        self.teaching.step(factor)
+        return losses
+
+    def _learn(self, batch: Tensor, number: int, share: float = 1.0) -> Tensor:
+        """Adds the gradients of a batch, which counts for that share of a step; its losses `[lanes]`."""
         with self.inputs.precision():
             logits = self.feed.model(self.feed.train[batch])
         losses = self.teaching.losses(logits, self.inputs.labels.index_select(0, batch), batch, number)
-        self.taught.optimizer.zero_grad()
+        losses = losses if share == 1.0 else losses * share
         losses.sum().backward()  # lanes share no weights: each gets its own gradient
-        self.taught.optimizer.step(factor)
-        self.teaching.step(factor)
         return losses.detach()
+
+    def _learn_in_parts(self, batch: Tensor, number: int) -> Tensor:
+        """The same of a whole batch, in parts one after the other: no part larger than memory allows."""
+        parts = max(1, min(self.recipe.accumulate or 1, len(batch) // self.taught.smallest_batch))
+        self.teaching.whole = self.teaching.mean_weight(batch)
+        shares = [self._learn(part, number, len(part) / len(batch)) for part in batch.tensor_split(parts)]
+        self.teaching.whole = None
+        return torch.stack(shares).sum(dim=0)
 
     def _look(self) -> Sequence[tuple[float | None, float | None]]:
         """By lane, loss and accuracy on the validation split; None where the recipe does not look."""
         if self.epoch % self.recipe.evaluate_every and self.epoch != self.recipe.epochs:
             return [(None, None)] * len(self.running)
-        return measure(predict(self.feed.model, self.feed.validation), self.inputs.validation_labels)
+        with self.taught.evaluated():
+            return measure(predict(self.feed.model, self.feed.validation), self.inputs.validation_labels)
 
     def end(self, lanes: Sequence[Lane]) -> None:
         """Goes on without these; the others are not touched."""
@@ -144,12 +176,18 @@ class StageTraining:
         self.epoch = restore(checkpoints, self.taught, self.teaching)
 
     def finish(self) -> list[tuple[Lane, Trained]]:
-        """Of the lanes that came to the end: the weights the recipe selects, and what may be learned from them."""
-        if not self.running:
-            return []
+        """Of the lanes that came to the end: the weights the recipe selects, and what may be learned from them.
+
+        Also of those that stopped before and were not taken; in the order of the stages.
+        """
+        left = self.take_stopped() + (self._kept() if self.running else [])
+        return sorted(left, key=lambda each: self.lanes.index(each[0]))
+
+    def _kept(self) -> list[tuple[Lane, Trained]]:
+        """Of all running lanes; the model then has their weights."""
         self.taught.load_selected()
         started = time.perf_counter()
-        teaches = any(lane.stage.role != "student" for lane in self.running)
+        teaches = self.recipe.left_views and any(lane.stage.role != "student" for lane in self.running)
         logits = self._soft_targets() if teaches else None
         seconds = (time.perf_counter() - started) / len(self.running)
         return [
@@ -158,8 +196,8 @@ class StageTraining:
         ]
 
     def _soft_targets(self) -> Tensor:
-        images = self.inputs.pixels(self.inputs.dataset.train.images)
-        return soft_targets(self.taught.model, images, self.recipe.view_names)
+        train = self.inputs.dataset.train
+        return soft_targets(self.taught.model, self.inputs.pixels(train.images), train.labels, self.recipe.left_views)
 
 
 def _of_lane(logits: Tensor | None, lane: Lane, number: int) -> Tensor | None:

@@ -4,7 +4,7 @@ Losses take a leading dimension of lanes and return one loss a lane, `[lanes]`. 
 torch's own losses over images: a softmax over a last dimension of ten takes a CPU 18 times as long.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,20 +70,38 @@ def standardized(logits: Tensor, classes: int) -> Tensor:
     return (logits - mean) / (deviation + 1e-7)
 
 
-def labels_only(logits: Tensor, labels: Tensor, smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+def labels_only(
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    whole: Tensor | None = None,
+    mixed: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Cross-entropy of `logits [lanes, classes, batch]` with `labels [batch]`, a mean over the batch.
 
     Smoothed as in Szegedy et al. 2016: that part of the labels' probability is spread over all classes. With
-    `class_weights [classes]` it is a weighted mean, an example having the weight of its class.
+    `class_weights [classes]` it is a weighted mean, an example having the weight of its class. `whole`: what the
+    examples of the whole batch weigh, in the mean, where these are a part of it: then the mean over parts is its own.
+    `mixed`: other labels that the examples have too, and the part that is left of their own, `[batch]` each.
     """
     log_probabilities = F.log_softmax(logits, dim=1)
     hard = -log_probabilities.gather(1, labels.expand(len(logits), 1, -1)).squeeze(1)
+    if mixed is not None:
+        others, part = mixed
+        hard = part * hard - (1 - part) * log_probabilities.gather(1, others.expand(len(logits), 1, -1)).squeeze(1)
     if smoothing:
         hard = (1 - smoothing) * hard - smoothing * log_probabilities.mean(dim=1)
     if class_weights is None:
         return hard.mean(dim=1)
+    weights = example_weights(class_weights, labels, mixed)
+    return (hard * weights).sum(dim=1) / (weights.sum() if whole is None else whole * len(labels))
+
+
+def example_weights(class_weights: Tensor, labels: Tensor, mixed: tuple[Tensor, Tensor] | None) -> Tensor:
+    """`[batch]`: each example's of its class, and of two labels as much of each as is in the image."""
     weights = class_weights.index_select(0, labels)
-    return (hard * weights).sum(dim=1) / weights.sum()
+    return weights if mixed is None else class_weights.index_select(0, mixed[0]).lerp(weights, mixed[1])
 
 
 def measure(logits: Tensor, labels: Tensor) -> list[tuple[float, float]]:
@@ -141,14 +159,16 @@ def decoupled(student: Tensor, labels: Tensor, targets: SoftTargets, loss: Loss)
     return (loss.alpha or 0.0) * binary + (loss.beta or 0.0) * rest
 
 
-def by_method(kind: Method, student: Tensor, teacher: Tensor, labels: Tensor, temperature: Tensor) -> Tensor:
+def by_method(
+    kind: Method, student: Tensor, teacher: Tensor, labels: Tensor, temperatures: Sequence[float]
+) -> Tensor:
     """What a method that needs logits says of each lane and upstream, a mean over the batch: `[lanes, upstreams]`.
 
-    student `[lanes, classes, batch]`, teacher `[lanes, upstreams, classes, batch]`, labels `[batch]`, temperature
-    `[lanes]`. A lane at a time: a user's function knows no lanes.
+    student `[lanes, classes, batch]`, teacher `[lanes, upstreams, classes, batch]`, labels `[batch]`, a temperature
+    a lane. A lane at a time: a user's function knows no lanes.
     """
     found = []
-    for own, theirs, degrees in zip(student, teacher, temperature.tolist(), strict=True):
+    for own, theirs, degrees in zip(student, teacher, temperatures, strict=True):
         each = [kind.function(own.t(), upstream.t(), labels, degrees) for upstream in theirs]
         found.append(torch.stack([said.mean() for said in each]))
     return torch.stack(found)

@@ -34,7 +34,16 @@ def _step(done: float, recipe: Recipe) -> float:
     return float((recipe.step_factor or 1) ** sum(done >= mark for mark in recipe.milestones or ()))
 
 
+WARMUP_START = 0.01  # of the rate, at the first step of a warm-up: torchvision's `lr_warmup_decay`
+
+
 def rate_factor(recipe: Recipe, at: float) -> float:
-    """What the learning rate is multiplied by, `at` so many epochs from the start."""
-    part = part_of(recipe, math.floor(at))
-    return part.factor * SCHEDULES[recipe.schedule]((at - part.start) / part.epochs, recipe)
+    """What the learning rate is multiplied by, `at` so many epochs from the start.
+
+    While it warms up it rises evenly from 1 % of the rate, as torch's LinearLR; the schedule then runs over the rest.
+    """
+    part, warmup = part_of(recipe, math.floor(at)), recipe.warmup_epochs or 0.0
+    done = at - part.start
+    if done < warmup:
+        return part.factor * (WARMUP_START + (1 - WARMUP_START) * done / warmup)
+    return part.factor * SCHEDULES[recipe.schedule]((done - warmup) / (part.epochs - warmup), recipe)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from takd.search_spaces import Stage, ViewName
+from takd.search_spaces import NamedView, Stage, ViewName
 from takd.trainables.training.inputs import Inputs, Pixels, predict
 from takd.trainables.training.lanes import LaneModel, Lanes
 from takd.trainables.training.losses import (
@@ -20,11 +20,11 @@ from takd.trainables.training.losses import (
     SoftTargets,
     by_method,
     distillation,
+    example_weights,
     labels_only,
     soften,
     standardized,
 )
-from takd.trainables.training.views import view_named
 
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
@@ -42,6 +42,7 @@ class Teaching:
     def __init__(self, taught: Lanes, inputs: Inputs, upstream: Sequence[Sequence[ByView]]) -> None:
         self.taught, self.inputs, self.recipe = taught, inputs, inputs.recipe
         self.class_weights = self._class_weights()
+        self.whole: Tensor | None = None  # what an example weighs in the mean of a batch that goes through in parts
 
     def _class_weights(self) -> Tensor | None:
         """By class, so that each weighs as much in sum: examples / (classes * examples of the class)."""
@@ -60,9 +61,18 @@ class Teaching:
     def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
         """What each lane minimises, `[lanes]`: of logits `[lanes, classes, batch]` and labels `[batch]`.
 
-        `batch [batch]` is where the examples are in the transfer set; it is the epoch's batch `number`, from 0.
+        `batch [batch]` is where the examples are in the transfer set; it is the epoch's batch `number`, from 0, or a
+        part of it where the recipe says `accumulate`.
         """
-        return labels_only(logits, labels, self.recipe.label_smoothing or 0.0, self.class_weights)
+        smoothing, mixed = self.recipe.label_smoothing or 0.0, self.inputs.mixed_labels(batch)
+        return labels_only(logits, labels, smoothing, self.class_weights, self.whole, mixed)
+
+    def mean_weight(self, batch: Tensor) -> Tensor | None:
+        """Of a batch's examples in the loss on labels; None where all weigh the same."""
+        if self.class_weights is None:
+            return None
+        labels = self.inputs.labels.index_select(0, batch)
+        return example_weights(self.class_weights, labels, self.inputs.mixed_labels(batch)).mean()
 
     def step(self, factor: float) -> None:
         """After the lanes' own step on a batch, at `factor` times their rates: of weights that train beside them."""
@@ -107,10 +117,17 @@ class SoftTeaching(Teaching):
         self.negative_entropy = torch.stack([each.negative_entropy for each in targets], dim=1)
 
     def _soft_targets(self, stage: Stage, upstream: Sequence[ByView]) -> SoftTargets:
-        assert self.view is not None
         assert stage.temperature
-        chosen = [torch.from_numpy(np.array(logits[self.view][self.inputs.transfer_set])) for logits in upstream]
-        return soften(torch.stack(chosen).to(self.inputs.device), stage.temperature, self.loss)
+        return soften(self._logits(upstream), stage.temperature, self.loss)
+
+    def _logits(self, upstream: Sequence[ByView]) -> Tensor:
+        """Of the view's images of the transfer set, `[upstreams, examples, classes]`."""
+        assert self.view is not None
+        name = self.recipe.view_names[self.view]
+        own = slice(None) if name and NamedView.parse(name).examples is not None else self.inputs.transfer_set
+        return torch.stack([torch.from_numpy(np.array(logits[self.view][own])) for logits in upstream]).to(
+            self.inputs.device
+        )
 
     def _draw_guides(self, epoch: int) -> Tensor | None:
         """What each upstream counts for in each batch of the epoch, `[batches, lanes, upstreams]`; None: all the same.
@@ -149,13 +166,19 @@ class SoftTeaching(Teaching):
 class LogitTeaching(SoftTeaching):
     """A method that needs logits, in the place of the divergence from soft targets."""
 
+    def __init__(self, taught: Lanes, inputs: Inputs, upstream: Sequence[Sequence[ByView]]) -> None:
+        super().__init__(taught, inputs, upstream)
+        self.degrees = self.temperature.tolist()  # once: reading a GPU's numbers waits for it
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        super().keep(numbers)
+        self.degrees = [self.degrees[number] for number in numbers]
+
     def _soften(self) -> None:
         """The upstreams' logits as they are; of an ensemble the logarithm of their mean probabilities."""
         found = []
         for upstream in self.upstream:
-            assert self.view is not None
-            chosen = [torch.from_numpy(np.array(logits[self.view][self.inputs.transfer_set])) for logits in upstream]
-            logits = torch.stack(chosen, dim=1).to(self.inputs.device)  # [examples, upstreams, classes]
+            logits = self._logits(upstream).transpose(0, 1)  # [examples, upstreams, classes]
             if self.loss.guidance == "ensemble":
                 logits = logits.softmax(dim=2).mean(dim=1, keepdim=True).log()
             found.append(logits)
@@ -168,7 +191,7 @@ class LogitTeaching(SoftTeaching):
         if self.loss.standardize:
             logits, teacher = standardized(logits, 1), standardized(teacher, 2)
         assert self.loss.divergence
-        found = by_method(DIVERGENCES[self.loss.divergence], logits, teacher, labels, self.temperature)
+        found = by_method(DIVERGENCES[self.loss.divergence], logits, teacher, labels, self.degrees)
         soft = found.mean(dim=1) if self.guides is None else (found * self.guides[number]).sum(dim=1)
         if self.loss.kl_reduction == "mean":
             soft = soft / logits.shape[1]
@@ -183,14 +206,11 @@ def teaching_of(stage: Stage) -> type[Teaching]:
     return LogitTeaching if kind and kind.needs == "logits" else SoftTeaching
 
 
-def soft_targets(model: LaneModel, images: Pixels, views: Sequence[ViewName]) -> Tensor:
+def soft_targets(model: LaneModel, images: Pixels, labels: Tensor, views: Sequence[ViewName]) -> Tensor:
     """What is learned from a model: float32 logits `[lanes, views, train examples, classes]`, on the CPU.
 
-    `images` are all training images, in the data set's order, and end up in the last of the views.
+    `images` are all training images, in the data set's order, with their labels. Of a view that mixes them within a
+    transfer set the examples are those of this set.
     """
-    found = []
-    for name in views:
-        drawn = view_named(name, len(images))
-        images.view = drawn.to(images.images.device) if drawn else None
-        found.append(predict(model, images).transpose(1, 2).cpu())
+    found = [predict(model, images.named(name, labels)).transpose(1, 2).cpu() for name in views]
     return torch.stack(found, dim=1)

@@ -4,16 +4,18 @@
 sees. View 0 is the images as they are; epoch e trains on view e modulo the recipe's `views`.
 """
 
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from takd.search_spaces import ViewName
+from takd.search_spaces.augments import altering
 from takd.search_spaces.registry import TABLES, Augmentation, augmentation
+from takd.trainables.training import augmentations
 
 _TAG = 0x7669657773  # of the generators of views, so that nothing else draws the same numbers
 AUGMENTATIONS: Mapping[str, Augmentation] = TABLES["augmentation"]
@@ -22,14 +24,18 @@ PADDING = 4  # pixels on each side that a crop may move by, as He et al. 2016 ha
 
 @dataclass(frozen=True)
 class View:
-    """What is drawn for each training image of one view, in the dataset's order: uint8 `[n]`."""
+    """What is drawn for each training image of one view, in the dataset's order: uint8 `[n]`.
+
+    `chance`: by part of the augmentation its own draws in [0, 1), float32 `[n, as many as DRAWS says]`. They follow
+    from the view's number and the part's name alone, so the same part draws the same beside any other.
+    """
 
     augment: str
     flip: Tensor  # 0 or 1
     down: Tensor  # pixels from the padded image's top; crop
     right: Tensor
     turns: Tensor  # quarter turns; flip-rotate
-    numbers: Tensor | None = None  # float32 [n, as many as it asks for] from 0 to 1; of a user's augmentation
+    chance: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of(self, index: Tensor | slice) -> "View":
         """The view of some of the images."""
@@ -40,14 +46,15 @@ class View:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "View":
         flip, down, right, turns = (change(each) for each in (self.flip, self.down, self.right, self.turns))
-        numbers = None if self.numbers is None else change(self.numbers)
-        return View(self.augment, flip, down, right, turns, numbers)
+        return View(self.augment, flip, down, right, turns, {name: change(each) for name, each in self.chance.items()})
 
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """The images `[batch, channels, height, width]`, which are those at `index`, as this view has them."""
-        kind, drawn = AUGMENTATIONS[self.augment], self.of(index)
-        changed: Tensor = kind.function(images, drawn if kind.numbers is None else drawn.numbers)
-        return changed
+        drawn = self.of(index)
+        for part in altering(self.augment):  # what mixes images does so once all else is done: see `mixing`
+            kind = AUGMENTATIONS[part]
+            images = kind.function(images, drawn if kind.numbers is None else drawn.chance[part])
+        return images
 
 
 def view(augment: str | None, number: int, examples: int) -> View | None:
@@ -59,21 +66,18 @@ def view(augment: str | None, number: int, examples: int) -> View | None:
         torch.from_numpy(random.integers(0, high, examples, dtype=np.uint8))
         for high in (2, 2 * PADDING + 1, 2 * PADDING + 1, 4)
     )
-    return View(augment, flip, down, right, turns, _numbers(AUGMENTATIONS[augment].numbers, number, examples))
+    each = {part: DRAWS.get(part) or AUGMENTATIONS[part].numbers for part in altering(augment)}
+    chance = {
+        part: torch.from_numpy(generator(number, part).random((examples, numbers), dtype=np.float32))
+        for part, numbers in each.items()
+        if numbers
+    }
+    return View(augment, flip, down, right, turns, chance)
 
 
-def _numbers(each: int | None, number: int, examples: int) -> Tensor | None:
-    """For a user's augmentation, of view `number`."""
-    if each is None:
-        return None
-    random = np.random.Generator(np.random.PCG64([_TAG, number, each]))
-    return torch.from_numpy(random.random((examples, each), dtype=np.float32))
-
-
-def view_named(name: ViewName, examples: int) -> View | None:
-    """The view of a training set that a recipe, or what is derived, calls by that name."""
-    augment, _, number = (name or "").rpartition(" ")
-    return view(augment, int(number), examples) if name else None
+def generator(number: int, part: str) -> np.random.Generator:
+    """Of what a part of an augmentation draws for a view of that number."""
+    return np.random.Generator(np.random.PCG64([_TAG, number, zlib.crc32(part.encode())]))
 
 
 @augmentation("crop-flip", numbers=None)
@@ -103,3 +107,39 @@ def _flip_rotate(images: Tensor, drawn: View) -> Tensor:
             part = torch.rot90(images[chosen], turns, (2, 3))
             turned[chosen] = part.flip(3) if flip else part
     return turned
+
+
+@augmentation("random-resized-crop", numbers=None)
+def _random_resized_crop(images: Tensor, drawn: View) -> Tensor:
+    """A part of 8 to 100 % of the area at the size of the whole, half of them mirrored, as torchvision trains."""
+    chance, tries = drawn.chance["random-resized-crop"], augmentations.ATTEMPTS
+    areas, ratios, (down, right) = chance[:, :tries], chance[:, tries : 2 * tries], chance[:, 2 * tries :].unbind(1)
+    crop = augmentations.crop_of(areas, ratios, down, right, *images.shape[2:])
+    return augmentations.mirror(augmentations.resized_crop(images, *crop), drawn.flip)
+
+
+@augmentation("color-jitter", numbers=4)
+def _color_jitter(images: Tensor, drawn: Tensor) -> Tensor:
+    """Brightness, contrast and saturation by up to 40 %, hue by up to a tenth of the circle."""
+    brightness, contrast, saturation, hue = (2 * drawn - 1).unbind(1)
+    return augmentations.jitter(
+        images,
+        1 + augmentations.BRIGHTNESS * brightness,
+        1 + augmentations.CONTRAST * contrast,
+        1 + augmentations.SATURATION * saturation,
+        augmentations.HUE * hue,
+    )
+
+
+@augmentation("stain-jitter", numbers=6)
+def _stain_jitter(images: Tensor, drawn: Tensor) -> Tensor:
+    """Each stain of a tissue by up to 5 % more or less."""
+    factors, shifts = (augmentations.STAIN * (2 * drawn - 1)).split(3, dim=1)
+    return augmentations.stain_jitter(images, 1 + factors, shifts)
+
+
+augmentation("rand-augment", numbers=2 * augmentations.RAND_OPERATIONS)(augmentations.rand_augment)
+augmentation("trivial-augment", numbers=3)(augmentations.trivial_augment)
+
+# How many numbers those draw for an image that use the other fields of `View` as well.
+DRAWS = {"random-resized-crop": 2 * augmentations.ATTEMPTS + 2}
