@@ -1,6 +1,6 @@
 """What may be varied: spaces, arms, stages, paths and their keys. Pure Python: no torch, no Ray."""
 
-from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.arms import Arm, is_called, parse_arm
 from takd.search_spaces.augments import ALTERING, MIXING, NamedView, ViewName
 from takd.search_spaces.derived import Derived, soft_targets_of
 from takd.search_spaces.errors import InputError
@@ -17,10 +17,11 @@ from takd.search_spaces.stage import (
     Path,
     Recipe,
     Role,
+    SearchMetric,
     Stage,
     key_of,
 )
-from takd.search_spaces.varied import distinct, examples_of, one_number
+from takd.search_spaces.varied import distinct, examples_of, first_of, one_number, sizes_of
 from takd.search_spaces.words import some
 
 __all__ = [
@@ -41,17 +42,21 @@ __all__ = [
     "Path",
     "Recipe",
     "Role",
+    "SearchMetric",
     "Space",
     "Stage",
     "Training",
     "ViewName",
     "distinct",
     "examples_of",
+    "first_of",
+    "is_called",
     "key_of",
     "load_space",
     "one_number",
     "parse_arm",
     "presets",
+    "sizes_of",
     "soft_targets_of",
     "some",
     "space_from",

@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     export.add_argument("--arm", metavar="A", help="only students of this arm (default: of all arms)")
-    export.add_argument("--metric", choices=METRICS, default="accuracy", help="what is best (default: accuracy)")
+    export.add_argument("--metric", choices=METRICS, help="what is best (default: the study's metric)")
     export.add_argument("--max-params", type=_positive, metavar="N", help="only students of at most N parameters")
     export.add_argument(
         "--max-latency",
@@ -138,6 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--top", type=_positive, default=1, metavar="K", help="the best K configurations, in DIR/1 to DIR/K"
+    )
+    export.add_argument(
+        "--pareto",
+        action="store_true",
+        help="each size of student that no other beats in what it reaches and costs, in a folder of its own",
     )
     export.add_argument("--int8", action="store_true", help="write an int8 ONNX file too")
     export.add_argument(
@@ -495,6 +500,8 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.max_drop is not None and not options.int8:
         raise InputError("--max-drop is only for --int8, whose accuracy it limits")
+    if options.pareto and (options.top > 1 or options.max_params or options.max_latency):
+        raise InputError("--pareto is for students of all costs; leave --top, --max-params and --max-latency out")
     study = open_study(options.name, options.root, options.storage, options.code)
     console = text_console()
     asked = {name: getattr(options, name) for name in Wanted.__dataclass_fields__}

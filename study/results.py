@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from takd.analysis.metrics import METRICS
+from takd.analysis.tables import assistant_size
 from takd.search_spaces import Path, Stage
 from takd.study.folder import EPOCHS as EPOCHS_FILE
 from takd.study.folder import TRIALS as TRIALS_FILE
@@ -43,6 +44,7 @@ TRIALS = pa.schema(
         ("upstream_models", pa.list_(pa.string())),
         ("temperature", pa.float64()),
         ("lambda", pa.float64()),
+        ("assistant_size", pa.int64()),  # of the path, where it was searched; of several the last one's
         ("learning_rate", pa.float64()),
         ("examples", pa.int64()),  # size of the transfer set; 0 of what is given
         ("seed", pa.int32()),
@@ -56,6 +58,9 @@ TRIALS = pa.schema(
         ("selected_epoch", pa.int32()),
         ("val_accuracy", pa.float64()),  # fraction
         ("val_loss", pa.float64()),
+        ("val_auc", pa.float64()),  # fractions, where the study goes by them
+        ("val_f1", pa.float64()),
+        ("metric", pa.string()),  # that the search goes by
         ("val_images", pa.int64()),
         ("val_majority", pa.float64()),  # the largest class's share of them: what who knows nothing is right on
         # On test: of confirmed students and of those who taught them.
@@ -88,6 +93,8 @@ EPOCHS = pa.schema(
         ("train_loss", pa.float64()),
         ("val_loss", pa.float64()),
         ("val_accuracy", pa.float64()),
+        ("val_auc", pa.float64()),
+        ("val_f1", pa.float64()),
         ("seconds", pa.float64()),
         ("val_seconds", pa.float64()),  # of these, for the look at the validation split
     ]
@@ -128,6 +135,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
     about = {
         "val_images": images,
         "val_majority": largest / images if images and largest is not None else None,
+        "metric": search.space.metric,
         "smallest_effect": search.space.smallest_effect,
         "smallest_effect_before": search.smallest_effect_before,
         "test_images": search.dataset.sizes.get("test"),
@@ -194,6 +202,7 @@ def _path_rows(
             "cell": proposal.cell,
             "arm": path.arm,
             "path": str(path),
+            "assistant_size": assistant_size(proposal.configuration),
             "path_seed": path.student.seed,
             "replicate": path.replicate,
             "status": _status(stage, ended, outcome),
@@ -234,6 +243,8 @@ def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
         "selected_epoch": outcome["selected_epoch"],
         "val_accuracy": validation.get("accuracy"),
         "val_loss": validation.get("loss"),
+        "val_auc": validation.get("auc"),
+        "val_f1": validation.get("f1"),
         "train_seconds": outcome["train_seconds"],
         "host": outcome.get("host"),
         "process": outcome.get("process"),
@@ -249,6 +260,8 @@ def _pruned_row(epochs: list[dict[str, Any]]) -> dict[str, Any]:
         "epochs": len(epochs),
         "val_accuracy": looks[-1]["val_accuracy"] if looks else None,
         "val_loss": looks[-1]["val_loss"] if looks else None,
+        "val_auc": looks[-1].get("val_auc") if looks else None,
+        "val_f1": looks[-1].get("val_f1") if looks else None,
         "train_seconds": sum(each["seconds"] for each in epochs),
     }
 

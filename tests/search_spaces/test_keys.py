@@ -64,7 +64,7 @@ def test_the_key_changes_with_the_recipes(field: str):
 
 def test_no_field_of_a_recipe_is_forgotten():
     conditional = {"momentum", "milestones", "step_factor"}  # filled where the optimizer or schedule uses them
-    conditional |= {"augment", "views", "finetune_from", "finetune_factor", "nesterov", "patience"}
+    conditional |= {"augment", "views", "finetune_from", "finetune_factor", "nesterov", "patience", "select_by"}
     assert set(RECIPE) | conditional == set(stage.Recipe.model_fields)
 
 
@@ -77,6 +77,7 @@ def test_no_field_of_a_recipe_is_forgotten():
         ({}, {"augment": "crop-flip"}),
         ({"augment": "crop-flip"}, {"augment": "flip-rotate"}),
         ({"augment": "crop-flip"}, {"views": 3}),
+        ({"select": "best"}, {"select_by": "auc"}),
         ({"head_epochs": 1}, {"finetune_from": "layer4"}),
         ({"head_epochs": 1}, {"finetune_factor": 0.5}),
         ({"optimizer": "sgd"}, {"nesterov": True}),
@@ -108,6 +109,12 @@ def test_what_a_recipe_says_of_what_is_so_anyway_is_not_in_the_key():
     sgd = make_stage(optimizer="sgd")
     assert {make_stage(optimizer="sgd", nesterov=each).key for each in (None, False)} == {sgd.key}
     assert {make_stage(decay_norm_and_bias=each).key for each in (None, True)} == {make_stage().key}
+
+
+def test_weights_that_are_best_by_accuracy_are_one_key_however_that_is_said():
+    assert {make_stage(select="best", select_by=each).key for each in (None, "accuracy")} == {
+        make_stage(select="best").key
+    }
 
 
 def test_a_copy_with_another_value_has_a_key_of_its_own():

@@ -159,9 +159,7 @@ def decoupled(student: Tensor, labels: Tensor, targets: SoftTargets, loss: Loss)
     return (loss.alpha or 0.0) * binary + (loss.beta or 0.0) * rest
 
 
-def by_method(
-    kind: Method, student: Tensor, teacher: Tensor, labels: Tensor, temperatures: Sequence[float]
-) -> Tensor:
+def by_method(kind: Method, student: Tensor, teacher: Tensor, labels: Tensor, temperatures: Sequence[float]) -> Tensor:
     """What a method that needs logits says of each lane and upstream, a mean over the batch: `[lanes, upstreams]`.
 
     student `[lanes, classes, batch]`, teacher `[lanes, upstreams, classes, batch]`, labels `[batch]`, a temperature
