@@ -45,8 +45,9 @@ class StageTrainable(tune.Trainable):
     another machine or in another run of the study, goes on from there.
 
     A report has the state of every stage whose end was not told before: `running`, or how it ended: `done`, `failed`,
-    `pruned`, `no room` (the storage is full), `returned` (not trained here: most of the list were at another epoch, or
-    it was too long). `width` is how many lanes go fastest, where that was measured. `idle` says that the list is done.
+    `pruned`, `no room` (the storage is full), `no memory` (the device has no room for it alone), `returned` (not
+    trained here: most of the list were at another epoch, or it was too long). `width` is how many lanes go fastest,
+    where that was measured. `idle` says that the list is done.
     The first report has nothing but the worker's `node` and `host`, its own handle, `actor`, by which lists are
     assigned, and what is wrong with the `root` there, or None.
     """
@@ -58,10 +59,9 @@ class StageTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         if config.get("deterministic"):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-        from takd.trainables.batch import fix_algorithms  # loads torch, which the study's process has not: at once
+        from takd.trainables.batch import prepare  # loads torch, which the study's process has not: at once
 
-        if config.get("deterministic"):
-            fix_algorithms()
+        self.gpus, self.device = config["gpu"], prepare(config["gpu"], bool(config.get("deterministic")))
         self.store, self.threads, self.sign = ArtifactStore(config["root"]), config["cpu"], config["sign"]
         self.batch: StageBatch | None = None
         self.given: dict[str, Any] = {}
@@ -102,7 +102,15 @@ class StageTrainable(tune.Trainable):
         report = {"stages": batch.states(), "width": batch.width, "idle": not batch.lanes}
         if report["idle"]:
             self.given, self.batch = {}, None
+            del batch
+            self._let_go()
         return report
+
+    def _let_go(self) -> None:
+        """What the last list held of the device is free before the next one begins, here or in another worker."""
+        from takd.trainables.training.devices import let_go
+
+        let_go(self.device)
 
     def _wait(self) -> dict[str, Any]:
         time.sleep(self.wait_seconds)
@@ -116,7 +124,16 @@ class StageTrainable(tune.Trainable):
         stages = [Stage.model_validate(stage) for stage in given["stages"]]
         self.checkpointed_at = time.monotonic()
         threads = given["threads"] or self.threads
-        batch = StageBatch(stages, self.store, threads, given["measure_width"], given["origin"], given["whole"])
+        batch = StageBatch(
+            stages,
+            self.store,
+            threads,
+            given["measure_width"],
+            given["origin"],
+            given["whole"],
+            self.device,
+            self.gpus,
+        )
         if given["halving"] is not None and (before := batch.accuracies_before(given["halving_epochs"])):
             given["halving"].record.remote(before)
         return batch
@@ -130,7 +147,8 @@ class StageTrainable(tune.Trainable):
             state: dict[str, Any] = {"key": stage.key, "state": "done", "reason": None, "epochs": []}
             try:
                 threads = given["threads"] or self.threads
-                derive(stage, given["views"][stage.key], self.store, threads, given["origin"][stage.key])
+                views, origin = given["views"][stage.key], given["origin"][stage.key]
+                derive(stage, views, self.store, threads, origin, self.device)
             except OSError as error:
                 if error.errno not in FULL:
                     raise

@@ -188,6 +188,7 @@ class LaneOptimizer:
         self.model, self.recipe = model, recipe
         self.weights = dict(model.layers.named_parameters())
         self.rates, rate = list(rates), rates[0]
+        self.by_lane = torch.tensor(self.rates, device=next(iter(self.weights.values())).device)
         self.stepped = self.weights
         if len(set(rates)) > 1:
             self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
@@ -214,7 +215,7 @@ class LaneOptimizer:
                 weight.grad.add_(weight, alpha=decay)
             self.stepped[name].grad = weight.grad
         self.optimizer.step()
-        by_lane = torch.tensor(self.rates, device=next(iter(self.weights.values())).device).mul_(factor)
+        by_lane = self.by_lane * factor
         for name, weight in self.weights.items():
             rates = by_lane.view(-1, *[1] * (weight.dim() - 1))
             if decay and self.recipe.optimizer == "adamw":

@@ -12,6 +12,7 @@ from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
+from takd.trainables.training.devices import tf32
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
@@ -108,11 +109,12 @@ class StageTraining:
 
         `number` is the batch's in its epoch.
         """
-        with self.inputs.precision():
-            logits = self.feed.model(self.feed.train[batch])
-        losses = self.teaching.losses(logits, self.inputs.labels.index_select(0, batch), batch, number)
-        self.taught.optimizer.zero_grad()
-        losses.sum().backward()  # lanes share no weights: each gets its own gradient
+        with tf32(self.recipe.precision == "tf32"):
+            with self.inputs.precision():
+                logits = self.feed.model(self.feed.train[batch])
+            losses = self.teaching.losses(logits, self.inputs.labels.index_select(0, batch), batch, number)
+            self.taught.optimizer.zero_grad()
+            losses.sum().backward()  # lanes share no weights: each gets its own gradient
         self.taught.optimizer.step(factor)
         self.teaching.step(factor)
         return losses.detach()
@@ -148,6 +150,7 @@ class StageTraining:
         if not self.running:
             return []
         self.taught.load_selected()
+        self.taught.optimizer.zero_grad()  # their memory, which what follows needs
         started = time.perf_counter()
         teaches = any(lane.stage.role != "student" for lane in self.running)
         logits = self._soft_targets() if teaches else None
@@ -158,7 +161,7 @@ class StageTraining:
         ]
 
     def _soft_targets(self) -> Tensor:
-        images = self.inputs.pixels(self.inputs.dataset.train.images)
+        images = self.inputs.pixels(self.inputs.dataset.train.images, resident=False)
         return soft_targets(self.taught.model, images, self.recipe.view_names)
 
 

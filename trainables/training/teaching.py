@@ -150,6 +150,6 @@ def soft_targets(model: LaneModel, images: Pixels, views: Sequence[ViewName]) ->
     found = []
     for name in views:
         drawn = view_named(name, len(images))
-        images.view = drawn.to(images.images.device) if drawn else None
+        images.view = drawn.to(images.device) if drawn else None
         found.append(predict(model, images).transpose(1, 2).cpu())
     return torch.stack(found, dim=1)
