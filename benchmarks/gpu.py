@@ -346,7 +346,7 @@ def check_float32(bench: Bench) -> None:
         with tf32(True):
             short = training.taught.model(few[slice(None)])[0].cpu().double()
     measured = f"{error(own):.1e} of the logits' norm; {error(short):.1e} where TF32 is allowed"
-    bench.page.check(f"evaluation is float32 ({model}, against float64 on the CPU)", measured, error(own) < 3e-6)
+    bench.page.check(f"evaluation is float32 ({model}, against float64 on the CPU)", measured, error(own) < 1e-5)
 
 
 # What a step may be made of: every family, loss, augmentation, optimizer and precision; see the test that says so.
@@ -536,7 +536,7 @@ def time_cifar(bench: Bench) -> None:
     real = "CIFAR-10's images" if bench.cifar_archive else "random images of CIFAR-10's size"
     heading = f"An epoch on {dataset.sizes['train']:,} {real}, batches of 128"
     for model in ("resnet-20", "plain-10") if not bench.small else ("plain-2",):
-        _epochs(bench, heading, model, dataset, bench.size(128, 64), bench.size(2, 1), len(dataset.classes))
+        _epochs(bench, heading, model, dataset, bench.size(128, 64), 1, len(dataset.classes))
 
 
 def time_resnet50(bench: Bench) -> None:
@@ -686,7 +686,7 @@ def time_graphs(bench: Bench) -> None:
         far = _difference([eager.taught.weights(0)], [graphed.taught.weights(0)])
         cells = model, lanes, f"{slow:.3f}", f"{fast:.3f}", f"{slow / fast:.1f}", f"{far:.1e}"
         bench.page.row(heading, head, *cells)
-        del graph, eager, graphed, stepped, replayed
+        del graph, training, eager, graphed, stepped, replayed
         gc.collect()
         let_go(bench.device)
 
@@ -733,8 +733,8 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "deterministic": (check_deterministic, 60),
     "same-student": (check_same_student, 45),
     "lanes": (time_lanes, 75),
+    "cifar": (time_cifar, 110),
     "graphs": (time_graphs, 60),
-    "cifar": (time_cifar, 90),
     "resnet50": (time_resnet50, 75),
     "accuracy": (time_accuracy, 60),
     "tune": (time_tune, 10),
