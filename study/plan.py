@@ -22,10 +22,12 @@ from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.trainables.datasets.dataset import Dataset, most_balanced
 from takd.trainables.store.artifacts import needed_files
+from takd.trainables.training.devices import device_of
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.width import best_width, widest
 
 PROBE_STEPS = 5
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class PlannedStages:
     cpu: int
     given: bool = False  # nothing is trained
     apart: str = ""  # what tells them from others of the model in this role: how much they are trained
+    gpu: float = 0.0  # of this machine's, where it was timed on one
 
     @property
     def left(self) -> int:
@@ -91,9 +94,10 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     if not any(row.left for row in planned):
         console.print("nothing is left to train: takd run would write the tables again")
         return
-    slots = os.cpu_count() or 1
-    minutes = total_seconds(planned, slots) / 60
-    console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps")
+    slots, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    minutes = total_seconds(planned, slots, gpus) / 60
+    here = f"the {slots} CPUs" + (f" and {gpus} {'GPUs' if gpus > 1 else 'GPU'}" if gpus else "")
+    console.print(f"about {minutes:.1f} min of training on {here} here, from timed steps")
 
 
 def _confirmed(confirm: Confirm) -> str:
@@ -105,7 +109,8 @@ def _confirmed(confirm: Confirm) -> str:
 def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | None) -> list[PlannedStages]:
     """What a run would go through. Upstream stages are known where nothing of theirs is varied; students are counted.
 
-    Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets.
+    Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets, on
+    a GPU where there is one and the role would get a part of it.
     """
     needed, ended, new_students = _stages(space, dataset, folder, search)
     threads = torch.get_num_threads()
@@ -116,16 +121,17 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
         cpu = min(space.resources_of(stage.role).cpu, threads)
         number = len(alike[row]) + len(done[row]) + (new_students[_cost_of(stage)] if stage.role == "student" else 0)
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
-        given, apart = stage.given is not None, _apart(stage, firsts)
-        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart))
+        given, apart, gpu = stage.given is not None, _apart(stage, firsts), _gpu_here(space, stage.role)
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, gpu))
         if not planned[-1].left:
             continue
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
-            seconds = estimate_seconds(stage, dataset, number - cached, lanes)
+            seconds = estimate_seconds(stage, dataset, number - cached, lanes, device_of(gpu))
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            known = (MemoryError, torch.OutOfMemoryError)
+            if not isinstance(error, known) and "can't allocate memory" not in str(error):
                 raise
             raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
         planned[-1] = replace(planned[-1], seconds=seconds)
@@ -208,7 +214,15 @@ def _stages(
     return needed, found, new_students
 
 
-def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None) -> float:
+def _gpu_here(space: Space, role: Role) -> float:
+    """What a worker of the role would get of this machine's GPUs, as `fitted` gives it."""
+    wanted, here = space.resources_of(role).gpu, float(torch.cuda.device_count())
+    return min(here, wanted if wanted is not None else 0.25 if role == "student" else 1.0)
+
+
+def estimate_seconds(
+    stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None, device: torch.device = CPU
+) -> float:
     """Seconds to train one of a number of stages alike, from a few timed steps.
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
@@ -223,7 +237,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
 
     def start(some: Sequence[Stage]) -> StageTraining:
         by_view = [logits] * (recipe.views or 1)
-        return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some))
+        return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some), device)
 
     width = widest(stage) or lanes or (best_width(probes, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
@@ -236,6 +250,10 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     return per_image * wanted * stage.recipe.whole_epochs
 
 
-def total_seconds(planned: list[PlannedStages], slots: int) -> float:
-    """Wall time of what is not cached, if the slots are kept busy."""
-    return sum(each.left * each.seconds * each.cpu for each in planned) / slots
+def total_seconds(planned: list[PlannedStages], slots: int, gpus: int = 0) -> float:
+    """Wall time of what is not cached, if CPUs or GPUs, whichever there are fewer of for it, are kept busy.
+
+    Where several share a GPU, each was timed alone on it: together they may take longer.
+    """
+    by_cpu = sum(each.left * each.seconds * each.cpu for each in planned) / slots
+    return max(by_cpu, sum(each.left * each.seconds * each.gpu for each in planned) / gpus if gpus else 0.0)
