@@ -21,7 +21,7 @@ def device_of(gpus: float) -> torch.device:
     if not torch.cuda.is_available():
         log.warning("%g GPUs are given to a worker on a node where torch %s finds none", gpus, torch.__version__)
         return torch.device("cpu")
-    return torch.device("cuda")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def keep_within(device: torch.device, gpus: float) -> None:

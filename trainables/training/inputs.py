@@ -78,6 +78,7 @@ class Inputs:
         self.validation = self.pixels(dataset.validation.images)
         self.validation_labels = dataset.validation.labels.to(device)
         self.view = 0  # the number of the view that the images are in
+        self._shown: View | None = None  # the last view that was one
         self.features: Feed | None = None  # while the head alone trains
 
     def _transfer_set(self) -> Any:
@@ -97,7 +98,10 @@ class Inputs:
     def show(self, number: int) -> None:
         """The images of the transfer set in that view."""
         if number != self.view:
-            self.view, self.images.view = number, self.drawn(number, self.transfer_set)
+            self.view, drawn = number, self.drawn(number, self.transfer_set)
+            if drawn is not None and self._shown is not None and self.device.type == "cuda":
+                drawn = self._shown.become(drawn)  # where a step finds it stays the same
+            self.images.view, self._shown = drawn, drawn or self._shown
 
     def batches(self, epoch: int, smallest: int) -> list[Tensor]:
         """Indices `[batch]` of the transfer set in the epoch's order; see `in_batches`."""

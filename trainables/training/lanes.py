@@ -82,6 +82,11 @@ class LaneModel(nn.Module):
         for number, layer in enumerate(each for each in self.modules() if isinstance(each, Dropout)):
             layer.seed([(seed, number) for seed in seeds])
 
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What dropout draws from on a GPU; none before the first step."""
+        return [each for layer in self.modules() if isinstance(layer, Dropout) for each in layer.generators]
+
     def weights(self, lane: int) -> dict[str, Tensor]:
         """Views of a lane's weights and buffers."""
         return {name: self.part(tensor, lane) for name, tensor in self.layers.state_dict().items()}
@@ -199,8 +204,8 @@ class LaneOptimizer:
         for weight in self.weights.values():
             weight.grad = None
 
-    def step(self, factor: float) -> None:
-        """One step at `factor` times each lane's learning rate."""
+    def step(self, factor: float | Tensor) -> None:
+        """One step at `factor` times each lane's learning rate; a tensor `[]` on the GPU of the weights."""
         if self.stepped is self.weights:
             self.optimizer.param_groups[0]["lr"] = self.rates[0] * factor
             self.optimizer.step()
@@ -208,7 +213,7 @@ class LaneOptimizer:
             self._step_by_lane(factor)
 
     @torch.no_grad()
-    def _step_by_lane(self, factor: float) -> None:
+    def _step_by_lane(self, factor: float | Tensor) -> None:
         decay = self.recipe.weight_decay
         for name, weight in self.weights.items():
             if decay and self.recipe.optimizer != "adamw" and weight.grad is not None:

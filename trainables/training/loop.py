@@ -13,6 +13,7 @@ from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
+from takd.trainables.training.graphs import Graphs
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
@@ -57,6 +58,8 @@ class StageTraining:
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = teaching_of(first)(self.taught, self.inputs, upstream)
+        on_gpu = self.inputs.device.type == "cuda"
+        self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
         self._begin_epoch()
 
     @property
@@ -109,6 +112,15 @@ class StageTraining:
 
         `number` is the batch's in its epoch.
         """
+        if self.graphs is None:
+            return self.step(batch, factor, number)
+        uses = self.recipe.epochs - self.epoch  # of the last batch, which may be smaller
+        if len(batch) == self.recipe.batch_size:
+            uses *= len(self.inputs.labels) // self.recipe.batch_size
+        return self.graphs(self, batch, factor, number, uses, kind=self.inputs.images.view is None)
+
+    def step(self, batch: Tensor, factor: float | Tensor, number: int | Tensor) -> Tensor:
+        """What `train_step` does, kernel by kernel. On a GPU factor and number are there too, `[]` and `[1]`."""
         with tf32(self.recipe.precision == "tf32"):
             with self.inputs.precision():
                 logits = self.feed.model(self.feed.train[batch])
@@ -118,6 +130,24 @@ class StageTraining:
         self.taught.optimizer.step(factor)
         self.teaching.step(factor)
         return losses.detach()
+
+    def reads(self) -> list[object]:
+        """What a step finds by its place in memory: where one of these is another, so is the step."""
+        parts = [self.feed.model, self.feed.train, self.taught.optimizer, self.inputs.labels, *self.draws()]
+        return [*parts, *_tensors_of(self.teaching), *_tensors_of(self.inputs.images.view)]
+
+    def learns(self) -> list[Tensor]:
+        """The weights of all lanes."""
+        return list(self.taught.model.layers.parameters())
+
+    def changes(self) -> list[Tensor]:
+        """What else a step leaves changed: buffers, and what the optimizer remembers."""
+        states = self.taught.optimizer.optimizer.state
+        return [*self.taught.model.layers.buffers(), *(each for weight in states for each in states[weight].values())]
+
+    def draws(self) -> list[torch.Generator]:
+        """What dropout draws from on a GPU."""
+        return self.taught.model.generators
 
     def _look(self) -> Sequence[tuple[float | None, float | None]]:
         """By lane, loss and accuracy on the validation split; None where the recipe does not look."""
@@ -151,6 +181,8 @@ class StageTraining:
             return []
         self.taught.load_selected()
         self.taught.optimizer.zero_grad()  # their memory, which what follows needs
+        if self.graphs is not None:
+            self.graphs.drop()
         started = time.perf_counter()
         teaches = any(lane.stage.role != "student" for lane in self.running)
         logits = self._soft_targets() if teaches else None
@@ -167,6 +199,10 @@ class StageTraining:
 
 def _of_lane(logits: Tensor | None, lane: Lane, number: int) -> Tensor | None:
     return None if logits is None or lane.stage.role == "student" else logits[number].contiguous()
+
+
+def _tensors_of(thing: object) -> list[Tensor]:
+    return [each for each in vars(thing).values() if isinstance(each, Tensor)] if thing is not None else []
 
 
 def _failure(metrics: EpochMetrics, epochs: int) -> str | None:

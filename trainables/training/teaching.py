@@ -48,14 +48,24 @@ class Teaching:
         Whatever is random follows from seeds and the epoch's number, so that training can go on from any epoch.
         """
 
-    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
+    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
         """What each lane minimises, `[lanes]`: of logits `[lanes, classes, batch]` and labels `[batch]`.
 
-        `batch [batch]` is where the examples are in the transfer set; it is the epoch's batch `number`, from 0.
+        `batch [batch]` is where the examples are in the transfer set; it is the epoch's batch `number`, from 0; on a
+        GPU `[1]`, so that a step is the same kernels for every batch (`graphs.py`). What is kept from one batch to the
+        next is a tensor of this object's, whose content changes and not its place.
         """
         return labels_only(logits, labels, self.recipe.label_smoothing or 0.0, self.class_weights)
 
-    def step(self, factor: float) -> None:
+    def _in_place(self, name: str, now: Tensor) -> Tensor:
+        """On a GPU the new values where the old ones are, if they fit there: where a step finds them stays the same."""
+        before = vars(self).get(name)
+        if before is None or now.device.type != "cuda" or before.shape != now.shape:
+            return now
+        before.copy_(now)
+        return before
+
+    def step(self, factor: float | Tensor) -> None:
         """After the lanes' own step on a batch, at `factor` times their rates: of weights that train beside them."""
 
     def keep(self, numbers: Sequence[int]) -> None:
@@ -85,7 +95,8 @@ class SoftTeaching(Teaching):
         if view != self.view:
             self.view = view
             self._soften()
-        self.guides = self._draw_guides(epoch)
+        guides = self._draw_guides(epoch)
+        self.guides = guides if guides is None else self._in_place("guides", guides)
 
     def _soften(self) -> None:
         """All lanes' targets together: one row an example, so that a batch is one gather."""
@@ -94,8 +105,10 @@ class SoftTeaching(Teaching):
             for lane, upstream in zip(self.taught.running, self.upstream, strict=True)
         ]
         # [examples, lanes, upstreams, classes]
-        self.probabilities = torch.stack([each.probabilities for each in targets], dim=1)
-        self.negative_entropy = torch.stack([each.negative_entropy for each in targets], dim=1)
+        probabilities = torch.stack([each.probabilities for each in targets], dim=1)
+        self.probabilities = self._in_place("probabilities", probabilities)
+        entropy = torch.stack([each.negative_entropy for each in targets], dim=1)
+        self.negative_entropy = self._in_place("negative_entropy", entropy)
 
     def _soft_targets(self, stage: Stage, upstream: Sequence[ByView]) -> SoftTargets:
         assert self.view is not None
@@ -120,13 +133,15 @@ class SoftTeaching(Teaching):
             drawn.append(kept / kept.sum(axis=1, keepdims=True))
         return torch.from_numpy(np.stack(drawn, axis=1).astype(np.float32)).to(self.inputs.device)
 
-    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
+    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
         hard = super().losses(logits, labels, batch, number)
         targets = SoftTargets(
             self.probabilities.index_select(0, batch).permute(1, 2, 3, 0).contiguous(),
             self.negative_entropy.index_select(0, batch).permute(1, 2, 0),
         )
-        guides = None if self.guides is None else self.guides[number]
+        guides = self.guides
+        if guides is not None:
+            guides = guides.index_select(0, number)[0] if isinstance(number, Tensor) else guides[number]
         return distillation(hard, logits, labels, targets, self.temperature, self.weight, self.loss, guides)
 
     def keep(self, numbers: Sequence[int]) -> None:
