@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -79,13 +80,17 @@ class LaneModel(nn.Module):
 
     def seed_dropout(self, seeds: Sequence[int]) -> None:
         """What each lane drops from here on follows from its seed."""
-        for number, layer in enumerate(each for each in self.modules() if isinstance(each, Dropout)):
+        for number, layer in enumerate(self.dropouts):
             layer.seed([(seed, number) for seed in seeds])
 
     @property
     def generators(self) -> list[torch.Generator]:
         """What dropout draws from on a GPU; none before the first step."""
-        return [each for layer in self.modules() if isinstance(layer, Dropout) for each in layer.generators]
+        return [each for layer in self.dropouts for each in layer.generators]
+
+    @cached_property
+    def dropouts(self) -> list[Dropout]:
+        return [each for each in self.modules() if isinstance(each, Dropout)]
 
     def weights(self, lane: int) -> dict[str, Tensor]:
         """Views of a lane's weights and buffers."""
