@@ -117,7 +117,8 @@ class Graphs:
         self.known.pop(key, None)
         self.captures += 1
         if self.captures > 4 + self.replays / WORTH:
-            return self._refuse("what a step reads changes too often")
+            self._refuse("what a step reads changes too often")
+            return None
         held, generators = batch.clone(), training.draws()
         try:
             graph, losses = self.capture(lambda: training.step(held, self.factor, self.number), generators)
@@ -125,9 +126,11 @@ class Graphs:
             right = self._agrees(training, captured, batch, factor, number)
         except (RuntimeError, AttributeError) as error:
             let_go(self.device)
-            return self._refuse(str(error).splitlines()[0])
+            self._refuse(str(error).splitlines()[0])
+            return None
         if not right:
-            return self._refuse("replayed it is another step")
+            self._refuse("replayed it is another step")
+            return None
         self.known[key] = captured
         return captured
 
