@@ -10,9 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from conftest import make_stage, tiny_space
+from conftest import make_stage, run, tiny_space
 from test_lanes import reports, stages, states, worker
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from takd.search_spaces import InputError, Loss
 from takd.study.checks import check_space
+from takd.study.folder import study_folder
 from takd.trainables import batch as batches
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models import dropout
@@ -381,3 +383,22 @@ def test_the_benchmark_runs_in_its_small_form_without_a_gpu(benchmark, tmp_path,
     assert "| `broken` runs to its end | ZeroDivisionError: ['division by zero'] | **NO** |" in page
     assert page.count("**NO**") == 1
     assert "## Students of MNIST" in page
+
+
+@pytest.mark.usefixtures("ray_slots")
+def test_a_student_without_room_fails_at_once_and_the_next_run_tries_it_again(tmp_path, monkeypatch):
+    folder = study_folder(str(tmp_path), "tiny")
+    space = tiny_space(arms=["labels"], trials=1, coverage=1, seeds=1, confirm=None, max_failures=3)
+    with monkeypatch.context() as full:
+
+        def no_room(training: StageTraining) -> None:
+            tried.append(training)
+            raise torch.OutOfMemoryError("made up")
+
+        tried: list[Any] = []
+        full.setattr(StageTraining, "run_epoch", no_room)
+        rows = pd.read_parquet(run(folder, space).folder.trials)
+    assert len(tried) == 1
+    assert (list(rows["status"]), rows["error"].str.contains("has no room in the memory").all()) == (["failed"], True)
+    rows = pd.read_parquet(run(folder, space).folder.trials)
+    assert "done" in set(rows["status"])
