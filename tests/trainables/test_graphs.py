@@ -4,17 +4,19 @@ That real ones leave the same weights is shown on a device by `benchmarks/gpu.py
 """
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_stage
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from takd.search_spaces import Loss, Stage
 from takd.trainables.datasets.dataset import load
 from takd.trainables.training import graphs
-from takd.trainables.training.graphs import Graph, Graphs
+from takd.trainables.training.graphs import Graph, Graphs, Places, in_place
 from takd.trainables.training.loop import StageTraining
 
 MNIST = load("mnist")
@@ -148,6 +150,53 @@ def test_a_step_that_reads_new_tensors_all_the_time_goes_the_plain_way(caplog):
     assert found[0].graphs.refused
     assert "what a step reads changes too often" in caplog.text
     assert same(*found)
+
+
+def test_what_decides_of_a_step_is_seen_wherever_it_is():
+    [one] = stages(augment="crop-flip", views=2)[:1]
+    training = StageTraining([one], MNIST, [[]])
+
+    def reads() -> Places:
+        training.looks_again()
+        return training.reads()
+
+    before = reads()
+    assert reads().same(before)
+    assert training.reads() is training.reads()
+    training.inputs.show(1)
+    viewed = reads()
+    assert not viewed.same(before)
+    training.inputs.show(0)  # as it was, but that the view's draws are kept
+    assert not reads().same(viewed)
+    training.inputs.show(1)
+    before = reads()
+    training.teaching.annealed = {"by": [0.5]}  # type: ignore[attr-defined]
+    assert not reads().same(before)
+    training.teaching.annealed = 0.5  # type: ignore[attr-defined]
+    before = reads()
+    training.teaching.annealed = 0.4  # type: ignore[attr-defined]
+    assert not reads().same(before)
+    before = reads()
+    weight = next(training.taught.model.parameters())
+    weight.data = weight.data.clone()
+    assert not reads().same(before)
+    of_average = torch.zeros(3)
+    before = reads()
+    training.taught.average = SimpleNamespace(averaged={"weight": of_average})  # type: ignore[attr-defined]
+    assert not reads().same(before)
+    assert any(each is of_average for each in training.changes())
+    assert not any(each is training.inputs.images.images for each in training.changes())
+
+
+def test_new_content_goes_where_the_old_was_on_a_gpu_alone():
+    with FakeTensorMode():
+        there, new = ({"a": torch.ones(3, device="cuda")} for _ in range(2))
+        assert in_place(there, new) is there
+        assert in_place(there, longer := {"a": torch.ones(4, device="cuda")}) is longer
+        assert in_place(None, new) is new
+        assert in_place(there, None) is None
+    here, other = torch.ones(3), torch.ones(3)
+    assert in_place(here, other) is other
 
 
 def test_a_training_of_few_steps_is_not_worth_a_graph():

@@ -7,17 +7,21 @@ has done two steps as the plain way does them; where it does not, or a step can'
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import FunctionType, ModuleType
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from pydantic import BaseModel
+from torch import Tensor, nn
 
+from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.training.devices import let_go
 
 WARM_UP = 3  # steps before a capture: libraries choose their ways, optimizers make their states
+KEPT = 4  # graphs of one training: two sizes of batches, with and without a view
 WORTH = 20  # uses below which a capture, and what shows that it is right, take longer than they save
 # Of what two steps change of the weights: sums in another order differ by less (and weights whose gradients are such
 # differences alone, as biases before a batch normalisation, are few), a step that is another one by more.
@@ -25,6 +29,7 @@ AGREES = 0.1
 
 log = logging.getLogger("takd")
 _said: set[str] = set()
+_OF_ALL_MODULES = set(vars(nn.Module()))
 
 
 class Graph(Protocol):
@@ -38,8 +43,11 @@ class Steps(Protocol):
 
     def step(self, batch: Tensor, factor: float | Tensor, number: int | Tensor) -> Tensor: ...
 
-    def reads(self) -> list[object]:
-        """What a step finds by its place in memory; what decides of which kernels it is."""
+    def reads(self) -> "Places":
+        """What a step finds by its place in memory; it is asked for again after each step that may change that."""
+
+    def looks_again(self) -> None:
+        """What is read may lie elsewhere now."""
 
     def learns(self) -> list[Tensor]:
         """Weights."""
@@ -51,6 +59,75 @@ class Steps(Protocol):
         """What a step draws from."""
 
 
+class Places:
+    """Tensors and where they lie, and what else decides of which kernels a step is: what there is, and plain numbers.
+
+    All that things have, however deep, each once; not in what belongs to the kinds in `skip`, nor in data sets.
+    """
+
+    def __init__(self, *things: object, skip: tuple[type, ...] = ()) -> None:
+        self.tensors = list[Tensor]()
+        self.marks = list[str]()
+        seen, left = set[int](), list(things)
+        while left:
+            thing = left.pop()
+            if id(thing) in seen or isinstance(thing, skip):
+                continue
+            seen.add(id(thing))
+            if isinstance(thing, Tensor):
+                self.tensors.append(thing)
+            elif isinstance(thing, Mapping):
+                left += [*thing.keys(), *thing.values()]
+            elif isinstance(thing, list | tuple | set):
+                left += thing
+            else:
+                left += self._parts(thing)
+        self.places = [each.data_ptr() for each in self.tensors]
+
+    def _parts(self, thing: object) -> list[object]:
+        known = type | ModuleType | FunctionType | BaseModel | Dataset
+        if isinstance(thing, known) or not hasattr(thing, "__dict__"):
+            return []
+        if isinstance(thing, nn.Module):
+            own = [each for name, each in vars(thing).items() if name not in _OF_ALL_MODULES]
+            return [thing._parameters, thing._buffers, thing._modules, *own]
+        # In an optimizer's groups is the rate, which is no memory of its: each step computes its own.
+        parts = {name: each for name, each in vars(thing).items() if name != "param_groups"}
+        self.marks += [
+            f"{name} {each if isinstance(each, float) else type(each).__name__}" for name, each in parts.items()
+        ]
+        return list(parts.values())
+
+    def same(self, other: "Places") -> bool:
+        if self is other:
+            return True
+        if (self.places, self.marks) != (other.places, other.marks):
+            return False
+        return all(one is two for one, two in zip(self.tensors, other.tensors, strict=True))
+
+
+def in_place(before: Any, now: Any) -> Any:
+    """The new content where the old one is, if it fits there: a tensor, or an object or a mapping of some.
+
+    Where a step finds it stays the same then, so that no graph is captured anew. On a CPU the new one as it is.
+    """
+    was, is_ = tensors_of(before), tensors_of(now)
+    fits = type(before) is type(now) and [each.shape for each in was] == [each.shape for each in is_]
+    if not was or not fits or any(each.device.type != "cuda" for each in is_):
+        return now
+    for there, new in zip(was, is_, strict=True):
+        there.copy_(new)
+    return before
+
+
+def tensors_of(thing: Any) -> list[Tensor]:
+    """In the order of its fields."""
+    if thing is None or isinstance(thing, Tensor):
+        return [] if thing is None else [thing]
+    parts = thing.values() if isinstance(thing, Mapping) else vars(thing).values() if hasattr(thing, "__dict__") else ()
+    return [each for part in parts for each in tensors_of(part)]
+
+
 @dataclass(frozen=True)
 class Captured:
     """A step for batches of one size: `losses` is where it leaves them, `reads` what it was captured with."""
@@ -58,10 +135,7 @@ class Captured:
     graph: Graph
     batch: Tensor
     losses: Tensor
-    reads: list[object]
-
-    def fits(self, reads: Sequence[object]) -> bool:
-        return len(reads) == len(self.reads) and all(map(lambda one, other: one is other, reads, self.reads))
+    reads: Places
 
     def __call__(self, batch: Tensor) -> Tensor:
         self.batch.copy_(batch)
@@ -83,60 +157,67 @@ class Graphs:
         self.factor = torch.zeros((), device=device)
         self.number = torch.zeros(1, dtype=torch.int64, device=device)
         self.capture = capture or CudaCapture()
-        self.known: dict[object, Captured] = {}  # by size of the batch, and what else there are few of
+        self.known: list[Captured] = []
         self.plain = self.captures = self.replays = 0
         self.refused = False
 
-    def __call__(
-        self, training: Steps, batch: Tensor, factor: float, number: int, uses: int, kind: object = None
-    ) -> Tensor:
+    def __call__(self, training: Steps, batch: Tensor, factor: float, number: int, uses: int) -> Tensor:
         """The losses `[lanes]`, which the next step overwrites. `uses` is how many more steps like it may come."""
         self.factor.fill_(factor)
         self.number.fill_(number)
         if not self.refused:
             if self.plain < WARM_UP:
                 self.plain += 1
+                training.looks_again()  # an optimizer makes its states
                 with _beside(self.device):
                     return training.step(batch, self.factor, self.number)
-            key, reads = (len(batch), kind), training.reads()
-            captured = self.known.get(key)
-            if captured and captured.fits(reads):
+            if (captured := self._known(batch, training.reads())) is None and uses >= WORTH:
+                captured = self._captured(training, batch, factor, number)
+            if captured is not None:
                 self.replays += 1
                 return captured(batch)
-            if uses >= WORTH and (made := self._captured(training, key, batch, factor, number)):
-                self.replays += 1
-                return made(batch)
         return training.step(batch, self.factor, self.number)
+
+    def _known(self, batch: Tensor, reads: Places) -> Captured | None:
+        return next((each for each in self.known if each.batch.shape == batch.shape and each.reads.same(reads)), None)
 
     def drop(self) -> None:
         """Gives back the memory of what was captured."""
         self.known.clear()
 
-    def _captured(self, training: Steps, key: object, batch: Tensor, factor: float, number: int) -> Captured | None:
+    def _captured(self, training: Steps, batch: Tensor, factor: float, number: int) -> Captured | None:
         """None, now and from then on, where there is no graph that does what the plain way does."""
-        self.known.pop(key, None)
         self.captures += 1
-        if self.captures > 4 + self.replays / WORTH:
-            self._refuse("what a step reads changes too often")
+        del self.known[: -(KEPT - 1)]
+        reason = None
+        if self.captures > KEPT + self.replays / WORTH:
+            reason = "what a step reads changes too often"
+        elif any(each.device.type != self.device.type for each in training.changes()):
+            reason = "what it changes is in part on the host"
+        else:
+            try:
+                captured = self._capture(training, batch)
+                if not captured.reads.same(_again(training)):
+                    reason = "a step leaves what it reads elsewhere"
+                elif not self._agrees(training, captured, batch, factor, number):
+                    reason = "replayed it is another step"
+            except (RuntimeError, AttributeError) as error:
+                reason = str(error).splitlines()[0]
+        if reason is not None:
+            self._refuse(reason)
             return None
-        held, generators = batch.clone(), training.draws()
-        try:
-            graph, losses = self.capture(lambda: training.step(held, self.factor, self.number), generators)
-            captured = Captured(graph, held, losses, training.reads())
-            right = self._agrees(training, captured, batch, factor, number)
-        except (RuntimeError, AttributeError) as error:
-            let_go(self.device)
-            self._refuse(str(error).splitlines()[0])
-            return None
-        if not right:
-            self._refuse("replayed it is another step")
-            return None
-        self.known[key] = captured
+        self.known.append(captured)
         return captured
+
+    def _capture(self, training: Steps, batch: Tensor) -> Captured:
+        held, reads = batch.clone(), _again(training)
+        graph, losses = self.capture(lambda: training.step(held, self.factor, self.number), training.draws())
+        return Captured(graph, held, losses, reads)
 
     def _refuse(self, reason: str) -> None:
         self.refused = True
         self.known.clear()
+        let_go(self.device)
         if (
             line := f"{self.name}: its steps are no CUDA graph ({reason}); they take longer, and are the same"
         ) not in _said:
@@ -168,6 +249,11 @@ class Graphs:
         self.number.fill_(number)
         with torch.enable_grad():
             return act(batch).clone()
+
+
+def _again(training: Steps) -> Places:
+    training.looks_again()
+    return training.reads()
 
 
 class _State:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from takd.search_spaces import Recipe
 from takd.trainables.datasets.dataset import Dataset, transfer_set
 from takd.trainables.training.devices import let_go, room_on, tf32
+from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, LaneModel, Lanes
 from takd.trainables.training.transfer import Head, over_features
 from takd.trainables.training.views import View, view
@@ -99,9 +100,8 @@ class Inputs:
         """The images of the transfer set in that view."""
         if number != self.view:
             self.view, drawn = number, self.drawn(number, self.transfer_set)
-            if drawn is not None and self._shown is not None and self.device.type == "cuda":
-                drawn = self._shown.become(drawn)  # where a step finds it stays the same
-            self.images.view, self._shown = drawn, drawn or self._shown
+            self.images.view = in_place(self._shown, drawn) if drawn else None
+            self._shown = self.images.view or self._shown
 
     def batches(self, epoch: int, smallest: int) -> list[Tensor]:
         """Indices `[batch]` of the transfer set in the epoch's order; see `in_batches`."""

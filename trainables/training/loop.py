@@ -13,7 +13,7 @@ from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
-from takd.trainables.training.graphs import Graphs
+from takd.trainables.training.graphs import Graphs, Places
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
@@ -60,6 +60,7 @@ class StageTraining:
         self.teaching = teaching_of(first)(self.taught, self.inputs, upstream)
         on_gpu = self.inputs.device.type == "cuda"
         self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
+        self._reads: Places | None = None
         self._begin_epoch()
 
     @property
@@ -82,6 +83,7 @@ class StageTraining:
         self._begin_epoch()
         self.feed = self.inputs.feed(self.taught, self.epoch)
         self.taught.train(self.epoch)
+        self.looks_again()
         batches = self.inputs.batches(self.epoch, self.taught.smallest_batch)
         total = torch.zeros(len(self.running), device=self.inputs.device)
         for number, batch in enumerate(batches):
@@ -117,7 +119,7 @@ class StageTraining:
         uses = self.recipe.epochs - self.epoch  # of the last batch, which may be smaller
         if len(batch) == self.recipe.batch_size:
             uses *= len(self.inputs.labels) // self.recipe.batch_size
-        return self.graphs(self, batch, factor, number, uses, kind=self.inputs.images.view is None)
+        return self.graphs(self, batch, factor, number, uses)
 
     def step(self, batch: Tensor, factor: float | Tensor, number: int | Tensor) -> Tensor:
         """What `train_step` does, kernel by kernel. On a GPU factor and number are there too, `[]` and `[1]`."""
@@ -131,19 +133,24 @@ class StageTraining:
         self.teaching.step(factor)
         return losses.detach()
 
-    def reads(self) -> list[object]:
-        """What a step finds by its place in memory: where one of these is another, so is the step."""
-        parts = [self.feed.model, self.feed.train, self.taught.optimizer, self.inputs.labels, *self.draws()]
-        return [*parts, *_tensors_of(self.teaching), *_tensors_of(self.inputs.images.view)]
+    def reads(self) -> Places:
+        """What a step finds by its place in memory, as it was when this was last asked to look again."""
+        if self._reads is None:
+            self._reads = Places(self.feed, self.inputs, self.taught, self.teaching, skip=(Lane,))
+        return self._reads
+
+    def looks_again(self) -> None:
+        self._reads = None
 
     def learns(self) -> list[Tensor]:
         """The weights of all lanes."""
         return list(self.taught.model.layers.parameters())
 
     def changes(self) -> list[Tensor]:
-        """What else a step leaves changed: buffers, and what the optimizer remembers."""
-        states = self.taught.optimizer.optimizer.state
-        return [*self.taught.model.layers.buffers(), *(each for weight in states for each in states[weight].values())]
+        """What else a step leaves changed: buffers, what the optimizer and the teaching remember."""
+        learned = {id(each) for each in self.learns()}
+        held = Places(self.taught, self.teaching, skip=(Inputs, Lane)).tensors
+        return [each for each in held if id(each) not in learned]
 
     def draws(self) -> list[torch.Generator]:
         """What dropout draws from on a GPU."""
@@ -161,6 +168,7 @@ class StageTraining:
         if len(kept) == len(self.running):
             return
         self.taught.keep(kept)
+        self.looks_again()
         if kept:
             self.teaching.keep(kept)
 
@@ -199,10 +207,6 @@ class StageTraining:
 
 def _of_lane(logits: Tensor | None, lane: Lane, number: int) -> Tensor | None:
     return None if logits is None or lane.stage.role == "student" else logits[number].contiguous()
-
-
-def _tensors_of(thing: object) -> list[Tensor]:
-    return [each for each in vars(thing).values() if isinstance(each, Tensor)] if thing is not None else []
 
 
 def _failure(metrics: EpochMetrics, epochs: int) -> str | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from takd.search_spaces import Stage, ViewName
+from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs, Pixels, predict
 from takd.trainables.training.lanes import LaneModel, Lanes
 from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
@@ -57,14 +58,6 @@ class Teaching:
         """
         return labels_only(logits, labels, self.recipe.label_smoothing or 0.0, self.class_weights)
 
-    def _in_place(self, name: str, now: Tensor) -> Tensor:
-        """On a GPU the new values where the old ones are, if they fit there: where a step finds them stays the same."""
-        before = vars(self).get(name)
-        if before is None or now.device.type != "cuda" or before.shape != now.shape:
-            return now
-        before.copy_(now)
-        return before
-
     def step(self, factor: float | Tensor) -> None:
         """After the lanes' own step on a batch, at `factor` times their rates: of weights that train beside them."""
 
@@ -95,8 +88,7 @@ class SoftTeaching(Teaching):
         if view != self.view:
             self.view = view
             self._soften()
-        guides = self._draw_guides(epoch)
-        self.guides = guides if guides is None else self._in_place("guides", guides)
+        self.guides = in_place(vars(self).get("guides"), self._draw_guides(epoch))
 
     def _soften(self) -> None:
         """All lanes' targets together: one row an example, so that a batch is one gather."""
@@ -106,9 +98,9 @@ class SoftTeaching(Teaching):
         ]
         # [examples, lanes, upstreams, classes]
         probabilities = torch.stack([each.probabilities for each in targets], dim=1)
-        self.probabilities = self._in_place("probabilities", probabilities)
+        self.probabilities = in_place(vars(self).get("probabilities"), probabilities)
         entropy = torch.stack([each.negative_entropy for each in targets], dim=1)
-        self.negative_entropy = self._in_place("negative_entropy", entropy)
+        self.negative_entropy = in_place(vars(self).get("negative_entropy"), entropy)
 
     def _soft_targets(self, stage: Stage, upstream: Sequence[ByView]) -> SoftTargets:
         assert self.view is not None

@@ -36,13 +36,6 @@ class View:
         drawn = (each.to(device) for each in (self.flip, self.down, self.right, self.turns))
         return View(self.augment, *drawn)
 
-    def become(self, other: "View") -> "View":
-        """The other view, where this one lies in memory."""
-        for here, there in zip(vars(self).values(), vars(other).values(), strict=True):
-            if isinstance(here, Tensor):
-                here.copy_(there)
-        return self
-
     def apply(self, images: Tensor, index: Tensor | slice) -> Tensor:
         """The images `[batch, channels, height, width]`, which are those at `index`, as this view has them."""
         return AUGMENTATIONS[self.augment](images, self.of(index))
