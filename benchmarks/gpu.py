@@ -243,7 +243,7 @@ def check_reuse(bench: Bench) -> None:
     let_go(bench.device)
     before, after = torch.cuda.memory_allocated(), []
     held = 0
-    for seed in range(2):
+    for seed in range(3):
         some = [stage(bench.mnist, "cnn", seed=seed, role="teacher", epochs=1, examples=5000, batch_size=256)]
         batch = StageBatch(some, store, 4, False, {each.key: {} for each in some}, device=bench.device, gpus=1.0)
         while not batch.done:
@@ -254,8 +254,11 @@ def check_reuse(bench: Bench) -> None:
         del batch
         let_go(bench.device)
         after.append(torch.cuda.memory_allocated() - before)
-    measured = f"{held / 1e6:.0f} MB while it trains, {max(after) / 1e6:.1f} MB after"
-    bench.page.check("a worker's next list finds the memory of the one before", measured, max(after) < held / 20)
+    # What libraries keep for themselves is there after the first list already.
+    more = after[2] - after[1]
+    left = ", ".join(f"{each / 1e6:.1f}" for each in after)
+    measured = f"{held / 1e6:.0f} MB while it trains; {left} MB after each of three"
+    bench.page.check("a worker's next list finds the memory of the one before", measured, more < held / 100)
 
 
 def check_finish(bench: Bench) -> None:
@@ -285,8 +288,8 @@ def check_width(bench: Bench) -> None:
     if not bench.gpu:
         bench.page.check("lanes fit a worker's part of the memory", "no GPU", None)
         return
-    total = torch.cuda.mem_get_info()[1]
-    share = 2.5e9
+    total, held = torch.cuda.mem_get_info()[1], torch.cuda.memory_allocated()
+    share = held + 2.5e9
     some = [stage(bench.mnist, "mlp-1200", seed=seed, epochs=1, examples=5000, upstreams=1) for seed in range(64)]
     try:
         keep_within(bench.device, share / total)
@@ -298,14 +301,13 @@ def check_width(bench: Bench) -> None:
         peak = torch.cuda.max_memory_allocated()
         del training
         let_go(bench.device)
-        measured = (
-            f"{width} lanes of mlp-1200, {gigabytes(peak)} of {gigabytes(share)} ({gigabytes(there)} to count on)"
-        )
+        lanes = f"{width} lanes of mlp-1200" if width != 1 else "one lane of mlp-1200"
+        measured = f"{lanes}, {gigabytes(peak)} of {gigabytes(share)}; {gigabytes(there)} were left before"
         bench.page.check("lanes fit a worker's part of the memory", measured, peak < share)
         store = ArtifactStore(str(bench.folder / "root"))
         store.prepare()
         labels = [stage(bench.mnist, "mlp-1200", seed=seed, epochs=1, examples=2000) for seed in range(64)]
-        keep_within(bench.device, 1.2e9 / total)
+        keep_within(bench.device, (torch.cuda.memory_allocated() + 1.2e9) / total)
         batch = StageBatch(labels, store, 4, False, {each.key: {} for each in labels}, device=bench.device, gpus=0.5)
         while not batch.done:
             batch.run_epoch()
@@ -318,7 +320,7 @@ def check_width(bench: Bench) -> None:
             f"64 lanes in 1.2 GB: {counts}",
             set(counts) == {"done", "returned"},
         )
-        keep_within(bench.device, 0.05e9 / total)
+        keep_within(bench.device, (torch.cuda.memory_allocated() + 0.05e9) / total)
         one = labels[-1]
         batch = StageBatch([one], store, 4, False, {one.key: {}}, device=bench.device, gpus=0.25)
         if not batch.done:

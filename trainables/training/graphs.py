@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from types import FunctionType, ModuleType
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from takd.trainables.training.devices import let_go
 
 WARM_UP = 3  # steps before a capture: libraries choose their ways, optimizers make their states
 KEPT = 4  # graphs of one training: two sizes of batches, with and without a view
+LARGE = 512e6  # bytes of weights and what belongs to them, above which kernels are long and a graph gains little
 WORTH = 20  # uses below which a capture, and what shows that it is right, take longer than they save
 # Of what two steps change of the weights: sums in another order differ by less (and weights whose gradients are such
 # differences alone, as biases before a batch normalisation, are few), a step that is another one by more.
@@ -159,13 +161,13 @@ class Graphs:
         self.capture = capture or CudaCapture()
         self.known: list[Captured] = []
         self.plain = self.captures = self.replays = 0
-        self.refused = False
+        self.refused = self.large = False
 
     def __call__(self, training: Steps, batch: Tensor, factor: float, number: int, uses: int) -> Tensor:
         """The losses `[lanes]`, which the next step overwrites. `uses` is how many more steps like it may come."""
         self.factor.fill_(factor)
         self.number.fill_(number)
-        if not self.refused:
+        if not self.refused and not self.large:
             if self.plain < WARM_UP:
                 self.plain += 1
                 training.looks_again()  # an optimizer makes its states
@@ -191,6 +193,9 @@ class Graphs:
 
     def _captured(self, training: Steps, batch: Tensor, factor: float, number: int) -> Captured | None:
         """None, now and from then on, where there is no graph that does what the plain way does."""
+        self.large = sum(each.nbytes for each in training.learns() + training.changes()) > LARGE
+        if self.large:
+            return None
         self.captures += 1
         del self.known[: -(KEPT - 1)]
         reason = None
@@ -290,16 +295,27 @@ class CudaCapture:
         for generator in generators:
             graph.register_generator_state(generator)
         self.pool = self.pool or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self.pool):
-            losses = act()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(_side(torch.cuda.current_device())):
+            graph.capture_begin(pool=self.pool)  # torch's own context would empty the cache, which all then fill again
+            try:
+                losses = act()
+            finally:
+                graph.capture_end()
         return graph, losses
 
 
+@lru_cache
+def _side(device: int) -> torch.cuda.Stream:
+    """One of a process: cuBLAS keeps memory of its own for every stream that it was used on."""
+    return torch.cuda.Stream(device)
+
+
 class _Beside:
-    """On a stream of its own, as a capture is: what autograd remembers of the main one would be in the graph."""
+    """On the stream of captures: what autograd remembers of the main one would be in the graph."""
 
     def __init__(self) -> None:
-        self.main, self.side = torch.cuda.current_stream(), torch.cuda.Stream()
+        self.main, self.side = torch.cuda.current_stream(), _side(torch.cuda.current_device())
         self.context = torch.cuda.stream(self.side)
 
     def __enter__(self) -> None:
