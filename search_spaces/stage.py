@@ -112,8 +112,8 @@ class Recipe(Value):
     """The part of a label's probability that is spread over all classes; null is none."""
     dropout: Number | None = Field(None, ge=0, lt=1, examples=[0.5])
     """The chance that a unit is dropped, where the model has dropout; null is what its family has."""
-    precision: Literal["float32", "bfloat16"] = Field("float32", examples=["bfloat16"])
-    """Of training steps; evaluation is always float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = Field("float32", examples=["bfloat16"])
+    """Of training steps; evaluation is always float32. `tf32` is float32 with shorter products on a GPU that has it."""
     examples: Integer | None = Field(None, ge=1, examples=[2000])
     """Size of the transfer set, a class-balanced part of the training images; null is all of them."""
     examples_seed: Integer = Field(0, ge=0, examples=[1])

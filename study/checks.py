@@ -174,6 +174,11 @@ def _check_one(space: Space, dataset: Dataset) -> None:
     for role, part in (parts | own).items():
         _check_transfer_sets(role, part, dataset)
         _check_augmentation(role, part, dataset)
+    if space.loss.standardize and len(dataset.classes) == 2:
+        raise InputError(
+            f"loss.standardize is true; of two classes, as {dataset.name} has, standardised logits are 1 and -1 "
+            "whatever a teacher says; leave it out"
+        )
     for role, section, model in _roles(space):
         if section.pretrained is not None and not space.existing(role, model):
             check_takes_pretrained(model, dataset.image_shape, len(dataset.classes))

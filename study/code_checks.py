@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import InputError, Recipe, Space, examples_of
+from takd.search_spaces import InputError, Recipe, Space, Training, examples_of
 from takd.search_spaces.augments import altering
 from takd.search_spaces.registry import PAGE, TABLES, Augmentation, Method, Origin, blamed, nearest, origin_of
 from takd.search_spaces.stage import names_in
@@ -67,8 +67,10 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
         own = cell.space
         if own.loss.divergence:
             yield "loss.divergence", "method", own.loss.divergence
-        for role in ("teacher", "assistants", "student"):
-            section = getattr(own, role)
+        sections: list[tuple[str, Training]] = [("teacher", own.teacher), ("student", own.student)]
+        sections += [("assistants", own.assistants)]
+        sections += [(f"assistants.models.{each}", own.assistants.section(each)) for each in own.assistants.names]
+        for role, section in sections:
             for field, kind in FIELDS.items():
                 for place, value in examples_of(section.recipe.get(field)):
                     for part in altering(value) if field == "augment" else [value]:

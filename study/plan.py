@@ -25,10 +25,12 @@ from takd.study.search.optimization import Search, find_search, refuse_another_s
 from takd.trainables.datasets.dataset import Dataset, most_balanced
 from takd.trainables.models.families import stacks
 from takd.trainables.store.artifacts import needed_files
+from takd.trainables.training.devices import device_of
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.width import best_width, widest
 
 PROBE_STEPS = 5
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class PlannedStages:
     given: bool = False  # nothing is trained
     apart: str = ""  # what tells them from others of the model in this role: how much they are trained
     sized: str = ""  # the name of an assistant whose size is searched: `model` is the one in the middle
+    gpu: float = 0.0  # of this machine's, where it was timed on one
 
     @property
     def left(self) -> int:
@@ -103,9 +106,10 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     if not any(row.left for row in planned):
         console.print("nothing is left to train: takd run would write the tables again")
         return
-    slots = os.cpu_count() or 1
-    minutes = total_seconds(planned, slots) / 60
-    console.print(f"about {minutes:.1f} min of training on the {slots} CPUs here, from timed steps")
+    slots, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    minutes = total_seconds(planned, slots, gpus) / 60
+    here = f"the {slots} CPUs" + (f" and {gpus} {'GPUs' if gpus > 1 else 'GPU'}" if gpus else "")
+    console.print(f"about {minutes:.1f} min of training on {here} here, from timed steps")
 
 
 def _alone(space: Space, dataset: Dataset) -> list[str]:
@@ -124,7 +128,8 @@ def _confirmed(confirm: Confirm) -> str:
 def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | None) -> list[PlannedStages]:
     """What a run would go through. Upstream stages are known where nothing of theirs is varied; students are counted.
 
-    Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets.
+    Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets, on
+    a GPU where there is one and the role would get a part of it.
     """
     needed, ended, new = _stages(space, dataset, folder, search)
     threads = torch.get_num_threads()
@@ -135,17 +140,18 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
         cpu = min(space.resources_of(stage.role).cpu, threads)
         number = len(alike[row]) + len(done[row]) + new[stage.role, *_cost_of(space, stage)]
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
-        given, apart = stage.given is not None, _apart(stage, firsts)
+        given, apart, gpu = stage.given is not None, _apart(stage, firsts), _gpu_here(space, stage.role)
         sized = _searched(space, stage) or ""
-        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, sized))
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, sized, gpu))
         if not planned[-1].left:
             continue
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
-            seconds = estimate_seconds(stage, dataset, number - cached, lanes)
+            seconds = estimate_seconds(stage, dataset, number - cached, lanes, device_of(gpu))
         except (RuntimeError, MemoryError) as error:
-            if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+            known = (MemoryError, torch.OutOfMemoryError)
+            if not isinstance(error, known) and "can't allocate memory" not in str(error):
                 raise
             raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
         planned[-1] = replace(planned[-1], seconds=seconds)
@@ -252,7 +258,15 @@ def _stages(
     return needed, found, new
 
 
-def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None) -> float:
+def _gpu_here(space: Space, role: Role) -> float:
+    """What a worker of the role would get of this machine's GPUs, as `fitted` gives it."""
+    wanted, here = space.resources_of(role).gpu, float(torch.cuda.device_count())
+    return min(here, wanted if wanted is not None else 0.25 if role == "student" else 1.0)
+
+
+def estimate_seconds(
+    stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None, device: torch.device = CPU
+) -> float:
     """Seconds to train one of a number of stages alike, from a few timed steps.
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
@@ -267,7 +281,7 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
 
     def start(some: Sequence[Stage]) -> StageTraining:
         by_view = [logits] * recipe.view_count
-        return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some))
+        return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some), device)
 
     width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
@@ -280,6 +294,10 @@ def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int
     return per_image * wanted * stage.recipe.whole_epochs
 
 
-def total_seconds(planned: list[PlannedStages], slots: int) -> float:
-    """Wall time of what is not cached, if the slots are kept busy."""
-    return sum(each.left * each.seconds * each.cpu for each in planned) / slots
+def total_seconds(planned: list[PlannedStages], slots: int, gpus: int = 0) -> float:
+    """Wall time of what is not cached, if CPUs or GPUs, whichever there are fewer of for it, are kept busy.
+
+    Where several share a GPU, each was timed alone on it: together they may take longer.
+    """
+    by_cpu = sum(each.left * each.seconds * each.cpu for each in planned) / slots
+    return max(by_cpu, sum(each.left * each.seconds * each.gpu for each in planned) / gpus if gpus else 0.0)

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -13,13 +14,14 @@ import torch
 
 from takd.search_spaces import Stage, ViewName
 from takd.trainables.datasets.dataset import load_for
-from takd.trainables.derivation import publish_soft_targets
+from takd.trainables.derivation import CPU, publish_soft_targets
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
+from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import StageTraining, Trained
 from takd.trainables.training.scores import SCORES
@@ -39,6 +41,10 @@ class StageBatch:
     trained as go fastest, and `width` says how many. Of those left, the ones at another epoch than most are returned.
     With `whole` all train together or none: what an interruption left of some alone is trained again, with the others.
     `metric` is what the study goes by.
+
+    `gpus` is what the worker was given, `device` what that comes to (`prepare`). Where the device has no room, half of
+    the stages are returned, and the others go on from their checkpoints; one alone, or the whole of them, ends as
+    `no memory`.
     """
 
     def __init__(
@@ -50,15 +56,17 @@ class StageBatch:
         origin: Mapping[str, Mapping[str, str]],
         whole: bool = False,
         metric: str = "accuracy",
+        device: torch.device = CPU,
+        gpus: float = 0.0,
     ) -> None:
         self.name, self.whole, self.metric = stages[0].name, whole, metric
         torch.set_num_threads(threads)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
+        self.device, self.gpus = device, gpus
         self.store, self.threads, self.measure_width, self.origin = store, threads, measure_width, origin
         self.width: int | None = None  # where it was measured
         self.ended: dict[str, tuple[str, str | None]] = {}  # by key, until it is told: how, and why
         self.training = self._start_or_go_on(stages)
-        self.lanes = list(self.training.lanes) if self.training else []  # whose end was not told
+        self.lanes: list[Lane] = list(self.training.lanes) if self.training else []  # whose end was not told
         self.told = self.checkpointed = self.epoch
 
     @property
@@ -95,16 +103,53 @@ class StageBatch:
         for stage in left:
             if stage not in chosen:
                 self.ended[stage.key] = ("returned", None)
-        training = self._new_training(chosen)
-        found = [each for stage in chosen if (each := checkpoints[stage.key])]
-        if not found:
-            return training
-        try:
-            training.restore(found)
-        except ValueError as error:
-            log.warning("%s: %s; trained from its start", chosen[0].name, error)
-            return self._new_training(chosen)
+        return self._within_memory(chosen, checkpoints)
+
+    def _within_memory(
+        self, stages: Sequence[Stage], checkpoints: Mapping[str, Checkpoint | None]
+    ) -> StageTraining | None:
+        """With as many of the stages as the device has room for; None where it has none for a single one."""
+        while stages:
+            with suppress(torch.OutOfMemoryError):
+                return self._training_of(stages, checkpoints)
+            stages = self._fewer(stages)
+        return None
+
+    def _training_of(self, stages: Sequence[Stage], checkpoints: Mapping[str, Checkpoint | None]) -> StageTraining:
+        """From their checkpoints where they have any."""
+        found = [each for stage in stages if (each := checkpoints[stage.key])]
+        training = self._new_training(stages)
+        if found:
+            try:
+                training.restore(found)
+            except ValueError as error:
+                log.warning("%s: %s; trained from its start", stages[0].name, error)
+                del training  # first: two have no room
+                return self._new_training(stages)
         return training
+
+    def _fewer(self, stages: Sequence[Stage]) -> Sequence[Stage]:
+        """Half of the stages, after the device had no room for all of them; the others are returned."""
+        let_go(self.device)
+        if len(stages) == 1 or self.whole:
+            self.ended |= {stage.key: ("no memory", self._what_would_fit(stages)) for stage in stages}
+            return []
+        self.width = len(stages) // 2
+        log.info("%s: no room for %d lanes; %d train", self.name, len(stages), self.width)
+        self.ended |= {stage.key: ("returned", None) for stage in stages[self.width :]}
+        return stages[: self.width]
+
+    def _what_would_fit(self, stages: Sequence[Stage]) -> str:
+        recipe, role, lanes = stages[0].recipe, stages[0].role, len(stages)
+        there = f"{room_on(self.device) / 1e9:.1f} GB" if self.device.type == "cuda" else "memory"
+        fits = [f"resources.{role}.gpu: {min(1.0, 2 * self.gpus):g}"] if 0 < self.gpus < 1 else []
+        fits += [f"{role}.recipe.batch_size: {recipe.batch_size // 2}"] if recipe.batch_size > 1 else []
+        fits = [f"lanes: {lanes // 2}"] if lanes > 1 else fits
+        asked = f"{stages[0].model} with batch_size {recipe.batch_size}{f' in {lanes} lanes' if lanes > 1 else ''}"
+        return (
+            f"{asked} has no room in the {there} that a worker with gpu {self.gpus:g} has; "
+            f"try {' or '.join(fits) or 'a larger GPU'}"
+        )
 
     def _checkpoint_of(self, stage: Stage) -> Checkpoint | None:
         content = self.store.load_checkpoint(stage.key)
@@ -127,8 +172,23 @@ class StageBatch:
 
     def run_epoch(self) -> None:
         assert self.training
-        self.training.run_epoch()
-        for lane in self.training.lanes:
+        with suppress(torch.OutOfMemoryError):
+            self.training.run_epoch()
+            self._note_failures(self.training)
+            return
+        self._go_on_with_fewer([lane.stage for lane in self.training.running])
+
+    def _go_on_with_fewer(self, stages: Sequence[Stage]) -> None:
+        """From the last checkpoints: what the device had no room for is half done."""
+        self.training = None
+        if fewer := self._fewer(stages):
+            self.training = self._within_memory(fewer, {stage.key: self._checkpoint_of(stage) for stage in fewer})
+        goes_on = {lane.stage.key: lane for lane in self.training.lanes} if self.training else {}
+        self.lanes = [goes_on.get(lane.stage.key, lane) for lane in self.lanes]
+        self.checkpointed = self.epoch
+
+    def _note_failures(self, training: StageTraining) -> None:
+        for lane in training.lanes:
             if lane.failure:
                 self.ended.setdefault(lane.stage.key, ("failed", lane.failure))
         self._publish(self.training.take_stopped())
@@ -204,7 +264,7 @@ class StageBatch:
         epochs = {lane.stage.key: self._new_epochs(lane) for lane in self.lanes}
         told = self.ended | {key: ("running", None) for key in epochs if key not in self.ended}
         self.lanes = [lane for lane in self.lanes if lane.stage.key not in self.ended]
-        self.ended, self.told = {}, self.epoch
+        self.ended, self.told = {}, max(self.told, self.epoch)  # it may have gone on from before what was told
         return [
             {"key": key, "state": state, "reason": reason, "epochs": epochs.get(key, [])}
             for key, (state, reason) in told.items()
@@ -227,10 +287,13 @@ def _as_row(epoch: EpochMetrics) -> dict[str, Any]:
     return {name: value for name, value in asdict(epoch).items() if name not in unmeasured}
 
 
-def fix_algorithms() -> None:
-    """On a GPU, of what can be computed in several orders always the same one; what has no such way raises."""
-    if torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True)
+def prepare(gpus: float, deterministic: bool) -> torch.device:
+    """What a worker trains on that was given so many GPUs; once, before it computes anything."""
+    if deterministic:
+        fix_algorithms()
+    device = device_of(gpus)
+    keep_within(device, gpus)
+    return device
 
 
 def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:

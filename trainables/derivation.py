@@ -24,6 +24,8 @@ from takd.trainables.training.losses import measure
 from takd.trainables.training.scores import scores
 from takd.trainables.training.teaching import soft_targets
 
+CPU = torch.device("cpu")
+
 
 def derive(
     stage: Stage,
@@ -32,6 +34,7 @@ def derive(
     threads: int,
     origin: Mapping[str, str],
     metric: str | None = None,
+    device: torch.device = CPU,
 ) -> None:
     """Computes the soft targets of a stage that the store lacks in these views; of a given one its artifact first.
 
@@ -40,7 +43,7 @@ def derive(
     Where the artifact of a trained stage is gone or damaged nothing is done: it must be trained again.
     """
     torch.set_num_threads(threads)
-    source = _Source(stage, store)
+    source = _Source(stage, store, device)
     description = store.artifact(stage)
     if description is None and stage.given:
         source.publish(threads, origin)
@@ -60,7 +63,12 @@ def derive(
 
 
 def publish_soft_targets(
-    store: ArtifactStore, stage: Stage, weights: str, logits: Mapping[ViewName, Array], seconds: float, device: str
+    store: ArtifactStore,
+    stage: Stage,
+    weights: str,
+    logits: Mapping[ViewName, Array],
+    seconds: float,
+    device: torch.device,
 ) -> None:
     """Into the store, each view `[train examples, classes]` by itself; whether they come of training or not."""
     about = {"seconds": seconds / len(logits), "device": device_name(device)}
@@ -71,10 +79,9 @@ def publish_soft_targets(
 class _Source:
     """A stage's model with its weights, or what is known of it; of a given stage from what the study keeps."""
 
-    def __init__(self, stage: Stage, store: ArtifactStore) -> None:
-        self.stage, self.store = stage, store
+    def __init__(self, stage: Stage, store: ArtifactStore, device: torch.device) -> None:
+        self.stage, self.store, self.device = stage, store, device
         self.dataset: Dataset = load_for(stage.dataset, store)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
 
     def content(self) -> bytes:
         """Raises FileNotFoundError where the store has none, ValueError where they are damaged."""
@@ -132,7 +139,7 @@ class _Source:
         stage, dataset = self.stage, self.dataset
         form, layout = form_of(stage.model, dataset)
         lanes = form([finished_module(stage, dataset, self.content())])
-        model: LaneModel = lanes.to(torch.device(self.device), memory_format=layout)  # type: ignore[call-overload]
+        model: LaneModel = lanes.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         return model
 
     @cached_property
@@ -141,4 +148,4 @@ class _Source:
 
     def _pixels(self, images: Tensor) -> Pixels:
         _, layout = form_of(self.stage.model, self.dataset)
-        return Pixels(images, self.dataset, torch.device(self.device), layout)
+        return Pixels(images, self.dataset, self.device, layout, resident=False)

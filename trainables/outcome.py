@@ -15,7 +15,7 @@ from takd.trainables.models.families import library_of, size_of
 
 
 def describe_outcome(
-    stage: Stage, dataset: Dataset, device: str, threads: int, origin: Mapping[str, str], **own: Any
+    stage: Stage, dataset: Dataset, device: torch.device, threads: int, origin: Mapping[str, str], **own: Any
 ) -> dict[str, Any]:
     """The part of stage.json that its key does not determine; `own` is what only training, or only a file, has."""
     size = (
@@ -38,5 +38,5 @@ def describe_outcome(
     }
 
 
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

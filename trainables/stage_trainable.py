@@ -48,8 +48,9 @@ class StageTrainable(tune.Trainable):
     another machine or in another run of the study, goes on from there.
 
     A report has the state of every stage whose end was not told before: `running`, or how it ended: `done`, `failed`,
-    `pruned`, `no room` (the storage is full), `returned` (not trained here: most of the list were at another epoch, or
-    it was too long). `width` is how many lanes go fastest, where that was measured. `idle` says that the list is done.
+    `pruned`, `no room` (the storage is full), `no memory` (the device has no room for it alone), `returned` (not
+    trained here: most of the list were at another epoch, or it was too long). `width` is how many lanes go fastest,
+    where that was measured. `idle` says that the list is done.
     The first report has nothing but the worker's `node` and `host`, its own handle, `actor`, by which lists are
     assigned, and what is wrong with the `root` there, or None.
     """
@@ -61,10 +62,9 @@ class StageTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         if config.get("deterministic"):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-        from takd.trainables.batch import fix_algorithms  # loads torch, which the study's process has not: at once
+        from takd.trainables.batch import prepare  # loads torch, which the study's process has not: at once
 
-        if config.get("deterministic"):
-            fix_algorithms()
+        self.gpus, self.device = config["gpu"], prepare(config["gpu"], bool(config.get("deterministic")))
         use(config.get("code", NO_CODE))
         self.store, self.threads, self.sign = ArtifactStore(config["root"]), config["cpu"], config["sign"]
         self.batch: StageBatch | None = None
@@ -114,7 +114,15 @@ class StageTrainable(tune.Trainable):
         report = {"stages": batch.states(), "width": batch.width, "idle": not batch.lanes}
         if report["idle"]:
             self.given, self.batch = {}, None
+            del batch
+            self._let_go()
         return report
+
+    def _let_go(self) -> None:
+        """What the last list held of the device is free before the next one begins, here or in another worker."""
+        from takd.trainables.training.devices import let_go
+
+        let_go(self.device)
 
     def _wait(self) -> dict[str, Any]:
         time.sleep(self.wait_seconds)
@@ -129,7 +137,15 @@ class StageTrainable(tune.Trainable):
         self.checkpointed_at = time.monotonic()
         threads = given["threads"] or self.threads
         batch = StageBatch(
-            stages, self.store, threads, given["measure_width"], given["origin"], given["whole"], given["metric"]
+            stages,
+            self.store,
+            threads,
+            given["measure_width"],
+            given["origin"],
+            given["whole"],
+            given["metric"],
+            self.device,
+            self.gpus,
         )
         if given["halving"] is not None and (before := batch.values_before(given["halving_epochs"])):
             given["halving"].record.remote(before)
@@ -144,8 +160,9 @@ class StageTrainable(tune.Trainable):
             state: dict[str, Any] = {"key": stage.key, "state": "done", "reason": None, "epochs": []}
             try:
                 threads = given["threads"] or self.threads
-                origin, metric = given["origin"][stage.key], given["metric"] if stage.role == "student" else None
-                derive(stage, given["views"][stage.key], self.store, threads, origin, metric)
+                views, origin = given["views"][stage.key], given["origin"][stage.key]
+                metric = given["metric"] if stage.role == "student" else None
+                derive(stage, views, self.store, threads, origin, metric, self.device)
             except OSError as error:
                 if error.errno not in FULL:
                     raise

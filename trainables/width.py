@@ -3,12 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
 from takd.search_spaces import WIDEST, Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.families import stacks
+from takd.trainables.training.devices import let_go, room_on
 from takd.trainables.training.lanes import OPTIMIZERS
 from takd.trainables.training.loop import StageTraining
 
@@ -25,27 +27,48 @@ def widest(stage: Stage, dataset: Dataset) -> int | None:
 
 
 def best_width(
-    stages: Sequence[Stage], dataset: Dataset, start: Callable[[Sequence[Stage]], StageTraining]
+    stages: Sequence[Stage],
+    dataset: Dataset,
+    start: Callable[[Sequence[Stage]], StageTraining],
+    memory: float | None = None,
 ) -> int | None:
     """Lanes that train fastest, by a few steps at each width; None where that takes more stages than there are to tell.
 
-    `start` makes a training of some of the stages, which is thrown away.
+    `start` makes a training of some of the stages, which is thrown away before the next is made. All fits into so many
+    bytes of `memory`, by default what this worker may count on.
     """
     if (limit := widest(stages[0], dataset)) is not None:
         return limit
     best, best_rate = 1, 0.0
     for width in sorted({min(width, len(stages)) for width in WIDTHS}):
-        try:
-            training = start(stages[:width])
-            rate = width / _step_seconds(training)
-        except torch.cuda.OutOfMemoryError:
+        measured = None
+        with suppress(torch.OutOfMemoryError):
+            measured = _measure(stages[:width], start, memory)
+        if measured is None:
             return best
+        seconds, wider_fits = measured
+        rate = width / seconds
         if rate < WORTH * best_rate:
             return best
         best, best_rate = width, rate
-        if _memory_for(training, factor=4) > _memory_there_is(training.inputs.device):
+        if not wider_fits:
             return best
     return WIDEST if best >= WIDTHS[-2] else None
+
+
+def _measure(
+    stages: Sequence[Stage], start: Callable[[Sequence[Stage]], StageTraining], memory: float | None
+) -> tuple[float, bool]:
+    """Seconds of a step of these stages, and whether four times as many have room."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()  # else that of stages before
+    training = start(stages)
+    device = training.inputs.device
+    seconds = _step_seconds(training)
+    need = _memory_for(training, factor=4)
+    del training
+    let_go(device)
+    return seconds, need <= (_memory_there_is(device) if memory is None else memory)
 
 
 def _step_seconds(training: StageTraining) -> float:
@@ -67,15 +90,17 @@ def _memory_for(training: StageTraining, factor: int) -> float:
     kept copies, soft targets of the transfer set."""
     inputs = training.inputs
     if inputs.device.type == "cuda":
-        return factor * torch.cuda.max_memory_allocated(inputs.device)
+        images = inputs.images.images.nbytes + inputs.validation.images.nbytes  # which lanes share
+        return images + factor * (torch.cuda.max_memory_allocated(inputs.device) - images)
     weights = sum(weight.numel() for weight in training.taught.model.parameters())
     targets = len(inputs.labels) * (1 + len(inputs.dataset.classes)) * len(training.running)
     return factor * 4.0 * (6 * weights + 2 * targets)
 
 
 def _memory_there_is(device: torch.device) -> float:
-    """Bytes this worker may count on: half of its share, by the threads it has, of what is free."""
+    """Bytes this worker may count on: of a GPU what is left of its share, else half of its share, by the threads it
+    has, of what is free."""
     if device.type == "cuda":
-        return 0.8 * torch.cuda.mem_get_info(device)[1]
+        return room_on(device)
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return 0.5 * free * torch.get_num_threads() / (os.cpu_count() or 1)

@@ -363,13 +363,15 @@ class PathSearcher(Searcher):
             return
         if state["state"] == "done":
             self.graph.finish(key, part)
+        elif state["state"] == "no memory":  # not what it is but where it was to train: another run tries again
+            self.graph.fail(key, state["reason"])
         elif state["state"] == "failed":
             self.graph.fail(key, state["reason"], lasting=True)  # else the worker would have raised it
         else:
             with self._room_needed():
                 self.pruned.note(key, state["epochs"])
             self.graph.prune(key, state["epochs"])
-        if state["state"] != "done":
+        if state["state"] not in ("done", "no memory"):
             self.artifacts.drop_checkpoint(key)
         self.observers.stage_ended(self.graph.nodes[key])
         self.graph.nodes[key].forget_epochs()

@@ -60,6 +60,8 @@ def fitted(space: Space, nodes: Collection[Need]) -> Fitted:
             gpu = wanted.gpu
         if gpu > most and used:
             lacking = lacking or f"{place}.gpu is {gpu:g}; Ray has 0 GPUs"
+        if gpu > 1 and used:
+            warnings.append(f"{place}.gpu is {gpu:g}; a stage trains on one GPU, the others are idle")
         cpus = int(max((node.cpu for node in hosts if node.gpu >= gpu), default=wanted.cpu))
         if wanted.cpu > cpus and used:
             which = f"no node with {gpu:g} GPU" if gpu else "no node"

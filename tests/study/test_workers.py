@@ -98,6 +98,7 @@ BIG, SMALL = Need(8, 0), Need(2, 1)
         ({"cpu": 64}, [Need(2, 0)], Need(2, 0), "resources.teacher.cpu is 64; no node has more than 2, which it gets"),
         ({"cpu": 2}, [Need(1, 0), Need(1, 0)], Need(1, 0), "resources.teacher.cpu is 2; no node has more than 1,"),
         ({"gpu": 2}, [Need(4, 1), Need(4, 1)], Need(1, 1), "resources.teacher.gpu is 2; no node has more than 1,"),
+        ({"gpu": 2}, [Need(4, 2)], Need(1, 2), "teacher.gpu is 2; a stage trains on one GPU, the others are idle"),
         ({"cpu": 4}, [BIG, SMALL], Need(2, 1), "teacher.cpu is 4; no node with 1 GPU has more than 2, which it gets"),
         ({"cpu": 4, "gpu": 0}, [BIG, SMALL], Need(4, 0), None),
         ({"cpu": 2}, [Need(0, 0), SMALL], Need(2, 1), None),  # a head that trains nothing

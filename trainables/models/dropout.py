@@ -23,7 +23,17 @@ class Dropout(nn.Module):
 
     def seed(self, seeds: Sequence[tuple[int, int]]) -> None:
         """One a lane; in training lanes are equal parts of the features, one after the other in memory."""
-        self.seeds, self._generators = list(seeds), []
+        kept, self.seeds = self.generators, list(seeds)
+        if kept and len(kept) == len(self.seeds):  # on a GPU the same ones: a graph of a step knows them
+            for generator, seed in zip(kept, self.seeds, strict=True):
+                generator.manual_seed(sum(seed))
+        else:
+            self._generators = []
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """A lane's each, on a GPU; none before the first step."""
+        return [each for each in self._generators if isinstance(each, torch.Generator)]
 
     def forward(self, features: Tensor) -> Tensor:
         if not self.training:

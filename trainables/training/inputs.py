@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from takd.search_spaces import NamedView, Recipe, ViewName
 from takd.trainables.datasets.dataset import Dataset, transfer_set
+from takd.trainables.training.devices import let_go, room_on, tf32
+from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, LaneModel, Lanes
 from takd.trainables.training.mixing import Mix, mix
 from takd.trainables.training.transfer import Head, over_features
@@ -20,19 +22,28 @@ from takd.trainables.training.views import View, view
 
 EVALUATION_BATCH = 1000  # images, and fewer where they are large:
 EVALUATION_PIXELS = 2_500_000  # with 50 of 224x224 a resnet50 takes 1 GB
+EVALUATION_BATCH_ON_GPU, BYTES_PER_PIXEL = 4000, 1000  # the first layers of a vgg16 take 800 bytes a pixel
 
 
 class Pixels:
-    """Images of a split on the device that trains, as bytes; a batch of them becomes normalised float32.
+    """Images of a split, as bytes; a batch of them becomes normalised float32 on the device.
 
-    With a `view` they are as that view has them, and with a `mix` each has its partner in it.
+    With a `view` they are as that view has them, and with a `mix` each has its partner in it. They are all on the
+    device, or with `resident` false where they were, for who goes through them once: a batch at a time goes there.
     """
 
     view: View | None = None
     mix: Mix | None = None
 
-    def __init__(self, images: Tensor, dataset: Dataset, device: torch.device, memory_format: torch.memory_format):
-        self.images = images.to(device)
+    def __init__(
+        self,
+        images: Tensor,
+        dataset: Dataset,
+        device: torch.device,
+        memory_format: torch.memory_format,
+        resident: bool = True,
+    ) -> None:
+        self.images, self.device = images.to(device) if resident else images, device
         self.memory_format = memory_format
         self.scale, self.shift = (each.to(device) for each in dataset.normalization.of_bytes())
 
@@ -49,7 +60,9 @@ class Pixels:
 
     def _seen(self, index: Tensor | slice) -> Tensor:
         """As bytes, before they are mixed."""
-        pixels = self.images[index] if isinstance(index, slice) else self.images.index_select(0, index)
+        there = index if isinstance(index, slice) else index.to(self.images.device)
+        pixels = self.images[there] if isinstance(there, slice) else self.images.index_select(0, there)
+        pixels = pixels.to(self.device)
         return pixels if self.view is None else self.view.apply(pixels, index)
 
     def named(self, name: ViewName, labels: Tensor) -> "Pixels":
@@ -61,7 +74,7 @@ class Pixels:
         shown.view = shown.mix = None
         if name is None:
             return shown
-        named, device = NamedView.parse(name), self.images.device
+        named, device = NamedView.parse(name), self.device
         drawn = view(named.augment, named.number, len(self))
         index: Any = slice(None)
         if named.examples is not None:
@@ -95,6 +108,8 @@ class Inputs:
         self.validation = self.pixels(dataset.validation.images)
         self.validation_labels = dataset.validation.labels.to(device)
         self.view = 0  # the number of the view that the images are in
+        self._shown: View | None = None  # the last view that was one
+        self._mixed: Mix | None = None
         self.features: Feed | None = None  # while the head alone trains
 
     def _transfer_set(self) -> Any:
@@ -103,8 +118,8 @@ class Inputs:
             return slice(None)
         return transfer_set(self.dataset.train.labels, self.recipe.examples, self.recipe.examples_seed)
 
-    def pixels(self, images: Tensor) -> Pixels:
-        return Pixels(images, self.dataset, self.device, self.memory_format)
+    def pixels(self, images: Tensor, resident: bool = True) -> Pixels:
+        return Pixels(images, self.dataset, self.device, self.memory_format, resident)
 
     def drawn(self, number: int, index: Any) -> View | None:
         """View `number` of the training examples at `index`."""
@@ -114,9 +129,12 @@ class Inputs:
     def show(self, number: int) -> None:
         """The images of the transfer set in that view."""
         if number != self.view:
-            self.view, self.images.view = number, self.drawn(number, self.transfer_set)
+            self.view, drawn = number, self.drawn(number, self.transfer_set)
+            self.images.view = in_place(self._shown, drawn) if drawn else None
+            self._shown = self.images.view or self._shown
             mixed = mix(self.recipe.augment, number, len(self.labels), self.dataset.image_shape)
-            self.images.mix = mixed.to(self.device) if mixed else None
+            self.images.mix = in_place(self._mixed, mixed.to(self.device)) if mixed else None
+            self._mixed = self.images.mix or self._mixed
 
     def mixed_labels(self, batch: Tensor) -> tuple[Tensor, Tensor] | None:
         """Of examples of the transfer set the labels of their partners, and the part of their own, `[batch]` each.
@@ -164,30 +182,76 @@ def in_batches(order: Tensor, size: int, smallest: int) -> list[Tensor]:
     return batches
 
 
-def evaluation_batch(image_shape: Sequence[int]) -> int:
-    """How many images (channels, height, width) go through a model at once where none trains."""
-    return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // math.prod(image_shape[1:])))
+def evaluation_batch(image_shape: Sequence[int], room: float | None = None) -> int:
+    """How many images (channels, height, width) go through a model at once where none trains.
+
+    On a GPU that has room for so many bytes as many more as half of it holds.
+    """
+    pixels = math.prod(image_shape[1:])
+    if room is None:
+        return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels))
+    return max(1, min(EVALUATION_BATCH_ON_GPU, int(room / 2 / BYTES_PER_PIXEL) // pixels))
 
 
 @torch.no_grad()
 def predict(model: LaneModel, pixels: Pixels | Tensor) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
-    size = evaluation_batch(pixels[slice(0, 1)].shape[1:])
-    return torch.cat([model(pixels[slice(start, start + size)]) for start in range(0, len(pixels), size)], dim=2)
+    return _of_all(pixels, model, dim=2)
 
 
 @torch.no_grad()
 def _features(module: nn.Module, head: Head, images: Pixels, precision: AbstractContextManager[Any]) -> Tensor:
     """What goes into the head of every image, `[n, ...]`."""
     module.eval()
-    kept: list[Tensor] = []
-    hook = module.get_submodule(head.first).register_forward_pre_hook(lambda _, given: kept.append(given[0].clone()))
-    size = evaluation_batch(images.images.shape[1:])
+    given: list[Tensor] = []
+    hook = module.get_submodule(head.first).register_forward_pre_hook(lambda _, into: given.append(into[0].clone()))
+
+    def into_the_head(batch: Tensor) -> Tensor:
+        given.clear()
+        module(batch)
+        return given.pop()
+
     try:
         with precision:
-            for start in range(0, len(images), size):
-                module(images[slice(start, start + size)])
+            return _of_all(images, into_the_head, dim=0)
     finally:
         hook.remove()
-    return torch.cat(kept)
+
+
+def _of_all(images: Pixels | Tensor, compute: Callable[[Tensor], Tensor], dim: int) -> Tensor:
+    """What is computed of all images, in float32 proper, a batch at a time: `n` in dimension `dim`.
+
+    Each batch goes to its place at once, so that no part is in memory twice. Where the device has no room for a batch,
+    it is halved.
+    """
+    first = images[slice(0, 1)]
+    size = evaluation_batch(first.shape[1:], room_on(first.device) if first.device.type == "cuda" else None)
+    found: Tensor | None = None
+    start = 0
+    with tf32(False):
+        while start < len(images):
+            try:
+                part = compute(images[slice(start, start + size)])
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                part = None
+            if part is None:
+                let_go(first.device)
+                size //= 2
+                continue
+            if found is None:
+                found = _room_for(part, len(images), dim)
+            found.narrow(dim, start, part.shape[dim]).copy_(part)
+            start += size
+    assert found is not None
+    return found
+
+
+def _room_for(part: Tensor, number: int, dim: int) -> Tensor:
+    """Empty, laid out in memory as the part is."""
+    shape = [*part.shape[:dim], number, *part.shape[dim + 1 :]]
+    last = part.dim() == 4 and not part.is_contiguous() and part.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout)

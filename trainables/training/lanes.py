@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -105,8 +105,17 @@ class LaneModel(nn.Module):
 
     def seed_dropout(self, seeds: Sequence[int]) -> None:
         """What each lane drops from here on follows from its seed."""
-        for number, layer in enumerate(each for each in self.modules() if isinstance(each, Dropout)):
+        for number, layer in enumerate(self.dropouts):
             layer.seed([(seed, number) for seed in seeds])
+
+    @property
+    def generators(self) -> list[torch.Generator]:
+        """What dropout draws from on a GPU; none before the first step."""
+        return [each for layer in self.dropouts for each in layer.generators]
+
+    @cached_property
+    def dropouts(self) -> list[Dropout]:
+        return [each for each in self.modules() if isinstance(each, Dropout)]
 
     def weights(self, lane: int) -> dict[str, Tensor]:
         """Views of a lane's weights and buffers."""
@@ -241,6 +250,7 @@ class LaneOptimizer:
         self.model, self.recipe = model, recipe
         self.weights = dict(model.layers.named_parameters())
         self.rates, rate = list(rates), rates[0]
+        self.by_lane = torch.tensor(self.rates, device=next(iter(self.weights.values())).device)
         self.stepped = self.weights
         if len(set(rates)) > 1:
             self.stepped = {name: nn.Parameter(torch.zeros_like(weight)) for name, weight in self.weights.items()}
@@ -262,8 +272,8 @@ class LaneOptimizer:
             weight.grad = None
 
     @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """One step at `factor` times each lane's learning rate."""
+    def step(self, factor: float | Tensor) -> None:
+        """One step at `factor` times each lane's learning rate; a tensor `[]` on the GPU of the weights."""
         if self.recipe.clip_norm is not None:
             self._clip(self.recipe.clip_norm)
         decoupled = self.recipe.optimizer == "adamw"
@@ -288,11 +298,11 @@ class LaneOptimizer:
         for each in gradients:
             each.mul_(factors if lanes == 1 else factors.view(-1, *[1] * (each.dim() - 1)))
 
-    def _step_by_lane(self, factor: float, decoupled: bool) -> None:
+    def _step_by_lane(self, factor: float | Tensor, decoupled: bool) -> None:
         for name, weight in self.weights.items():
             self.stepped[name].grad = weight.grad
         self.optimizer.step()
-        by_lane = torch.tensor(self.rates, device=next(iter(self.weights.values())).device).mul_(factor)
+        by_lane = self.by_lane * factor
         for name, weight in self.weights.items():
             rates = by_lane.view(-1, *[1] * (weight.dim() - 1))
             if decoupled and name in self.decaying and weight.grad is not None:
@@ -380,7 +390,7 @@ class Lanes:
         if self.recipe.freeze_norm:
             freeze_norm(self.model)
 
-    def step(self, factor: float) -> None:
+    def step(self, factor: float | Tensor) -> None:
         """One step of the optimizer, at `factor` times each lane's rate; the average follows it."""
         self.optimizer.step(factor)
         if self.average is not None:

@@ -13,6 +13,8 @@ from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
+from takd.trainables.training.devices import tf32
+from takd.trainables.training.graphs import Graphs, Places
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
@@ -67,6 +69,9 @@ class StageTraining:
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = teaching_of(first)(self.taught, self.inputs, upstream)
         self.stopped: list[tuple[Lane, Trained]] = []  # that ended by their patience, until they are taken
+        on_gpu = self.inputs.device.type == "cuda"
+        self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
+        self._reads: Places | None = None
         self._begin_epoch()
 
     @property
@@ -89,6 +94,7 @@ class StageTraining:
         self._begin_epoch()
         self.feed = self.inputs.feed(self.taught, self.epoch)
         self.taught.train(self.epoch)
+        self.looks_again()
         batches = self.inputs.batches(self.epoch, self.taught.smallest_batch)
         total = torch.zeros(len(self.running), device=self.inputs.device)
         for number, batch in enumerate(batches):
@@ -135,13 +141,26 @@ class StageTraining:
 
         `number` is the batch's in its epoch.
         """
+        if self.graphs is None:
+            return self.step(batch, factor, number)
+        uses = self.recipe.epochs - self.epoch  # of the last batch, which may be smaller
+        if len(batch) == self.recipe.batch_size:
+            uses *= len(self.inputs.labels) // self.recipe.batch_size
+        return self.graphs(self, batch, factor, number, uses)
+
+    def step(self, batch: Tensor, factor: float | Tensor, number: int | Tensor) -> Tensor:
+        """What `train_step` does, kernel by kernel. On a GPU factor and number are there too, `[]` and `[1]`."""
         self.taught.optimizer.zero_grad()
-        losses = self._learn(batch, number) if self.recipe.accumulate is None else self._learn_in_parts(batch, number)
+        with tf32(self.recipe.precision == "tf32"):
+            if self.recipe.accumulate is None:
+                losses = self._learn(batch, number)
+            else:
+                losses = self._learn_in_parts(batch, number)
         self.taught.step(factor)
         self.teaching.step(factor)
         return losses
 
-    def _learn(self, batch: Tensor, number: int, share: float = 1.0) -> Tensor:
+    def _learn(self, batch: Tensor, number: int | Tensor, share: float = 1.0) -> Tensor:
         """Adds the gradients of a batch, which counts for that share of a step; its losses `[lanes]`."""
         with self.inputs.precision():
             logits = self.feed.model(self.feed.train[batch])
@@ -150,13 +169,36 @@ class StageTraining:
         losses.sum().backward()  # lanes share no weights: each gets its own gradient
         return losses.detach()
 
-    def _learn_in_parts(self, batch: Tensor, number: int) -> Tensor:
+    def _learn_in_parts(self, batch: Tensor, number: int | Tensor) -> Tensor:
         """The same of a whole batch, in parts one after the other: no part larger than memory allows."""
         parts = max(1, min(self.recipe.accumulate or 1, len(batch) // self.taught.smallest_batch))
         self.teaching.whole = self.teaching.mean_weight(batch)
         shares = [self._learn(part, number, len(part) / len(batch)) for part in batch.tensor_split(parts)]
         self.teaching.whole = None
         return torch.stack(shares).sum(dim=0)
+
+    def reads(self) -> Places:
+        """What a step finds by its place in memory, as it was when this was last asked to look again."""
+        if self._reads is None:
+            self._reads = Places(self.feed, self.inputs, self.taught, self.teaching, skip=(Lane,))
+        return self._reads
+
+    def looks_again(self) -> None:
+        self._reads = None
+
+    def learns(self) -> list[Tensor]:
+        """The weights of all lanes."""
+        return list(self.taught.model.layers.parameters())
+
+    def changes(self) -> list[Tensor]:
+        """What else a step leaves changed: buffers, what the optimizer and the teaching remember."""
+        learned = {id(each) for each in self.learns()}
+        held = Places(self.taught, self.teaching, skip=(Inputs, Lane)).tensors
+        return [each for each in held if id(each) not in learned]
+
+    def draws(self) -> list[torch.Generator]:
+        """What dropout draws from on a GPU."""
+        return self.taught.model.generators
 
     def _look(self) -> "Sequence[_Look]":
         """By lane, what the validation split says; nothing where the recipe does not look."""
@@ -176,6 +218,7 @@ class StageTraining:
         if len(kept) == len(self.running):
             return
         self.taught.keep(kept)
+        self.looks_again()
         if kept:
             self.teaching.keep(kept)
 
@@ -201,6 +244,9 @@ class StageTraining:
     def _kept(self) -> list[tuple[Lane, Trained]]:
         """Of all running lanes; the model then has their weights."""
         self.taught.load_selected()
+        self.taught.optimizer.zero_grad()  # their memory, which what follows needs
+        if self.graphs is not None:
+            self.graphs.drop()
         started = time.perf_counter()
         teaches = self.recipe.left_views and any(lane.stage.role != "student" for lane in self.running)
         logits = self._soft_targets() if teaches else None
@@ -212,7 +258,8 @@ class StageTraining:
 
     def _soft_targets(self) -> Tensor:
         train = self.inputs.dataset.train
-        return soft_targets(self.taught.model, self.inputs.pixels(train.images), train.labels, self.recipe.left_views)
+        images = self.inputs.pixels(train.images, resident=False)
+        return soft_targets(self.taught.model, images, train.labels, self.recipe.left_views)
 
 
 def _of_lane(logits: Tensor | None, lane: Lane, number: int) -> Tensor | None:

@@ -26,6 +26,10 @@ FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "additive": lambda hard, soft, weight: hard + weight * soft,
 }
 
+# Of logits that are standardised. Those of a head that starts at zero say nothing of the classes: divided by what they
+# differ by, gradients would be 2e5 times as large.
+LEAST_DEVIATION = 1e-2
+
 
 @dataclass(frozen=True)
 class SoftTargets:
@@ -67,7 +71,7 @@ def standardized(logits: Tensor, classes: int) -> Tensor:
     The student then copies how the upstream ranks the classes, not how large its logits are.
     """
     deviation, mean = torch.std_mean(logits, dim=classes, correction=0, keepdim=True)
-    return (logits - mean) / (deviation + 1e-7)
+    return (logits - mean) / (deviation.clamp_min(LEAST_DEVIATION) + 1e-7)
 
 
 def labels_only(
@@ -147,7 +151,7 @@ def decoupled(student: Tensor, labels: Tensor, targets: SoftTargets, loss: Loss)
     b is how the probability is shared between the label's class and all others, p' and q' how it is shared among the
     others. KL itself is the same with alpha 1 and beta 1 - p[label]: there what the upstream is sure of teaches little.
     """
-    one_hot = F.one_hot(labels, student.shape[1]).t().bool()  # [classes, batch]
+    one_hot = torch.arange(student.shape[1], device=labels.device)[:, None] == labels  # [classes, batch]
     others = targets.probabilities.masked_fill(one_hot, 0.0)
     other = others.sum(dim=2)  # 1 - p[label], without its rounding
     label = (targets.probabilities * one_hot).sum(dim=2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from takd.search_spaces import NamedView, Stage, ViewName
+from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs, Pixels, predict
 from takd.trainables.training.lanes import LaneModel, Lanes
 from takd.trainables.training.losses import (
@@ -58,11 +59,13 @@ class Teaching:
         Whatever is random follows from seeds and the epoch's number, so that training can go on from any epoch.
         """
 
-    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
+    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
         """What each lane minimises, `[lanes]`: of logits `[lanes, classes, batch]` and labels `[batch]`.
 
         `batch [batch]` is where the examples are in the transfer set; it is the epoch's batch `number`, from 0, or a
-        part of it where the recipe says `accumulate`.
+        part of it where the recipe says `accumulate`. On a GPU `number` is `[1]`, so that a step is the same kernels
+        for every batch (`graphs.py`). What is kept from one batch to the next is a tensor of this object's, whose
+        content changes and not its place.
         """
         smoothing, mixed = self.recipe.label_smoothing or 0.0, self.inputs.mixed_labels(batch)
         return labels_only(logits, labels, smoothing, self.class_weights, self.whole, mixed)
@@ -74,7 +77,7 @@ class Teaching:
         labels = self.inputs.labels.index_select(0, batch)
         return example_weights(self.class_weights, labels, self.inputs.mixed_labels(batch)).mean()
 
-    def step(self, factor: float) -> None:
+    def step(self, factor: float | Tensor) -> None:
         """After the lanes' own step on a batch, at `factor` times their rates: of weights that train beside them."""
 
     def keep(self, numbers: Sequence[int]) -> None:
@@ -104,7 +107,7 @@ class SoftTeaching(Teaching):
         if view != self.view:
             self.view = view
             self._soften()
-        self.guides = self._draw_guides(epoch)
+        self.guides = in_place(vars(self).get("guides"), self._draw_guides(epoch))
 
     def _soften(self) -> None:
         """All lanes' targets together: one row an example, so that a batch is one gather."""
@@ -113,8 +116,10 @@ class SoftTeaching(Teaching):
             for lane, upstream in zip(self.taught.running, self.upstream, strict=True)
         ]
         # [examples, lanes, upstreams, classes]
-        self.probabilities = torch.stack([each.probabilities for each in targets], dim=1)
-        self.negative_entropy = torch.stack([each.negative_entropy for each in targets], dim=1)
+        probabilities = torch.stack([each.probabilities for each in targets], dim=1)
+        self.probabilities = in_place(vars(self).get("probabilities"), probabilities)
+        entropy = torch.stack([each.negative_entropy for each in targets], dim=1)
+        self.negative_entropy = in_place(vars(self).get("negative_entropy"), entropy)
 
     def _soft_targets(self, stage: Stage, upstream: Sequence[ByView]) -> SoftTargets:
         assert stage.temperature
@@ -146,14 +151,20 @@ class SoftTeaching(Teaching):
             drawn.append(kept / kept.sum(axis=1, keepdims=True))
         return torch.from_numpy(np.stack(drawn, axis=1).astype(np.float32)).to(self.inputs.device)
 
-    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
+    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
         hard = super().losses(logits, labels, batch, number)
         targets = SoftTargets(
             self.probabilities.index_select(0, batch).permute(1, 2, 3, 0).contiguous(),
             self.negative_entropy.index_select(0, batch).permute(1, 2, 0),
         )
-        guides = None if self.guides is None else self.guides[number]
+        guides = self._guides(number)
         return distillation(hard, logits, labels, targets, self.temperature, self.weight, self.loss, guides)
+
+    def _guides(self, number: int | Tensor) -> Tensor | None:
+        """What each upstream counts for in a batch, `[lanes, upstreams]`."""
+        if self.guides is None:
+            return None
+        return self.guides.index_select(0, number)[0] if isinstance(number, Tensor) else self.guides[number]
 
     def keep(self, numbers: Sequence[int]) -> None:
         kept = list(numbers)
@@ -182,17 +193,19 @@ class LogitTeaching(SoftTeaching):
             if self.loss.guidance == "ensemble":
                 logits = logits.softmax(dim=2).mean(dim=1, keepdim=True).log()
             found.append(logits)
-        self.probabilities = torch.stack(found, dim=1)  # [examples, lanes, upstreams, classes]
+        # [examples, lanes, upstreams, classes]
+        self.probabilities = in_place(vars(self).get("probabilities"), torch.stack(found, dim=1))
         self.negative_entropy = self.probabilities.new_zeros(self.probabilities.shape[:3])
 
-    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int) -> Tensor:
+    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
         hard = Teaching.losses(self, logits, labels, batch, number)
         teacher = self.probabilities.index_select(0, batch).permute(1, 2, 3, 0)
         if self.loss.standardize:
             logits, teacher = standardized(logits, 1), standardized(teacher, 2)
         assert self.loss.divergence
         found = by_method(DIVERGENCES[self.loss.divergence], logits, teacher, labels, self.degrees)
-        soft = found.mean(dim=1) if self.guides is None else (found * self.guides[number]).sum(dim=1)
+        guides = self._guides(number)
+        soft = found.mean(dim=1) if guides is None else (found * guides).sum(dim=1)
         if self.loss.kl_reduction == "mean":
             soft = soft / logits.shape[1]
         return FORMS[self.loss.form](hard, soft, self.weight)

@@ -99,14 +99,16 @@ def _crop_flip(images: Tensor, drawn: View) -> Tensor:
 
 @augmentation("flip-rotate", numbers=None)
 def _flip_rotate(images: Tensor, drawn: View) -> Tensor:
-    """One of the eight ways a square lies on a table: tissue has no up or down."""
-    turned = torch.empty_like(images)
-    for turns in range(4):
-        for flip in range(2):
-            chosen = ((drawn.turns == turns) & (drawn.flip == flip)).nonzero().squeeze(1)
-            part = torch.rot90(images[chosen], turns, (2, 3))
-            turned[chosen] = part.flip(3) if flip else part
-    return turned
+    """One of the eight ways a square lies on a table: tissue has no up or down.
+
+    Each is a transposition or none, then mirrored or not from top to bottom and from left to right: all by what is
+    drawn of an image, and no image is looked for, which a GPU would have to wait for.
+    """
+    turns = drawn.turns[:, None, None, None]
+    odd, second, third = turns % 2 == 1, turns == 2, turns == 3
+    turned = torch.where(odd, images.transpose(2, 3), images)
+    turned = torch.where(second | (turns == 1), turned.flip(2), turned)
+    return torch.where((second | third) ^ drawn.flip.bool()[:, None, None, None], turned.flip(3), turned)
 
 
 @augmentation("random-resized-crop", numbers=None)
