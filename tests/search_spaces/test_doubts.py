@@ -33,8 +33,8 @@ def test_an_average_that_is_longer_than_its_run_is_told_with_one_that_is_not():
     recipe = {"epochs": 5, "batch_size": 100, "examples": 1000}  # 50 steps
     [line] = doubts(tiny_space(student__recipe=recipe | {"ema": 0.999}), 5000)
     assert line == (
-        "student.recipe.ema is 0.999, an average over some 1000 steps, and a run has 50: what is kept is near the first "
-        "weights; 0.8 would be over a tenth of the run"
+        "student.recipe.ema is 0.999, an average over some 1000 steps, and a run has 50: what is kept is near the "
+        "first weights; 0.8 would be over a tenth of the run"
     )
     assert doubts(tiny_space(student__recipe=recipe | {"ema": 0.8}), 5000) == []
     assert len(doubts(tiny_space(student__recipe=recipe | {"ema": {"choices": [0.8, 0.99]}}), 5000)) == 1
