@@ -14,7 +14,8 @@ from takd.search_spaces.stage import in_use
 
 NOT_READ = "This version of takd can't read the study's space.yaml, so there is no methods paragraph."
 NAMED = 20  # of a list
-_OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD"}
+_OPTIMIZERS = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop", "nadam": "NAdam", "radam": "RAdam"}
+_OPTIMIZERS |= {"adamax": "Adamax", "adagrad": "Adagrad", "adadelta": "Adadelta"}
 _SAMPLERS = {"tpe": "Optuna's TPE sampler", "random": "random search"}
 
 
@@ -112,6 +113,12 @@ def _recipe(section: Training) -> str:
         "dropout": "dropout {}",
         "label_smoothing": "label smoothing {}",
         "augment": "augmentation {}",
+        "nesterov": "Nesterov's momentum",
+        "decay_norm_and_bias": "no decay of biases and normalisation",
+        "warmup_epochs": "a warm-up of {} epochs",
+        "clip_norm": "gradients clipped at a norm of {}",
+        "ema": "an exponential moving average of the weights (decay {})",
+        "patience": "ended after {} looks at the validation images without a better one",
         "class_weights": "class weights {}",
         "head_epochs": "the first {} epochs on the last layer alone",
         "finetune_from": "then all layers from {} on",

@@ -313,8 +313,8 @@ def test_an_override_into_what_is_no_section_is_told_so(key):
         ("allow_any_size=yes", "allow_any_size is 'yes'; expected true or false"),
         ("student.temperature={choices: []}", "student.temperature.choices is []; expected a list of at least 1"),
         (
-            "student.recipe.warmup_epochs=3",
-            "student.recipe: unknown key 'warmup_epochs'; valid keys: epochs, batch_size",
+            "student.recipe.rampup=3",
+            "student.recipe: unknown key 'rampup'; valid keys: epochs, batch_size",
         ),
         ("resources.pupil.cpu=1", "resources: unknown key 'pupil'; valid keys: 'teacher', 'assistant' or 'student'"),
         ("resources.student.gpu=1.5", "resources.student.gpu: gpu is 1.5; expected a whole number of GPUs, or a part"),

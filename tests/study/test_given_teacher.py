@@ -104,3 +104,25 @@ def test_a_given_assistant_is_checked_and_kept_as_a_given_teacher_is(file, tmp_p
         InputError, match=r"^space mine: teacher: checkpoint .*none\.pth: no such file; expected a path"
     ):
         with_weights(missing, data, "space mine", study_folder(str(tmp_path / "runs"), "mine"))
+
+
+def test_a_study_with_a_view_for_each_epoch_derives_each_views_soft_targets_once_for_all_its_students(
+    ray_slots, tmp_path
+):
+    """Of a teacher with fewer epochs of its own, and of mixed images of the students' transfer set; one who stops early
+    costs the epochs that it had."""
+    views = {"augment": "crop-flip+mixup", "views": "per-epoch"}
+    early = {"select": "best", "patience": 1, "learning_rate": 1e-9, "schedule": "constant"}
+    space = tiny_space(
+        **SMALL | {"confirm": None, "seeds": 2},
+        teacher__recipe=views | {"epochs": 2},
+        student__recipe=views | early | {"epochs": 10, "examples": 100},
+    )
+    study = run(study_folder(str(tmp_path / "runs"), "mine"), space)
+    assert study.result.finished
+    rows = table(study.folder)
+    assert set(rows["status"]) == {"done"}
+    assert len(list((tmp_path / "runs" / "derived").iterdir())) == 10  # in two parts, of eight and of two views
+    students = rows[rows["role"] == "student"]
+    assert students["stage_key"].nunique() == 4
+    assert set(students["epochs"]) == set(students["whole_epochs"]) == {2}

@@ -218,7 +218,7 @@ def test_convolutions_train_in_either_precision(precision):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_learns(optimizer):
-    rate = 0.1 if optimizer == "sgd" else 0.01
+    rate = {"sgd": 0.1, "radam": 0.03, "adadelta": 1.0}.get(optimizer, 0.01)
     [trained] = train([stage("mlp-32", epochs=4, examples=1000, optimizer=optimizer, learning_rate=rate)], MNIST, [[]])
     assert trained.selected.val_accuracy > 0.7
 

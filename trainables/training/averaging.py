@@ -2,13 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from takd.trainables.training.lanes import LaneModel
+
+class OfLanes(Protocol):
+    """What is asked of a model of lanes."""
+
+    layers: nn.Module
+
+    def part(self, tensor: Tensor, lane: int) -> Tensor: ...
+    def join(self, parts: Sequence[Tensor]) -> Tensor: ...
 
 
 class Average:
@@ -18,7 +24,7 @@ class Average:
     the count of batches, are copied.
     """
 
-    def __init__(self, model: "LaneModel", decay: float) -> None:
+    def __init__(self, model: OfLanes, decay: float) -> None:
         self.model, self.decay, self.begun = model, decay, False
         self.averaged = {name: each.detach().clone() for name, each in self._now().items()}
 
