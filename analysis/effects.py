@@ -41,8 +41,8 @@ def effects_table(trials: pd.DataFrame) -> pd.DataFrame:
             "factor": table["factor"],
             "arm": table["arm"],
             "level": table["level"],
-            "over kd": [with_interval(*row, sign="+") for row in table[GAIN].to_numpy()],
-            "change": [with_interval(*row, sign="+") for row in table[CHANGE].to_numpy()],
+            "over kd": [with_interval(row[0], row[1], row[2], "+") for row in table[GAIN].to_numpy()],
+            "change": [with_interval(row[0], row[1], row[2], "+") for row in table[CHANGE].to_numpy()],
             "p (Holm)": ["-" if np.isnan(p) else f"{p:.3f}" for p in table["p_holm"]],
         }
     )
@@ -62,7 +62,7 @@ def effects_in_words(trials: pd.DataFrame) -> Iterator[str]:
         name = str(factor).removesuffix(".model").split(".")[-1]
         sure = "holds" if last["p_holm"] < ALPHA else "doesn't hold"
         yield (
-            f"What {arm} adds to kd changes by {with_interval(*(last[each] for each in CHANGE), sign='+')} points from "
+            f"What {arm} adds to kd changes by {with_interval(*last[CHANGE].to_numpy(float), '+')} points from "
             f"{name} {last['against']} to {last['level']}, a mean over the other factors; this {sure} after Holm's "
             f"correction for {changes} such differences."
         )

@@ -175,6 +175,7 @@ class StageBatch:
         with suppress(torch.OutOfMemoryError):
             self.training.run_epoch()
             self._note_failures(self.training)
+            self._publish(self.training.take_stopped())
             return
         self._go_on_with_fewer([lane.stage for lane in self.training.running])
 
@@ -191,7 +192,6 @@ class StageBatch:
         for lane in training.lanes:
             if lane.failure:
                 self.ended.setdefault(lane.stage.key, ("failed", lane.failure))
-        self._publish(self.training.take_stopped())
 
     def values(self) -> dict[str, float]:
         """Of the running stages that had a look at the validation split, the metric by key."""
