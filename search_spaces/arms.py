@@ -1,5 +1,6 @@
 """Arms: the shape of a path without its hyperparameters, and how a name becomes one."""
 
+import re
 from dataclasses import dataclass
 
 from takd.search_spaces.errors import InputError
@@ -13,7 +14,7 @@ class Arm:
     `label_smoothing` from smoothed labels: what distillation does beyond that is the teacher's (Yuan et al. 2020).
     `ensemble` and `ensemble:a>b` are `kd` and `takd` with an ensemble in the teacher's place (Hinton et al. 2015).
     `kd@takd:a` is `kd` whose student is trained for as many epochs as make both paths cost the same: an assistant costs
-    training that `kd` could have had.
+    training that `kd` could have had. An assistant `mlp-*` is of a family whose size the search chooses.
     """
 
     name: str
@@ -34,6 +35,16 @@ class Arm:
         return "TAKD" if self.assistants else "BLKD" if self.distilled else "NOKD"
 
 
+ANY_SIZE = "-*"  # what the name of an assistant ends with whose size is searched
+
+
+def is_called(name: str, model: str) -> bool:
+    """Whether an assistant of this name may be of that model: `mlp-*` is any size of the family, others are the model."""
+    if not name.endswith(ANY_SIZE):
+        return name == model
+    return re.fullmatch(re.escape(name.removesuffix("*")) + "[0-9]+", model) is not None
+
+
 _SIMPLE = {
     "labels": Arm("labels", distilled=False),
     "label_smoothing": Arm("label_smoothing", distilled=False, smoothed=True),
@@ -43,7 +54,8 @@ _SIMPLE = {
 _CHAINS = ("takd", "dense", "ensemble")
 _MATCHED = "kd@"
 _VALID = (
-    f"{', '.join(_SIMPLE)}, {', '.join(f'{kind}:MODEL>MODEL' for kind in _CHAINS)} (one model or more, larger first), "
+    f"{', '.join(_SIMPLE)}, {', '.join(f'{kind}:MODEL>MODEL' for kind in _CHAINS)} (one model or more, larger first; "
+    "FAMILY-* where a size is searched), "
     f"{_MATCHED}ARM (kd trained for as long as ARM costs, which is one with assistants or an ensemble)"
 )
 

@@ -111,8 +111,16 @@ def targets(given: Mapping[str, Any], name: str) -> list[str]:
 def _is_trained(given: Mapping[str, Any], role: str) -> bool:
     if role == "assistants":
         models = _read(given, "assistants.models")
-        return isinstance(models, list | tuple) and any(isinstance(model, str) for model in models)
+        models = [models] if isinstance(models, Mapping) else models
+        return isinstance(models, list | tuple) and any(
+            isinstance(model, str) or (isinstance(model, Mapping) and not {"checkpoint", "logits"} & _given_in(model))
+            for model in models
+        )
     return all(_read(given, f"{role}.{file}") in (_NOTHING, None) for file in ("checkpoint", "logits"))
+
+
+def _given_in(section: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in section.items() if value is not None}
 
 
 def with_values(given: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,7 +102,20 @@ def _override(given: Any, key: str, value: Any, source: str) -> None:
     for parent in parents:
         if isinstance(given, dict) and given.get(parent) is None:
             given[parent] = {}
-        given = given[parent] if isinstance(given, dict) else None
+        given = given[parent] if isinstance(given, dict) else _of_list(given, parent)
     if not isinstance(given, dict):
         raise InputError(f"{source}: {'.'.join(parents)} is a value, not a section")
     given[last] = value
+
+
+def _of_list(given: Any, name: str) -> Any:
+    """Of a list of models the section of one, by its name in arms or its place; None where there is none."""
+    if not isinstance(given, list):
+        return None
+    for place, each in enumerate(given):
+        section = {"model": each} if isinstance(each, str) else each
+        called = {section.get("model"), section.get("name"), f"{section.get('family')}-*"} if section else set()
+        if name in called | {str(place)}:
+            given[place] = section
+            return section
+    return None

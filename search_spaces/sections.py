@@ -3,14 +3,16 @@
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
+from takd.search_spaces.arms import ANY_SIZE
 from takd.search_spaces.stage import COUPLED, MOST_PATHS, Given, Recipe, in_use
 from takd.search_spaces.values import Flag, Integer, Number, Value, explain, shown
-from takd.search_spaces.varied import INTEGER_FIELDS, Choices, Range, Varied, examples_of, refuse_list
+from takd.search_spaces.varied import INTEGER_FIELDS, SIZE, Choices, Range, Scalar, Varied, examples_of, refuse_list
 
 LISTS = {"milestones"}  # the fields of a recipe one value of which is a list
 
@@ -245,37 +247,158 @@ class GivenAssistant(Existing):
         return self.name or self.model or ""
 
 
+RANDOM = "random"  # as an assistant's own `pretrained`: none, whatever the section says
+
+
+class OwnAssistant(Value):
+    """An assistant that is trained by keys of its own, or a family whose size the search chooses: in
+    `assistants.models` in the place of a model's name. What it leaves out is as in the section."""
+
+    model: str | None = Field(None, examples=["resnet-8"])
+    """The model, which is also its name in arms."""
+    family: str | None = Field(None, examples=["mlp"])
+    """In place of a model, with `size`: the family's name. In arms it is called `FAMILY-*`, such as `mlp-*`."""
+    size: Varied = Field(None, examples=[{"low": 8, "high": 400, "log": True}])
+    """With `family` only: which sizes the search may choose, as a range or choices. Each size that it chooses is one
+    more assistant to train; a `step`, or few choices, bounds their number."""
+    pretrained: str | None = Field(None, examples=["imagenet"])
+    """As in the section; `random` is random weights where the section says others."""
+    recipe: dict[str, Varied] = Field(default_factory=dict, examples=[{"finetune_from": "layer3"}])
+    """The keys of its recipe that differ from those of the section's."""
+    temperature: Varied = Field(None, examples=[2])
+    """As in the section."""
+    lambda_: Varied = Field(None, alias="lambda", examples=[0.5])
+    """As in the section."""
+
+    @model_validator(mode="after")
+    def _is_a_model_or_a_family(self) -> Self:
+        if (self.model is None) == (self.family is None):
+            raise ValueError(
+                "expected one of model and family; an assistant is {model: mlp-64, ...}, or {family: mlp, size: {low: "
+                "8, high: 400}}"
+            )
+        if (self.family is None) != (self.size is None):
+            raise ValueError("family and size come together, such as {family: mlp, size: {low: 8, high: 400}}")
+        if self.family is None:
+            return self
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.family):
+            raise ValueError(f"family is {self.family!r}; expected a family whose sizes are numbers, such as mlp")
+        if self.pretrained not in (None, RANDOM):
+            raise ValueError("pretrained is for one model; a family whose size is searched starts from random weights")
+        if not isinstance(self.size, Range | Choices):
+            raise ValueError(f"size is {shown(self.size)}; expected a range such as {{low: 8, high: 400}}, or choices")
+        for place, size in (*examples_of(self.size), (".step", getattr(self.size, "step", None) or 1)):
+            if type(size) is not int or size < 1:
+                raise ValueError(f"size{place} is {shown(size)}; expected a whole number of at least 1")
+        if isinstance(self.size, Range) and self.size.step and (self.size.high - self.size.low) % self.size.step:
+            raise ValueError(f"size.high is {self.size.high}, which no number of steps of {self.size.step} leads to")
+        return self
+
+    @property
+    def called(self) -> str:
+        """Its name in arms."""
+        return f"{self.family}{ANY_SIZE}" if self.family else self.model or ""
+
+    @property
+    def varied_size(self) -> Choices | Range | None:
+        return self.size if isinstance(self.size, Choices | Range) else None
+
+    @property
+    def keys(self) -> set[str]:
+        """What of temperature, lambda and the recipe is its own."""
+        of_soft_targets = {"temperature": self.temperature, "lambda": self.lambda_}
+        return {name for name, value in of_soft_targets.items() if value is not None} | self.recipe.keys()
+
+
 def _kind_of_assistant(given: Any) -> str:
-    return "given-of" if isinstance(given, dict | GivenAssistant) else "named"
+    if isinstance(given, GivenAssistant) or (isinstance(given, dict) and {"checkpoint", "logits"} & given.keys()):
+        return "given-of"
+    return "own-of" if isinstance(given, dict | OwnAssistant) else "named"
 
 
 Assistant = Annotated[
-    Annotated[str, Tag("named")] | Annotated[GivenAssistant, Tag("given-of")], Discriminator(_kind_of_assistant)
+    Annotated[str, Tag("named")] | Annotated[GivenAssistant, Tag("given-of")] | Annotated[OwnAssistant, Tag("own-of")],
+    Discriminator(_kind_of_assistant),
 ]
 
 
 class Assistants(Distillation):
-    """Models of a size between teacher and student; all of them share this section, and have seed 0."""
+    """Models of a size between teacher and student, with seed 0; all of them share this section but for what those
+    with keys of their own say."""
 
     models: tuple[Assistant, ...] = Field((), examples=[("mlp-200", "mlp-32")])
-    """Their models; one that exists as `{model:, checkpoint:}` or `{name:, logits:}`, see an assistant that exists
-    below. Without `arms`, each of them gives an arm `takd:MODEL`."""
+    """Their models, as names. One with keys of its own, or of a family whose size is searched, is a section: see an
+    assistant of its own below. So is one that exists, `{model:, checkpoint:}` or `{name:, logits:}`: see an assistant
+    that exists below. Without `arms`, each of them gives an arm `takd:MODEL`."""
     temperature: Varied = Field(4.0, examples=[{"choices": [2, 8]}])
     """As for the student, when an assistant learns from the teacher or from a larger assistant."""
     lambda_: Varied = Field(0.7, alias="lambda", examples=[0.5])
     """As for the student."""
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _one_family_alone(cls, models: Any) -> Any:
+        """`models: {family: mlp, size: ...}` is a list of it."""
+        return [models] if isinstance(models, Mapping) else models
 
     @model_validator(mode="after")
     def _each_is_there_once(self) -> Self:
         for name in self.names:
             if self.names.count(name) > 1:
                 raise ValueError(f"models: {name} is there twice; arms name an assistant by its model, or its name")
+        for own in self.models:
+            if isinstance(own, OwnAssistant):
+                try:
+                    self._section(own)
+                except ValidationError as error:
+                    raise ValueError(str(explain(error, f"models: {own.called}"))) from None
         return self
+
+    def section(self, name: str) -> Distillation:
+        """By what one is trained: the section with the keys that are its own in it."""
+        return self._own_sections.get(name, self)
+
+    @cached_property
+    def _own_sections(self) -> dict[str, Distillation]:
+        return {each.called: self._section(each) for each in self.models if isinstance(each, OwnAssistant)}
+
+    def _section(self, own: OwnAssistant) -> Distillation:
+        start = own.pretrained or (None if own.family else self.pretrained)
+        return Distillation(
+            pretrained=None if start == RANDOM else start,
+            recipe=self.recipe | own.recipe,
+            temperature=self.temperature if own.temperature is None else own.temperature,
+            lambda_=self.lambda_ if own.lambda_ is None else own.lambda_,
+        )
+
+    def own(self, name: str) -> OwnAssistant | None:
+        """What is said of one that has keys of its own."""
+        return next((each for each in self.models if isinstance(each, OwnAssistant) and each.called == name), None)
+
+    def parameter(self, name: str, key: str) -> str:
+        """What a key of an assistant is called in Optuna, where it is varied: those of all have one value a trial."""
+        own = self.own(name)
+        return f"{name}.{key}" if own and key in own.keys else f"assistant.{key}"
+
+    def size(self, name: str) -> Choices | Range | None:
+        """Which sizes the search may choose of an assistant; None of one model."""
+        own = self.own(name)
+        return own.varied_size if own else None
+
+    def model(self, name: str, chosen: Mapping[str, Scalar]) -> str:
+        """Its model, where its size is chosen with that."""
+        own = self.own(name)
+        return f"{own.family}-{chosen[f'{name}.{SIZE}']}" if own and own.family else name
 
     @property
     def names(self) -> tuple[str, ...]:
         """What arms call them."""
         return tuple(each if isinstance(each, str) else each.called for each in self.models)
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Those that don't exist."""
+        return tuple(name for name in self.names if self.existing(name) is None)
 
     def existing(self, name: str) -> GivenAssistant | None:
         """What is said of one that exists; None of one that is trained."""

@@ -41,7 +41,7 @@ from takd.search_spaces.stage import (
     in_use,
 )
 from takd.search_spaces.values import Flag, Integer, Number, Value, explain
-from takd.search_spaces.varied import Choices, Range, Scalar, Trial, examples_of
+from takd.search_spaces.varied import SIZE, Choices, Range, Scalar, Trial, examples_of, first_of
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
 UNRESOLVED = "unresolved"
@@ -204,7 +204,7 @@ class Space(Value):
                 if assistant not in known:
                     raise ValueError(f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known)}")
             if arm.costs_as:
-                self._what_an_assistant_costs_is_fixed(name)
+                self._what_an_assistant_costs_is_fixed(arm)
             if shape.ensemble and self.teacher.members is None:
                 raise ValueError(
                     f"arms: {name!r} has an ensemble; say what it is made of in teacher.members, such as 3"
@@ -217,7 +217,8 @@ class Space(Value):
             )
         if len(set(self.arms)) < len(self.arms):
             raise ValueError("arms: each arm is named once")
-        for place, section in (("assistants", self.assistants), ("student", self.student)):
+        own = [(f"assistants.models: {each}", self.assistants.section(each)) for each in self.assistants.names]
+        for place, section in (("assistants", self.assistants), *own, ("student", self.student)):
             for where, value in examples_of(section.lambda_):
                 try:
                     check_lambda(value, self.loss.form)
@@ -239,18 +240,30 @@ class Space(Value):
             )
         return self
 
-    def _what_an_assistant_costs_is_fixed(self, arm: str) -> None:
-        for name in ("epochs", "examples", "head_epochs", "augment"):
-            if isinstance(self.assistants.recipe.get(name), Choices | Range):
+    def _what_an_assistant_costs_is_fixed(self, arm: Arm) -> None:
+        for assistant in arm.costs_as.assistants if arm.costs_as else ():
+            own = self.assistants.own(assistant)
+            if self.assistants.size(assistant):
                 raise ValueError(
-                    f"arms: {arm!r} costs what assistants cost, and assistants.recipe.{name} is varied; fix it, "
-                    "or make it a factor"
+                    f"arms: {arm.name!r} costs what assistants cost, and the size of {assistant} is searched; name one "
+                    "size, such as kd@takd:mlp-64 with mlp-64 among assistants.models"
                 )
+            for name in ("epochs", "examples", "head_epochs", "augment"):
+                if isinstance(self.assistants.section(assistant).recipe.get(name), Choices | Range):
+                    place = f"assistants.models: {assistant}: " if own and name in own.recipe else "assistants."
+                    raise ValueError(
+                        f"arms: {arm.name!r} costs what assistants cost, and {place}recipe.{name} is varied; fix it, "
+                        "or make it a factor"
+                    )
 
     def _soft_targets_of_every_view(self) -> None:
-        models = {model for arm in self.all_arms for model in arm.assistants}
-        trained = any(self.assistants.existing(model) is None for model in models)
-        sections: list[tuple[str, Training]] = [("assistants", self.assistants)] if trained else []
+        models = {model: None for arm in self.all_arms for model in arm.assistants}
+        sections: list[tuple[str, Training]] = [
+            (f"assistants.models: {model}: " if self.assistants.own(model) else "assistants.", section)
+            for model in models
+            if self.assistants.existing(model) is None
+            for section in [self.assistants.section(model)]
+        ]
         if not any(arm.distilled for arm in self.all_arms):
             return
         upstream: list[tuple[Recipe, Given | None]] = [
@@ -261,12 +274,12 @@ class Space(Value):
                 upstream.append((Recipe(), existing.given(UNRESOLVED)))
         if not self.teacher.exists:
             upstream += [(each, None) for each in self.teacher.view_recipes()]
-        for place, section in (*sections, ("student", self.student)):
+        for place, section in (*sections, ("student.", self.student)):
             for own, (theirs, given) in itertools.product(section.view_recipes(), upstream):
                 try:
                     check_views(own, theirs, given)
                 except ValueError as error:
-                    raise ValueError(f"{place}.recipe: {error}") from None
+                    raise ValueError(f"{place}recipe: {error}") from None
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:
@@ -328,9 +341,9 @@ class Space(Value):
         changeable = _CHANGEABLE - {"lanes", "resources"} if self.deterministic else _CHANGEABLE
         found = self.model_dump(mode="json", exclude=places | dict.fromkeys(changeable, True))
         for model in found["assistants"]["models"]:
-            for place in ("checkpoint", "logits"):
+            for place in ("pretrained", "checkpoint", "logits"):
                 if isinstance(model, dict):
-                    del model[place]
+                    model.pop(place, None)
         if self.factors:  # their order is that of names, and of Optuna's choices
             found = without_places(found, self.factors) | {"factors": [[*each] for each in self.factors.items()]}
         return found
@@ -340,16 +353,24 @@ class Space(Value):
         sections: list[tuple[str, Training]] = [("", self.student)]
         if teaches := self._learns_from_the_teacher(arm):
             sections.append(("teacher.", self.teacher))
-        if any(self.assistants.existing(model) is None for model in self._chain(arm)):
-            sections.append(("assistant.", self.assistants))
         found: dict[str, Any] = {"label_smoothing": self.student.label_smoothing} if arm.smoothed else {}
         for prefix, section in sections:
             if arm.distilled and isinstance(section, Distillation):
                 found |= {f"{prefix}temperature": section.temperature, f"{prefix}lambda": section.lambda_}
             found |= {f"{prefix}{name}": value for name, value in section.recipe.items()}
+        for name in self._chain(arm):
+            if self.assistants.existing(name) is None:
+                found |= self._varied_of(name)
         if teaches and not (arm.ensemble and isinstance(self.teacher.members, tuple)):
             found["teacher.model"] = self.teacher.model
         return {name: value for name, value in found.items() if isinstance(value, Choices | Range)}
+
+    def _varied_of(self, assistant: str) -> dict[str, Any]:
+        """All values of one that is trained, by the names they have in Optuna."""
+        section = self.assistants.section(assistant)
+        values = {"temperature": section.temperature, "lambda": section.lambda_, **section.recipe}
+        found = {self.assistants.parameter(assistant, key): value for key, value in values.items()}
+        return found | {f"{assistant}.{SIZE}": self.assistants.size(assistant)}
 
     def _chain(self, arm: Arm) -> tuple[str, ...]:
         """The assistants that the arm's path has: in a chain none before the last that exists, whoever taught it."""
@@ -450,13 +471,14 @@ class Space(Value):
         if self.confirm is None or self.confirm.replicates is None:
             return ()
         arms = [arm for arm in self.all_arms if arm.distilled]
-        trained = [model for arm in arms for model in arm.assistants if self.assistants.existing(model) is None]
+        models = dict.fromkeys(model for arm in arms for model in arm.assistants)
+        trained = [model for model in models if self.assistants.existing(model) is None]
         own = ["teacher"] if arms and not self.teacher.exists else []
         own += ["assistants"] if trained else []
         if self.confirm.reseed_path:
             return tuple(own)
         sections: list[Training] = [self.student, *([self.teacher] if own[:1] == ["teacher"] else [])]
-        sections += [self.assistants] if trained else []
+        sections += [self.assistants.section(model) for model in trained]
         if any(examples is not None for each in sections for _, examples in examples_of(each.recipe.get("examples"))):
             own.append("transfer set")
         return (*own, "order of examples")
@@ -480,8 +502,9 @@ class Space(Value):
             stage("teacher", model, self.teacher, seed=upstream_seed + member * MEMBER_SEEDS, upstream=())
             for model, member in self._teachers(arm, chosen)
         )
-        for model in self._chain(arm):
-            assistant = stage("assistant", model, self.assistants, seed=upstream_seed, upstream=upstream)
+        for name in self._chain(arm):
+            model, section = self.assistants.model(name, chosen), self.assistants.section(name)
+            assistant = stage("assistant", model, section, seed=upstream_seed, upstream=upstream, called=name)
             upstream = (*upstream, assistant) if arm.dense else (assistant,)
         own: dict[str, Any] = {}  # of its recipe
         if arm.smoothed:
@@ -494,7 +517,7 @@ class Space(Value):
     def _epochs_for(self, arm: Arm, chosen: Mapping[str, Scalar], dataset: DatasetFingerprint) -> int:
         """Of a student of `kd`, so that its path costs as many training FLOPs as that of an arm, or as little more as
         whole epochs allow. Where the arm's path is the cheaper one, as of an assistant that exists, the recipe's."""
-        whatever = {name: next(iter(value.examples()))[1] for name, value in self.varied(arm).items()}
+        whatever = {name: first_of(name, value) for name, value in self.varied(arm).items()}
         student, costs = None, []
         for each in (arm, parse_arm("kd")):
             path = self.path(each, whatever | dict(chosen), dataset, seed=0)
@@ -542,15 +565,17 @@ class Space(Value):
         dataset: DatasetFingerprint,
         drawn_by: int | None,
         own: Mapping[str, Any] | None = None,
+        called: str | None = None,
     ) -> Stage:
-        existing = self.existing(role, model)
+        """`called` is the name of an assistant, where that is not its model."""
+        existing = self.existing(role, called or model)
         if existing is not None:
             given = existing.given(self.weights.get(role, {}).get(model, UNRESOLVED))
             return Stage(role=role, dataset=dataset, model=model, recipe=Recipe(), seed=0, given=given)
-        prefix = "" if role == "student" else f"{role}."
 
         def value(name: str, given: Any) -> Any:
-            return self._value(prefix + name, given, chosen)
+            place = self.assistants.parameter(called, name) if called else name if role == "student" else f"{role}.{name}"
+            return self._value(place, given, chosen)
 
         recipe = {name: value(name, given) for name, given in section.recipe.items()} | dict(own or {})
         if drawn_by is not None:

@@ -117,4 +117,4 @@ _WORDS = {  # by pydantic's type of error; its own words are those of Python
     "string_too_short": "text, not an empty one",
 }
 _SCALARS = {"bool", "int", "float", "str", "none"}  # of a union: the reader named none of them
-_TAGS = {"fixed", "list-of", "choices-of", "range-of", "named", "given-of"}
+_TAGS = {"fixed", "list-of", "choices-of", "range-of", "named", "given-of", "own-of"}

@@ -1,5 +1,6 @@
 """A value that may be varied: fixed, one of some choices, or from a range; a sampler suggests it."""
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Protocol, Self
 
@@ -77,13 +78,18 @@ class Range(Value):
         return self
 
     def suggest(self, trial: Trial, name: str) -> Scalar:
-        if name.split(".")[-1] in INTEGER_FIELDS:
+        if name.split(".")[-1] in {*INTEGER_FIELDS, SIZE}:
             return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
     def examples(self) -> Iterator[tuple[str, Scalar]]:
         yield ".low", self.low
         yield ".high", self.high
+
+    @property
+    def middle(self) -> float:
+        """Halfway between its ends, on its own scale."""
+        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
 
     def grid(self) -> tuple[Scalar, ...]:
         if self.step is None:
@@ -92,6 +98,7 @@ class Range(Value):
         return tuple(round(self.low + index * self.step, 12) for index in range(count))
 
 
+SIZE = "size"  # of an assistant whose size is searched: the last part of the parameter's name
 INTEGER_FIELDS = {
     name for name, field in Recipe.model_fields.items() if field.annotation in (int, Integer, Integer | None)
 }
@@ -119,6 +126,23 @@ def refuse_list(name: str, value: Any) -> None:
     """Raises ValueError where a list stands in the place of one value: it says nothing of which is tried when."""
     if isinstance(value, list | tuple):
         raise ValueError(f"{name} is {shown(value)}; to try each of these say {name}: {{choices: {shown(value)}}}")
+
+
+def first_of(name: str, value: "Choices | Range") -> Scalar:
+    """What a plan takes for a value that is not known yet: the first one, of a size the one in the middle."""
+    if name.split(".")[-1] != SIZE:
+        return next(iter(value.examples()))[1]
+    if isinstance(value, Choices):
+        return value.choices[len(value.choices) // 2]
+    steps = round((value.middle - value.low) / int(value.step or 1))
+    return int(value.low) + steps * int(value.step or 1)
+
+
+def sizes_of(value: "Choices | Range") -> Sequence[int]:
+    """Every size that may be chosen."""
+    if isinstance(value, Choices):
+        return [int(str(each)) for each in value.choices]
+    return range(int(value.low), int(value.high) + 1, int(value.step or 1))
 
 
 def examples_of(value: Any) -> Iterable[tuple[str, Any]]:

@@ -112,7 +112,7 @@ def test_what_is_wrong_with_a_given_teacher_is_one_line(teacher: Any, line: str)
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        ({"model": "mlp-16"}, "expected checkpoint: PATH or logits: PATH"),
+        ({"checkpoint": None}, "expected checkpoint: PATH or logits: PATH"),
         ({"logits": "a.npz"}, "name is missing"),
         ({"checkpoint": "a.pth"}, "model is missing"),
         ({"name": "a>b", "logits": "a.npz"}, "name is 'a>b'"),
