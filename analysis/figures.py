@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from takd.analysis.arms import REFERENCES, arms_table, comparisons
 from takd.analysis.cost import pareto_front
+from takd.analysis.evidence.sizes import by_size, sized_arms
 from takd.analysis.evidence.statistics import ALPHA, bounded_interval, mean_interval, spread_of_paths
 from takd.analysis.importance import importance
 from takd.analysis.tables import (
@@ -27,9 +28,11 @@ from takd.analysis.tables import (
     assistants_of,
     chosen_students,
     confirmed,
+    of_assistant,
     split_of,
     students,
 )
+from takd.search_spaces.arms import ANY_SIZE
 
 # Okabe and Ito's palette: tells apart also without full colour vision, on white and on black.
 ASSISTED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8F7A00")
@@ -148,6 +151,41 @@ def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
     return figure
 
 
+@styled
+def accuracy_by_size(trials: pd.DataFrame) -> Figure:
+    """The student's accuracy over the size of an assistant that the search chose; dots are configurations."""
+    arms = sized_arms(trials)
+    if not arms:
+        raise Missing("No size of an assistant was searched; `assistants: {models: {family: mlp, size: ...}}` does.")
+    found = {arm: by_size(trials, arm) for arm in arms}
+    figure, grid = _figure(4.6, 1, len(arms), squeeze=False, sharey=True)
+    for axes, (arm, sized) in zip(grid[0], found.items(), strict=True):
+        color, dots = arm_colors(trials)[arm], sized.configurations
+        axes.plot(dots["size"], dots["accuracy"], ".", color=color, alpha=0.5, label="one configuration")
+        for number, band in enumerate(sized.bands):
+            ends = [band.smallest, max(band.largest, band.smallest * 1.02)]
+            named = "mean of a range of sizes, 95 % interval" if number == 0 else None
+            axes.fill_between(ends, band.low, band.high, color=color, alpha=0.18, linewidth=0)
+            axes.plot(ends, [band.accuracy] * 2, color=color, lw=2.5 if band.best else 1.5, label=named)
+            axes.annotate(
+                f"{band.accuracy:.2f}", (np.sqrt(ends[0] * ends[1]), band.high), xytext=(0, 3),
+                textcoords="offset points", ha="center", fontsize=8, color=INK, weight="bold" if band.best else None,
+            )  # fmt: skip
+        if dots["size"].max() > 4 * dots["size"].min():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+        low = min(dots["accuracy"].quantile(0.1), *(band.low for band in sized.bands))
+        axes.set_ylim(low - 0.3, max(dots["accuracy"].max(), *(band.high for band in sized.bands)) + 0.3)
+        axes.set_title(arm, fontsize=10, color=color)
+        axes.set_xlabel(f"size of {next(each for each in assistants_of(arm)[::-1] if each.endswith(ANY_SIZE))}")
+    grid[0][0].set_ylabel("student's validation accuracy in the search (%)")
+    handles, names = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
 def _bar(axes: Any, x: float, row: Any, color: str, **given: Any) -> None:
     """A mean with its interval; the mean alone where there is none."""
     error = None if np.isnan(row["low"]) else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
@@ -160,10 +198,14 @@ def _what(chosen: pd.DataFrame) -> str:
 
 
 def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
-    model = (assistants_of(arm) or (arm,))[-1]
-    own = trials[(trials["model"] == model) & (trials["role"] == "assistant") & (trials["status"] == "done")]
+    own = trials[(trials["role"] == "assistant") & (trials["status"] == "done")]
+    own = own[of_assistant(own, arm)] if assistants_of(arm) else own[own["model"] == arm]
+    searched = bool(assistants_of(arm)) and assistants_of(arm)[-1].endswith(ANY_SIZE)
+    if searched:  # of many the one that was chosen
+        own = own[own["configuration"].isin(chosen_students(trials)["configuration"])]
     size, accuracy = own["parameters"].max(), own["val_accuracy"].max()
-    known = [] if pd.isna(size) else [f"{size / 1e3:,.0f} k"]
+    known = [str(model) for model in own["model"].unique()] if searched else []
+    known += [] if pd.isna(size) else [f"{size / 1e3:,.0f} k"]
     known += [] if pd.isna(accuracy) else [f"{100 * accuracy:.1f} %"]
     about = f"\n{', '.join(known) or 'not known'}" if len(own) else ""
     kind, _, chain = arm.partition(":")
@@ -514,6 +556,7 @@ BY_TRIALS: dict[str, Callable[[pd.DataFrame], Figure]] = {
     each.__name__: each
     for each in (
         accuracy_by_assistant,
+        accuracy_by_size,
         differences,
         temperature_lambda_map,
         slices,

@@ -10,6 +10,7 @@ from takd.analysis.arms import arms_table, comparisons, percents, to_ship, with_
 from takd.analysis.cost import pareto_front
 from takd.analysis.effects import effects_in_words
 from takd.analysis.evidence.certainty import choice_table, what_would_help
+from takd.analysis.evidence.sizes import best_sizes, sized_arms
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
 from takd.analysis.tables import (
@@ -269,14 +270,34 @@ def _assistants(trials: pd.DataFrame) -> str:
     compared = comparisons(trials)
     rows = compared[(compared["reference"] == "kd") & compared["arm"].map(lambda arm: bool(assistants_of(arm)))]
     if not len(rows):
-        return "This study can't answer it: it has no arm with an assistant beside kd."
-    text = _listed(rows["verdict"])
+        lacking = "This study can't answer it: it has no arm with an assistant beside kd."
+        return "\n\n".join([lacking, *_sizes(trials)])
+    text = "\n\n".join([_listed(rows["verdict"]), *_sizes(trials)])
     final = confirmed(trials)
     if "test_agreement" in final and final["test_agreement"].notna().any():
         means = final.groupby("arm")["test_agreement"].mean().dropna()
         listed = ", ".join(f"{arm} {100 * value:.1f} %" for arm, value in means.items())
         text += f"\n\nA student and its teacher choose the same class on this share of the test images: {listed}."
     return text
+
+
+def sizes(trials: pd.DataFrame) -> str:
+    """The best range of sizes of the assistants whose size was searched."""
+    said = list(_sizes(trials))
+    if not said:
+        raise Missing("No size of an assistant was searched.")
+    return "\n\n".join(said)
+
+
+def _sizes(trials: pd.DataFrame) -> Iterator[str]:
+    """The best range of sizes of each arm whose assistant's size was searched, by cell."""
+    for cell, part in by_cell(trials).items():
+        for arm in sized_arms(part):
+            try:
+                said = best_sizes(part, arm)
+            except Missing as missing:
+                said = str(missing)
+            yield (f"At {cell}: " if cell else "") + said
 
 
 def _listed(lines: Iterable[str]) -> str:

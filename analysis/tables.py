@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from takd.search_spaces import InputError, parse_arm
+from takd.search_spaces import InputError, is_called, parse_arm
+from takd.search_spaces.arms import ANY_SIZE
 
 SEARCH_NOTE = (
     "These are validation numbers of the search: the split that chose the best configuration of each arm also measured "
@@ -290,7 +291,7 @@ def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
         return (2, 1, 0.0, arm)
     if not assistants:
         return ({"labels": 0, "kd": 2, "ensemble": 3}.get(arm, 1), 0, 0.0, arm)
-    parameters = trials.loc[trials["model"] == assistants[-1], "parameters"].max()
+    parameters = trials.loc[of_assistant(trials, arm), "parameters"].max()
     return (4, len(assistants), 0.0 if pd.isna(parameters) else -float(parameters), arm)  # of logits none are known
 
 
@@ -300,6 +301,21 @@ def assistants_of(arm: str) -> tuple[str, ...]:
         return parse_arm(arm).assistants
     except InputError:
         return ()
+
+
+def of_assistant(trials: pd.DataFrame, arm: str) -> "pd.Series[bool]":
+    """Which rows are of the last assistant of an arm; where its size was searched, of those that taught this arm."""
+    name = assistants_of(arm)[-1]
+    if not name.endswith(ANY_SIZE):
+        return trials["model"] == name
+    rows = (trials["arm"] == arm) & (trials["role"] == "assistant")
+    return rows & trials["model"].map(lambda model: is_called(name, str(model))).astype(bool)
+
+
+def assistant_size(configuration: str) -> int | None:
+    """The size that was chosen of the last assistant of a configuration whose size was searched."""
+    found = [value for name, value in parameters_of(configuration).items() if name.endswith(f"{ANY_SIZE}.size")]
+    return int(found[-1]) if found else None
 
 
 def is_distilled(arm: str) -> bool:

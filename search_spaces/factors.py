@@ -111,7 +111,6 @@ def targets(given: Mapping[str, Any], name: str) -> list[str]:
 def _is_trained(given: Mapping[str, Any], role: str) -> bool:
     if role == "assistants":
         models = _read(given, "assistants.models")
-        models = [models] if isinstance(models, Mapping) else models
         return isinstance(models, list | tuple) and any(
             isinstance(model, str) or (isinstance(model, Mapping) and not {"checkpoint", "logits"} & _given_in(model))
             for model in models

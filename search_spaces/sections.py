@@ -335,12 +335,6 @@ class Assistants(Distillation):
     lambda_: Varied = Field(0.7, alias="lambda", examples=[0.5])
     """As for the student."""
 
-    @field_validator("models", mode="before")
-    @classmethod
-    def _one_family_alone(cls, models: Any) -> Any:
-        """`models: {family: mlp, size: ...}` is a list of it."""
-        return [models] if isinstance(models, Mapping) else models
-
     @model_validator(mode="after")
     def _each_is_there_once(self) -> Self:
         for name in self.names:

@@ -70,6 +70,8 @@ def whole_roles(given: Mapping[str, Any]) -> dict[str, Any]:
     short = {role: {"model": given[role]} for role in ("teacher", "student") if isinstance(given.get(role), str)}
     if isinstance(given.get("assistants"), list | tuple):
         short["assistants"] = {"models": given["assistants"]}
+    elif isinstance(given.get("assistants"), Mapping) and isinstance(given["assistants"].get("models"), Mapping):
+        short["assistants"] = {**given["assistants"], "models": [given["assistants"]["models"]]}
     return {**given, **short}
 
 

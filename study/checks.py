@@ -5,6 +5,7 @@ A study's process calls `check` and `keep_inputs` in another (`takd.study.apart`
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -19,13 +20,15 @@ from takd.search_spaces import (
     Stage,
     Training,
     examples_of,
+    first_of,
+    sizes_of,
 )
 from takd.search_spaces.sections import LOGITS
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, is_own, load, load_for, transfer_set
-from takd.trainables.models.families import check_model, normalises_batches, parameters_of, size_of
+from takd.trainables.models.families import check_model, family_of, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
 from takd.trainables.models.weights_files import MissingWeightsError
@@ -133,6 +136,7 @@ def _in_cells(names: Sequence[str]) -> str:
 
 
 def _check_one(space: Space, dataset: Dataset) -> None:
+    _check_sizes(space)
     used = {(stage.role, stage.model): stage for stage, *_ in stages_by_model(space, dataset)}
     for who, section, model in _roles(space):  # also what no arm uses
         if (existing := space.existing(who, model)) and existing.logits is not None:
@@ -145,7 +149,9 @@ def _check_one(space: Space, dataset: Dataset) -> None:
             raise InputError(f"{who}: {error}") from None
         if stage and not stage.given:
             _check_layers(stage, module, section)
-    for role, part in (("teacher", space.teacher), ("assistants", space.assistants), ("student", space.student)):
+    own = {f"assistants.models: {name}: ": space.assistants.section(name) for name in space.assistants.names}
+    parts: dict[str, Training] = {"teacher.": space.teacher, "assistants.": space.assistants, "student.": space.student}
+    for role, part in (parts | own).items():
         _check_transfer_sets(role, part, dataset)
         _check_augmentation(role, part, dataset)
     for role, section, model in _roles(space):
@@ -173,14 +179,42 @@ def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> N
 
 
 def _roles(space: Space) -> Iterator[tuple[Role, Training, str]]:
-    """Every role with its section and each model it may have."""
-    sections: list[tuple[Role, Training, Sequence[str]]] = [
-        ("teacher", space.teacher, space.teacher.models),
-        ("assistant", space.assistants, space.assistants.names),
-        ("student", space.student, [space.student.model]),
-    ]
-    for role, section, models in sections:
-        yield from ((role, section, model) for model in models)
+    """Every role with its section and each model it may have; of a size that is searched some, its ends among them."""
+    yield from (("teacher", space.teacher, model) for model in space.teacher.models)
+    for name in space.assistants.names:
+        section = space.assistants.section(name)
+        yield from (("assistant", section, model) for model in _models_of(space, name))
+    yield "student", space.student, space.student.model
+
+
+def _models_of(space: Space, name: str) -> list[str]:
+    """The models that an assistant may have; of many sizes some, of which all that are built are checked as others."""
+    varied = space.assistants.size(name)
+    if varied is None:
+        return [name]
+    sizes = sorted(sizes_of(varied))
+    some = {*sizes[:: -(-len(sizes) // BUILT_SIZES)], sizes[-1], first_of(f"{name}.size", varied)}
+    return [_sized(space, name, size) for size in sorted(some, key=int)]
+
+
+BUILT_SIZES = 16  # of a size that is searched: of all others it is asked whether the family has them
+
+
+def _sized(space: Space, name: str, size: Any) -> str:
+    return space.assistants.model(name, {f"{name}.size": size})
+
+
+def _check_sizes(space: Space) -> None:
+    """Raises InputError where a family has not all the sizes that the search may choose."""
+    for name in space.assistants.names:
+        varied = space.assistants.size(name)
+        for size in sizes_of(varied) if varied else ():
+            try:
+                family_of(_sized(space, name, size))
+            except InputError as error:
+                raise InputError(
+                    f"assistants.models: {name}: size may be {size}: {error}; a step or choices leave sizes out"
+                ) from None
 
 
 def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolder) -> Space:
@@ -231,7 +265,7 @@ def _check_augmentation(role: str, section: Training, dataset: Dataset) -> None:
     for place, augment in examples_of(section.recipe.get("augment")):
         if augment == "flip-rotate" and height != width:
             raise InputError(
-                f"{role}.recipe.augment{place} is flip-rotate, which turns squares; images of {dataset.name} are "
+                f"{role}recipe.augment{place} is flip-rotate, which turns squares; images of {dataset.name} are "
                 f"{width} x {height}; crop-flip takes any"
             )
 
@@ -242,7 +276,7 @@ def _check_transfer_sets(role: str, section: Training, dataset: Dataset) -> None
             try:
                 transfer_set(dataset.train.labels, int(examples), seed=0)
             except InputError as error:
-                raise InputError(f"{role}.{error}".replace("examples is", f"examples{place} is")) from None
+                raise InputError(f"{role}{error}".replace("examples is", f"examples{place} is")) from None
 
 
 def stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
@@ -261,7 +295,7 @@ def stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
 def first_stages(space: Space, arm: Arm, dataset: Dataset, confirming: bool = True) -> Iterator[Stage]:
     """Of an arm in one cell, with every teacher and the first of what else is varied; each path's student is last."""
     varied = space.varied(arm)
-    first = {name: next(iter(value.examples()))[1] for name, value in varied.items()}
+    first = {name: first_of(name, value) for name, value in varied.items()}
     for _, teacher in varied["teacher.model"].examples() if "teacher.model" in varied else [("", None)]:
         chosen = first | ({"teacher.model": teacher} if teacher else {})
         [path] = space.paths(Configuration(arm, chosen), dataset.fingerprint, [0])
@@ -274,14 +308,31 @@ def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
     def parameters(model: str) -> int:
         return parameters_of(model, dataset.image_shape, len(dataset.classes))
 
+    def named(name: str) -> tuple[str, str]:
+        """The smallest and the largest model that an assistant may have."""
+        models = _models_of(space, name)
+        return min(models, key=parameters), max(models, key=parameters)
+
+    def known(name: str) -> bool:  # of logits no size is
+        existing = space.assistants.existing(name)
+        return existing is None or existing.logits is None
+
     student = parameters(space.student.model)
-    known = [model for model in space.teacher.models if model != LOGITS]  # of logits no size is known
-    teacher = min(known, key=parameters, default=None)
-    for model in space.assistants.names:
-        existing = space.assistants.existing(model)
-        if existing and existing.logits is not None:
-            continue
-        if teacher and parameters(model) >= parameters(teacher):
-            yield f"assistants.models: {model} is no smaller than the teacher {teacher}"
-        if parameters(model) <= student:
-            yield f"assistants.models: {model} is no larger than the student {space.student.model}"
+    teacher = min((model for model in space.teacher.models if model != LOGITS), key=parameters, default=None)
+    for name in filter(known, space.assistants.names):
+        smallest, largest = named(name)
+        if teacher and parameters(largest) >= parameters(teacher):
+            yield f"assistants.models: {_may_be(name, largest)} no smaller than the teacher {teacher}"
+        if parameters(smallest) <= student:
+            yield f"assistants.models: {_may_be(name, smallest)} no larger than the student {space.student.model}"
+    for arm in space.all_arms:
+        for before, after in itertools.pairwise((arm.costs_as or arm).assistants):
+            if known(before) and known(after):
+                smaller, larger = named(before)[0], named(after)[1]
+                if parameters(larger) >= parameters(smaller):
+                    at = f" where that is {smaller}" if smaller != before else ""
+                    yield f"arms: in {arm.name} {_may_be(after, larger)} no smaller than {before}{at}, which teaches it"
+
+
+def _may_be(name: str, model: str) -> str:
+    return f"{name} is" if name == model else f"{name} may be {model}, which is"

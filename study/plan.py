@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from takd.search_spaces import WIDEST, InputError, Role, Space, Stage
+from takd.search_spaces import WIDEST, InputError, Role, Space, Stage, is_called, sizes_of
 from takd.search_spaces.sections import Confirm
 from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
 from takd.study.folder import StudyFolder
@@ -40,6 +40,7 @@ class PlannedStages:
     cpu: int
     given: bool = False  # nothing is trained
     apart: str = ""  # what tells them from others of the model in this role: how much they are trained
+    sized: str = ""  # the name of an assistant whose size is searched: `model` is the one in the middle
 
     @property
     def left(self) -> int:
@@ -86,8 +87,12 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     for row in planned:
         cached = "given" if row.given else str(row.cached)
         seconds = f"{row.seconds:.3g}" if row.left or row.given else "-"
-        table.add_row(row.role, f"{row.model}{row.apart}", str(row.number), cached, seconds, str(row.cpu))
+        at_most = f"about {row.number}" if row.sized and row.left else str(row.number)
+        table.add_row(row.role, f"{row.sized or row.model}{row.apart}", at_most, cached, seconds, str(row.cpu))
     console.print(table)
+    for row in planned:
+        if row.sized and row.left:
+            console.print(f"{row.sized}: one for each size that is chosen, with the time of {row.model}, in the middle")
     if not any(row.left for row in planned):
         console.print("nothing is left to train: takd run would write the tables again")
         return
@@ -107,17 +112,18 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
 
     Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets.
     """
-    needed, ended, new_students = _stages(space, dataset, folder, search)
+    needed, ended, new = _stages(space, dataset, folder, search)
     threads = torch.get_num_threads()
     planned = []
     firsts = [stages[0] for stages in stages_by_model(space, dataset)]
-    alike, done = _rows(needed, firsts), _rows(ended, firsts)
+    alike, done = (_rows(space, stages, firsts) for stages in (needed, ended))
     for row, stage in enumerate(firsts):
         cpu = min(space.resources_of(stage.role).cpu, threads)
-        number = len(alike[row]) + len(done[row]) + (new_students[_cost_of(stage)] if stage.role == "student" else 0)
+        number = len(alike[row]) + len(done[row]) + new[stage.role, *_cost_of(space, stage)]
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
         given, apart = stage.given is not None, _apart(stage, firsts)
-        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart))
+        sized = _searched(space, stage) or ""
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, sized))
         if not planned[-1].left:
             continue
         torch.set_num_threads(cpu)
@@ -133,37 +139,59 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
     return planned
 
 
-def _rows(stages: Mapping[str, Stage], firsts: Sequence[Stage]) -> list[list[Stage]]:
-    """The stages by whose row of the plan they are in: one that costs the same, else the first of their model."""
+def _searched(space: Space, stage: Stage) -> str | None:
+    """The name of an assistant whose size is searched, where a stage is one of these."""
+    names = space.assistants.names if stage.role == "assistant" and stage.model not in space.assistants.names else ()
+    return next((name for name in names if is_called(name, stage.model)), None)
+
+
+def _rows(space: Space, stages: Mapping[str, Stage], firsts: Sequence[Stage]) -> list[list[Stage]]:
+    """The stages by whose row of the plan they are in: one that costs the same, else the first of their model.
+
+    All sizes of an assistant whose size is searched are in the row of the one in the middle.
+    """
     found: list[list[Stage]] = [[] for _ in firsts]
+    costs = [(first.role, *_cost_of(space, first)) for first in firsts]
     for stage in stages.values():
-        same = [row for row, each in enumerate(firsts) if (each.role, each.model) == (stage.role, stage.model)]
-        exact = [row for row in same if _cost_of(firsts[row]) == _cost_of(stage)]
+        own = (stage.role, *_cost_of(space, stage))
+        same = [row for row, cost in enumerate(costs) if cost[:2] == own[:2]]
+        exact = [row for row in same if costs[row] == own]
         if same:
             found[(exact or same)[0]].append(stage)
     return found
 
 
-def students_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Counter[tuple[str, int | None, int]]:
-    """How many students are still to train, by model, examples and epochs; a free sampler's are shared out evenly.
+Kind = tuple[Role, str, int | None, int]  # role, model or name, examples, epochs
+
+
+def stages_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Counter[Kind]:
+    """How many students, and assistants whose size is searched, are to train at most; a free sampler's trials are
+    shared out evenly.
 
     `asked` has the trials that were started, by the name of their cell.
     """
-    found: Counter[tuple[str, int | None, int]] = Counter()
+    found: Counter[Kind] = Counter()
     for cell in space.cells:
         own, arms = cell.space, cell.space.all_arms
         points = Counter(point["arm"] for point in own.grid()) if own.sampler == "grid" else None
         shares = [points[arm.name] if points else 1 for arm in arms]
-        left = max(0, own.budget - asked.get(cell.name, 0)) * own.seeds
+        left = max(0, own.budget - asked.get(cell.name, 0))
+        sized: Counter[Kind] = Counter()
         for place, arm in enumerate(arms):
-            upto = [left * sum(shares[:end]) // sum(shares) for end in (place, place + 1)]
-            student = list(first_stages(own, arm, dataset, confirming=False))[-1]
-            found[_cost_of(student)] += upto[1] - upto[0] + (own.confirm.students if own.confirm else 0)
+            upto = [left * own.seeds * sum(shares[:end]) // sum(shares) for end in (place, place + 1)]
+            *others, student = first_stages(own, arm, dataset, confirming=False)
+            found["student", *_cost_of(own, student)] += upto[1] - upto[0] + (own.confirm.students if own.confirm else 0)
+            for stage in others:
+                if _searched(own, stage):
+                    sized["assistant", *_cost_of(own, stage)] += -(-(upto[1] - upto[0]) // own.seeds)
+        for kind, number in sized.items():
+            varied = own.assistants.size(kind[1])
+            found[kind] += min(number, len(sizes_of(varied))) if varied else 0
     return found
 
 
-def _cost_of(stage: Stage) -> tuple[str, int | None, int]:
-    return stage.model, stage.recipe.examples, stage.recipe.epochs
+def _cost_of(space: Space, stage: Stage) -> tuple[str, int | None, int]:
+    return _searched(space, stage) or stage.model, stage.recipe.examples, stage.recipe.epochs
 
 
 def _apart(stage: Stage, others: Sequence[Stage]) -> str:
@@ -176,8 +204,8 @@ def _apart(stage: Stage, others: Sequence[Stage]) -> str:
 
 def _stages(
     space: Space, dataset: Dataset, folder: StudyFolder, search: Search | None
-) -> tuple[dict[str, Stage], dict[str, Stage], Counter[tuple[str, int | None, int]]]:
-    """By key the stages that a run would look at, the finished ones that it would not, and the students it adds.
+) -> tuple[dict[str, Stage], dict[str, Stage], Counter[Kind]]:
+    """By key the stages that a run would look at, the finished ones that it would not, and what it adds of others.
 
     What failed is looked at again unless it would fail again. A search that is over is else not, whatever became of its
     stages; what confirms it is.
@@ -193,19 +221,19 @@ def _stages(
         over = trial.state.is_finished() and trial.number not in again
         (ended if over else needed).update(stages)
     if search and not search.is_open and not again:
-        new_students: Counter[tuple[str, int | None, int]] = Counter()
+        new: Counter[Kind] = Counter()
         trials = build_results(folder, search).trials.to_pandas()
         confirming = [path for proposal in what_confirms(folder, search, trials) for path in proposal.paths]
         confirms = {stage.key: stage for path in confirming for stage in path.stages}
         (needed if left_to_confirm(folder, search, trials) else ended).update(confirms)
     else:
         known = [stage for stages in stages_by_model(space, dataset) for stage in stages if stage.role != "student"]
-        needed |= {stage.key: stage for stage in known}
-        new_students = students_left(space, dataset, asked)
+        needed |= {stage.key: stage for stage in known if stage.phase == "confirm" or not _searched(space, stage)}
+        new = stages_left(space, dataset, asked)
     lasting = search.lasting if search else {}
     needed = {key: stage for key, stage in needed.items() if key not in lasting}
     found = {key: stage for key, stage in ended.items() if key not in needed and folder.artifacts.describe(key)}
-    return needed, found, new_students
+    return needed, found, new
 
 
 def estimate_seconds(stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None) -> float:

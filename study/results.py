@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from takd.analysis.metrics import METRICS
+from takd.analysis.tables import assistant_size
 from takd.search_spaces import Path, Stage
 from takd.study.folder import EPOCHS as EPOCHS_FILE
 from takd.study.folder import TRIALS as TRIALS_FILE
@@ -43,6 +44,7 @@ TRIALS = pa.schema(
         ("upstream_models", pa.list_(pa.string())),
         ("temperature", pa.float64()),
         ("lambda", pa.float64()),
+        ("assistant_size", pa.int64()),  # of the path, where it was searched; of several the last one's
         ("learning_rate", pa.float64()),
         ("examples", pa.int64()),  # size of the transfer set; 0 of what is given
         ("seed", pa.int32()),
@@ -194,6 +196,7 @@ def _path_rows(
             "cell": proposal.cell,
             "arm": path.arm,
             "path": str(path),
+            "assistant_size": assistant_size(proposal.configuration),
             "path_seed": path.student.seed,
             "replicate": path.replicate,
             "status": _status(stage, ended, outcome),

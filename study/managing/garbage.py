@@ -86,7 +86,7 @@ def used_below(root: str | None, database: str | None) -> Used:
 def _models(search: Search) -> set[str | None]:
     spaces = [cell.space for cell in search.space.cells]
     models = {model for own in spaces for model in (*own.teacher.models, *own.assistants.names, own.student.model)}
-    return {*models, None}
+    return {*models, *(stage.model for stage in search.stages().values()), None}
 
 
 def unused(root: str | None, database: str | None, older: float) -> tuple[list[Entry], Used]:

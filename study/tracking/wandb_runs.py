@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from takd.analysis.files import without_secret
 from takd.search_spaces import Stage
-from takd.search_spaces.arms import Arm
+from takd.search_spaces.arms import Arm, is_called
 from takd.study.folder import StudyFolder
 from takd.study.options import Mode
 from takd.study.search.graph import Description, Node, StageGraph
@@ -71,10 +71,10 @@ def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
         found = [
             arm
             for arm in arms
-            if any(arm.assistants[at : at + len(chain)] == chain for at in range(len(arm.assistants)))
+            if any(_begins(arm.assistants[at:], chain) for at in range(len(arm.assistants)))
         ]
     else:
-        found = [arm for arm in arms if arm.distilled is bool(teachers) and arm.assistants[: len(chain)] == chain]
+        found = [arm for arm in arms if arm.distilled is bool(teachers) and _begins(arm.assistants, chain)]
     if len({each.role for each in stage.upstream}) > 1:
         found = [arm for arm in found if arm.dense]
     elif len(chain) > 1:  # the first assistant is the same in chains and in dense arms
@@ -82,6 +82,11 @@ def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
     if stage.role != "teacher":
         return [arm.name for arm in found if arm.ensemble is (len(teachers) > 1)]
     return [arm.name for arm in found if arm.ensemble or stage.member == 0]
+
+
+def _begins(assistants: Sequence[str], chain: Sequence[str]) -> bool:
+    """Whether the first assistants of an arm may be of these models."""
+    return len(assistants) >= len(chain) and all(map(is_called, assistants, chain))
 
 
 def _ancestors(stage: Stage) -> list[Stage]:

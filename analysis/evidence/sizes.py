@@ -1,0 +1,168 @@
+"""How the size of an assistant moves the student's accuracy, where the search chose it: bands of sizes, held apart.
+
+A search draws temperature and lambda with the size, and TPE draws them better the longer it goes on; so the mean over a
+band of sizes is also that of what was drawn with it. Here bands are compared with all else that was drawn held equal: an
+analysis of covariance (Fisher 1932) of the configurations' mean validation accuracies on the band, and on each other
+number that was varied and its square. Docs/statistics.md has it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from takd.analysis.evidence.statistics import ALPHA, Floats, holm
+from takd.analysis.tables import Missing, assistants_of, parameters_of, students
+from takd.search_spaces.arms import ANY_SIZE
+
+BANDS = 5  # at most
+FEWEST = 4  # configurations of a band
+FREEDOM = 6  # degrees of freedom that must be left where other parameters are held equal
+
+
+@dataclass(frozen=True)
+class Band:
+    """Sizes next to each other. Accuracies are in percent, with 95 % intervals over configurations."""
+
+    smallest: int
+    largest: int
+    sizes: int  # that were tried
+    configurations: int
+    accuracy: float
+    low: float
+    high: float
+    best: bool  # it has the highest mean
+    p: float  # of the difference to the best band after Holm's correction; NaN of the best one
+
+    @property
+    def close(self) -> bool:
+        """Whether it can't be told from the best."""
+        return not self.p < ALPHA
+
+    @property
+    def text(self) -> str:
+        return f"{self.smallest} to {self.largest}" if self.largest > self.smallest else str(self.smallest)
+
+
+@dataclass(frozen=True)
+class Sized:
+    """What a search with sizes showed of one arm."""
+
+    configurations: pd.DataFrame  # a row each: `size`, `accuracy` (mean of its students), `students`
+    bands: tuple[Band, ...]  # by size
+    held_equal: tuple[str, ...]  # parameters that bands are compared at the same values of
+
+
+def sized_arms(trials: pd.DataFrame) -> list[str]:
+    """The arms whose last searched assistant has sizes in the search."""
+    if "assistant_size" not in trials:
+        return []
+    rows = trials[trials["assistant_size"].notna()]
+    return [arm for arm in rows["arm"].unique() if any(each.endswith(ANY_SIZE) for each in assistants_of(arm))]
+
+
+def by_size(trials: pd.DataFrame, arm: str) -> Sized:
+    """Of the students of the search of one cell; raises Missing where there are too few configurations."""
+    done = students(trials)
+    done = done[(done["arm"] == arm) & done["assistant_size"].notna()]
+    found = (
+        done.groupby("configuration", sort=False)
+        .agg(size=("assistant_size", "first"), accuracy=("accuracy", "mean"), students=("accuracy", "size"))
+        .reset_index()
+        .astype({"size": int})
+        .sort_values("size", ignore_index=True)
+    )
+    if len(found) < 2 * FEWEST or found["size"].nunique() < 2:
+        raise Missing(
+            f"{arm} has {len(found)} configurations with {found['size'].nunique()} sizes; {2 * FEWEST} and two sizes are "
+            "the fewest that a range of sizes can be told from another by."
+        )
+    band = _bands(found["size"].to_numpy())
+    others = _others(found["configuration"], len(found) - int(band.max()) - 1)
+    means, covariance, freedom = _adjusted(found["accuracy"].to_numpy(float), band, others)
+    best = int(means.argmax())
+    half = stats.t.ppf(1 - ALPHA / 2, freedom) * np.sqrt(np.diag(covariance))
+    p = _against(best, means, covariance, freedom)
+    bands = []
+    for number, (mean, width) in enumerate(zip(means, half, strict=True)):
+        own = found.loc[band == number, "size"]
+        ends = np.clip([mean - width, mean + width], 0, 100)
+        bands.append(
+            Band(
+                int(own.min()), int(own.max()), own.nunique(), len(own), float(mean), *map(float, ends),
+                number == best, float(p[number]),
+            )
+        )  # fmt: skip
+    return Sized(found, tuple(bands), tuple(others.columns))
+
+
+def _bands(sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Of sizes in order, the number of each one's band: about equal counts, and one size is in one band."""
+    number = max(2, min(BANDS, len(sizes) // FEWEST))
+    values = np.unique(sizes)
+    if len(values) <= number:
+        return np.searchsorted(values, sizes)
+    edges = np.unique(sizes[[round(len(sizes) * part / number) for part in range(1, number)]])
+    return np.unique(np.searchsorted(edges, sizes, side="right"), return_inverse=True)[1]
+
+
+def _others(configurations: "pd.Series[str]", freedom: int) -> pd.DataFrame:
+    """The other numbers that were varied, a column each, while enough degrees of freedom are left for them."""
+    drawn = pd.DataFrame([parameters_of(each) for each in configurations])
+    numbers = drawn.apply(pd.to_numeric, errors="coerce")
+    kept = [
+        name
+        for name in numbers
+        if not name.endswith(f"{ANY_SIZE}.size") and numbers[name].notna().all() and numbers[name].nunique() > 2
+    ]
+    return numbers[kept[: max(0, (freedom - FREEDOM) // 2)]]
+
+
+def _adjusted(accuracy: Floats, band: "np.ndarray[tuple[int], np.dtype[np.int64]]", others: pd.DataFrame) -> tuple[
+    Floats, Floats, int
+]:  # fmt: skip
+    """Means `[bands]` at the same values of all others, their covariance, and the degrees of freedom that are left."""
+    columns = [(band == number).astype(float) for number in range(int(band.max()) + 1)]
+    for name in others:
+        values = others[name].to_numpy(float)
+        values = np.log(values) if (values > 0).all() else values
+        values = (values - values.mean()) / max(values.std(), 1e-12)
+        columns += [values, values**2 - np.mean(values**2)]
+    design = np.stack(columns, axis=1)
+    fitted, _, rank, _ = np.linalg.lstsq(design, accuracy, rcond=None)
+    freedom = len(accuracy) - int(rank)
+    variance = float(((accuracy - design @ fitted) ** 2).sum()) / max(freedom, 1)
+    covariance = variance * np.linalg.pinv(design.T @ design)
+    bands = int(band.max()) + 1
+    return fitted[:bands], covariance[:bands, :bands], freedom
+
+
+def _against(best: int, means: Floats, covariance: Floats, freedom: int) -> Floats:
+    """p of each band's difference to the best, after Holm's correction; NaN of the best itself."""
+    error = np.sqrt(np.maximum(covariance[best, best] + np.diag(covariance) - 2 * covariance[best], 1e-18))
+    p = 2 * stats.t.sf(np.abs(means - means[best]) / error, freedom)
+    others = np.arange(len(means)) != best
+    p[others], p[~others] = holm(p[others]), np.nan
+    return np.asarray(p)
+
+
+def best_sizes(trials: pd.DataFrame, arm: str) -> str:
+    """The sentence on the best range of sizes; raises Missing as `by_size` does."""
+    found = by_size(trials, arm)
+    close = [band for band in found.bands if band.close]
+    [best] = [band for band in found.bands if band.best]
+    sizes = found.configurations["size"]
+    held = f", with {' and '.join(found.held_equal)} held equal" if found.held_equal else ""
+    text = (
+        f"Of {sizes.nunique()} sizes from {sizes.min()} to {sizes.max()} that the search tried for {arm}, those of "
+        f"{best.text} have the highest mean validation accuracy: {best.accuracy:.2f} % (95 % CI {best.low:.2f} to "
+        f"{best.high:.2f}, {best.configurations} configurations){held}."
+    )
+    if len(close) == len(found.bands):
+        return f"{text} No range of sizes is shown to be worse, so any of these sizes may be the best."
+    if len(close) > 1:
+        text += f" The best size lies within {close[0].smallest} to {close[-1].largest}, as far as can be told; outside,"
+    else:
+        text += " Outside them,"
+    return f"{text} students are worse (p < 0.05 after Holm's correction)."
