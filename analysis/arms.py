@@ -18,11 +18,12 @@ from takd.analysis.evidence.statistics import (
     bounded_interval,
     difference,
     holm,
+    mean_interval,
     spread_of_images,
     spread_of_paths,
 )
 from takd.analysis.evidence.wording import Compared, verdict, without_minus_zero
-from takd.analysis.metrics import METRICS
+from takd.analysis.metrics import METRICS, NAMES
 from takd.analysis.tables import (
     Missing,
     arm_order,
@@ -31,6 +32,7 @@ from takd.analysis.tables import (
     chosen_students,
     confirmed,
     hyperparameters_of,
+    metric_of,
     paper_name,
     remembered,
     scope,
@@ -140,6 +142,7 @@ def _rows_of_a_cell(cell: str, trials: pd.DataFrame, compared: pd.DataFrame) -> 
             "low": 100 * float(estimate.low),
             "high": 100 * float(estimate.high),
             "covers": ", ".join(estimate.covers),
+            **metric_columns(trials, reached),
         }
         for reference in REFERENCES:
             row |= _over(compared, arm, reference)
@@ -147,6 +150,34 @@ def _rows_of_a_cell(cell: str, trials: pd.DataFrame, compared: pd.DataFrame) -> 
         row |= {name: own[name].mean() for name in COSTS}
         row |= {name: own[name].mean() for name in TEST_METRICS if name in own and own[name].notna().any()}
         yield row
+
+
+def metric_columns(trials: pd.DataFrame, reached: Measured) -> dict[str, Any]:
+    """What the search went by where that is not the accuracy, of an arm on the split that its accuracy is of.
+
+    `metric_mean` with `metric_low` and `metric_high` over units; fractions, but for the loss. Of metrics no image has.
+    """
+    metric = metric_of(trials)
+    if metric == "accuracy":
+        return {}
+    kind = METRICS[metric]
+    column = kind.confirmed if split_of(trials) == "test" else kind.searched
+    values = reached.by_unit(column).dropna().to_numpy() if column in reached.rows else np.array([])
+    if not len(values):
+        return {"metric": metric} | dict.fromkeys(("metric_mean", "metric_low", "metric_high"), np.nan)
+    found = mean_interval(values) if metric == "loss" else bounded_interval(spread_of_paths(values))
+    ends = {"metric_mean": found.mean, "metric_low": found.low, "metric_high": found.high}
+    return {"metric": metric} | {name: float(value) for name, value in ends.items()}
+
+
+def metric_text(row: Mapping[Any, Any]) -> str:
+    """`91.30 (90.10 to 92.40)`, in percent but for the loss."""
+    if row["metric"] != "loss":
+        return with_interval(*(100 * row[f"metric_{name}"] for name in ("mean", "low", "high")))
+    mean, low, high = (row[f"metric_{name}"] for name in ("mean", "low", "high"))
+    if np.isnan(mean):
+        return "-"
+    return f"{mean:.4f} " + ("(no interval)" if np.isnan(low) else f"({low:.4f} to {high:.4f})")
 
 
 def accuracy_interval(reached: Measured) -> Interval:
@@ -382,7 +413,7 @@ def test_table(trials: pd.DataFrame) -> pd.DataFrame:
         for arm, reached in measured(part).items():
             row = {"cell": cell, "arm": arm}
             row |= {TEST_METRICS[name]: percents(reached.by_unit(name).dropna()) for name in there}
-            if "test_auc" in there:
+            if "test_auc" in there and reached.rows["test_auc_low"].notna().any():
                 means = 100 * reached.rows[["test_auc", "test_auc_low", "test_auc_high"]].mean()
                 row["AUC (%), its interval over images"] = with_interval(*means)
             rows.append(row)
@@ -439,6 +470,9 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         f"assistants, {short} %",
         "path seconds",
     ]
+    metric = str(table["metric"].iloc[0]) if "metric" in table and len(table) else "accuracy"
+    if metric != "accuracy":
+        header.insert(6, f"{short} {NAMES[metric]}{'' if metric == 'loss' else ' %'}")
     rows = [
         [
             row["arm"],
@@ -455,6 +489,9 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         ]
         for row in table.to_dict("records")
     ]
+    if metric != "accuracy":
+        for cells, row in zip(rows, table.to_dict("records"), strict=True):
+            cells.insert(6, metric_text(row))
     if cell := _cell_column(table).get("cell"):
         first = [name if name != before else "" for name, before in zip(cell, ["", *cell], strict=False)]
         return [["cell", *header], *([name, *row] for name, row in zip(first, rows, strict=True))]

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from takd.analysis.arms import arms_table, comparisons, percents, to_ship, with_interval
+from takd.analysis.arms import arms_table, comparisons, metric_text, percents, to_ship, with_interval
 from takd.analysis.cost import pareto_front
 from takd.analysis.effects import effects_in_words
 from takd.analysis.evidence.certainty import choice_table, what_would_help
 from takd.analysis.evidence.sizes import best_sizes, sized_arms
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
+from takd.analysis.metrics import METRICS, NAMES
 from takd.analysis.tables import (
     Missing,
     assistants_of,
@@ -40,7 +41,7 @@ def finding(trials: pd.DataFrame) -> list[str]:
     if table["cell"].nunique() > 1:
         found = [*_by_cell(compared, table), *effects_in_words(trials)]
     else:
-        found = [_best(trials, table), _assistant(table, compared), _price(trials, table)]
+        found = [*_best_by_metric(table), _best(trials, table), _assistant(table, compared), _price(trials, table)]
     return [*found, *_failed(trials), *_changed(trials), *teacher_warnings(trials), *not_judged(trials)]
 
 
@@ -52,6 +53,20 @@ def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     return (
         f"The highest mean {kind} accuracy of {student['model']} on {student['examples']:,} images is that of "
         f"{best['arm']}: {best['accuracy']:.2f} % ({interval}{of_what(best, trials)})."
+    )
+
+
+def _best_by_metric(table: pd.DataFrame) -> Iterator[str]:
+    """Who is best by what the search went by, where that is not the accuracy."""
+    if "metric" not in table or not table["metric_mean"].notna().any():
+        return
+    metric = str(table["metric"].iloc[0])
+    ordered = table.dropna(subset=["metric_mean"]).sort_values("metric_mean", ascending=not METRICS[metric].higher)
+    best, unit = ordered.iloc[0], "" if metric == "loss" else " %"
+    kind = "test" if best["split"] == "test" else "validation (not test)"
+    yield (
+        f"The search went by the {NAMES[metric]}: {'highest' if METRICS[metric].higher else 'lowest'} is the mean "
+        f"{kind} {NAMES[metric]} of {best['arm']}, {metric_text(best).replace(' (', f'{unit} (95 % CI ', 1)}."
     )
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
+from takd.analysis.metrics import METRICS, NAMES
 from takd.search_spaces import InputError, is_called, parse_arm
 from takd.search_spaces.arms import ANY_SIZE
 
@@ -87,10 +88,26 @@ def by_cell(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 @remembered
 def students(trials: pd.DataFrame) -> pd.DataFrame:
-    """The search's finished students, one row a stage and cell, with the validation `accuracy` in percent."""
+    """The search's finished students, one row a stage and cell, with the validation `accuracy` in percent.
+
+    `score` is what the search goes by, the higher the better: of the loss its negative, else in percent.
+    """
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "search")]
     once = rows.drop_duplicates([*_cell_of(rows), "stage_key"])
-    return once.assign(accuracy=lambda row: 100 * row["val_accuracy"])
+    once = once.assign(accuracy=lambda row: 100 * row["val_accuracy"])
+    return once.assign(score=lambda row: scores_of(row, metric_of(trials)))
+
+
+def scores_of(rows: pd.DataFrame, metric: str) -> "pd.Series[float]":
+    """What the search goes by, the higher the better."""
+    kind = METRICS[metric]
+    return 100 * rows[kind.searched] if kind.higher else -rows[kind.searched]
+
+
+def metric_of(trials: pd.DataFrame) -> str:
+    """What the search goes by; tables of an older version don't say it, and it is the accuracy."""
+    known = trials["metric"].dropna().unique().tolist() if "metric" in trials else []
+    return str(known[0]) if known else "accuracy"
 
 
 def _cell_of(rows: pd.DataFrame) -> list[str]:
@@ -144,6 +161,11 @@ def note(trials: pd.DataFrame) -> str:
     final = set(confirmed(trials)["arm"])
     left_out = [arm for arm in students(trials)["arm"].unique() if arm not in final]
     sentences = [CONFIRM_NOTE if final else SEARCH_NOTE]
+    if (metric := metric_of(trials)) != "accuracy":
+        sentences.append(
+            f"The search went by the validation {NAMES[metric]}: it chose each arm's configuration, and accuracies are "
+            "those of what it chose."
+        )
     if len(chosen_students(trials)):
         sentences.append(intervals_note(trials))
     if final and left_out:
@@ -223,7 +245,7 @@ def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
     """By arm the configuration that `choose_setting` takes by the students of the search; of the trials of one cell."""
     done = students(trials)
     return {
-        str(arm): choose_setting({str(name): each["accuracy"].tolist() for name, each in rows.groupby("configuration")})
+        str(arm): choose_setting({str(name): each["score"].tolist() for name, each in rows.groupby("configuration")})
         for arm, rows in done.groupby("arm", sort=False)
     }
 
@@ -235,7 +257,8 @@ def chosen_configurations(trials: pd.DataFrame) -> dict[str, str]:
 
 
 def choose_setting(accuracies: Mapping[str, Sequence[float]]) -> str:
-    """The setting that is chosen, by its name `kd temperature=4 lambda=0.7`, from the accuracies of its seeds.
+    """The setting that is chosen, by its name `kd temperature=4 lambda=0.7`, from the accuracies of its seeds, or from
+    another score that is the better the higher.
 
     All whose mean is within one standard error of the best one's mean are tied; with one seed only equal means are. Of
     those the lowest temperature wins, then the lowest lambda, then the lowest of the other parameters in their order.

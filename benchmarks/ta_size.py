@@ -1,16 +1,16 @@
-"""Whether a search over the size of an assistant finds a good one: mnist-gap's models, sizes as numbers, many seeds.
+"""Whether a search over an assistant's size finds a good one: mnist-gap's models, sizes as numbers, many seeds.
 
     .venv/bin/python benchmarks/ta_size.py --root runs-ta-size [--trials 40] [--repeats 5] [--small]
 
-First what is true: the study `grid` has kd and an assistant of each of 12 sizes, every T and lambda of mnist-gap, and 40
-fresh students of what was chosen for each arm. An arm's gain is its mean test accuracy over that of kd, paired by seed.
-Then so many searches by TPE, each with another seed: `models: {family: mlp, size: {low:, high:, log: true}}` with T and
-lambda. The gain of the size that a search chose lies on the line between those of its neighbours in the grid. A search
-found a good one where that is at most 0.15 points below the grid's best.
+First what is true: the study `grid` has kd and an assistant of each of 12 sizes, every T and lambda of mnist-gap, and
+40 fresh students of what was chosen for each arm. An arm's gain is its mean test accuracy over that of kd, paired by
+seed. Then so many searches by TPE, each with another seed: `models: {family: mlp, size: {low:, high:, log: true}}` with
+T and lambda. The gain of the size that a search chose lies on the line between those of its neighbours in the grid. A
+search found a good one where that is at most 0.15 points below the grid's best.
 
 All studies are below one root: teacher, assistants and students that two have in common are trained once. Ctrl-C ends
-it; the same command goes on. `--small` is a few minutes: fewer sizes, trials, seeds and epochs, which says that it runs,
-and nothing of sizes. The whole takes about 45 minutes on 2 idle cores.
+it; the same command goes on. `--small` takes a few minutes, with fewer sizes, trials, seeds and epochs: it says that
+this runs, and nothing of sizes. The whole takes about 45 minutes on 2 idle cores.
 """
 
 import argparse

@@ -39,7 +39,7 @@ ANY_SIZE = "-*"  # what the name of an assistant ends with whose size is searche
 
 
 def is_called(name: str, model: str) -> bool:
-    """Whether an assistant of this name may be of that model: `mlp-*` is any size of the family, others are the model."""
+    """Whether an assistant of this name may be of that model: `mlp-*` may be any size of its family."""
     if not name.endswith(ANY_SIZE):
         return name == model
     return re.fullmatch(re.escape(name.removesuffix("*")) + "[0-9]+", model) is not None

@@ -35,6 +35,7 @@ from takd.search_spaces.stage import (
     Path,
     Recipe,
     Role,
+    SearchMetric,
     Stage,
     check_lambda,
     check_views,
@@ -124,8 +125,12 @@ class Space(Value):
     trials: Integer | None = Field(None, ge=1, examples=[20])
     """Configurations to try, of all arms together, in each cell of `factors`. Required but for `sampler: grid`, where
     null is the whole grid."""
+    metric: SearchMetric = Field("accuracy", examples=["auc"])
+    """What the search goes by on the validation images, `select: best` and `asha` too: `accuracy`, `loss`
+    (cross-entropy), `auc` (of the second class; of more than two the mean over classes, each against the others), or
+    `f1` (of the second class at the threshold where it is highest; of more than two the mean over classes)."""
     seeds: Integer = Field(1, ge=1, examples=[8])
-    """Students of each trial, from seeds of their own; a trial is judged by their mean validation accuracy."""
+    """Students of each trial, from seeds of their own; a trial is judged by their mean `metric`."""
     coverage: Integer = Field(1, ge=0, examples=[5])
     """Trials that every arm gets in each cell before the sampler is free to choose arms."""
     sampler: Literal["tpe", "random", "grid"] = Field("tpe", examples=["grid"])
@@ -576,10 +581,14 @@ class Space(Value):
             return Stage(role=role, dataset=dataset, model=model, recipe=Recipe(), seed=0, given=given)
 
         def value(name: str, given: Any) -> Any:
-            place = self.assistants.parameter(called, name) if called else name if role == "student" else f"{role}.{name}"
+            place = (
+                self.assistants.parameter(called, name) if called else name if role == "student" else f"{role}.{name}"
+            )
             return self._value(place, given, chosen)
 
         recipe = {name: value(name, given) for name, given in section.recipe.items()} | dict(own or {})
+        if recipe.get("select") == "best" and recipe.get("select_by") is None:
+            recipe["select_by"] = self.metric
         if drawn_by is not None:
             recipe["order_seed"] = recipe.get("order_seed", 0) + drawn_by
             if recipe.get("examples") is not None:

@@ -24,6 +24,8 @@ MEMBER_SEEDS = 10_000  # between the members of an ensemble that are alike; the 
 
 Role = Literal["teacher", "assistant", "student"]
 Phase = Literal["search", "confirm"]
+# What a search goes by on the validation images, and `select: best`. All but the loss are the better the higher.
+SearchMetric = Literal["accuracy", "auc", "f1", "loss"]
 ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
 
 # One seeded copy of the training images, `crop-flip 3`; None: the images as they are, which is view 0 of any kind.
@@ -60,6 +62,7 @@ _ONLY_WITH = {
     "momentum": Owner("optimizer", "sgd", "optimizer: sgd"),
     "milestones": _STEP,
     "step_factor": _STEP,
+    "select_by": Owner("select", "best", "select: best"),
     "views": Owner("augment", None, "a recipe with augment"),
     "finetune_from": _HEAD,
     "finetune_factor": _HEAD,
@@ -69,6 +72,7 @@ COUPLED = (
     ("optimizer", "momentum"),
     ("schedule", "milestones", "step_factor"),
     ("augment", "views"),
+    ("select", "select_by"),
     ("epochs", "head_epochs", "finetune_from", "finetune_factor"),
 )
 
@@ -120,7 +124,9 @@ class Recipe(Value):
     evaluate_every: Integer = Field(1, ge=1, examples=[5])
     """Epochs between two looks at the validation images; the last epoch is always looked at."""
     select: Literal["best", "last"] = Field("last", examples=["best"])
-    """The epoch whose weights are kept: the first with the highest validation accuracy, or the last."""
+    """The epoch whose weights are kept: the first that is best on the validation images, or the last."""
+    select_by: SearchMetric | None = Field(None, examples=["auc"])
+    """With `select: best` only: the metric that it goes by; null is the space's `metric`."""
     head_epochs: Integer | None = Field(None, ge=1, examples=[5])
     """With `pretrained` only: how many of the epochs train the new last layer alone, before the others train too."""
     finetune_from: str | None = Field(None, examples=["layer3"])
@@ -156,6 +162,11 @@ class Recipe(Value):
         """
         head = self.head_epochs or 0
         return self.epochs - head + (head if self.views else min(head, 1)) / 3
+
+    @field_validator("select_by")
+    @classmethod
+    def _one_way_to_say_accuracy(cls, select_by: str | None) -> str | None:
+        return None if select_by == "accuracy" else select_by
 
     @field_validator("freeze_norm")
     @classmethod

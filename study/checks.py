@@ -110,6 +110,7 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
         dataset = _dataset(space.dataset, folder)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+    _check_metric(space, dataset, source)
     odd: dict[str, list[str]] = {}  # cells by what is odd in them
     try:
         space = space.model_copy(update={"flops": flops_of(space, dataset)})
@@ -123,6 +124,18 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
         for warning in [] if space.allow_any_size else _odd_sizes(cell.space, dataset):
             odd.setdefault(warning, []).append(cell.name)
     return dataset, [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
+
+
+def _check_metric(space: Space, dataset: Dataset, source: str) -> None:
+    """Raises InputError where a split has no image of a class, of which AUC and F1 say nothing then."""
+    for split in ("validation", "test") if space.confirm else ("validation",):
+        counts = dataset.class_counts.get(split, ())
+        for name, count in zip(dataset.classes, counts, strict=False):
+            if space.metric in ("auc", "f1") and not count:
+                raise InputError(
+                    f"{source}: metric is {space.metric}, but the {split} split of {dataset.name} has no image of the "
+                    f"class {name}; valid: accuracy, loss"
+                )
 
 
 SILENCE = "allow_any_size: true silences this"

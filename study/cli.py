@@ -128,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     export.add_argument("--arm", metavar="A", help="only students of this arm (default: of all arms)")
-    export.add_argument("--metric", choices=METRICS, default="accuracy", help="what is best (default: accuracy)")
+    export.add_argument("--metric", choices=METRICS, help="what is best (default: the study's metric)")
     export.add_argument("--max-params", type=_positive, metavar="N", help="only students of at most N parameters")
     export.add_argument(
         "--max-latency",

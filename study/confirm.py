@@ -17,6 +17,7 @@ from takd.study.predictions import add_predictions
 from takd.study.results import TEST, read_test
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
+from takd.trainables.scores import SCORES, scores
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
@@ -24,14 +25,15 @@ from takd.trainables.training.losses import measure
 from takd.trainables.width import widest
 
 
-def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
+def measure_on_test(folder: StudyFolder, stages: Sequence[Stage], metric: str = "accuracy") -> None:
     """Measures finished stages on the test split, and adds numbers and chosen classes to those in the study's folder.
 
     Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
     (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
     probabilities; none where it is not known what a teacher says of these images), `test_reliability` (by bin of
     confidence: mean confidence, accuracy, count). With two classes, of which the second is the positive one, also those
-    of `binary_metrics`, at the threshold of the best F1 on validation. A given teacher whose logits leave out the test
+    of `binary_metrics`, at the threshold of the best F1 on validation; with more classes the `metric` that the study
+    goes by, where it is AUC or F1, as a mean over classes. A given teacher whose logits leave out the test
     images has none.
     """
     known, new = read_test(folder), {stage.key: stage for stage in stages}
@@ -46,7 +48,7 @@ def measure_on_test(folder: StudyFolder, stages: Sequence[Stage]) -> None:
         if chosen_on
     }
     for key, stage in new.items():
-        known[key] = _measures(stage, logits, split.labels, thresholds.get(key))
+        known[key] = _measures(stage, logits, split.labels, thresholds.get(key), metric)
     classes = {key: logits[key].max(dim=0).indices.numpy().astype(np.uint16) for key in new if key in logits}
     add_predictions(folder, split.labels.numpy().astype(np.uint16), _names(dataset), classes)
     folder.write(TEST, json.dumps(known, indent=1).encode())
@@ -60,7 +62,9 @@ def _names(dataset: Dataset) -> Sequence[str] | None:
         return None
 
 
-def measure_on_validation(folder: StudyFolder, stages: Sequence[Stage]) -> dict[str, dict[str, Any]]:
+def measure_on_validation(
+    folder: StudyFolder, stages: Sequence[Stage], metric: str = "accuracy"
+) -> dict[str, dict[str, Any]]:
     """By key what `measure_on_test` measures, of the images that choose, under the same names without `test_`.
 
     With two classes the threshold is chosen on the same images.
@@ -73,12 +77,14 @@ def measure_on_validation(folder: StudyFolder, stages: Sequence[Stage]) -> dict[
         threshold = None
         if len(dataset.classes) == 2 and key in logits:
             threshold = best_threshold(positive_scores(logits[key]), split.labels.numpy() == 1)
-        measured = _measures(stage, logits, split.labels, threshold)
+        measured = _measures(stage, logits, split.labels, threshold, metric)
         found[key] = {name.removeprefix("test_"): value for name, value in measured.items()}
     return found
 
 
-def _measures(stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None) -> dict[str, Any]:
+def _measures(
+    stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None, metric: str
+) -> dict[str, Any]:
     """Of one stage, by the logits of all on the same images; nothing where it is not known what it says of them."""
     if stage.key not in logits:
         return {}
@@ -86,6 +92,8 @@ def _measures(stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, thresh
     found = measure_logits(own, labels)
     if threshold is not None:
         found |= binary_metrics(positive_scores(own), labels.numpy() == 1, threshold)
+    elif metric in SCORES:
+        found |= {f"test_{name}": value for name, value in scores(own, labels, [metric]).items()}
     above = _teachers_of(stage)
     if above and all(each.key in logits for each in above):  # else it is not known what they say of these images
         taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)

@@ -180,7 +180,9 @@ def stages_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Cou
         for place, arm in enumerate(arms):
             upto = [left * own.seeds * sum(shares[:end]) // sum(shares) for end in (place, place + 1)]
             *others, student = first_stages(own, arm, dataset, confirming=False)
-            found["student", *_cost_of(own, student)] += upto[1] - upto[0] + (own.confirm.students if own.confirm else 0)
+            found["student", *_cost_of(own, student)] += (
+                upto[1] - upto[0] + (own.confirm.students if own.confirm else 0)
+            )
             for stage in others:
                 if _searched(own, stage):
                     sized["assistant", *_cost_of(own, stage)] += -(-(upto[1] - upto[0]) // own.seeds)

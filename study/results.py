@@ -58,6 +58,9 @@ TRIALS = pa.schema(
         ("selected_epoch", pa.int32()),
         ("val_accuracy", pa.float64()),  # fraction
         ("val_loss", pa.float64()),
+        ("val_auc", pa.float64()),  # fractions, where the study goes by them
+        ("val_f1", pa.float64()),
+        ("metric", pa.string()),  # that the search goes by
         ("val_images", pa.int64()),
         ("val_majority", pa.float64()),  # the largest class's share of them: what who knows nothing is right on
         # On test: of confirmed students and of those who taught them.
@@ -90,6 +93,8 @@ EPOCHS = pa.schema(
         ("train_loss", pa.float64()),
         ("val_loss", pa.float64()),
         ("val_accuracy", pa.float64()),
+        ("val_auc", pa.float64()),
+        ("val_f1", pa.float64()),
         ("seconds", pa.float64()),
         ("val_seconds", pa.float64()),  # of these, for the look at the validation split
     ]
@@ -130,6 +135,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
     about = {
         "val_images": images,
         "val_majority": largest / images if images and largest is not None else None,
+        "metric": search.space.metric,
         "smallest_effect": search.space.smallest_effect,
         "smallest_effect_before": search.smallest_effect_before,
         "test_images": search.dataset.sizes.get("test"),
@@ -235,6 +241,8 @@ def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
         "selected_epoch": outcome["selected_epoch"],
         "val_accuracy": validation.get("accuracy"),
         "val_loss": validation.get("loss"),
+        "val_auc": validation.get("auc"),
+        "val_f1": validation.get("f1"),
         "train_seconds": outcome["train_seconds"],
         "host": outcome.get("host"),
         "process": outcome.get("process"),
@@ -250,6 +258,8 @@ def _pruned_row(epochs: list[dict[str, Any]]) -> dict[str, Any]:
         "epochs": len(epochs),
         "val_accuracy": looks[-1]["val_accuracy"] if looks else None,
         "val_loss": looks[-1]["val_loss"] if looks else None,
+        "val_auc": looks[-1].get("val_auc") if looks else None,
+        "val_f1": looks[-1].get("val_f1") if looks else None,
         "train_seconds": sum(each["seconds"] for each in epochs),
     }
 

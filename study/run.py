@@ -138,7 +138,7 @@ def _conclude(folder: StudyFolder, search: Search) -> Tables:
     """The tables and the figure, and once the search is over what confirmed students and their teachers do on test."""
     try:
         if not search.is_open and (stages := _unmeasured(folder, search)):
-            apart("takd.study.confirm:measure_on_test", folder, stages)
+            apart("takd.study.confirm:measure_on_test", folder, stages, search.space.metric)
     finally:  # also where the test split can't be read
         tables = write_results(folder, search)
     from takd.study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
@@ -242,9 +242,11 @@ def _train(
     asha = search.space.asha
     pruned = Pruned(folder.artifacts, folder.name).read() if asha else {}
     look_every = asha.grace_epochs if asha else None
-    graph = StageGraph(folder.artifacts, search.lasting, pruned, look_every, search.space.fixed_lanes)
+    graph = StageGraph(
+        folder.artifacts, search.lasting, pruned, look_every, search.space.fixed_lanes, search.space.metric
+    )
     profile = Profile(slots, began) if options.profile else None
-    progress = Progress(folder.name, search.space.seeds, slots, console)
+    progress = Progress(folder.name, search.space.seeds, slots, console, search.space.metric)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
 
     def confirm() -> list[Proposal]:

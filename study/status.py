@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from takd.analysis.tables import students
+from takd.analysis.metrics import METRICS, value_text
+from takd.analysis.tables import metric_of, students
 from takd.search_spaces import ROLES
 from takd.study.folder import StudyFolder
 from takd.study.report import print_failures
@@ -73,17 +74,19 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
         f"({proposed})" + (f", about {clock(left)} left" if left else "")
     ]
     best = [
-        f"best {row['arm']:<16} {row['accuracy']:.2f} % validation  ({row['configuration']})"
+        f"best {row['arm']:<16} {value_text(row['value'], metric_of(trials))}  ({row['configuration']})"
         for _, row in best_by_arm(trials).iterrows()
     ]
     return Group(*map(Text, lines), _counts(trials), *map(Text, [*_workers(trials), *best]))
 
 
 def best_by_arm(trials: pd.DataFrame) -> pd.DataFrame:
-    """By cell and arm, the best arm first, its best configuration and the mean validation `accuracy` in percent."""
-    means = students(trials).groupby(["cell", "arm", "configuration"])["accuracy"].mean().reset_index()
-    ordered = means.sort_values("accuracy").groupby(["cell", "arm"]).tail(1)
-    return ordered.sort_values(["cell", "accuracy"], ascending=[True, False])
+    """By cell and arm, the best arm first, its best configuration, the mean validation `accuracy` in percent, and the
+    mean `value` of the metric that the search goes by."""
+    done = students(trials).assign(value=lambda rows: rows[METRICS[metric_of(trials)].searched])
+    means = done.groupby(["cell", "arm", "configuration"])[["accuracy", "value", "score"]].mean().reset_index()
+    ordered = means.sort_values("score").groupby(["cell", "arm"]).tail(1)
+    return ordered.sort_values(["cell", "score"], ascending=[True, False])
 
 
 def _workers(trials: pd.DataFrame) -> list[str]:

@@ -17,10 +17,11 @@ from takd.trainables.derivation import publish_soft_targets
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
+from takd.trainables.scores import SCORES
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.lanes import Lane
+from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import StageTraining, Trained
 from takd.trainables.training.teaching import ByView
 from takd.trainables.width import best_width, widest
@@ -37,6 +38,7 @@ class StageBatch:
     `origin` says of each stage, by key, who asked for it; its description keeps that. With `measure_width` as many are
     trained as go fastest, and `width` says how many. Of those left, the ones at another epoch than most are returned.
     With `whole` all train together or none: what an interruption left of some alone is trained again, with the others.
+    `metric` is what the study goes by.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class StageBatch:
         measure_width: bool,
         origin: Mapping[str, Mapping[str, str]],
         whole: bool = False,
+        metric: str = "accuracy",
     ) -> None:
-        self.name, self.whole = stages[0].name, whole
+        self.name, self.whole, self.metric = stages[0].name, whole, metric
         torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"  # Ray hides what the trial was not given
         self.store, self.threads, self.measure_width, self.origin = store, threads, measure_width, origin
@@ -116,7 +119,9 @@ class StageBatch:
         ]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained)
+        return StageTraining(
+            stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained, self.metric
+        )
 
     def run_epoch(self) -> None:
         assert self.training
@@ -125,15 +130,15 @@ class StageBatch:
             if lane.failure:
                 self.ended.setdefault(lane.stage.key, ("failed", lane.failure))
 
-    def accuracies(self) -> dict[str, float]:
-        """Of the running stages that had a look at the validation split, by key."""
+    def values(self) -> dict[str, float]:
+        """Of the running stages that had a look at the validation split, the metric by key."""
         running = self.training.running if self.training else []
-        return {lane.stage.key: lane.val_accuracy for lane in running if lane.val_accuracy is not None}
+        return {lane.stage.key: value for lane in running if (value := lane.value(self.metric)) is not None}
 
-    def accuracies_before(self, every: int) -> dict[str, dict[int, float]]:
+    def values_before(self, every: int) -> dict[str, dict[int, float]]:
         """What the checkpoints that the running stages went on from say of each of so many epochs, by key."""
-        running = self.training.running if self.training else []
-        return {lane.stage.key: looks([asdict(each) for each in lane.epochs], every) for lane in running if lane.epochs}
+        running = [lane for lane in self.training.running if lane.epochs] if self.training else []
+        return {lane.stage.key: looks([asdict(each) for each in lane.epochs], every, self.metric) for lane in running}
 
     def prune(self, keys: Collection[str]) -> None:
         assert self.training
@@ -167,9 +172,9 @@ class StageBatch:
             self.device,
             self.threads,
             self.origin[stage.key],
-            metrics={"validation": {"accuracy": trained.selected.val_accuracy, "loss": trained.selected.val_loss}},
+            metrics={"validation": _measured(trained.selected)},
             selected_epoch=trained.selected.epoch,
-            epochs=[asdict(each) for each in lane.epochs],
+            epochs=[_as_row(each) for each in lane.epochs],
             train_seconds=sum(each.seconds for each in lane.epochs),
             soft_targets_seconds=trained.soft_targets_seconds,
             lanes=len(self.training.lanes) if self.training else 1,
@@ -202,7 +207,19 @@ class StageBatch:
 
     def _new_epochs(self, lane: Lane) -> list[dict[str, Any]]:
         told = 0 if self.ended.get(lane.stage.key, ("", ""))[0] == "pruned" else self.told
-        return [asdict(each) for each in lane.epochs if each.epoch > told]
+        return [_as_row(each) for each in lane.epochs if each.epoch > told]
+
+
+def _measured(selected: EpochMetrics) -> dict[str, float | None]:
+    """By metric, on the validation split."""
+    more = {name: value for name in SCORES if (value := selected.value(name)) is not None}
+    return {"accuracy": selected.val_accuracy, "loss": selected.val_loss, **more}
+
+
+def _as_row(epoch: EpochMetrics) -> dict[str, Any]:
+    """Without what nobody measured."""
+    unmeasured = {f"val_{name}" for name in SCORES if epoch.value(name) is None}
+    return {name: value for name, value in asdict(epoch).items() if name not in unmeasured}
 
 
 def fix_algorithms() -> None:

@@ -16,6 +16,7 @@ from takd.search_spaces import Stage, ViewName, soft_targets_of
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
+from takd.trainables.scores import scores
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.training.inputs import Pixels, predict
@@ -25,9 +26,16 @@ from takd.trainables.training.teaching import soft_targets
 
 
 def derive(
-    stage: Stage, views: Sequence[ViewName], store: ArtifactStore, threads: int, origin: Mapping[str, str]
+    stage: Stage,
+    views: Sequence[ViewName],
+    store: ArtifactStore,
+    threads: int,
+    origin: Mapping[str, str],
+    metric: str | None = None,
 ) -> None:
     """Computes the soft targets of a stage that the store lacks in these views; of a given one its artifact first.
+
+    With `metric` also that on the validation split, where the artifact doesn't say it.
 
     Where the artifact of a trained stage is gone or damaged nothing is done: it must be trained again.
     """
@@ -37,7 +45,11 @@ def derive(
     if description is None and stage.given:
         source.publish(threads, origin)
         description = store.artifact(stage)
-    if description is None or not (lacking := store.lacking(stage, description, views)):
+    if description is None:
+        return
+    if metric and metric not in description["outcome"]["metrics"]["validation"]:
+        store.add_metrics(stage.key, source.scores(metric))
+    if not (lacking := store.lacking(stage, description, views)):
         return
     [file] = needed_files(stage)
     for view in lacking:  # one after the other: what is there stays, whatever happens to the next
@@ -98,6 +110,11 @@ class _Source:
             logits = safetensors.numpy.load(self.content()).get("validation")
             return None if logits is None else torch.from_numpy(logits).t().unsqueeze(0)
         return predict(self._model, self._pixels(self.dataset.validation.images))
+
+    def scores(self, metric: str) -> dict[str, float]:
+        """On the validation split."""
+        validation, labels = self._validation(), self.dataset.validation.labels
+        return {} if validation is None else scores(validation[0], labels, [metric])
 
     def soft_targets(self, view: ViewName) -> Array:
         """`[train examples, classes]`"""

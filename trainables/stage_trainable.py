@@ -39,7 +39,7 @@ class StageTrainable(tune.Trainable):
     shape, as JSON), `origin` (who asked for each stage, by key; kept in its description), `measure_width` (train as
     many at once as go fastest), `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is
     asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`), `threads` (in place of as many as `cpu`,
-    or None) and `whole` (they train together or not at all).
+    or None), `whole` (they train together or not at all) and `metric` (what the study goes by).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
@@ -116,8 +116,10 @@ class StageTrainable(tune.Trainable):
         stages = [Stage.model_validate(stage) for stage in given["stages"]]
         self.checkpointed_at = time.monotonic()
         threads = given["threads"] or self.threads
-        batch = StageBatch(stages, self.store, threads, given["measure_width"], given["origin"], given["whole"])
-        if given["halving"] is not None and (before := batch.accuracies_before(given["halving_epochs"])):
+        batch = StageBatch(
+            stages, self.store, threads, given["measure_width"], given["origin"], given["whole"], given["metric"]
+        )
+        if given["halving"] is not None and (before := batch.values_before(given["halving_epochs"])):
             given["halving"].record.remote(before)
         return batch
 
@@ -130,7 +132,8 @@ class StageTrainable(tune.Trainable):
             state: dict[str, Any] = {"key": stage.key, "state": "done", "reason": None, "epochs": []}
             try:
                 threads = given["threads"] or self.threads
-                derive(stage, given["views"][stage.key], self.store, threads, given["origin"][stage.key])
+                origin, metric = given["origin"][stage.key], given["metric"] if stage.role == "student" else None
+                derive(stage, given["views"][stage.key], self.store, threads, origin, metric)
             except OSError as error:
                 if error.errno not in FULL:
                     raise
@@ -150,7 +153,7 @@ class StageTrainable(tune.Trainable):
         halving, every = self.given["halving"], self.given["halving_epochs"]
         if halving is None or batch.done or batch.epoch % every:
             return
-        asked = halving.stop.remote(batch.epoch, batch.accuracies())
+        asked = halving.stop.remote(batch.epoch, batch.values())
         try:
             batch.prune(set(ray.get(asked, timeout=HALVING_SECONDS)))
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:

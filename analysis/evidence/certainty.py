@@ -17,6 +17,7 @@ from takd.analysis.evidence.statistics import (
     paths_needed,
     winners_curse,
 )
+from takd.analysis.metrics import NAMES as METRIC_NAMES
 from takd.analysis.tables import (
     Missing,
     best_configurations,
@@ -24,7 +25,9 @@ from takd.analysis.tables import (
     chosen_students,
     confirmed,
     hyperparameters_of,
+    metric_of,
     order_of_setting,
+    scores_of,
     smallest_effect,
     students,
     unit_of,
@@ -131,10 +134,10 @@ def choice_table(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _choices(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    done, fresh = students(trials), confirmed(trials)
+    done, fresh, metric = students(trials), confirmed(trials), metric_of(trials)
     for arm, best in best_configurations(trials).items():
         own = done[done["arm"] == arm]
-        by_setting = own.pivot_table(index="configuration", columns="path_seed", values="accuracy")
+        by_setting = own.pivot_table(index="configuration", columns="path_seed", values="score")
         by_setting = by_setting.loc[sorted(by_setting.index, key=order_of_setting)]
         if len(by_setting) < 2:
             continue
@@ -151,7 +154,9 @@ def _choices(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "next": f"{hyperparameters_of(second, cell)} ({_share(others[second])})",
         }
         if len(final) and chosen in by_setting.index:
-            row["search minus fresh validation, points"] = _flattered(by_setting.T[chosen].dropna(), final)
+            fresh_of = final.assign(score=scores_of(final, metric) / 100)
+            name = "points" if metric == "accuracy" else METRIC_NAMES[metric]
+            row[f"search minus fresh validation, {name}"] = _flattered(by_setting.T[chosen].dropna(), fresh_of, metric)
         yield row
 
 
@@ -159,13 +164,15 @@ def _share(part: float) -> str:
     return "-" if np.isnan(part) else f"{100 * part:.0f} %"
 
 
-def _flattered(search: "pd.Series[float]", fresh: pd.DataFrame) -> str:
-    values = fresh["val_accuracy"].astype(float)
+def _flattered(search: "pd.Series[float]", fresh: pd.DataFrame, metric: str) -> str:
+    """By how much; of a loss, which is flattered where it was lower in the search, that much."""
+    values = fresh["score"].astype(float)
     if "replicate" in fresh and fresh["replicate"].notna().all():
         values = values.groupby(fresh["replicate"]).mean()
     found = winners_curse(search.to_numpy() / 100, values.to_numpy())
     mean, low, high = (100 * float(each) for each in (found.mean, found.low, found.high))
-    return f"{mean:+.2f}" + ("" if np.isnan(low) else f" ({low:+.2f} to {high:+.2f})")
+    form = "+.4f" if metric == "loss" else "+.2f"
+    return f"{mean:{form}}" + ("" if np.isnan(low) else f" ({low:{form}} to {high:{form}})")
 
 
 def images_table(trials: pd.DataFrame) -> pd.DataFrame:

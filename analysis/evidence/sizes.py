@@ -1,9 +1,9 @@
 """How the size of an assistant moves the student's accuracy, where the search chose it: bands of sizes, held apart.
 
 A search draws temperature and lambda with the size, and TPE draws them better the longer it goes on; so the mean over a
-band of sizes is also that of what was drawn with it. Here bands are compared with all else that was drawn held equal: an
-analysis of covariance (Fisher 1932) of the configurations' mean validation accuracies on the band, and on each other
-number that was varied and its square. Docs/statistics.md has it.
+band of sizes is also that of what was drawn with it. Here bands are compared with all else that was drawn held equal:
+an analysis of covariance (Fisher 1932) of the configurations' mean validation accuracies on the band, and on each other
+number that was varied and its square.
 """
 
 from dataclasses import dataclass
@@ -75,8 +75,8 @@ def by_size(trials: pd.DataFrame, arm: str) -> Sized:
     )
     if len(found) < 2 * FEWEST or found["size"].nunique() < 2:
         raise Missing(
-            f"{arm} has {len(found)} configurations with {found['size'].nunique()} sizes; {2 * FEWEST} and two sizes are "
-            "the fewest that a range of sizes can be told from another by."
+            f"{arm} has {len(found)} configurations with {found['size'].nunique()} sizes; {2 * FEWEST} and two sizes "
+            "are the fewest that a range of sizes can be told from another by."
         )
     band = _bands(found["size"].to_numpy())
     others = _others(found["configuration"], len(found) - int(band.max()) - 1)
@@ -162,7 +162,9 @@ def best_sizes(trials: pd.DataFrame, arm: str) -> str:
     if len(close) == len(found.bands):
         return f"{text} No range of sizes is shown to be worse, so any of these sizes may be the best."
     if len(close) > 1:
-        text += f" The best size lies within {close[0].smallest} to {close[-1].largest}, as far as can be told; outside,"
+        text += (
+            f" The best size lies within {close[0].smallest} to {close[-1].largest}, as far as can be told; outside,"
+        )
     else:
         text += " Outside them,"
     return f"{text} students are worse (p < 0.05 after Holm's correction)."

@@ -8,7 +8,7 @@ import pandas as pd
 from torch import nn
 
 from takd.analysis.metrics import METRICS, Metric
-from takd.analysis.tables import confirmed, students
+from takd.analysis.tables import confirmed, metric_of, students
 from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import InputError, Path, Stage
 from takd.study.confirm import trained_module
@@ -55,7 +55,8 @@ class Candidate:
 def find_candidates(
     trials: pd.DataFrame, study: str, metric: str, arm: str | None, measure: Measure
 ) -> list[Candidate]:
-    """Best first: configurations by their mean on validation, each with its student of the best validation accuracy.
+    """Best first: configurations by their mean on validation, each with its student of the best validation accuracy, or
+    of the best metric where the study goes by another.
 
     Of the confirm phase's fresh students where there are any, else of the search's. Nothing is chosen by the test
     split. `measure` is asked for a metric that the tables have of the test split alone.
@@ -79,7 +80,8 @@ def find_candidates(
     rows = rows.assign(chosen_by=_on_validation(rows, kind, measure))
     found = []
     for _, group in rows.groupby("configuration"):
-        best = group.sort_values(["val_accuracy", "seed"], ascending=[False, True]).iloc[0]
+        own = "val_accuracy" if metric_of(trials) == "accuracy" else "chosen_by"
+        best = group.sort_values([own, "seed"], ascending=[own == "chosen_by" and not kind.higher, True]).iloc[0]
         by_seed, on_test = group["chosen_by"].tolist(), group[kind.confirmed].tolist() if fresh else []
         phase, itself = "confirm" if fresh else "search", group.loc[[best.name]]
         found.append(Candidate(best.to_dict(), metric, phase, by_seed, on_test, trials, itself))
@@ -88,7 +90,7 @@ def find_candidates(
 
 def _on_validation(rows: pd.DataFrame, kind: Metric, measure: Measure) -> "pd.Series[float]":
     """Of each student: as the tables have it, else measured now."""
-    if kind.searched is not None:
+    if kind.searched in rows and rows[kind.searched].notna().all():
         return rows[kind.searched]
     measured, name = measure(rows["stage_key"].tolist()), kind.confirmed.removeprefix("test_")
     return rows["stage_key"].map(lambda key: measured[key][name])

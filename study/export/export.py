@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from takd.analysis.tables import metric_of
 from takd.search_spaces import InputError, Stage
 from takd.study.confirm import measure_on_validation, predict_stages
 from takd.study.export.candidates import Candidate, Student, find_candidates, student_of
@@ -52,7 +53,7 @@ class Wanted:
     """What is asked of an export."""
 
     arm: str | None = None
-    metric: str = "accuracy"
+    metric: str | None = None  # None: what the study's search went by
     max_params: int | None = None
     max_latency: float | None = None  # milliseconds of one image
     top: int = 1
@@ -80,10 +81,12 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     needs_onnx("takd export")
     _check_place(out, wanted.force)
 
-    def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        return measure_on_validation(study.folder, [study.stages[key] for key in keys])
+    metric = wanted.metric or metric_of(study.trials)
 
-    candidates = find_candidates(study.trials, study.name, wanted.metric, wanted.arm, measure)
+    def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
+        return measure_on_validation(study.folder, [study.stages[key] for key in keys], metric)
+
+    candidates = find_candidates(study.trials, study.name, metric, wanted.arm, measure)
     chosen = _meeting(study.folder, study.stages, candidates, wanted)
     names = ["."] if wanted.top == 1 else [str(number + 1) for number in range(len(chosen))]
     made = [_make(student, wanted) for student in chosen]

@@ -102,7 +102,14 @@ class Node:
 
     @property
     def val_accuracy(self) -> float | None:
-        return self.description["outcome"]["metrics"]["validation"]["accuracy"] if self.description else None
+        return self.value("accuracy")
+
+    def value(self, metric: str) -> float | None:
+        """Of a metric on the validation split; None where nobody measured it."""
+        if self.description is None:
+            return None
+        found: float | None = (self.description["outcome"]["metrics"]["validation"] or {}).get(metric)
+        return found
 
 
 class Chunk(NamedTuple):
@@ -138,20 +145,21 @@ class StageGraph:
         pruned: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         look_every: int | None = None,
         fixed_lanes: int | None = None,
+        metric: str = "accuracy",
     ) -> None:
         """`lasting` has the reasons of stages, by key, that fail whenever they are trained: they are not.
 
         `pruned` has the epochs of students that an earlier run ended early, by key: they stay so. `look_every` is how
-        many epochs lie between two looks at a student's accuracy.
+        many epochs lie between two looks at a student's `metric`, by which the study goes.
         """
         self.find, self.lasting, self.pruned, self.look_every = find, lasting or {}, pruned or {}, look_every
-        self.fixed_lanes = fixed_lanes
+        self.fixed_lanes, self.metric = fixed_lanes, metric
         self._chunks: dict[tuple[Any, ...], list[Chunk]] = {}  # the one of each stage so far, by what they share
         self.counts: dict[str, dict[str, int]] = {role: dict.fromkeys((*STATES, "cached"), 0) for role in ROLES}
         self._ready: dict[str, dict[Group, list[Node]]] = {role: {} for role in ROLES}  # by `Node.order`
         self.nodes: dict[str, Node] = {}
         self.open: dict[int, Proposal] = {}
-        self._accuracies: dict[tuple[str, str], list[float]] = {}  # by arm and configuration
+        self._values: dict[tuple[str, str], list[float]] = {}  # of the metric, by arm and configuration
         self._downstream: dict[str, list[str]] = {}
 
     def add(self, proposal: Proposal) -> None:
@@ -184,7 +192,7 @@ class StageGraph:
         for upstream in stage.upstream:
             self._downstream.setdefault(upstream.key, []).append(stage.key)
         if node.cached:
-            self._set_state(node, "done")
+            self._set_state(node, "ready" if self._lacks_metric(node) else "done")
         else:
             self._open(node)
         return node
@@ -237,6 +245,10 @@ class StageGraph:
             if upstream.state == "done" and self._lacks_soft_targets(upstream):
                 self._set_state(upstream, "ready")
         self._look_upstream(node)
+
+    def _lacks_metric(self, node: Node) -> bool:
+        """Of a student whose artifact is there: another study trained it, which went by another metric."""
+        return node.stage.role == "student" and node.value(self.metric) is None
 
     def _lacks_soft_targets(self, node: Node) -> bool:
         """Of a node whose artifact is there. What was found once is not looked at again: thousands learn from one."""
@@ -366,7 +378,7 @@ class StageGraph:
 
     def note_looks(self, node: Node, epochs: Sequence[Mapping[str, Any]]) -> None:
         if self.look_every is not None and node.stage.role == "student":
-            node.looks = looks(epochs, self.look_every)
+            node.looks = looks(epochs, self.look_every, self.metric)
 
     def close_finished(self) -> list[Proposal]:
         """Takes out the proposals all of whose students have ended."""
@@ -374,21 +386,22 @@ class StageGraph:
         for proposal in finished:
             del self.open[proposal.number]
             if proposal.phase == "search":
-                found = [node.val_accuracy for node in self.students(proposal) if node.val_accuracy is not None]
+                found = [value for node in self.students(proposal) if (value := node.value(self.metric)) is not None]
                 self.note(proposal.arm, proposal.configuration, found)
         return finished
 
-    def note(self, arm: str, configuration: str, accuracies: Sequence[float]) -> None:
+    def note(self, arm: str, configuration: str, values: Sequence[float]) -> None:
         """What students of a configuration reached, in this run or an earlier one."""
-        self._accuracies.setdefault((arm, configuration), []).extend(accuracies)
+        self._values.setdefault((arm, configuration), []).extend(values)
 
     @property
     def best_by_arm(self) -> dict[str, float]:
-        """Mean validation accuracy over all seeds of each arm's best configuration."""
+        """The metric's mean on validation over all seeds of each arm's best configuration."""
         best: dict[str, float] = {}
-        for (arm, _), accuracies in self._accuracies.items():
-            if accuracies:
-                best[arm] = max(best.get(arm, 0.0), fmean(accuracies))
+        better = min if self.metric == "loss" else max
+        for (arm, _), values in self._values.items():
+            if values:
+                best[arm] = better(best.get(arm, fmean(values)), fmean(values))
         return best
 
     def students(self, proposal: Proposal) -> list[Node]:

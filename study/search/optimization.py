@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from heapq import nlargest
+from heapq import nlargest, nsmallest
 from statistics import fmean
 from typing import Any
 
@@ -27,7 +27,7 @@ from takd.search_spaces import (
 )
 from takd.search_spaces.factors import value_text
 from takd.study.folder import StudyFolder
-from takd.study.search.attributes import outcome_attributes, proposal_attributes, students_of
+from takd.study.search.attributes import outcome_attributes, proposal_attributes, shown_times, students_of
 from takd.study.search.graph import Node, Proposal, StageGraph
 from takd.study.search.storages import open_optuna
 from takd.study.stopping import Stop
@@ -133,7 +133,7 @@ class Search:
         return {name: told[name] for name in self.space.factors}
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
-        """The mean validation accuracy of the students; failed or pruned where one of them was.
+        """The mean of the metric of the students on validation; failed or pruned where one of them was.
 
         Of what is confirmed only failures are kept, those of the last run.
         """
@@ -148,9 +148,11 @@ class Search:
                 known = self.study.user_attrs.get("confirm_lasting", {})
                 self.study.set_user_attr("confirm_lasting", known | lasting)
             return
-        accuracies = [node.val_accuracy for node in graph.students(proposal) if node.val_accuracy is not None]
+        metric = self.space.metric
+        values = [value for node in graph.students(proposal) if (value := node.value(metric)) is not None]
         trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
-        for name, value in outcome_attributes(proposal.paths, {k: graph.nodes[k].description for k in keys}).items():
+        found = {key: graph.nodes[key].description for key in keys}
+        for name, value in outcome_attributes(proposal.paths, found, metric).items():
             trial.set_user_attr(name, value)
         for epoch, value in _intermediate_values(graph.students(proposal)).items():
             if epoch not in self._trials()[proposal.number].intermediate_values:  # else an earlier run was cut off here
@@ -160,10 +162,10 @@ class Search:
             if lasting:
                 trial.set_user_attr("lasting", lasting)
             self.study.tell(proposal.number, state=TrialState.FAIL)
-        elif len(accuracies) < len(proposal.paths):
+        elif len(values) < len(proposal.paths):
             self.study.tell(proposal.number, state=TrialState.PRUNED)
         else:
-            self.study.tell(proposal.number, fmean(accuracies))
+            self.study.tell(proposal.number, fmean(values))
 
     def reclaim(self) -> list[Proposal]:
         """Trials that were running when an earlier process ended; what it had not proposed whole is proposed now."""
@@ -181,12 +183,17 @@ class Search:
         return Proposal(trial.number, configuration_of(trial), self.paths_of(trial), cell=cell)
 
     def finished(self) -> list[tuple[str, str, list[float]]]:
-        """Arm, configuration and the accuracies of its students, of every trial that has some, pruned or not.
+        """Arm, configuration and the metric of its students, of every trial that has some, pruned or not.
 
         Of a trial that ended well its mean, once a seed. So the best of an arm is the one that the tables show.
         """
         ended = [trial for trial in self.proposed() if trial.state.is_finished()]
-        return [(trial.user_attrs["arm"], configuration_of(trial), _accuracies(trial)) for trial in ended]
+        return [(trial.user_attrs["arm"], configuration_of(trial), self._values_of_students(trial)) for trial in ended]
+
+    def _values_of_students(self, trial: FrozenTrial) -> list[float]:
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            return [trial.value] * len(trial.user_attrs["seeds"])
+        return [value / shown_times(self.space.metric) for value in students_of(trial.user_attrs).values()]
 
     def choose(self, best: Iterable[str]) -> None:
         """Records the configurations that are to be confirmed, by their names: one of each arm in each cell."""
@@ -305,18 +312,12 @@ def _told(trial: FrozenTrial) -> dict[str, Any]:
     return told
 
 
-def _accuracies(trial: FrozenTrial) -> list[float]:
-    if trial.state == TrialState.COMPLETE and trial.value is not None:
-        return [trial.value] * len(trial.user_attrs["seeds"])
-    return [percent / 100 for percent in students_of(trial.user_attrs).values()]
-
-
 def _intermediate_values(students: Sequence[Node]) -> dict[int, float]:
-    """By epoch, the mean accuracy of the students that came so far; where any may be ended early."""
+    """By epoch, the mean metric of the students that came so far; where any may be ended early."""
     by_epoch: dict[int, list[float]] = {}
     for node in students:
-        for epoch, accuracy in node.looks.items():
-            by_epoch.setdefault(epoch, []).append(accuracy)
+        for epoch, value in node.looks.items():
+            by_epoch.setdefault(epoch, []).append(value)
     return {epoch: fmean(found) for epoch, found in sorted(by_epoch.items())}
 
 
@@ -368,18 +369,22 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
     `stop` ends the waiting for a database that is away.
     """
     study = _load(folder, stop) or optuna.create_study(
-        study_name=folder.name, storage=open_optuna(folder, stop), direction="maximize", load_if_exists=True
+        study_name=folder.name, storage=open_optuna(folder, stop), direction=_direction(space), load_if_exists=True
     )
     if "dataset" not in study.user_attrs:
         study.set_user_attr("training_revision", TRAINING_REVISION)
         study.set_user_attr("space", space.model_dump(mode="json"))
-        study.set_metric_names(["mean validation accuracy"])
+        study.set_metric_names([f"mean validation {space.metric}"])
         study.set_user_attr("dataset", dataset.model_dump(mode="json"))  # last: a study with it was created whole
     search = Search(study)
     _refuse_another_space(search, space, dataset)
     search.set_budget(space)
     search.enqueue()
     return search
+
+
+def _direction(space: Space) -> str:
+    return "minimize" if space.metric == "loss" else "maximize"
 
 
 def open_search(folder: StudyFolder) -> Search:
@@ -434,7 +439,7 @@ def _sampler(
     spent = _spent_arms(space, number, trials)
     seen = [each for each in trials if each.params.get("arm") not in spent] if spent else trials
     if not whole or len(seen) > HISTORY:
-        sampler = RecentHistory(sampler, seen)
+        sampler = RecentHistory(sampler, seen, lowest=space.metric == "loss")
     return OtherArms(sampler, spent, seen) if spent else sampler
 
 
@@ -450,12 +455,15 @@ def _spent_arms(space: Space, number: int, trials: Sequence[FrozenTrial]) -> set
 class RecentHistory(optuna.samplers.BaseSampler):
     """A sampler that sees some trials of a study: of many the newest, and the best of the older ones."""
 
-    def __init__(self, sampler: optuna.samplers.BaseSampler, trials: Sequence[FrozenTrial]) -> None:
+    def __init__(
+        self, sampler: optuna.samplers.BaseSampler, trials: Sequence[FrozenTrial], lowest: bool = False
+    ) -> None:
+        """With `lowest` the best are those with the lowest value."""
         self.sampler = sampler
         newest_count = HISTORY - BEST if len(trials) > HISTORY else HISTORY
         older, newest = trials[:-newest_count], trials[-newest_count:]
         done = [trial for trial in older if trial.state == TrialState.COMPLETE]
-        best = nlargest(BEST, done, key=lambda trial: trial.value or 0.0)
+        best = (nsmallest if lowest else nlargest)(BEST, done, key=lambda trial: trial.value or 0.0)
         running = [trial for trial in older if trial.state == TrialState.RUNNING]
         self.seen = sorted([*best, *running, *newest], key=lambda trial: trial.number)
 

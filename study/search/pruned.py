@@ -36,10 +36,11 @@ def looks_before(search: Search, store: ArtifactStore, pruned: Mapping[str, Epoc
 
     Those that were in training say it themselves, when they go on from their checkpoints.
     """
-    found: dict[str, Looks] = {key: looks(epochs, every) for key, epochs in pruned.items()}
+    metric = search.space.metric
+    found: dict[str, Looks] = {key: looks(epochs, every, metric) for key, epochs in pruned.items()}
     for trial in search.proposed():
         for key in (path.student.key for path in search.paths_of(trial)):
             outcome = (store.describe(key) or {}).get("outcome", {}) if key not in found else {}
             if outcome.get("origin", {}).get("study") == search.study.study_name:
-                found[key] = looks(outcome["epochs"], every)
+                found[key] = looks(outcome["epochs"], every, metric)
     return found

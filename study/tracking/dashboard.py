@@ -22,9 +22,10 @@ NOTE = """A trial is one configuration: an arm with its hyperparameters chosen. 
 | `path` | the models from the teacher to the student |
 | `seeds` | of the students |
 | `stages` | role, model and the start of the key of every stage; artifacts are named by the whole key |
-| `students`, `path_seconds` | validation accuracy in percent by seed; training seconds of all stages of the paths |
+| `students` | validation {metric} by seed, in percent but for the loss |
+| `path_seconds` | training seconds of all stages of the paths |
 
-The objective is the **mean validation accuracy** of the students. These are numbers of the search: they can rank
+The objective is the **mean validation {metric}** of the students. These are numbers of the search: they can rank
 configurations, but they cannot prove that a difference is real.
 """
 
@@ -37,7 +38,7 @@ def serve_dashboard(folder: StudyFolder, port: int, console: Console) -> None:
     except ImportError:
         raise InputError("takd dashboard needs optuna-dashboard: pip install 'takd[dashboard]'") from None
     if not get_note(search.study):
-        save_note(search.study, NOTE)
+        save_note(search.study, NOTE.format(metric=search.space.metric))
     try:
         server = make_server(HOST, port, _looking_only(wsgi(_without_leases(folder))), _Threads, _Quiet)
     except (OSError, OverflowError) as error:

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from takd.analysis.metrics import METRICS, value_text
 from takd.search_spaces import ROLES, Role
 from takd.study.search.graph import Node, StageGraph
 
@@ -27,7 +28,8 @@ SHOWN_STATES = ("done", "cached", "running", "ready", "waiting", "failed", "prun
 class Progress:
     """An observer that draws; the numbers are a snapshot taken in the driver's thread."""
 
-    def __init__(self, study: str, seeds: int, slots: int, console: Console) -> None:
+    def __init__(self, study: str, seeds: int, slots: int, console: Console, metric: str = "accuracy") -> None:
+        self.metric = metric
         self.study, self.seeds, self.slots, self.console = study, seeds, slots, console
         self.started = time.monotonic()
         self.snapshot = Snapshot()
@@ -99,9 +101,12 @@ class Progress:
             for role in ROLES
             if any(counts.get(role, {}).values())
         ]
-        best = max(self.snapshot.best.items(), key=lambda item: item[1], default=None)
-        found = f" | best {best[0]} {100 * best[1]:.2f} % validation" if best else ""
+        best = next(iter(self._best_first()), None)
+        found = f" | best {best[0]} {value_text(best[1], self.metric)}" if best else ""
         return f"[{self._elapsed()}] {' | '.join(roles) or 'starting'}{found}{self._remaining()}"
+
+    def _best_first(self) -> list[tuple[str, float]]:
+        return sorted(self.snapshot.best.items(), key=lambda item: item[1], reverse=METRICS[self.metric].higher)
 
     def _elapsed(self) -> str:
         return clock(time.monotonic() - self.started)
@@ -119,8 +124,8 @@ class Progress:
             counts = self.snapshot.counts.get(role, {})
             table.add_row(role, *(str(counts.get(state) or "·") for state in SHOWN_STATES))
         best = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-        for arm, accuracy in sorted(self.snapshot.best.items(), key=lambda item: -item[1]):
-            best.add_row("best so far", arm, f"{100 * accuracy:.2f} % validation")
+        for arm, value in self._best_first():
+            best.add_row("best so far", arm, value_text(value, self.metric))
         running = [f"{node.stage.name}  {_doing(node, epoch)}" for node, epoch in self.snapshot.running]
         shown = [Text(line, no_wrap=True, overflow="ellipsis", style="dim") for line in running[:8]]
         footer = Text(f"elapsed {self._elapsed()}{self._remaining().replace(' | ', ', ')}")
@@ -136,7 +141,7 @@ class Snapshot:
     """Counts and estimates at one moment."""
 
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)  # by arm, mean validation accuracy of a configuration
+    best: dict[str, float] = field(default_factory=dict)  # by arm, the metric's mean on validation of a configuration
     running: tuple[tuple[Node, int], ...] = ()
     seconds_left: float | None = None
 

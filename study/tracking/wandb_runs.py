@@ -68,11 +68,7 @@ def arms_of(stage: Stage, arms: Sequence[Arm]) -> list[str]:
     chain = tuple(each.model for each in (*ancestors, stage) if each.role == "assistant")
     teachers = [each for each in (*ancestors, stage) if each.role == "teacher"]
     if chain and not teachers:  # an assistant that exists, whoever taught it: paths begin there
-        found = [
-            arm
-            for arm in arms
-            if any(_begins(arm.assistants[at:], chain) for at in range(len(arm.assistants)))
-        ]
+        found = [arm for arm in arms if any(_begins(arm.assistants[at:], chain) for at in range(len(arm.assistants)))]
     else:
         found = [arm for arm in arms if arm.distilled is bool(teachers) and _begins(arm.assistants, chain)]
     if len({each.role for each in stage.upstream}) > 1:

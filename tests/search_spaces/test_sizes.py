@@ -116,7 +116,7 @@ def test_an_assistant_with_keys_of_its_own_has_the_others_of_the_section():
     told = {"assistant.learning_rate": 0.15, "mlp-32.temperature": 2, "mlp-32.epochs": 5}
     assert {name for name in space.varied(arm) if "." in name} == told.keys()
     chosen = told | {"temperature": 4.0, "lambda": 0.7}
-    *_, first, second, third, student = space.path(arm, chosen, MNIST, 0).stages
+    *_, first, second, third, _student = space.path(arm, chosen, MNIST, 0).stages
     assert [(each.model, each.recipe.epochs, each.recipe.learning_rate) for each in (first, second, third)] == [
         ("mlp-64", 2, 0.15),
         ("mlp-32", 5, 0.15),

@@ -84,6 +84,14 @@ class ArtifactStore:
             raise ValueError(f"{DESCRIPTION} is another's, or of another version")
         return description
 
+    def add_metrics(self, key: str, validation: Mapping[str, float]) -> None:
+        """More that is measured of a finished stage on the validation split, beside what its description says."""
+        if description := self.describe(key):
+            description["outcome"]["metrics"]["validation"] |= validation
+            self.storage.replace(
+                f"{_folder(key)}/{DESCRIPTION}", json.dumps(description, indent=1, allow_nan=False).encode()
+            )
+
     def has(self, key: str, needed: Set[str]) -> bool:
         """Whether there is a whole artifact with the needed files; touches nothing."""
         description = self.describe(key)

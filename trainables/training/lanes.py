@@ -28,6 +28,19 @@ class EpochMetrics:
     val_accuracy: float | None
     seconds: float  # a lane's share of the epoch's
     val_seconds: float  # of these, for the look at the validation split
+    val_auc: float | None = None  # fractions; None where nobody goes by them
+    val_f1: float | None = None
+
+    def value(self, metric: str | None) -> float | None:
+        """Of a metric on the validation split; None is the accuracy."""
+        found: float | None = getattr(self, f"val_{metric or 'accuracy'}")
+        return found
+
+    def is_better(self, other: "EpochMetrics | None", metric: str | None) -> bool:
+        own, others = self.value(metric), other.value(metric) if other else None
+        if own is None or others is None:
+            return own is not None
+        return own < others if metric == "loss" else own > others
 
 
 @dataclass(eq=False)
@@ -39,23 +52,24 @@ class Lane:
     failure: str | None = None
     best_weights: dict[str, Tensor] | None = None
 
-    @property
-    def val_accuracy(self) -> float | None:
+    def value(self, metric: str) -> float | None:
         """At the last look at the validation split."""
-        return next((each.val_accuracy for each in reversed(self.epochs) if each.val_accuracy is not None), None)
+        return next((each.value(metric) for each in reversed(self.epochs) if each.val_accuracy is not None), None)
 
     @property
-    def best_accuracy(self) -> float:
-        """On the validation split; -1 before the first look."""
-        return max((each.val_accuracy for each in self.epochs if each.val_accuracy is not None), default=-1.0)
+    def best(self) -> EpochMetrics | None:
+        """The first epoch that is best on the validation split; None before the first look."""
+        found: EpochMetrics | None = None
+        for each in self.epochs:
+            if each.val_accuracy is not None and each.is_better(found, self.stage.recipe.select_by):
+                found = each
+        return found
 
     @property
     def selected(self) -> EpochMetrics:
         """The epoch whose weights are kept: the first best one, or the last."""
         looks = [each for each in self.epochs if each.val_accuracy is not None]
-        if self.best_weights is None:
-            return looks[-1]
-        return next(each for each in looks if each.val_accuracy == self.best_accuracy)
+        return looks[-1] if self.best_weights is None else self.best or looks[-1]
 
 
 class LaneModel(nn.Module):
@@ -303,8 +317,8 @@ class Lanes:
 
     def note(self, number: int, metrics: EpochMetrics) -> None:
         """One more epoch of a lane, with its weights where they are the best so far and the recipe wants these."""
-        lane, accuracy = self.running[number], metrics.val_accuracy
-        if self.recipe.select == "best" and accuracy is not None and accuracy > lane.best_accuracy:
+        lane, looked = self.running[number], metrics.val_accuracy is not None
+        if self.recipe.select == "best" and looked and metrics.is_better(lane.best, self.recipe.select_by):
             lane.best_weights = self.weights(number)
         lane.epochs.append(metrics)
 

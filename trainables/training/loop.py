@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +12,18 @@ from torch import Tensor
 from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
+from takd.trainables.scores import SCORES, scores
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
 from takd.trainables.training.schedules import rate_factor
 from takd.trainables.training.teaching import ByView, soft_targets, teaching_of
+
+
+class _Look(NamedTuple):
+    pair: tuple[float | None, float | None]  # loss and accuracy on the validation split
+    scores: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class StageTraining:
 
     upstream: for each stage, of its upstream stages in their order, by view the logits `[train examples, classes]`.
     pretrained: the weights that `stage.pretrained` names.
+    metric: what is measured at each look beside loss and accuracy, where it is another; `select_by` is too.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
 
@@ -44,6 +52,7 @@ class StageTraining:
         upstream: Sequence[Sequence[ByView]],
         device: torch.device | str = "cpu",
         pretrained: Pretrained | None = None,
+        metric: str | None = None,
     ) -> None:
         first = stages[0]
         if len({stage.shape for stage in stages}) > 1:
@@ -51,6 +60,7 @@ class StageTraining:
         if (first.pretrained is None) != (pretrained is None):
             raise ValueError(f"{first.name} starts from pretrained weights: {first.pretrained}")
         self.recipe, self.epoch = first.recipe, 0
+        self.scores = [name for name in SCORES if name in (metric, first.recipe.select_by)]
         _, layout = form_of(first.model)
         self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
@@ -90,7 +100,7 @@ class StageTraining:
         seconds, val_seconds = ((time.perf_counter() - since) / len(self.running) for since in (started, looked))
         for number, (lane, loss, look) in enumerate(zip(self.running, train_losses, looks, strict=True)):
             rate = lane.stage.recipe.learning_rate * factor
-            metrics = EpochMetrics(self.epoch, rate, loss, *look, seconds, val_seconds)
+            metrics = EpochMetrics(self.epoch, rate, loss, *look.pair, seconds, val_seconds, **look.scores)
             lane.failure = _failure(metrics, self.recipe.epochs)
             if lane.failure is None:
                 self.taught.note(number, metrics)
@@ -117,11 +127,16 @@ class StageTraining:
         self.teaching.step(factor)
         return losses.detach()
 
-    def _look(self) -> Sequence[tuple[float | None, float | None]]:
-        """By lane, loss and accuracy on the validation split; None where the recipe does not look."""
+    def _look(self) -> "Sequence[_Look]":
+        """By lane, what the validation split says; nothing where the recipe does not look."""
         if self.epoch % self.recipe.evaluate_every and self.epoch != self.recipe.epochs:
-            return [(None, None)] * len(self.running)
-        return measure(predict(self.feed.model, self.feed.validation), self.inputs.validation_labels)
+            return [_Look((None, None), {})] * len(self.running)
+        logits, labels = predict(self.feed.model, self.feed.validation), self.inputs.validation_labels
+        more = [scores(each, labels, self.scores) for each in logits]
+        return [
+            _Look(pair, {f"val_{name}": value for name, value in found.items()})
+            for pair, found in zip(measure(logits, labels), more, strict=True)
+        ]
 
     def end(self, lanes: Sequence[Lane]) -> None:
         """Goes on without these; the others are not touched."""
