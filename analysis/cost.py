@@ -5,9 +5,14 @@ as three forward passes (one forward, two backward; Kaplan et al. 2020, section 
 trains, and neither evaluation nor soft targets are in them. Layers frozen below `finetune_from` count as trained.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
+STUDENT_COSTS = ("parameters", "flops_per_image", "milliseconds")  # what a student costs to run
+LATENCY_FILE = "results/latency.json"  # by model the milliseconds of one image, below a study
 USE = ["study", "phase", "trial", "configuration", "path_seed"]  # one path use
 FORWARD_PASSES_A_STEP = 3
 
@@ -53,3 +58,34 @@ def pareto_front(table: pd.DataFrame, cost: str = "path_seconds") -> list[str]:
             front.append(str(row["arm"]))
             best = row["accuracy"]
     return front
+
+
+def on_front(costs: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Whether no other has at least the value at a lower cost, or a higher one at the same; all False of NaN."""
+    better = (values[None] >= values[:, None]) & (costs[None] < costs[:, None])
+    better |= (values[None] > values[:, None]) & (costs[None] <= costs[:, None])
+    return np.asarray(~better.any(axis=1) & np.isfinite(costs) & np.isfinite(values))
+
+
+def students_by_size(trials: pd.DataFrame, table: pd.DataFrame, latencies: Mapping[str, float]) -> pd.DataFrame:
+    """The table of arms of a study whose student's size is a factor, with what each row's student costs to run.
+
+    Added: `model`, `parameters`, `flops_per_image`, `milliseconds` (NaN where not measured), `value` with `value_low`
+    and `value_high` (percent, but for the loss) of what the search went by, `rank` (the higher the better), and
+    `front_of_COST` for each of STUDENT_COSTS.
+    """
+    rows = trials[(trials["role"] == "student") & (trials["status"] == "done")]
+    rows = rows.assign(cell=rows["cell"].fillna("") if "cell" in rows else "")
+    sizes = rows.groupby(["cell", "arm"])[["model", "parameters", "flops_per_image"]].first().reset_index()
+    found = table.merge(sizes, on=["cell", "arm"])
+    found["milliseconds"] = found["model"].map(latencies).astype(float)
+    metric = str(found["metric"].iloc[0]) if "metric" in found and len(found) else "accuracy"
+    names = {"value": "metric_mean", "value_low": "metric_low", "value_high": "metric_high"}
+    if metric == "accuracy":
+        names = {"value": "accuracy", "value_low": "low", "value_high": "high"}
+    factor = 100.0 if metric in ("auc", "f1") else 1.0
+    found = found.assign(**{name: factor * found[column] for name, column in names.items()})
+    found["rank"] = -found["value"] if metric == "loss" else found["value"]
+    for cost in STUDENT_COSTS:
+        found[f"front_of_{cost}"] = on_front(found[cost].to_numpy(float), found["rank"].to_numpy(float))
+    return found

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 from pyarrow.fs import FileSystem, LocalFileSystem
 
+from takd.analysis.cost import LATENCY_FILE
 from takd.analysis.tables import cells_of, remembered
 from takd.search_spaces import Derived, InputError, Space, some, space_from
 from takd.search_spaces.yaml_text import read_yaml
@@ -54,6 +56,16 @@ class Results:
             return pq.read_table(place, filesystem=files).to_pandas()
         except (FileNotFoundError, pa.ArrowException):
             return None
+
+    @cached_property
+    def latencies(self) -> dict[str, float]:
+        """By model the milliseconds that one image takes, as far as they were measured for the studies named."""
+        files, base = open_root(self.root)
+        found: dict[str, float] = {}
+        for name in self.names:
+            with suppress(OSError, ValueError):
+                found |= _json(files, f"{base}/{name}/{LATENCY_FILE}")
+        return found
 
     def upstream_logits(self) -> dict[str, Logits | None]:
         """By model, the teacher first and then by size, the soft targets of the stages that others learn from.

@@ -4,7 +4,7 @@ What differs between rows is a factor. One is a figure's axis, the others that v
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from takd.analysis.arms import arms_table
+from takd.analysis.arms import arms_table, with_interval
+from takd.analysis.cost import STUDENT_COSTS, on_front, students_by_size
 from takd.analysis.figures import INK, OTHERS, WIDTH, arm_colors, styled
+from takd.analysis.metrics import NAMES
 from takd.analysis.tables import (
     Missing,
     assistants_of,
@@ -144,6 +146,96 @@ def gain_by_factor(trials: pd.DataFrame) -> Figure:
     figure = over_factor(gains, axis, varied, arm_colors(trials), label)
     for axes in figure.axes:
         axes.axhline(0, color=OTHERS, lw=1, zorder=1)
+    return figure
+
+
+def students_front(trials: pd.DataFrame, latencies: Mapping[str, float]) -> Figure:
+    """What students of several sizes reach over what they cost to run, with the Pareto front over all cells."""
+    rows = _by_size(trials, latencies)
+    panels = [cost for cost in STUDENT_COSTS if rows[cost].notna().any()]
+    return _front(rows, panels, arm_colors(trials))
+
+
+def front_table(trials: pd.DataFrame, latencies: Mapping[str, float]) -> pd.DataFrame:
+    """The students on a front, the smallest first, and in which costs no other beats them."""
+    rows = _by_size(trials, latencies).sort_values(["parameters", "rank"], ascending=[True, False])
+    fronts = {cost: rows[f"front_of_{cost}"] for cost in STUDENT_COSTS}
+    rows = rows[np.logical_or.reduce(list(fronts.values()))]
+    loss = _metric(rows) == "loss"
+    return pd.DataFrame(
+        {
+            "student": rows["model"],
+            "arm": rows["arm"],
+            **({"cell": rows["cell"]} if rows["cell"].nunique() > rows["model"].nunique() else {}),
+            _metric_label(rows): [
+                f"{value:.4f} ({low:.4f} to {high:.4f})" if loss else with_interval(value, low, high)
+                for value, low, high in zip(rows["value"], rows["value_low"], rows["value_high"], strict=True)
+            ],
+            "parameters": [f"{each:,.0f}" for each in rows["parameters"]],
+            "FLOPs an image": [f"{each:,.0f}" for each in rows["flops_per_image"]],
+            "ms an image": ["not measured" if np.isnan(each) else f"{each:.3g}" for each in rows["milliseconds"]],
+            "no other beats it by": [
+                ", ".join(COSTS[cost][0] for cost in STUDENT_COSTS if row[f"front_of_{cost}"])
+                for row in rows.to_dict("records")
+            ],
+        }
+    )
+
+
+COSTS = {  # name and unit
+    "parameters": ("parameters", "parameters"),
+    "flops_per_image": ("FLOPs", "FLOPs of one image"),
+    "milliseconds": ("latency", "ms of one image, one thread"),
+}
+
+
+def _by_size(trials: pd.DataFrame, latencies: Mapping[str, float]) -> pd.DataFrame:
+    parts = [
+        students_by_size(part, arms_table(part), latencies)
+        for _, part in trials.groupby("study", sort=False)
+        if len(chosen_students(part))
+    ]
+    rows = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["model"])
+    if rows["model"].nunique() < 2:
+        raise Missing("All students are of one size; `factors: {student.model: [...]}` compares several.")
+    for cost in STUDENT_COSTS:  # of all studies together
+        rows[f"front_of_{cost}"] = on_front(rows[cost].to_numpy(float), rows["rank"].to_numpy(float))
+    return rows
+
+
+def _metric(rows: pd.DataFrame) -> str:
+    return str(rows["metric"].iloc[0]) if "metric" in rows and rows["metric"].notna().any() else "accuracy"
+
+
+def _metric_label(rows: pd.DataFrame) -> str:
+    metric = _metric(rows)
+    return f"student's {_split(rows)} {NAMES[metric]}" + ("" if metric == "loss" else " (%)")
+
+
+@styled
+def _front(rows: pd.DataFrame, panels: Sequence[str], colors: Mapping[str, str]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, cost in zip(grid, panels, strict=True):
+        there = rows[rows[cost].notna()]
+        front = there[there[f"front_of_{cost}"]].sort_values([cost, "rank"])
+        axes.plot(front[cost], front["value"], color=OTHERS, lw=1.5, drawstyle="steps-post", zorder=1)
+        for arm, own in there.groupby("arm", sort=False):
+            errors = np.nan_to_num([own["value"] - own["value_low"], own["value_high"] - own["value"]])
+            axes.errorbar(
+                own[cost], own["value"], yerr=errors, fmt="o", color=colors[arm], ms=4, capsize=2, lw=1, label=arm
+            )
+        for row in front.drop_duplicates("model", keep="last").to_dict("records"):
+            axes.annotate(
+                row["model"], (row[cost], row["value"]), xytext=(-4, 5), textcoords="offset points", ha="right",
+                fontsize=8, color=INK,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel(f"{COSTS[cost][1]} (log scale)", fontsize=9)
+    figure.supylabel(_metric_label(rows), fontsize=10)
+    handles, names = grid[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     return figure
 
 

@@ -139,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--top", type=_positive, default=1, metavar="K", help="the best K configurations, in DIR/1 to DIR/K"
     )
+    export.add_argument(
+        "--pareto",
+        action="store_true",
+        help="each size of student that no other beats in what it reaches and costs, in a folder of its own",
+    )
     export.add_argument("--int8", action="store_true", help="write an int8 ONNX file too")
     export.add_argument(
         "--max-drop",
@@ -488,6 +493,8 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.max_drop is not None and not options.int8:
         raise InputError("--max-drop is only for --int8, whose accuracy it limits")
+    if options.pareto and (options.top > 1 or options.max_params or options.max_latency):
+        raise InputError("--pareto is for students of all costs; leave --top, --max-params and --max-latency out")
     study, console = _study(options), text_console()
     asked = {name: getattr(options, name) for name in Wanted.__dataclass_fields__}
     refused = []

@@ -28,6 +28,7 @@ from takd.analysis.tables import (
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError, space_from
 from takd.search_spaces.yaml_text import read_yaml
+from takd.study.apart import apart
 from takd.study.folder import FIGURE, SPACE, StudyFolder, absolute_root, check_name
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.storage import open_storage
@@ -144,6 +145,8 @@ def write_report(root: str, names: Sequence[str], console: Console) -> None:
     except ModuleNotFoundError as error:
         raise InputError(f"report needs {error.name}; install it with: pip install 'takd[report]'") from None
     storage = open_storage(root)
+    for name in names:
+        _measure_latencies(root, name, console)
     with remembering():
         files = report_files(root, names)
         for file, content in files.items():
@@ -156,6 +159,22 @@ def write_report(root: str, names: Sequence[str], console: Console) -> None:
             console.print(note(trials))
     console.print(f"report   {storage.uri(f'{folder}/report/report.html')}")
     console.print(f"beside it: summary.md, arms.csv, {sum(file.endswith('.png') for file in files)} figures, notebooks")
+
+
+def _measure_latencies(root: str, name: str, console: Console) -> None:
+    """What one image takes, of each student of a study with several sizes, as far as it is not known yet."""
+    results = read_results(root, name)
+    students = results.all_trials[(results.all_trials["role"] == "student") & (results.all_trials["status"] == "done")]
+    first = students.drop_duplicates("model")
+    if len(first) < 2 or set(first["model"]) <= results.latencies.keys():
+        return
+    store = ArtifactStore(root)
+    described = {row["model"]: store.describe(row["stage_key"]) for row in first.to_dict("records")}
+    datasets = {model: each["input"]["dataset"] for model, each in described.items() if each}
+    try:
+        apart("takd.study.export.pareto:measure_latencies", root, name, datasets)
+    except InputError as error:
+        console.print(f"the report has no latency of students: {error}")
 
 
 @remembering()

@@ -32,6 +32,7 @@ from takd.study.export.exported import (
 )
 from takd.study.export.model_card import card_file, card_text, model_card
 from takd.study.export.onnx_file import LOGITS, PROBABILITIES, Array, latency, needs_onnx, onnx_file, quantized
+from takd.study.export.pareto import TABLE, TABLE_TEXT, front_of, tables
 from takd.study.export.torch_files import WithPreprocessing, load_file, pt2_file, traced, weights_file
 from takd.study.folder import StudyFolder
 from takd.study.study import Study
@@ -57,6 +58,7 @@ class Wanted:
     max_params: int | None = None
     max_latency: float | None = None  # milliseconds of one image
     top: int = 1
+    pareto: bool = False
     int8: bool = False
     max_drop: float = MAX_DROP
     with_preprocessing: bool = False
@@ -73,7 +75,8 @@ class Exported:
 
 
 def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
-    """Writes the best student to `out`, or with `top` the best of several configurations to `out/1`, `out/2`, ...
+    """Writes the best student to `out`, or with `top` the best of several configurations to `out/1`, `out/2`, ...; with
+    `pareto` each size of student on the front to a folder of its own, and a table beside them.
 
     All of it or nothing. Raises InputError where nobody meets the constraints or a file doesn't compute what was
     measured.
@@ -87,10 +90,18 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
         return measure_on_validation(study.folder, [study.stages[key] for key in keys], metric)
 
     candidates = find_candidates(study.trials, study.name, metric, wanted.arm, measure)
-    chosen = _meeting(study.folder, study.stages, candidates, wanted)
-    names = ["."] if wanted.top == 1 else [str(number + 1) for number in range(len(chosen))]
+    if wanted.pareto:
+        front = front_of(candidates, lambda each: _milliseconds(student_of(each, study.folder, study.stages)))
+        chosen = [student_of(each.candidate, study.folder, study.stages) for each in front]
+        names = [each.folder for each in front]
+    else:
+        chosen = _meeting(study.folder, study.stages, candidates, wanted)
+        names = ["."] if wanted.top == 1 else [str(number + 1) for number in range(len(chosen))]
     made = [_make(student, wanted) for student in chosen]
-    _write_folder(out, {name: files for name, (_, files) in zip(names, made, strict=True)})
+    folders = {name: files for name, (_, files) in zip(names, made, strict=True)}
+    if wanted.pareto:
+        folders["."] = tables(front, [card for card, _ in made])
+    _write_folder(out, folders)
     for name, student, (card, files) in zip(names, chosen, made, strict=True):
         write_export_run(student.folder, student.path, student.descriptions, out / name, files, card)
     return [
@@ -256,14 +267,14 @@ def _is_export(folder: Path) -> bool:
     """Whether nothing is in it but what an export makes, its checksums or those of the first of `--top` among it."""
     if not folder.is_dir() or folder.is_symlink() or not all(_is_made(each) for each in folder.iterdir()):
         return False
-    return (folder / CHECKSUMS).is_file() or (folder / "1" / CHECKSUMS).is_file()
+    return any((folder / name).is_file() for name in (CHECKSUMS, f"1/{CHECKSUMS}", TABLE))
 
 
 def _is_made(place: Path) -> bool:
-    """Whether an export has such a file, or with `--top` such a folder."""
+    """Whether an export has such a file, or with `--top` or `--pareto` such a folder."""
     if place.is_dir() and place.name != BYTECODE:
-        return place.name.isdigit() and _is_export(place)
-    return place.name in {WEIGHTS, SOURCE, ONNX, PT2, INT8, CARD, CARD_TEXT, CHECKSUMS, BYTECODE}
+        return (place.name.isdigit() or (place.parent / TABLE).is_file()) and _is_export(place)
+    return place.name in {TABLE, TABLE_TEXT, WEIGHTS, SOURCE, ONNX, PT2, INT8, CARD, CARD_TEXT, CHECKSUMS, BYTECODE}
 
 
 def _write_folder(out: Path, folders: Mapping[str, Mapping[str, bytes]]) -> None:
