@@ -15,6 +15,7 @@ this runs, and nothing of sizes. The whole takes about 45 minutes on 2 idle core
 
 import argparse
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def main() -> None:
     sizes = grid_of(options.low, options.high, options.sizes)
     gains = true_gains(options, sizes, small)
     best = gains.loc[gains["gain"].idxmax()]
-    print_ = Console(width=200, highlight=False).print
+    print_ = partial(Console(highlight=False).print, soft_wrap=True)
     print_("\n| size | gain over kd, points (95 % CI) |\n|---:|---:|")
     for row in gains.to_dict("records"):
         print_(f"| {row['size']:.0f} | {row['gain']:+.2f} ({row['low']:+.2f} to {row['high']:+.2f}) |")

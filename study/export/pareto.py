@@ -1,4 +1,4 @@
-"""The students that no other beats at once in what they reach and in what they cost to run: a front over their sizes."""
+"""The students that no other beats both in what they reach and in what they cost to run: a front over their sizes."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -59,7 +59,7 @@ def test_the_key_changes_with_the_recipes(field: str):
 
 def test_no_field_of_a_recipe_is_forgotten():
     conditional = {"momentum", "milestones", "step_factor"}  # filled where the optimizer or schedule uses them
-    conditional |= {"augment", "views", "finetune_from", "finetune_factor"}
+    conditional |= {"augment", "views", "finetune_from", "finetune_factor", "select_by"}
     assert set(RECIPE) | conditional == set(stage.Recipe.model_fields)
 
 
@@ -72,6 +72,7 @@ def test_no_field_of_a_recipe_is_forgotten():
         ({}, {"augment": "crop-flip"}),
         ({"augment": "crop-flip"}, {"augment": "flip-rotate"}),
         ({"augment": "crop-flip"}, {"views": 3}),
+        ({"select": "best"}, {"select_by": "auc"}),
         ({"head_epochs": 1}, {"finetune_from": "layer4"}),
         ({"head_epochs": 1}, {"finetune_factor": 0.5}),
     ],
@@ -95,6 +96,12 @@ def test_how_a_new_head_starts_is_in_the_keys_of_stages_with_pretrained_weights_
 
 def test_norms_that_are_not_frozen_are_one_key_however_that_is_said():
     assert {make_stage(freeze_norm=each).key for each in (None, False)} == {make_stage().key}
+
+
+def test_weights_that_are_best_by_accuracy_are_one_key_however_that_is_said():
+    assert {make_stage(select="best", select_by=each).key for each in (None, "accuracy")} == {
+        make_stage(select="best").key
+    }
 
 
 def test_a_copy_with_another_value_has_a_key_of_its_own():

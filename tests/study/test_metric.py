@@ -1,0 +1,124 @@
+"""What a search goes by: another metric than the accuracy, from the look at the validation images to the choice."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import Study, make_stage, run, tiny_space
+
+from takd.analysis.arms import accuracy_table
+from takd.analysis.finding import finding
+from takd.analysis.metrics import value_text
+from takd.analysis.tables import best_configurations, note, students
+from takd.search_spaces import InputError
+from takd.study.checks import check_space
+from takd.study.folder import study_folder
+from takd.study.search.optimization import RecentHistory, open_search
+from takd.study.status import best_by_arm
+from takd.trainables.datasets import dataset as datasets
+from takd.trainables.halving import Halving
+
+
+def space(**changes: Any) -> Any:
+    return tiny_space(**{"trials": 4, "coverage": 1, "arms": ["labels", "kd"], "seeds": 2, **changes})
+
+
+def table_of(study: Study) -> pd.DataFrame:
+    return study.folder.trials and pd.read_parquet(study.folder.trials)
+
+
+@pytest.mark.usefixtures("ray_slots", "cache")
+def test_a_search_by_another_metric_chooses_tells_and_shows_it_and_trains_no_student_twice(tmp_path: Path):
+    plain = run(study_folder(str(tmp_path), "plain"), space())
+    by_auc = run(study_folder(str(tmp_path), "auc"), space(metric="auc", confirm={"seeds": 2}))
+    trials, search = table_of(by_auc), open_search(by_auc.folder)
+    shared = set(table_of(plain)["stage_key"]) & set(trials["stage_key"])
+    assert len(shared) > 4  # those of the guaranteed trials at least: they are measured, and not trained again
+    origins = {key: by_auc.folder.artifacts.describe(key)["outcome"]["origin"]["study"] for key in shared}
+    assert set(origins.values()) == {"plain"}
+
+    done = students(trials)
+    assert done["val_auc"].between(0, 1).all()
+    assert search.study.metric_names == ["mean validation auc"]
+    for trial in search.proposed():
+        own = done[done["trial"] == trial.number]
+        assert trial.value == pytest.approx(own["val_auc"].mean())
+    means = done.groupby(["arm", "configuration"])["val_auc"].mean()
+    errors = done.groupby(["arm", "configuration"])["val_auc"].sem()
+    for arm, name in best_configurations(trials).items():
+        assert means[arm][name] >= means[arm].max() - errors[arm][means[arm].idxmax()] - 1e-9
+
+    assert "test AUC %" in accuracy_table(trials).columns
+    assert any("The search went by the AUC: highest is the mean test AUC of" in each for each in finding(trials))
+    assert "The search went by the validation AUC" in note(trials)
+    assert "% validation AUC" in by_auc.output  # of the progress lines' best
+    best = best_by_arm(trials).iloc[0]
+    assert value_text(best["value"], "auc").endswith("% validation AUC")
+    assert best["value"] == pytest.approx(means.max())
+
+
+@pytest.mark.usefixtures("ray_slots", "cache")
+def test_a_loss_is_minimised_also_by_pruning_and_by_the_epoch_whose_weights_are_kept(tmp_path: Path):
+    changes: dict[str, Any] = {"metric": "loss", "asha": {"grace_epochs": 1, "reduction_factor": 2}}
+    recipe = {"epochs": 4, "select": "best", "learning_rate": 0.3}
+    study = run(study_folder(str(tmp_path), "loss"), space(**changes, student__recipe=recipe))
+    search = open_search(study.folder)
+    assert search.study.direction.name == "MINIMIZE"
+    epochs = pd.read_parquet(study.folder.trials.replace("trials.parquet", "epochs.parquet"))
+    done = students(table_of(study))
+    assert len(done)
+    for row in done.to_dict("records"):
+        own = epochs[epochs["stage_key"] == row["stage_key"]].set_index("epoch")["val_loss"]
+        assert row["val_loss"] == own.min()
+        assert row["selected_epoch"] == own.idxmin()
+    for trial in search.proposed():
+        losses = [epochs.loc[epochs["stage_key"] == path.student.key] for path in search.paths_of(trial)]
+        for epoch, value in trial.intermediate_values.items():
+            at = pd.concat(losses)
+            assert value == pytest.approx(at.loc[at["epoch"] == epoch, "val_loss"].mean())
+    arms = done.assign(loss=done["val_loss"]).groupby(["arm", "configuration"])["loss"].mean()
+    assert best_by_arm(table_of(study)).iloc[0]["value"] == pytest.approx(arms.min())
+
+
+def test_the_stages_key_has_the_metric_where_the_weights_depend_on_it_and_nowhere_else():
+    def student(**changes: Any) -> str:
+        own = space(**changes)
+        fingerprint = make_stage().dataset
+        return own.path(own.all_arms[0], {}, fingerprint, 0).student.key
+
+    assert student(metric="auc") == student()
+    best = {"student__recipe": {"select": "best"}}
+    assert student(metric="accuracy", **best) == student(**best)
+    assert len({student(**best), student(metric="auc", **best), student(metric="loss", **best)}) == 3
+
+
+def test_halving_ends_those_with_the_higher_loss():
+    for metric, ended in (("loss", "b"), ("accuracy", "a")):
+        halving = Halving(1, 2, metric)
+        assert halving.stop(1, {"a": 0.1}) == []
+        assert halving.stop(1, {"b": 0.9, "c": 0.5 if metric == "loss" else 0.05})[0] == ("b" if ended == "b" else "c")
+
+
+def test_the_best_of_a_long_history_are_those_with_the_lowest_loss():
+    class Trial:
+        def __init__(self, number: int) -> None:
+            from optuna.trial import TrialState
+
+            self.number, self.value, self.state = number, float(number), TrialState.COMPLETE
+
+    trials: Any = [Trial(number) for number in range(1500)]
+    assert {each.number for each in RecentHistory(None, trials, lowest=True).seen} >= set(range(250))
+    assert {each.number for each in RecentHistory(None, trials).seen} >= set(range(500, 750))
+
+
+def test_what_is_not_defined_on_a_split_is_refused(monkeypatch: pytest.MonkeyPatch):
+    there = datasets.load("mnist")
+    counts = {split: [*counts[:-1], 0] for split, counts in there.class_counts.items()}
+    monkeypatch.setattr("takd.study.checks._dataset", lambda *_: replace(there, class_counts=counts))
+    with pytest.raises(
+        InputError, match="metric is auc, but the validation split of mnist has no image of the class 9"
+    ):
+        check_space(space(metric="auc"), "tiny")
+    check_space(space(metric="loss"), "tiny")
