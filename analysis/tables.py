@@ -161,10 +161,10 @@ def note(trials: pd.DataFrame) -> str:
     final = set(confirmed(trials)["arm"])
     left_out = [arm for arm in students(trials)["arm"].unique() if arm not in final]
     sentences = [CONFIRM_NOTE if final else SEARCH_NOTE]
-    if (metric := metric_of(trials)) != "accuracy":
+    if metric_of(trials) != "accuracy":
         sentences.append(
-            f"The search went by the validation {NAMES[metric]}: it chose each arm's configuration, and accuracies are "
-            "those of what it chose."
+            f"The search went by the validation {metric_name(trials)}: it chose each arm's configuration, and "
+            "accuracies are those of what it chose."
         )
     if len(chosen_students(trials)):
         sentences.append(intervals_note(trials))
@@ -239,6 +239,11 @@ def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:
     configurations = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
     chosen = {str(arm): each["teacher.model"] for arm, each in configurations.items() if "teacher.model" in each}
     return {arm: chosen[arm] for arm in sorted(chosen, key=lambda arm: arm_order(trials, arm))}
+
+
+def metric_name(trials: pd.DataFrame) -> str:
+    """What the search goes by, for people."""
+    return NAMES[metric_of(trials)]
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:

@@ -17,11 +17,11 @@ from takd.study.predictions import add_predictions
 from takd.study.results import TEST, read_test
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
-from takd.trainables.scores import SCORES, scores
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.losses import measure
+from takd.trainables.training.scores import SCORES, scores
 from takd.trainables.width import widest
 
 

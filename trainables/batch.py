@@ -17,12 +17,12 @@ from takd.trainables.derivation import publish_soft_targets
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
-from takd.trainables.scores import SCORES
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import StageTraining, Trained
+from takd.trainables.training.scores import SCORES
 from takd.trainables.training.teaching import ByView
 from takd.trainables.width import best_width, widest
 

@@ -16,12 +16,12 @@ from takd.search_spaces import Stage, ViewName, soft_targets_of
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
-from takd.trainables.scores import scores
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import LaneModel, form_of
 from takd.trainables.training.losses import measure
+from takd.trainables.training.scores import scores
 from takd.trainables.training.teaching import soft_targets
 
 

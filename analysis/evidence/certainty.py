@@ -17,7 +17,6 @@ from takd.analysis.evidence.statistics import (
     paths_needed,
     winners_curse,
 )
-from takd.analysis.metrics import NAMES as METRIC_NAMES
 from takd.analysis.tables import (
     Missing,
     best_configurations,
@@ -25,6 +24,7 @@ from takd.analysis.tables import (
     chosen_students,
     confirmed,
     hyperparameters_of,
+    metric_name,
     metric_of,
     order_of_setting,
     scores_of,
@@ -155,7 +155,7 @@ def _choices(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
         }
         if len(final) and chosen in by_setting.index:
             fresh_of = final.assign(score=scores_of(final, metric) / 100)
-            name = "points" if metric == "accuracy" else METRIC_NAMES[metric]
+            name = "points" if metric == "accuracy" else metric_name(trials)
             row[f"search minus fresh validation, {name}"] = _flattered(by_setting.T[chosen].dropna(), fresh_of, metric)
         yield row
 

@@ -1,9 +1,11 @@
-"""Two classes: the metrics against slow, obvious ways to the same numbers."""
+"""Two classes, and AUC and F1 at a look at a split: the metrics against slow, obvious ways to the same numbers."""
 
 import numpy as np
 import pytest
+import torch
 
 from takd.study.binary import auc_interval, best_threshold, binary_metrics, f1
+from takd.trainables.training.scores import scores
 
 RANDOM = np.random.default_rng(0)
 
@@ -59,3 +61,44 @@ def test_metrics_are_at_the_threshold():
     assert low["test_auc"] == high["test_auc"]
     assert low["test_accuracy_at_threshold"] == ((scores >= 0.3) == positive).mean()
     assert low["test_f1"] != high["test_f1"]
+
+
+# At a look at a split, while a stage trains
+
+
+def drawn_logits(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits `[classes, n]`, rounded so that there are ties, and labels of which few are of the last class."""
+    generator = torch.Generator().manual_seed(classes)
+    share = torch.tensor([1.0] * (classes - 1) + [0.3])
+    labels = torch.multinomial(share, 300, replacement=True, generator=generator)
+    logits = torch.randn(classes, 300, generator=generator) + torch.nn.functional.one_hot(labels, classes).t()
+    return logits.round(decimals=1), labels
+
+
+def test_with_two_classes_they_are_those_of_the_test_split():
+    logits, labels = drawn_logits(2)
+    positive, probabilities = labels.numpy() == 1, logits.double().softmax(dim=0)[1].numpy()
+    expected = binary_metrics(probabilities, positive, best_threshold(probabilities, positive))
+    found = scores(logits, labels, ["auc", "f1"])
+    assert found == {"auc": pytest.approx(expected["test_auc"]), "f1": pytest.approx(expected["test_f1"])}
+
+
+def test_with_more_classes_they_are_means_over_classes():
+    logits, labels = drawn_logits(4)
+    areas, f1s = [], []
+    probabilities, chosen = logits.double().softmax(dim=0).numpy(), logits.argmax(dim=0)
+    for each in range(4):
+        inside = labels.numpy() == each
+        pairs = probabilities[each][inside][:, None] - probabilities[each][~inside][None]
+        areas.append((pairs > 0).mean() + (pairs == 0).mean() / 2)
+        right = int(((chosen == each) & (labels == each)).sum())
+        precision, recall = right / int((chosen == each).sum()), right / int((labels == each).sum())
+        f1s.append(2 * precision * recall / (precision + recall))
+    found = scores(logits, labels, ["auc", "f1"])
+    assert found == {"auc": pytest.approx(np.mean(areas)), "f1": pytest.approx(np.mean(f1s))}
+
+
+def test_of_a_class_without_images_nothing_can_be_said():
+    logits, labels = torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64)
+    assert all(np.isnan(each) for each in scores(logits, labels, ["auc", "f1"]).values())
+    assert scores(logits, labels, []) == {}

@@ -12,12 +12,12 @@ from torch import Tensor
 from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
-from takd.trainables.scores import SCORES, scores
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
 from takd.trainables.training.schedules import rate_factor
+from takd.trainables.training.scores import SCORES, scores
 from takd.trainables.training.teaching import ByView, soft_targets, teaching_of
 
 
