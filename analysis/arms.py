@@ -162,7 +162,7 @@ def metric_columns(trials: pd.DataFrame, reached: Measured) -> dict[str, Any]:
         return {}
     kind = METRICS[metric]
     column = kind.confirmed if split_of(trials) == "test" else kind.searched
-    values = reached.by_unit(column).dropna().to_numpy() if column in reached.rows else np.array([])
+    values = reached.by_unit(column).dropna().to_numpy() if column and column in reached.rows else np.array([])
     if not len(values):
         return {"metric": metric} | dict.fromkeys(("metric_mean", "metric_low", "metric_high"), np.nan)
     found = mean_interval(values) if metric == "loss" else bounded_interval(spread_of_paths(values))

@@ -66,7 +66,7 @@ def _best_by_metric(table: pd.DataFrame) -> Iterator[str]:
     kind = "test" if best["split"] == "test" else "validation (not test)"
     yield (
         f"The search went by the {NAMES[metric]}: {'highest' if METRICS[metric].higher else 'lowest'} is the mean "
-        f"{kind} {NAMES[metric]} of {best['arm']}, {metric_text(best).replace(' (', f'{unit} (95 % CI ', 1)}."
+        f"{kind} {NAMES[metric]} of {best['arm']}, {metric_text(best.to_dict()).replace(' (', f'{unit} (95 % CI ', 1)}."
     )
 
 

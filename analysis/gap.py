@@ -223,7 +223,7 @@ def _front(rows: pd.DataFrame, panels: Sequence[str], colors: Mapping[str, str])
         for arm, own in there.groupby("arm", sort=False):
             errors = np.nan_to_num([own["value"] - own["value_low"], own["value_high"] - own["value"]])
             axes.errorbar(
-                own[cost], own["value"], yerr=errors, fmt="o", color=colors[arm], ms=4, capsize=2, lw=1, label=arm
+                own[cost], own["value"], yerr=errors, fmt="o", color=colors[str(arm)], ms=4, capsize=2, lw=1, label=arm
             )
         for row in front.drop_duplicates("model", keep="last").to_dict("records"):
             axes.annotate(

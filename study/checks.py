@@ -206,8 +206,8 @@ def _models_of(space: Space, name: str) -> list[str]:
     if varied is None:
         return [name]
     sizes = sorted(sizes_of(varied))
-    some = {*sizes[:: -(-len(sizes) // BUILT_SIZES)], sizes[-1], first_of(f"{name}.size", varied)}
-    return [_sized(space, name, size) for size in sorted(some, key=int)]
+    some: set[Any] = {*sizes[:: -(-len(sizes) // BUILT_SIZES)], sizes[-1], first_of(f"{name}.size", varied)}
+    return [_sized(space, name, size) for size in sorted(some)]
 
 
 BUILT_SIZES = 16  # of a size that is searched: of all others it is asked whether the family has them

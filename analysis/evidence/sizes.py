@@ -87,13 +87,20 @@ def by_size(trials: pd.DataFrame, arm: str) -> Sized:
     bands = []
     for number, (mean, width) in enumerate(zip(means, half, strict=True)):
         own = found.loc[band == number, "size"]
-        ends = np.clip([mean - width, mean + width], 0, 100)
+        low, high = (float(end) for end in np.clip([mean - width, mean + width], 0, 100))
         bands.append(
             Band(
-                int(own.min()), int(own.max()), own.nunique(), len(own), float(mean), *map(float, ends),
-                number == best, float(p[number]),
+                smallest=int(own.min()),
+                largest=int(own.max()),
+                sizes=own.nunique(),
+                configurations=len(own),
+                accuracy=float(mean),
+                low=low,
+                high=high,
+                best=number == best,
+                p=float(p[number]),
             )
-        )  # fmt: skip
+        )
     return Sized(found, tuple(bands), tuple(others.columns))
 
 

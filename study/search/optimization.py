@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from contextlib import suppress
 from heapq import nlargest, nsmallest
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -383,7 +383,7 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
     return search
 
 
-def _direction(space: Space) -> str:
+def _direction(space: Space) -> Literal["minimize", "maximize"]:
     return "minimize" if space.metric == "loss" else "maximize"
 
 

@@ -47,6 +47,7 @@ def worker(root: Path, of: list[Stage], cpu: int = 1) -> StageTrainable:
         "measure_width": False,
         "threads": None,
         "whole": False,
+        "metric": "accuracy",
         "halving": None,
         "halving_epochs": None,
         "checkpoint_every": {"epochs": 1},
