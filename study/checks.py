@@ -344,7 +344,8 @@ def _odd_sizes(space: Space, dataset: Dataset) -> Iterator[str]:
                 smaller, larger = named(before)[0], named(after)[1]
                 if parameters(larger) >= parameters(smaller):
                     at = f" where that is {smaller}" if smaller != before else ""
-                    yield f"arms: in {arm.name} {_may_be(after, larger)} no smaller than {before}{at}, which teaches it"
+                    who = _may_be(after, larger)
+                    yield f"arms: {arm.name} grows: {who} no smaller than {before}{at}, which teaches it"
 
 
 def _may_be(name: str, model: str) -> str:

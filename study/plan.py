@@ -1,5 +1,6 @@
 """What a study would run and what that would cost. Trains a few steps, and keeps nothing of them."""
 
+import math
 import os
 import time
 from collections import Counter
@@ -41,6 +42,7 @@ class PlannedStages:
     given: bool = False  # nothing is trained
     apart: str = ""  # what tells them from others of the model in this role: how much they are trained
     sized: str = ""  # the name of an assistant whose size is searched: `model` is the one in the middle
+    about: bool = False  # how many there will be, of assistants, depends on the sizes that are chosen
 
     @property
     def left(self) -> int:
@@ -87,7 +89,7 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     for row in planned:
         cached = "given" if row.given else str(row.cached)
         seconds = f"{row.seconds:.3g}" if row.left or row.given else "-"
-        at_most = f"about {row.number}" if row.sized and row.left else str(row.number)
+        at_most = f"about {row.number}" if row.about and row.left else str(row.number)
         table.add_row(row.role, f"{row.sized or row.model}{row.apart}", at_most, cached, seconds, str(row.cpu))
     console.print(table)
     for row in planned:
@@ -123,7 +125,8 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
         given, apart = stage.given is not None, _apart(stage, firsts)
         sized = _searched(space, stage) or ""
-        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, sized))
+        about = stage.role == "assistant" and new[stage.role, *_cost_of(space, stage)] > 0
+        planned.append(PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, sized, about))
         if not planned[-1].left:
             continue
         torch.set_num_threads(cpu)
@@ -176,7 +179,7 @@ def stages_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Cou
         points = Counter(point["arm"] for point in own.grid()) if own.sampler == "grid" else None
         shares = [points[arm.name] if points else 1 for arm in arms]
         left = max(0, own.budget - asked.get(cell.name, 0))
-        sized: Counter[Kind] = Counter()
+        sized: dict[tuple[str, ...], tuple[Kind, int]] = {}  # by those it learns from: how many trials have one
         for place, arm in enumerate(arms):
             upto = [left * own.seeds * sum(shares[:end]) // sum(shares) for end in (place, place + 1)]
             *others, student = first_stages(own, arm, dataset, confirming=False)
@@ -184,12 +187,25 @@ def stages_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Cou
                 upto[1] - upto[0] + (own.confirm.students if own.confirm else 0)
             )
             for stage in others:
-                if _searched(own, stage):
-                    sized["assistant", *_cost_of(own, stage)] += -(-(upto[1] - upto[0]) // own.seeds)
-        for kind, number in sized.items():
-            varied = own.assistants.size(kind[1])
-            found[kind] += min(number, len(sizes_of(varied))) if varied else 0
+                if names := _of_searched_size(own, stage):
+                    before = sized.get(names, (None, 0))[1]
+                    kind: Kind = ("assistant", *_cost_of(own, stage))
+                    sized[names] = kind, before - (upto[0] - upto[1]) // own.seeds
+        for names, (kind, number) in sized.items():
+            varied = [size for name in names if (size := own.assistants.size(name))]
+            found[kind] += min(number, math.prod(len(sizes_of(size)) for size in varied))
     return found
+
+
+def _of_searched_size(space: Space, stage: Stage) -> tuple[str, ...]:
+    """The names of the models it learned through and its own, where a size among them is searched; else none."""
+    stages = [stage]
+    while stages[-1].upstream:
+        stages.append(stages[-1].upstream[-1])
+    if not any(_searched(space, each) for each in stages):
+        return ()
+    guides = f"{len(stage.upstream)} guides"  # a dense path's assistant is another than that of a chain
+    return (*tuple(_searched(space, each) or each.model for each in stages), guides)
 
 
 def _cost_of(space: Space, stage: Stage) -> tuple[str, int | None, int]:
@@ -230,7 +246,9 @@ def _stages(
         (needed if left_to_confirm(folder, search, trials) else ended).update(confirms)
     else:
         known = [stage for stages in stages_by_model(space, dataset) for stage in stages if stage.role != "student"]
-        needed |= {stage.key: stage for stage in known if stage.phase == "confirm" or not _searched(space, stage)}
+        needed |= {
+            stage.key: stage for stage in known if stage.phase == "confirm" or not _of_searched_size(space, stage)
+        }
         new = stages_left(space, dataset, asked)
     lasting = search.lasting if search else {}
     needed = {key: stage for key, stage in needed.items() if key not in lasting}

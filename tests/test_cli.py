@@ -363,6 +363,31 @@ def test_assistants_of_an_odd_size_are_warned_about(takd, space_file):
     assert all("allow_any_size: true" in line for line in warnings)
 
 
+SIZES = {"family": "mlp", "size": {"low": 8, "high": 48, "step": 8}}
+
+
+def test_a_plan_counts_assistants_whose_size_is_searched_and_warns_of_chains_that_may_grow(takd, space_file):
+    section = {"models": [SIZES, "mlp-16"], "recipe": {"epochs": 1, "examples": 500}}
+    arms = ["kd", "takd:mlp-*", "takd:mlp-16>mlp-*", "takd:mlp-*>mlp-16"]
+    out = takd("plan", space_file(assistants=section, arms=arms, trials=40)).out
+    warnings = [line for line in out.splitlines() if "warning" in line]
+    assert len(warnings) == 2
+    assert (
+        "arms: takd:mlp-16>mlp-* grows: mlp-* may be mlp-48, which is no smaller than mlp-16, which tea" in warnings[0]
+    )
+    assert (
+        "arms: takd:mlp-*>mlp-16 grows: mlp-16 is no smaller than mlp-* where that is mlp-8, which tea" in warnings[1]
+    )
+    assert row(out, "assistant", "mlp-*")[2:4] == ["about", "12"]  # six sizes, from the teacher and from mlp-16
+    assert row(out, "assistant", "mlp-16")[2:4] == ["about", "7"]  # from each size, and the one that comes first
+    assert "mlp-*: one for each size that is chosen, with the time of mlp-24, in the middle" in out.replace("\n", " ")
+    missing = section | {"models": {"family": "resnet", "size": {"low": 8, "high": 20}}}
+    assert_bad_input(
+        takd("plan", space_file(assistants=missing, arms=["kd", "takd:resnet-*"])),
+        "assistants.models: resnet-*: size may be 9: ", "a step or choices leave sizes out",
+    )  # fmt: skip
+
+
 def test_allow_any_size_silences_the_warnings(takd, space_file):
     called = takd("plan", space_file(**odd_sizes(allow_any_size=True)))
     assert called.code == 0

@@ -1,19 +1,24 @@
 """What a search goes by: another metric than the accuracy, from the look at the validation images to the choice."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import Study, make_stage, run, tiny_space
 
 from takd.analysis.arms import accuracy_table
+from takd.analysis.cost import on_front
 from takd.analysis.finding import finding
 from takd.analysis.metrics import value_text
 from takd.analysis.tables import best_configurations, note, students
 from takd.search_spaces import InputError
 from takd.study.checks import check_space
+from takd.study.export.candidates import Candidate
+from takd.study.export.pareto import front_of, tables
 from takd.study.folder import study_folder
 from takd.study.search.optimization import RecentHistory, open_search
 from takd.study.status import best_by_arm
@@ -122,3 +127,47 @@ def test_what_is_not_defined_on_a_split_is_refused(monkeypatch: pytest.MonkeyPat
     ):
         check_space(space(metric="auc"), "tiny")
     check_space(space(metric="loss"), "tiny")
+
+
+# What students of several sizes reach and cost
+
+
+def test_on_the_front_is_who_no_other_beats_at_a_lower_cost():
+    costs, values = np.array([1.0, 2, 2, 3, 4, np.nan]), np.array([80.0, 85, 84, 85, 90, 99])
+    assert on_front(costs, values).tolist() == [True, True, False, False, True, False]
+    assert on_front(np.array([1.0, 1.0]), np.array([5.0, 5.0])).all()
+
+
+def candidate(model: str, mean: float, parameters: int, metric: str = "auc") -> Candidate:
+    row = {"model": model, "parameters": parameters, "flops_per_image": 2 * parameters, "arm": "kd"}
+    row |= {"configuration": f"kd student.model={model}"}
+    return Candidate(row, metric, "confirm", [mean], [mean], pd.DataFrame(), pd.DataFrame())
+
+
+MILLISECONDS = {"mlp-4": 0.3, "mlp-8": 0.2, "mlp-16": 0.4, "mlp-32": 0.5}
+
+
+def test_an_export_of_a_front_has_the_best_of_each_size_that_no_other_size_beats_everywhere():
+    ordered = [candidate(*each) for each in (("mlp-16", 0.9, 160), ("mlp-16", 0.89, 160), ("mlp-32", 0.88, 320))]
+    ordered += [candidate("mlp-8", 0.85, 80), candidate("mlp-4", 0.8, 40)]
+    front = front_of(ordered, lambda each: MILLISECONDS[each.row["model"]])
+    assert [(each.folder, each.candidate.mean) for each in front] == [("mlp-4", 0.8), ("mlp-8", 0.85), ("mlp-16", 0.9)]
+    assert [each.fronts for each in front] == [
+        ("parameters", "flops_per_image"),  # slower than the better mlp-8
+        ("parameters", "flops_per_image", "milliseconds"),
+        ("parameters", "flops_per_image", "milliseconds"),
+    ]
+    files = tables(front, [{"study": "sizes", "metrics": {"test": {"accuracy": {"value": 0.7}}}}] * 3)
+    text = files["PARETO.md"].decode()
+    assert "# The Pareto front of sizes" in text
+    assert "| mlp-8 | kd | 85.00 % | 70.00 % | 80 | 160 | 0.2 | parameters, FLOPs an image, ms an image |" in text
+    rows = pd.read_csv(io.BytesIO(files["pareto.csv"]))
+    assert rows["milliseconds"].tolist() == [0.3, 0.2, 0.4]
+    losses = [
+        candidate("mlp-8", 0.3, 80, "loss"),
+        candidate("mlp-4", 0.4, 40, "loss"),
+        candidate("cnn", 0.4, 99, "loss"),
+    ]
+    assert [each.folder for each in front_of(losses, lambda each: 1.0)] == ["mlp-4", "mlp-8"]
+    with pytest.raises(InputError, match="--pareto: all students are mlp-8; a front needs students of several sizes"):
+        front_of([candidate("mlp-8", 0.9, 80)], lambda each: 1.0)
