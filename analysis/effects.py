@@ -61,8 +61,9 @@ def effects_in_words(trials: pd.DataFrame) -> Iterator[str]:
             continue
         name = str(factor).removesuffix(".model").split(".")[-1]
         sure = "holds" if last["p_holm"] < ALPHA else "doesn't hold"
+        mean, low, high = (float(last[each]) for each in CHANGE)
         yield (
-            f"What {arm} adds to kd changes by {with_interval(*last[CHANGE].to_numpy(float), '+')} points from "
+            f"What {arm} adds to kd changes by {with_interval(mean, low, high, '+')} points from "
             f"{name} {last['against']} to {last['level']}, a mean over the other factors; this {sure} after Holm's "
             f"correction for {changes} such differences."
         )
