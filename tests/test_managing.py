@@ -32,7 +32,9 @@ def test_a_name_that_is_a_file_too_is_that(takd, root, tmp_path):
 
 def test_a_space_that_names_code_is_not_read_from_a_root(takd, root):
     space = root / "tiny" / "space.yaml"
-    space.write_text(space.read_text() + "code: nets.py\n")
+    text = space.read_text()
+    assert "code: []" in text
+    space.write_text(text.replace("code: []", "code: [nets.py]"))
     assert_bad_input(takd("run", "tiny", "--root", root), str(space), "names code", "--name tiny")
 
 
