@@ -59,7 +59,7 @@ def a_bare_loop(of: Stage) -> dict[str, Tensor]:
     return average.module.state_dict()
 
 
-MODERN = {"warmup_epochs": 1.5, "clip_norm": 0.8, "ema": 0.8, "decay_norm_and_bias": False, "weight_decay": 0.05}
+MODERN = {"warmup_epochs": 1.5, "clip_norm": 0.8, "ema": 0.95, "decay_norm_and_bias": False, "weight_decay": 0.05}
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter in")
