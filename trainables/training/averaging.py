@@ -54,9 +54,13 @@ class Average:
         finally:
             self._exchange()
 
+    @torch.no_grad()
     def _exchange(self) -> None:
+        """Contents alone: whatever reads one of the tensors finds it where it was."""
         for name, each in self._now().items():
-            each.data, self.averaged[name] = self.averaged[name], each.data
+            own = each.clone()
+            each.copy_(self.averaged[name])
+            self.averaged[name].copy_(own)
 
     def keep(self, numbers: Sequence[int]) -> None:
         """Goes on with some of the lanes; before the model does."""
