@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from takd.analysis.metrics import NAMES
 from takd.analysis.tables import confirmed, students
 from takd.search_spaces import Recipe, Space, Training, examples_of, some
 from takd.search_spaces.stage import in_use
@@ -47,7 +48,11 @@ def _models(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Se
     pupils = factors.get("student.model", (space.student.model,))
     yield f"The {_plural('teacher', teachers)} {_and(sized(teachers))}."
     if names := space.assistants.names:
-        yield f"The {_plural('teacher assistant', names)} {_and(sized(names))}."
+        searched = {name: _told(size) for name in names if (size := space.assistants.size(name))}
+        listed = [
+            f"{name}, whose size was {searched[name]}," if name in searched else sized([name])[0] for name in names
+        ]
+        yield f"The {_plural('teacher assistant', names)} {_and(listed).removesuffix(',')}."
     yield f"The {_plural('student', pupils)} {_and(sized(pupils))}."
     if factors:
         listed = "; ".join(f"{name} ({_and([*map(_number, values)])})" for name, values in factors.items())
@@ -78,13 +83,16 @@ def _training(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> 
     """Recipes, those that are alike in one sentence; and what was given."""
     existing = [name for name in space.assistants.names if space.assistants.existing(name)]
     sections: dict[str, Training] = {} if space.teacher.exists else {"the teacher": space.teacher}
-    sections |= {"assistants": space.assistants} if len(existing) < len(space.assistants.names) else {}
+    names = space.assistants.trained
+    own = {f"the assistant {name}": space.assistants.section(name) for name in names if space.assistants.own(name)}
+    sections |= ({"assistants": space.assistants} if len(own) < len(names) else {}) | own
     by_recipe: dict[str, list[str]] = {}
     for who, section in (sections | {"students": space.student}).items():
-        by_recipe.setdefault(_recipe(section), []).append(who)
+        by_recipe.setdefault(_recipe(section, space.metric), []).append(who)
     for recipe, trained in by_recipe.items():
         named = _and(trained)
-        yield f"{named[0].upper()}{named[1:]} {'was' if trained == ['the teacher'] else 'were'} trained for {recipe}."
+        were = "was" if len(trained) == 1 and trained[0].startswith("the ") else "were"
+        yield f"{named[0].upper()}{named[1:]} {were} trained for {recipe}."
     if space.teacher.exists:
         yield f"The teacher was given, as a {space.teacher.kind} file, and not trained here."
     if existing:
@@ -92,7 +100,7 @@ def _training(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> 
         yield f"Of the assistants {_and(existing)} {were} given and not trained here."
 
 
-def _recipe(section: Training) -> str:
+def _recipe(section: Training, metric: str) -> str:
     """`60 epochs in batches of 256 with Adam (...)`, and what is unusual."""
     first = {name: next(iter(examples_of(value)))[1] for name, value in section.recipe.items()}
     plain = Recipe.model_validate(in_use(first)).model_dump()
@@ -126,7 +134,8 @@ def _recipe(section: Training) -> str:
     }
     extra = [text.format(told(name)) for name, text in said.items() if plain.get(name) not in (None, "float32")]
     extra += [f"starting from the weights {section.pretrained}"] if section.pretrained else []
-    selected = "the epoch with the best validation accuracy" if plain["select"] == "best" else "the last epoch"
+    by = NAMES[str(metric if plain["select_by"] is None else plain["select_by"])]
+    selected = f"the epoch with the best validation {by}" if plain["select"] == "best" else "the last epoch"
     return f"{', '.join([text, *extra])}, and the weights of {selected} were kept"
 
 
@@ -164,7 +173,12 @@ def _loss(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sent
             yield f"{text[0].upper()}{text[1:]}."
     yield f"For students T was {_told(space.student.temperature)} and lambda {_told(space.student.lambda_)}"
     if any(arm.assistants for arm in space.all_arms):
-        yield f"(assistants: T {_told(space.assistants.temperature)}, lambda {_told(space.assistants.lambda_)})."
+        said = dict.fromkeys(
+            (_told(section.temperature), _told(section.lambda_))
+            for section in map(space.assistants.section, space.assistants.trained)
+        )
+        told = " or ".join(f"T {temperature}, lambda {weight}" for temperature, weight in said)
+        yield f"(assistants: {told})." if told else "throughout."
     else:
         yield "throughout."
 
@@ -184,7 +198,10 @@ def _search(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Se
     ended = ""
     if space.asha:
         ended = "Asynchronous successive halving (Li et al. 2020) ended weak students early."
-    yield f"{how}, {each} ({len(done):,} students in all), and each arm's best was chosen by mean validation accuracy."
+    yield (
+        f"{how}, {each} ({len(done):,} students in all), and each arm's best was chosen by mean validation "
+        f"{NAMES[space.metric]}."
+    )
     yield ended
 
 

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_space
 
 from takd.analysis.evidence.sizes import Sized, best_sizes, by_size
 from takd.analysis.figures import accuracy_by_size, image
 from takd.analysis.finding import sizes
+from takd.analysis.methods import methods
 from takd.analysis.tables import Missing, arm_order, assistant_size, of_assistant
 
 ARM = "takd:mlp-*"
@@ -96,3 +98,14 @@ def test_tables_know_an_assistant_whose_size_was_searched():
     assert assistant_size("takd:mlp-57 temperature=4") is None
     assert set(trials.loc[of_assistant(trials, ARM), "role"]) == {"assistant"}
     assert arm_order(trials, ARM) == (4, 1, -4000.0, ARM)
+
+
+def test_the_methods_say_that_a_size_was_searched_and_how_one_assistant_was_trained():
+    models = [
+        {"family": "mlp", "size": {"low": 8, "high": 400, "log": True}},
+        {"model": "cnn", "recipe": {"epochs": 3}},
+    ]
+    said = methods(tiny_space(assistants={"models": models}, arms=["kd", ARM], metric="auc"), searched(hill), {})
+    assert "mlp-*, whose size was between 8 and 400 on a logarithmic scale, and cnn" in said
+    assert "The assistant cnn was trained for 3 epochs" in said
+    assert "each arm's best was chosen by mean validation AUC." in said
