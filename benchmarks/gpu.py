@@ -52,6 +52,7 @@ from takd.trainables.training.loop import StageTraining
 from takd.trainables.width import best_width
 
 CLASSES = 10
+Kept = list[list[dict[str, Tensor]]]
 
 
 class Page:
@@ -189,7 +190,7 @@ def _archived(archive: Path) -> Source:
 
 def stage(dataset: Dataset, model: str, seed: int = 0, role: Any = "student", **given: Any) -> Stage:
     """On labels, or with `upstreams`, `loss`, `temperature` and `lambda_` taught by teachers with made-up logits."""
-    own = {name: given.pop(name) for name in ("loss", "temperature", "lambda_") if name in given}
+    own: dict[str, Any] = {name: given.pop(name) for name in ("loss", "temperature", "lambda_") if name in given}
     number = given.pop("upstreams", 0)
     above = tuple(
         Stage(role="teacher", dataset=dataset.fingerprint, model="mlp-1200", recipe=Recipe(), seed=each)
@@ -470,18 +471,20 @@ def check_deterministic(bench: Bench) -> None:
             for seed in range(lanes)
         ]
 
-        def weights(some: Sequence[Stage] = stages, dataset: Dataset = dataset) -> list[dict[str, Tensor]]:
+        kept: Kept = []
+
+        def train(some: Sequence[Stage] = stages, dataset: Dataset = dataset, into: Kept = kept) -> None:
             training = training_of(some, dataset, bench.device)
             while not training.done:
                 training.run_epoch()
-            return [trained.weights for _, trained in training.finish()]
+            into.append([trained.weights for _, trained in training.finish()])
 
-        kept: list[list[dict[str, Tensor]]] = []
-        bench.timed(weights)  # warms up
-        default = [bench.timed(lambda kept=kept, weights=weights: kept.append(weights())) for _ in range(2)]
+        bench.timed(train)  # warms up
+        kept.clear()
+        default = [bench.timed(train) for _ in range(2)]
         try:
             with deterministic():
-                fixed = [bench.timed(lambda kept=kept, weights=weights: kept.append(weights())) for _ in range(2)]
+                fixed = [bench.timed(train) for _ in range(2)]
         except RuntimeError as error:
             bench.page.check(f"deterministic: the same {model} twice", str(error).splitlines()[0], False)
             continue
@@ -672,8 +675,8 @@ def time_lanes(bench: Bench) -> None:
             name = "bare loop as a graph" if graph else "bare loop"
             bench.page.row(heading, head, model, name, f"{1 / seconds:.1f}", "", "", "")
         several = _lanes(bench, model, 64, epochs)
-        width = best_width(several, bench.mnist, lambda few: training_of(few, bench.mnist, bench.device))
-        bench.page.note(f"`lanes: auto` chose {width} lanes of {model} here.")
+        chosen = best_width(several, bench.mnist, lambda few: training_of(few, bench.mnist, bench.device))
+        bench.page.note(f"`lanes: auto` chose {chosen} lanes of {model} here.")
 
 
 def _run(bench: Bench, stages: Sequence[Stage], refused: bool = False) -> tuple[float, float, float]:
