@@ -448,11 +448,11 @@ def check_lambda(value: float, form: str) -> None:
 
 
 def check_labels(recipe: Recipe, loss: Loss) -> None:
-    """Raises ValueError where a loss needs the one label that images have not that are mixed."""
-    if loss.divergence == "decoupled" and mixes(recipe.augment):
+    """Raises ValueError where a loss is told the one label that images have not that are mixed."""
+    if loss.divergence and mixes(recipe.augment):
         raise ValueError(
-            f"augment is {recipe.augment}, whose images have two labels, but loss.divergence: decoupled tells the "
-            "label from the other classes; leave one of them out"
+            f"augment is {recipe.augment}, whose images have two labels, but loss.divergence: {loss.divergence} takes "
+            "one; leave one of them out"
         )
 
 
