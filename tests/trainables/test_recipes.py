@@ -85,6 +85,9 @@ def test_what_batch_normalisation_counts_is_averaged_with_the_weights():
 
 def test_the_average_is_what_is_looked_at_and_the_weights_train_on():
     training = StageTraining([stage(ema=0.9, select="best")], MNIST, [[]])
+    training.train_step(torch.arange(10), 1.0)
+    assert training.taught.average
+    assert same(training.taught.average.averaged, training.taught.weights(0), tolerance=0)  # it begins with these
     training.run_epoch()
     [lane], raw = training.lanes, training.taught.weights(0)
     assert lane.best_weights
