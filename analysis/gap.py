@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from takd.analysis.arms import arms_table, with_interval
 from takd.analysis.cost import STUDENT_COSTS, on_front, students_by_size
@@ -227,16 +227,29 @@ def _front(rows: pd.DataFrame, panels: Sequence[str], colors: Mapping[str, str])
             )
         for row in front.drop_duplicates("model", keep="last").to_dict("records"):
             axes.annotate(
-                row["model"], (row[cost], row["value"]), xytext=(-4, 5), textcoords="offset points", ha="right",
+                row["model"], (row[cost], row["value"]), xytext=(-5, 6), textcoords="offset points", ha="right",
                 fontsize=8, color=INK,
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.margins(x=0.3)
+        wide = there[cost].max() > 30 * there[cost].min()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel(f"{COSTS[cost][1]} (log scale)", fontsize=9)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_xlabel(f"{COSTS[cost][1]}\n(log scale)", fontsize=9)
     figure.supylabel(_metric_label(rows), fontsize=10)
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _short(value: float) -> str:
+    """`0.02`, `500`, `20 k`, `1.5 M`, `4 G`."""
+    for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
 
 
 def _accuracy_over(trials: pd.DataFrame, axis: str) -> Figure:

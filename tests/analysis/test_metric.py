@@ -12,9 +12,11 @@ from conftest import Study, make_stage, run, tiny_space
 
 from takd.analysis.arms import accuracy_table
 from takd.analysis.cost import on_front
+from takd.analysis.figures import image
 from takd.analysis.finding import finding
+from takd.analysis.gap import front_table, students_front
 from takd.analysis.metrics import value_text
-from takd.analysis.tables import best_configurations, note, students
+from takd.analysis.tables import Missing, best_configurations, note, students
 from takd.search_spaces import InputError
 from takd.study.checks import check_space
 from takd.study.export.candidates import Candidate
@@ -171,3 +173,37 @@ def test_an_export_of_a_front_has_the_best_of_each_size_that_no_other_size_beats
     assert [each.folder for each in front_of(losses, lambda each: 1.0)] == ["mlp-4", "mlp-8"]
     with pytest.raises(InputError, match="--pareto: all students are mlp-8; a front needs students of several sizes"):
         front_of([candidate("mlp-8", 0.9, 80)], lambda each: 1.0)
+
+
+def sized_students() -> pd.DataFrame:
+    """Confirmed students of four sizes, taught in two ways."""
+    rows = []
+    for place, model in enumerate(MILLISECONDS):
+        for arm in ("labels", "kd"):
+            for seed in range(3):
+                value = 0.6 + 0.05 * place + 0.02 * (arm == "kd") + 0.003 * seed
+                cell, size = f"student.model={model}", int(model[4:])
+                about = {"study": "sizes", "phase": "confirm", "trial": place, "configuration": f"{arm} {cell}"}
+                about |= {"cell": cell, "arm": arm, "path": model, "path_seed": seed, "seed": seed, "role": "student"}
+                about |= {"model": model, "parameters": 790.0 * size, "flops_per_image": 1580.0 * size}
+                about |= {"status": "done", "stage_key": f"{model} {arm} {seed}", "metric": "auc", "train_seconds": 1.0}
+                about |= {"val_accuracy": value, "test_accuracy": value, "val_auc": value, "test_auc": value}
+                about |= {"epochs": 1, "whole_epochs": 1.0, "examples": 1000.0}
+                rows += [about, about | {"phase": "search", "stage_key": f"{about['stage_key']} search"}]
+    return pd.DataFrame(rows)
+
+
+def test_the_report_draws_the_front_of_students_over_all_cells_in_the_metric_that_the_search_went_by():
+    trials = sized_students()
+    assert b"<svg" in image(students_front(trials, MILLISECONDS), "svg")
+    table = front_table(trials, MILLISECONDS)
+    assert "student's test AUC (%)" in table
+    assert list(zip(table["student"], table["arm"], table["no other beats it by"], strict=True)) == [
+        ("mlp-4", "kd", "parameters, FLOPs"),
+        ("mlp-8", "kd", "parameters, FLOPs, latency"),
+        ("mlp-16", "kd", "parameters, FLOPs, latency"),
+        ("mlp-32", "kd", "parameters, FLOPs, latency"),
+    ]
+    assert (front_table(trials, {})["ms an image"] == "not measured").all()
+    with pytest.raises(Missing, match="All students are of one size"):
+        front_table(trials[trials["model"] == "mlp-4"], {})
