@@ -73,7 +73,8 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
         for role, section in sections:
             for field, kind in FIELDS.items():
                 for place, value in examples_of(section.recipe.get(field)):
-                    for part in altering(value) if field == "augment" else [value]:
+                    parts = altering(value) if field == "augment" else [value]
+                    for part in parts if value is not None else ():
                         yield f"{role}.recipe.{field}{place}", kind, str(part)
         for model in (*own.teacher.models, *own.assistants.names, own.student.model):
             [family] = names_in(model)

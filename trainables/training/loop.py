@@ -238,6 +238,8 @@ class StageTraining:
 
         Also of those that stopped before and were not taken; in the order of the stages.
         """
+        if self.graphs is not None:
+            self.graphs.drop()  # its memory, which what follows needs
         left = self.take_stopped() + (self._kept() if self.running else [])
         return sorted(left, key=lambda each: self.lanes.index(each[0]))
 
@@ -245,8 +247,6 @@ class StageTraining:
         """Of all running lanes; the model then has their weights."""
         self.taught.load_selected()
         self.taught.optimizer.zero_grad()  # their memory, which what follows needs
-        if self.graphs is not None:
-            self.graphs.drop()
         started = time.perf_counter()
         teaches = self.recipe.left_views and any(lane.stage.role != "student" for lane in self.running)
         logits = self._soft_targets() if teaches else None
