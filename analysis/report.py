@@ -31,7 +31,7 @@ def method(trials: pd.DataFrame) -> str:
 
 
 # The picture that the page of one study opens with. That of several, or of one with factors, is what assistants add to
-# kd, else the accuracy, over the factor with most values.
+# kd, or where they have none, or nothing but names tells studies apart, the accuracy, over the factor with most values.
 PICTURE, GAIN = "accuracy_by_assistant", "gain_by_factor"
 PICTURES = {
     "student.model": "accuracy_by_student",
@@ -193,7 +193,8 @@ def _below(texts: Mapping[str, str]) -> list[str]:
 def _page(text: Words, figures: Mapping[str, Mapping[str, str]], shown: Mapping[str, Sequence[Output]]) -> str:
     name = PICTURE
     if len(text.blocks) > 1:
-        name = GAIN if GAIN in figures else PICTURES.get(_main(text.results) or "", "")
+        main = _main(text.results)
+        name = GAIN if GAIN in figures and main != "study" else PICTURES.get(main or "", "")
     sections: dict[str, str] = {}
     if text.there:
         arms = table_html({name: page_table(rows) for name, rows in text.there.items()})

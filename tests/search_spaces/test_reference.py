@@ -85,4 +85,6 @@ def plain(example: Any) -> Any:
 @pytest.mark.parametrize("text", BLOCKS)
 def test_what_the_page_shows_is_part_of_a_space(text):
     whole = {"dataset": "mnist", "teacher": "mlp-32", "student": "mlp-8", "trials": 20}
-    space_from(whole | yaml.safe_load(text.replace("1e-4", "0.0001").replace("1e-3", "0.001").replace("1e-2", "0.01")), "page")
+    space_from(
+        whole | yaml.safe_load(text.replace("1e-4", "0.0001").replace("1e-3", "0.001").replace("1e-2", "0.01")), "page"
+    )

@@ -126,6 +126,7 @@ def interrupt_soon(driver: "Driver") -> None:
     until = time.monotonic() + 240
     while not driver.has_begun() and time.monotonic() < until:
         time.sleep(0.02)
+    time.sleep(1.5)  # an epoch ends
     os.kill(os.getpid(), signal.SIGINT)
 
 
