@@ -125,10 +125,10 @@ def _needed(trials: pd.DataFrame, spread: Spread) -> str:
 
 
 def choice_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """How firm each arm's choice of a setting is, by its search's seeds drawn anew, and how much it was flattered."""
+    """How firm each arm's choice of a configuration is, by its search's seeds drawn anew, and how much it was flattered."""
     rows = [row for cell, part in by_cell(trials).items() for row in _choices(cell, part)]
     if not rows:
-        raise Missing("No arm has two settings in the search: there was nothing to choose.")
+        raise Missing("No arm has two configurations in the search: there was nothing to choose.")
     table = pd.DataFrame(rows)
     return table if table["cell"].nunique() > 1 else table.drop(columns="cell")
 
