@@ -219,7 +219,7 @@ def test_what_a_factor_does_to_a_gain_is_paired_by_path_and_corrected():
         change = table.loc[(arm, "mlp-1200")]
         assert change["change"] == pytest.approx(gains[1] - gains[0])
         assert 0 < change["change_low"] < change["change_high"] < 10
-        assert change["change_high"] - change["change_low"] < 0.7 * (change["high"] - change["low"])  # paired
+        assert change["change_high"] - change["change_low"] < change["high"] - change["low"]  # paired: else it is wider
     [line] = [each for each in finding(trials) if each.startswith("What takd:mlp-16 adds to kd changes by +")]
     assert "from teacher mlp-200 to mlp-1200" in line
     with pytest.raises(Missing):
