@@ -1,6 +1,7 @@
 """Figures of a study. One function a figure: each takes tables and returns a matplotlib figure, or raises Missing.
 
-An arm has one colour everywhere. Bands and bars are 95 % intervals, over paths or students and over test images. Axes name their units.
+An arm has one colour everywhere. Bands and bars are 95 % intervals, over paths or students and over test images. Axes
+name their units.
 """
 
 from collections.abc import Callable, Mapping, Sequence

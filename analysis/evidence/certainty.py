@@ -125,7 +125,7 @@ def _needed(trials: pd.DataFrame, spread: Spread) -> str:
 
 
 def choice_table(trials: pd.DataFrame) -> pd.DataFrame:
-    """How firm each arm's choice of a configuration is, by its search's seeds drawn anew, and how much it was flattered."""
+    """How firm each arm's choice is, by its search's seeds drawn anew, and how much it was flattered."""
     rows = [row for cell, part in by_cell(trials).items() for row in _choices(cell, part)]
     if not rows:
         raise Missing("No arm has two configurations in the search: there was nothing to choose.")
