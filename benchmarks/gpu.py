@@ -49,6 +49,7 @@ from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on, tf32
 from takd.trainables.training.inputs import evaluation_batch, predict
 from takd.trainables.training.loop import StageTraining
+from takd.trainables.training.optimizers import RULES
 from takd.trainables.width import best_width
 
 CLASSES = 10
@@ -371,7 +372,15 @@ VARIANTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "plain, flip-rotate": ("plain-2", 1, {"augment": "flip-rotate", "views": 2, "optimizer": "sgd"}),
     "resnet, tf32": ("resnet-8", 1, {"precision": "tf32", "upstreams": 1, "schedule": "step"}),
     "torchvision": ("torchvision/mobilenet_v3_small", 1, {"optimizer": "sgd", "precision": "bfloat16"}),
+    "crops, colours": ("cnn", 1, {"augment": "random-resized-crop+color-jitter", "views": 2}),
+    "operations": ("cnn", 1, {"augment": "rand-augment+trivial-augment", "views": 2}),
+    "mixup": ("mlp-8", 2, {"augment": "crop-flip+mixup", "views": 2}),
+    "cutmix, averaged": ("cnn", 1, {"augment": "cutmix", "views": 2, "ema": 0.9}),
+    "clipped, in parts": ("mlp-8", 2, {"clip_norm": 1.0, "accumulate": 2, "optimizer": "sgd", "nesterov": True}),
+    **{name: ("mlp-8", 2, {"optimizer": name}) for name in RULES},
 }
+# Whose steps count on the host: no graph can be made of them.
+ON_THE_HOST = set(RULES)
 
 
 def variant(name: str, dataset: Dataset, device: torch.device, **more: Any) -> StageTraining:
@@ -442,7 +451,8 @@ def check_graphs(bench: Bench) -> None:
                 bench.page.note(f"Steps as CUDA graphs: {name} differs by {far:.1e}.")
     measured = f"largest difference {apart:.1e} over {len(VARIANTS)} kinds of steps, {replayed:,} of them replayed"
     measured += f"; plain: {', '.join(plain)}" if plain else ""
-    bench.page.check("steps as CUDA graphs leave what plain steps leave", measured, apart == 0 and not plain)
+    as_meant = set(plain) == ON_THE_HOST
+    bench.page.check("steps as CUDA graphs leave what plain steps leave", measured, apart == 0 and as_meant)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from takd.search_spaces import InputError, Loss
+from takd.search_spaces import MIXING, InputError, Loss
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.trainables import batch as batches
@@ -34,6 +34,7 @@ from takd.trainables.training.inputs import Pixels, evaluation_batch, predict
 from takd.trainables.training.lanes import OPTIMIZERS, EpochMetrics
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.losses import DIVERGENCES, FORMS, distillation, labels_only, soften
+from takd.trainables.training.optimizers import RULES
 from takd.trainables.training.transfer import Head
 from takd.trainables.training.views import AUGMENTATIONS
 
@@ -227,7 +228,7 @@ def test_soft_targets_take_no_second_copy_of_the_images(fake_gpu):
 VARIANTS = (
     "mlp, lanes, dropout", "rates by lane, adam", "rates by lane, adamw", "sgd, smoothing, weights", "additive, mean",
     "decoupled", "standardised", "ensemble", "dropped guides", "cnn, crop-flip", "plain, flip-rotate", "resnet, tf32",
-    "torchvision",
+    "torchvision", "crops, colours", "operations", "mixup", "cutmix, averaged", "clipped, in parts", *RULES,
 )  # fmt: skip
 
 
@@ -238,7 +239,8 @@ def test_steps_are_tried_of_every_family_loss_augmentation_and_optimizer(benchma
     assert {model.partition("-")[0].partition("/")[0] for model, _, _ in kinds} == set(FAMILIES) - {"timm"}
     assert {loss.form for loss in losses} == set(FORMS)
     assert {loss.divergence for loss in losses} == {None, *DIVERGENCES}
-    assert {given.get("augment") for _, _, given in kinds} == {None, *AUGMENTATIONS}
+    augments = {part for _, _, given in kinds for part in given.get("augment", "").split("+")}
+    assert augments == {"", *AUGMENTATIONS, *MIXING} - {"stain-jitter"}  # which is of colours, and the images are grey
     assert {given.get("optimizer", "adam") for _, _, given in kinds} == set(OPTIMIZERS)
 
 

@@ -1,7 +1,7 @@
 """A recipe of today on real photographs: the platform beside a bare PyTorch loop, with the same numbers.
 
-    .venv/bin/python benchmarks/recipes.py --images ants-bees.tar --weights DIR [--size 96] [--seeds 3] [--epochs 6]
-    .venv/bin/python benchmarks/recipes.py --images ants-bees.tar --sheet sheet.png
+    .venv/bin/python benchmarks/recipes/photographs.py --images ants-bees.tar --weights DIR [--size 96] [--seeds 3] [--epochs 6]
+    .venv/bin/python benchmarks/recipes/photographs.py --images ants-bees.tar --sheet sheet.png
 
 `--images` is a folder, or a tar of one, with `train/CLASS/` and `val/CLASS/`, of which `val` is the test split;
 `takd data images` resizes them to `--size`. All layers of `tf_efficientnet_lite0` train from ImageNet's weights: AdamW

@@ -164,5 +164,5 @@ def test_images_that_are_no_squares_are_not_turned():
     with pytest.raises(
         InputError, match=r"student.recipe.augment.choices.1 is flip-rotate.*32 x 24; crop-flip takes any"
     ):
-        _check_augmentation("student", space.student, wide)
-    _check_augmentation("student", space.student, MNIST)
+        _check_augmentation("student.", space.student, wide)
+    _check_augmentation("student.", space.student, MNIST)
