@@ -55,9 +55,9 @@ def _models(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Se
         yield f"The {_plural('teacher assistant', names)} {_and(listed).removesuffix(',')}."
     yield f"The {_plural('student', pupils)} {_and(sized(pupils))}."
     if factors:
-        listed = "; ".join(f"{name} ({_and([*map(_number, values)])})" for name, values in factors.items())
+        compared = "; ".join(f"{name} ({_and([*map(_number, values)])})" for name, values in factors.items())
         yield (
-            f"Factors that were compared and not optimised were {listed}: in each of the "
+            f"Factors that were compared and not optimised were {compared}: in each of the "
             f"{_cells(factors)} cells every arm was searched, chosen and confirmed by itself."
         )
 
@@ -84,8 +84,12 @@ def _training(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> 
     existing = [name for name in space.assistants.names if space.assistants.existing(name)]
     sections: dict[str, Training] = {} if space.teacher.exists else {"the teacher": space.teacher}
     names = space.assistants.trained
-    own = {f"the assistant {name}": space.assistants.section(name) for name in names if space.assistants.own(name)}
-    sections |= ({"assistants": space.assistants} if len(own) < len(names) else {}) | own
+    own: dict[str, Training] = {
+        f"the assistant {name}": space.assistants.section(name) for name in names if space.assistants.own(name)
+    }
+    if len(own) < len(names):
+        sections["assistants"] = space.assistants
+    sections |= own
     by_recipe: dict[str, list[str]] = {}
     for who, section in (sections | {"students": space.student}).items():
         by_recipe.setdefault(_recipe(section, space.metric), []).append(who)
