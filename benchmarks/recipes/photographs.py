@@ -1,6 +1,7 @@
 """A recipe of today on real photographs: the platform beside a bare PyTorch loop, with the same numbers.
 
-    .venv/bin/python benchmarks/recipes/photographs.py --images ants-bees.tar --weights DIR [--size 96] [--seeds 3] [--epochs 6]
+    .venv/bin/python benchmarks/recipes/photographs.py --images ants-bees.tar --weights DIR
+        [--size 96] [--seeds 3] [--epochs 6]
     .venv/bin/python benchmarks/recipes/photographs.py --images ants-bees.tar --sheet sheet.png
 
 `--images` is a folder, or a tar of one, with `train/CLASS/` and `val/CLASS/`, of which `val` is the test split;

@@ -1,6 +1,7 @@
 """What a view for each epoch costs beside 8 views that are used in turn, and a teacher in the loop beside both.
 
-    .venv/bin/python benchmarks/recipes/views.py --images cifar10-images.tar.xz [--a-class 5000] [--epochs 16] [--students 20]
+    .venv/bin/python benchmarks/recipes/views.py --images cifar10-images.tar.xz
+        [--a-class 5000] [--epochs 16] [--students 20]
 
 `--images` is a tar of `train/CLASS/*` and `test/CLASS/*`, or a folder of these. A teacher is trained for one epoch, as
 its quality changes no time. Then `--students` of `--student` learn from it for `--epochs` epochs, in one process, from
