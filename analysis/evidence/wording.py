@@ -88,8 +88,8 @@ VERDICTS: Mapping[str, Wording] = {
 MARGINS: Mapping[str, Wording] = {
     "no interval": Wording("there is no interval", lambda each: not each.low < each.high, ""),
     "more than matters": Wording(
-        "the whole interval is beyond what matters",
-        lambda each: each.low >= _margin(each) or each.high <= -_margin(each),
+        "better or worse, and the whole interval is beyond what matters",
+        lambda each: each.sure and (each.low >= _margin(each) or each.high <= -_margin(each)),
         ", more than the {matters:g} that matter",
     ),
     "sure, but less than matters": Wording(

@@ -45,6 +45,7 @@ def test_each_situation_has_its_words(numbers, words):
     [
         ((0.65, 0.39, 0.9, SURE), ", more than the 0.3 that matter"),
         ((-0.65, -0.9, -0.39, SURE), ", more than the 0.3 that matter"),
+        ((0.92, 0.33, 1.5, UNSURE), ""),  # it may be luck
         ((0.2, 0.15, 0.25, SURE), ", less than the 0.3 that matter"),
         ((-0.2, -0.25, -0.15, SURE), ", less than the 0.3 that matter"),
         ((0.3, 0.15, 0.45, SURE), ""),
