@@ -206,7 +206,7 @@ def stage(dataset: Dataset, model: str, seed: int = 0, role: Any = "student", **
 def training_of(stages: Sequence[Stage], dataset: Dataset, device: torch.device) -> StageTraining:
     shape = (dataset.sizes["train"], len(dataset.classes))
     logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    by_view = [logits] * (stages[0].recipe.views or 1)
+    by_view = [logits] * stages[0].recipe.view_count
     return StageTraining(stages, dataset, [[by_view] * len(each.upstream) for each in stages], device)
 
 
@@ -796,7 +796,7 @@ def time_accuracy(bench: Bench) -> None:
     seconds = bench.timed(train)
     [lane] = made[0].lanes
     heading, head = "A whole training", ["model", "epochs", "seconds", "accuracy on validation images"]
-    bench.page.row(heading, head, one.model, epochs, f"{seconds:.1f}", f"{100 * (lane.val_accuracy or 0):.1f} %")
+    bench.page.row(heading, head, one.model, epochs, f"{seconds:.1f}", f"{100 * (lane.value('accuracy') or 0):.1f} %")
 
 
 def time_tune(bench: Bench) -> None:

@@ -109,7 +109,7 @@ def main() -> None:
         small |= {"student.lambda": {"choices": [0.5, 0.9]}}
     sizes = grid_of(options.low, options.high, options.sizes)
     gains = true_gains(options, sizes, small)
-    best = gains.loc[gains["gain"].idxmax()]
+    best = gains.to_dict("records")[int(gains["gain"].to_numpy().argmax())]
     print_ = partial(Console(highlight=False).print, soft_wrap=True)
     print_("\n| size | gain over kd, points (95 % CI) |\n|---:|---:|")
     for row in gains.to_dict("records"):

@@ -80,7 +80,7 @@ def loop(dataset: Dataset, given: Pretrained, epochs: int, seed: int) -> float:
         if isinstance(each, nn.BatchNorm2d):
             each.requires_grad_(False)
     weights = [each for each in network.parameters() if each.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [each for each in weights if each.dim() <= 1], "weight_decay": 0.0},
         {"params": [each for each in weights if each.dim() > 1]},
     ]
