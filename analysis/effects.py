@@ -59,7 +59,7 @@ def effects_in_words(trials: pd.DataFrame) -> Iterator[str]:
         last = rows.iloc[-1]
         if np.isnan(last["change"]):
             continue
-        name = str(factor).removesuffix(".model").split(".")[-1]
+        name = factor_word(str(factor))
         sure = "holds" if last["p_holm"] < ALPHA else "doesn't hold"
         mean, low, high = (float(last[each]) for each in CHANGE)
         yield (
@@ -70,7 +70,7 @@ def effects_in_words(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def _rows(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
-    cells = {tuple(_values(name).items()): measured(rows) for name, rows in by_cell(trials).items() if name}
+    cells = {tuple(values_of_cell(name).items()): measured(rows) for name, rows in by_cell(trials).items() if name}
     factors = list(dict.fromkeys(factor for cell in cells for factor, _ in cell))
     for factor in factors:
         levels = list(dict.fromkeys(dict(cell)[factor] for cell in cells))
@@ -91,9 +91,14 @@ def _rows(trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
                 yield row
 
 
-def _values(cell: str) -> dict[str, str]:
+def values_of_cell(cell: str) -> dict[str, str]:
     """By factor, of a cell's name: `teacher.model=mlp-200 student.model=mlp-4`."""
-    return dict(part.split("=", 1) for part in cell.split(" "))
+    return dict(part.split("=", 1) for part in cell.split(" ") if "=" in part)
+
+
+def factor_word(factor: str) -> str:
+    """`teacher` of `teacher.model`, `examples` of `student.recipe.examples`."""
+    return factor.removesuffix(".model").split(".")[-1]
 
 
 def _gains(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from takd.analysis.arms import arms_table, comparisons, metric_text, percents, to_ship, with_interval
 from takd.analysis.cost import pareto_front
-from takd.analysis.effects import effects_in_words
+from takd.analysis.effects import effects_in_words, factor_word, values_of_cell
 from takd.analysis.evidence.certainty import choice_table, what_would_help
 from takd.analysis.evidence.sizes import best_sizes, sized_arms
 from takd.analysis.evidence.statistics import ALPHA
@@ -148,8 +148,7 @@ def _by_cell(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
 
 def _in_words(cell: str) -> str:
     """`teacher mlp-1200, student mlp-32, examples 500`."""
-    pairs = (part.split("=", 1) for part in cell.split(" ") if "=" in part)
-    return ", ".join(f"{name.removesuffix('.model').split('.')[-1]} {value}" for name, value in pairs)
+    return ", ".join(f"{factor_word(factor)} {value}" for factor, value in values_of_cell(cell).items())
 
 
 def _failed(trials: pd.DataFrame) -> Iterator[str]:

@@ -69,3 +69,8 @@ class NamedView:
     def __str__(self) -> str:
         among = "" if self.examples is None else f"@{self.examples}.{self.examples_seed}"
         return f"{self.augment}{among} {self.number}"
+
+
+def view_number(name: ViewName) -> int:
+    """Of a view by its name; the images as they are have 0."""
+    return NamedView.parse(name).number if name else 0

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from takd.search_spaces import InputError, NamedView, Space, Stage, ViewName, load_space
+from takd.search_spaces.augments import view_number
 from takd.search_spaces.registry import check_digests
 from takd.study.apart import begin
 from takd.study.folder import StudyFolder, study_folder
@@ -267,7 +268,7 @@ class Study:
         left = () if stage.given else stage.recipe.left_views
         own = {*left} or {view for each in learn for view in each.recipe.view_names}
         whole = [view for view in own if view is None or NamedView.parse(view).examples is None]  # of all examples
-        return sorted(whole, key=lambda view: int((view or "0").rpartition(" ")[2]))
+        return sorted(whole, key=view_number)
 
     def use_code(self) -> None:
         """Imports the code that the study was opened with; raises InputError unless it is the code it was run with."""

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
@@ -201,7 +200,7 @@ class StageBatch:
     def values_before(self, every: int) -> dict[str, dict[int, float]]:
         """What the checkpoints that the running stages went on from say of each of so many epochs, by key."""
         running = [lane for lane in self.training.running if lane.epochs] if self.training else []
-        return {lane.stage.key: looks([asdict(each) for each in lane.epochs], every, self.metric) for lane in running}
+        return {lane.stage.key: looks([each.row() for each in lane.epochs], every, self.metric) for lane in running}
 
     def prune(self, keys: Collection[str]) -> None:
         assert self.training
@@ -239,7 +238,7 @@ class StageBatch:
             self.origin[stage.key],
             metrics={"validation": _measured(trained.selected)},
             selected_epoch=trained.selected.epoch,
-            epochs=[_as_row(each) for each in lane.epochs],
+            epochs=[each.row() for each in lane.epochs],
             train_seconds=sum(each.seconds for each in lane.epochs),
             soft_targets_seconds=trained.soft_targets_seconds,
             lanes=len(self.training.lanes) if self.training else 1,
@@ -272,19 +271,13 @@ class StageBatch:
 
     def _new_epochs(self, lane: Lane) -> list[dict[str, Any]]:
         told = 0 if self.ended.get(lane.stage.key, ("", ""))[0] == "pruned" else self.told
-        return [_as_row(each) for each in lane.epochs if each.epoch > told]
+        return [each.row() for each in lane.epochs if each.epoch > told]
 
 
 def _measured(selected: EpochMetrics) -> dict[str, float | None]:
     """By metric, on the validation split."""
     more = {name: value for name in SCORES if (value := selected.value(name)) is not None}
     return {"accuracy": selected.val_accuracy, "loss": selected.val_loss, **more}
-
-
-def _as_row(epoch: EpochMetrics) -> dict[str, Any]:
-    """Without what nobody measured."""
-    unmeasured = {f"val_{name}" for name in SCORES if epoch.value(name) is None}
-    return {name: value for name, value in asdict(epoch).items() if name not in unmeasured}
 
 
 def prepare(gpus: float, deterministic: bool) -> torch.device:

@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple, Protocol
 
 from takd.search_spaces import ROLES, Path, Role, Stage, ViewName
+from takd.search_spaces.augments import view_number
 from takd.search_spaces.stage import Phase
 from takd.trainables.looks import Looks, looks
 
@@ -91,7 +92,7 @@ class Node:
     def lacking(self) -> list[ViewName]:
         """The views that nobody can learn in yet, and no worker derives, in their order."""
         left = self.views - self.there - frozenset().union(*self.parts)
-        return sorted(left, key=lambda view: int((view or "0").rpartition(" ")[2]))
+        return sorted(left, key=view_number)
 
     @property
     def parts_left(self) -> int:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import safetensors.torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class Checkpoint:
         return cls(list(lane.epochs), tensors)
 
     def content(self) -> bytes:
-        head = {"format": CHECKPOINT_FORMAT, "epochs": [asdict(each) for each in self.epochs]}
+        head = {"format": CHECKPOINT_FORMAT, "epochs": [each.row() for each in self.epochs]}
         tensors = {name: each.detach().cpu().contiguous() for name, each in self.tensors.items()}
         return json.dumps(head).encode() + b"\n" + safetensors.torch.save(tensors)
 

@@ -3,8 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.weights_files import Pretrained, put_into
 from takd.trainables.training.averaging import Average
 from takd.trainables.training.optimizers import RULES, ByRule, FusedAdam, FusedSGD, Optimizer, Rule
+from takd.trainables.training.scores import SCORES
 from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
 
@@ -41,6 +43,11 @@ class EpochMetrics:
         """Of a metric on the validation split; None is the accuracy."""
         found: float | None = getattr(self, f"val_{metric or 'accuracy'}")
         return found
+
+    def row(self) -> dict[str, Any]:
+        """As it is told and kept: without those of AUC and F1 that nobody measured."""
+        unmeasured = {f"val_{name}" for name in SCORES if self.value(name) is None}
+        return {name: value for name, value in asdict(self).items() if name not in unmeasured}
 
     def is_better(self, other: "EpochMetrics | None", metric: str | None) -> bool:
         own, others = self.value(metric), other.value(metric) if other else None
