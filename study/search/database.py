@@ -11,8 +11,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from takd.search_spaces import InputError
-from takd.study.folder import StudyFolder, password_of
-from takd.study.search.storages import StorageAwayError
+from takd.study.folder import StorageAwayError, StudyFolder, password_of
 from takd.study.stopping import Stop
 
 T = TypeVar("T")

@@ -22,10 +22,6 @@ LOCK_SECONDS = 30.0  # that a lock of the journal stands at most while its holde
 log = logging.getLogger("takd")
 
 
-class StorageAwayError(InputError):
-    """The database doesn't answer any more, though it did."""
-
-
 def open_optuna(folder: StudyFolder, stop: Stop | None = None) -> BaseStorage:
     """The journal in the study's folder, or the database of its URL; raises InputError on one that can't be opened.
 
