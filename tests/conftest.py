@@ -55,7 +55,6 @@ SLOW_FILES = (
     "test_cluster.py",
     "test_unshared.py",
     "test_uploading.py",
-    "test_workers.py",
     "test_api.py",
     "test_lanes.py",
 )
