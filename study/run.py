@@ -68,7 +68,7 @@ def run_study(
     check_variables(options.wandb)
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
-    if (known := find_search(folder)) is None or known.is_open:
+    if (known := find_search(folder, stop)) is None or known.is_open:
         _start_ray(options, stop)  # it takes seconds: while the other process checks
     space, data, largest_class, warnings, code, own_data = checking()
     if stop.requested:
@@ -76,8 +76,8 @@ def run_study(
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
-    refuse_another_space(folder, space, data)
-    lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
+    refuse_another_space(folder, space, data, stop)
+    lease = acquire_lease(open_optuna(folder, stop), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
         store = folder.artifacts
         kept = not own_data or store.has_dataset(data)

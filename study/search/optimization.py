@@ -399,9 +399,9 @@ def open_search(folder: StudyFolder) -> Search:
     return search
 
 
-def find_search(folder: StudyFolder) -> Search | None:
+def find_search(folder: StudyFolder, stop: Stop | None = None) -> Search | None:
     """The study of a folder, for looking; None where there is none. Writes nothing but the tables of a new database."""
-    study = _load(folder)
+    study = _load(folder, stop)
     return Search(study) if study and "dataset" in study.user_attrs else None
 
 
@@ -532,9 +532,11 @@ class _Seen:
         return getattr(self._study, name)
 
 
-def refuse_another_space(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> None:
+def refuse_another_space(
+    folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None
+) -> None:
     """Raises InputError with the differences where the folder has a study of another space. Writes nothing."""
-    if search := find_search(folder):
+    if search := find_search(folder, stop):
         _refuse_another_space(search, space, dataset)
 
 
