@@ -162,13 +162,19 @@ def _failed(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def _changed(trials: pd.DataFrame) -> Iterator[str]:
-    """That the difference which matters was said after the test split could be known."""
+    """What was said after the test split could be known: the difference which matters, values of factors."""
     before = trials["smallest_effect_before"].dropna().tolist() if "smallest_effect_before" in trials else []
     if before:
         now, then = (f"{each:g}" if each else "null" for each in (smallest_effect(trials), before[0]))
         yield (
             f"{WARNING}smallest_effect is {now} now and was {then} when the confirm phase began: what is called as "
             "good was decided with the numbers known."
+        )
+    late = trials.loc[trials["late_cell"].fillna(False).astype(bool), "cell"] if "late_cell" in trials else []
+    if number := len(set(late)):
+        yield (
+            f"{WARNING}{number} of {trials['cell'].nunique()} cells were added when the confirm phase of the others had "
+            "begun: that they are compared was decided with numbers known."
         )
 
 

@@ -239,6 +239,17 @@ class Search:
         before = self.study.user_attrs.get("smallest_effect", NEVER)
         return None if before in (NEVER, self.space.smallest_effect) else before or 0.0
 
+    @property
+    def late_cells(self) -> set[str]:
+        """Names of the cells with a value that its factor got when the confirm phase had begun."""
+        before = self.study.user_attrs.get("factors_before", {})
+        return {
+            cell.name
+            for cell in self.space.cells
+            for name, values in before.items()
+            if not any(same_value(cell.values[name], value) for value in values)
+        }
+
     def note_largest_class(self, images: int) -> None:
         """How many of the validation images are of the largest class, where an older version noted nothing."""
         if self.largest_class is None:
@@ -305,7 +316,9 @@ class Search:
         return self.remaining > 0 or any(trial.state == TrialState.RUNNING for trial in self._trials())
 
     def set_budget(self, space: Space) -> None:
-        """Budget, resources and words of a space may change between runs."""
+        """Budget, resources and words of a space may change between runs, and its factors may get values."""
+        if "confirmed" in self.study.user_attrs and "factors_before" not in self.study.user_attrs:
+            self.study.set_user_attr("factors_before", {name: list(each) for name, each in self.space.factors.items()})
         self.study.set_user_attr("space", space.model_dump(mode="json"))
         self.space = space
 
@@ -514,8 +527,8 @@ def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerpr
     _refuse_another_revision(search)
     if lacking := _left_out(search.space, space):
         raise InputError(
-            f"study {search.study.study_name} has compared {lacking}, which the space leaves out; values may be added to "
-            "factors and none be taken away: use another --name, or the space it was run with"
+            f"study {search.study.study_name} has compared {lacking}, which the space leaves out; a factor may get "
+            "values and lose none: use another --name, or the space it was run with"
         )
     same = space.with_factors_of(search.space)
     old: dict[str, Any] = {"dataset": search.dataset.model_dump(mode="json"), "space": search.space.identity()}

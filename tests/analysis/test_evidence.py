@@ -135,6 +135,12 @@ def test_a_smallest_effect_that_was_changed_is_a_warning_in_the_finding():
     )
 
 
+def test_cells_that_were_added_when_numbers_were_known_are_a_warning_in_the_finding():
+    cells = [nested(f"student.model={name}", seed=n, late_cell=n > 0) for n, name in enumerate("abc")]
+    assert any("2 of 3 cells were added when the confirm phase" in each for each in finding(pd.concat(cells)))
+    assert not any("were added" in each for each in finding(cells[0]))
+
+
 def test_an_arm_whose_students_failed_is_named_with_its_reason():
     trials = nested()
     failed = trials[trials["arm"] == "takd:mlp-64"].assign(status="failed", error="no room")

@@ -333,10 +333,13 @@ def test_values_that_are_added_to_factors_extend_a_study_and_what_there_was_stay
     complete(again, first[-1])
     first += proposals(again)
     assert Counter(each.cell for each in first if each) == {cell.name: 4 for cell in two.cells}
+    again.choose([each.configuration for each in first[:1] if each])
+    assert again.late_cells == start(folder, two).late_cells == set()
     last = proposals(start(folder, three))
     assert Counter(each.cell for each in last) == {cell.name: 4 for cell in three.cells if "epochs=5" in cell.name}
     assert not start(folder, three).is_open
     stored = open_search(folder)
+    assert stored.late_cells == {each.cell for each in last}
     assert [stored.proposal_of(trial) for trial in stored.proposed()] == [*first, *last]
     for each in last:
         assert {path.student.recipe.epochs for path in each.paths} == {5}
