@@ -173,8 +173,8 @@ def _changed(trials: pd.DataFrame) -> Iterator[str]:
     late = trials.loc[trials["late_cell"].fillna(False).astype(bool), "cell"] if "late_cell" in trials else []
     if number := len(set(late)):
         yield (
-            f"{WARNING}{number} of {trials['cell'].nunique()} cells were added when the confirm phase of the others had "
-            "begun: that they are compared was decided with numbers known."
+            f"{WARNING}{number} of {trials['cell'].nunique()} cells were added when the confirm phase of the others "
+            "had begun: that they are compared was decided with numbers known."
         )
 
 

@@ -346,7 +346,7 @@ def test_values_that_are_added_to_factors_extend_a_study_and_what_there_was_stay
         taught_by = {stage.model for path in each.paths for stage in path.stages if stage.role == "teacher"}
         assert all(f"teacher.model={model} " in each.cell for model in taught_by)
     with pytest.raises(
-        InputError, match=r"tiny has compared teacher.model mlp-256, which the space leaves out; values"
+        InputError, match=r"tiny has compared teacher.model mlp-256, which the space leaves out; a factor"
     ):
         start(folder, tiny_space(factors=three.factors | {"teacher.model": teachers}, **changes))
     with pytest.raises(InputError, match=r'exists with another space: .*factors was \[\["teacher.model"'):
