@@ -65,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_bad_input(error: Exception) -> bool:
     from takd.search_spaces import InputError
+    from takd.trainables.store.storage import RootAwayError
 
-    return isinstance(error, InputError)
+    return isinstance(error, InputError | RootAwayError)
 
 
 def _text_console() -> "Console":

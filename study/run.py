@@ -34,7 +34,7 @@ from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.own_code import NO_CODE, Code
-from takd.trainables.store.storage import FULL
+from takd.trainables.store.storage import AWAY_SECONDS, FULL, Patience, RootAwayError
 
 log = logging.getLogger("takd")
 
@@ -78,6 +78,7 @@ def run_study(
     folder.prepare()
     refuse_another_space(folder, space, data)
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
+    Patience.wait(AWAY_SECONDS, lambda: stop.requested)
     try:
         store = folder.artifacts
         kept = not own_data or store.has_dataset(data)
@@ -99,7 +100,7 @@ def run_study(
         if result.profile:
             result.profile.write(folder, console)
         return result
-    except StorageAwayError as error:
+    except (StorageAwayError, RootAwayError) as error:
         stop.request(str(error))
         return RunResult(finished=False)
     except OSError as error:
@@ -108,6 +109,7 @@ def run_study(
         stop.request(f"{error.filename or folder.root}: {error.strerror}")
         return RunResult(finished=False)
     finally:
+        Patience.wait(0.0)
         lease.release()
 
 

@@ -1,16 +1,21 @@
 """What becomes of a study whose Optuna storage is damaged, locked by nobody, or away for a while."""
 
 import os
+import socket
 import subprocess
+import sys
+import threading
 import time
 
 import pytest
 from conftest import complete, proposals, tiny_space
 
 from takd.search_spaces import DatasetFingerprint, InputError
+from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder, without_password
 from takd.study.search import storages
 from takd.study.search.optimization import Search, create_search, open_search
+from takd.trainables.store.storage import Patience, open_storage
 
 
 @pytest.fixture
@@ -93,3 +98,38 @@ def test_a_password_that_a_url_can_not_hold_is_refused_in_one_line_without_it(tm
         ) as caught:
             open_search(folder)
         assert "ss" not in str(caught.value).replace("password", "")
+
+
+def test_a_bucket_that_is_away_is_one_line_for_who_looks_and_is_waited_for_by_who_trains(tmp_path, capsys, monkeypatch):
+    """A study's process and its workers wait; here one thread does, until there is a server."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    root = f"s3://takd/runs?endpoint_override={place}&scheme=http&region=us-east-1"
+    looking = threading.current_thread()
+    monkeypatch.setattr(Patience, "seconds", 60.0)
+    monkeypatch.setattr(Patience, "ended", lambda: threading.current_thread() is looking)
+    found: list[object] = []
+
+    def train() -> None:
+        try:
+            found.append(open_storage(root).names("artifacts"))
+        except OSError as error:  # the server is there, and has no such bucket
+            found.append(error)
+
+    training = threading.Thread(target=train)
+    training.start()
+    assert main(["list", "--root", root, "--storage", f"sqlite:///{tmp_path}/studies.db"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith(f"takd: root {root}: doesn't answer for ")
+    assert "Traceback" not in said
+    assert training.is_alive()
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", place.split(":")[1]])
+    try:
+        training.join(60)
+        assert len(found) == 1
+    finally:
+        server.terminate()
+        server.wait()
