@@ -538,7 +538,7 @@ def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerpr
     if differences:
         raise InputError(
             f"study {search.study.study_name} exists with another space: {'; '.join(differences)}; "
-            "use another --name, or the space it was run with"
+            "use another --name (what both have is not trained again), or the space it was run with"
         )
 
 
