@@ -65,9 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _is_bad_input(error: Exception) -> bool:
     from takd.search_spaces import InputError
+
+    if isinstance(error, InputError):
+        return True
     from takd.trainables.store.storage import RootAwayError
 
-    return isinstance(error, InputError | RootAwayError)
+    return isinstance(error, RootAwayError)
 
 
 def _text_console() -> "Console":
