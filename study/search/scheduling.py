@@ -577,8 +577,10 @@ def _why_no_answer(address: str) -> str:
                 return ""
             connection.sendall(HTTP2)
             answer = connection.recv(9)
-    except (OSError, ValueError, TypeError, ConnectionError) as error:
+    except OSError as error:
         return str(error)
+    except (ValueError, TypeError):
+        return "this is no HOST:PORT"
     return "" if answer[3:4] == SETTINGS else "what listens there is no Ray"
 
 
