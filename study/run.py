@@ -68,11 +68,14 @@ def run_study(
     check_variables(options.wandb)
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
-    if (known := find_search(folder)) is None or known.is_open:
+    trains = (known := find_search(folder)) is None or known.is_open
+    if trains:
         _start_ray(options, stop)  # it takes seconds: while the other process checks
     space, data, largest_class, warnings, code, own_data = checking()
     if stop.requested:
         return RunResult(finished=False)
+    if trains and options.address is None:
+        _refuse_what_is_not_here(space)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
@@ -111,6 +114,14 @@ def run_study(
     finally:
         Patience.wait(0.0)
         lease.release()
+
+
+def _refuse_what_is_not_here(space: Space) -> None:
+    """Before anything is written: raises InputError where this machine has none of what a worker would wait for."""
+    from takd.study.search.scheduling import possible_nodes
+
+    if lacking := fitted(space, possible_nodes()).lacking:
+        raise InputError(lacking)
 
 
 def _say_what_failed(search: Search, again: int, console: Console) -> None:

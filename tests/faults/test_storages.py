@@ -30,8 +30,13 @@ def start(folder: StudyFolder) -> Search:
     return create_search(folder, tiny_space(), mnist)
 
 
+NO_CODE, NO_FIELDS = (b'{"op_code":%d,"worker_id":"w"}' % code for code in (99, 5))
+
+
 @pytest.mark.parametrize(
-    "damage", [b"\0" * 40, b'{"op_code":5,"worker', b"42", b"{}", b"\xff\xfe"], ids=["nul", "half", "42", "{}", "bytes"]
+    "damage",
+    [b"\0" * 40, b'{"op_code":5,"worker', b"42", b"{}", b"\xff\xfe", NO_CODE, NO_FIELDS],
+    ids=["nul", "half", "42", "{}", "bytes", "no such code", "no fields"],
 )
 @pytest.mark.parametrize("last", [False, True], ids=["in the middle", "at the end"])
 def test_a_damaged_line_of_the_journal_is_named_and_what_is_before_it_can_be_kept(folder, damage, last):
@@ -53,6 +58,12 @@ def test_a_damaged_line_of_the_journal_is_named_and_what_is_before_it_can_be_kep
     kept = [trial for trial in again.proposed() if trial.state.is_finished()]
     assert len(kept) == 1
     assert len(again.reclaim()) + len(proposals(again)) == 5
+
+
+def test_what_is_no_file_in_the_journals_place_is_one_line(folder):
+    folder.journal.mkdir()
+    with pytest.raises(InputError, match=r"optuna.journal: can't be read or written \(Is a directory\)"):
+        open_search(folder)
 
 
 def test_a_lock_of_the_journal_that_points_to_nothing_holds_nobody_up(folder, monkeypatch):
