@@ -131,28 +131,31 @@ class Journal(JournalFileBackend):
 class JournalLock(JournalFileSymlinkLock):
     """Optuna's, which is a link to the journal, and which waits for ever where that points to nothing.
 
-    So it does where a folder was moved or copied while a study ran in it.
+    So it does where a folder was moved or copied while a study ran in it. One that a killed writer left is released
+    at once where it is old.
     """
 
     def acquire(self) -> bool:
-        self._release_dangling()
+        self._release_left()
         return super().acquire()
 
-    def _release_dangling(self) -> None:
+    def _release_left(self) -> None:
         """Who sees the journal by another path may hold it for a moment, and no longer."""
         until = time.monotonic() + LOCK_SECONDS
-        while (since := self._dangling_since()) is not None:
+        while (since := self._left_since()) is not None:
             if time.time() - since > LOCK_SECONDS or time.monotonic() > until:
                 with suppress(RuntimeError):  # another process was first
                     self.release()
                 return
             time.sleep(0.1)
 
-    def _dangling_since(self) -> float | None:
-        """When a lock was made that points to nothing, by the clock of its file system; None where there is none."""
+    def _left_since(self) -> float | None:
+        """When a lock was made that points to nothing, or that no holder would need for so long, by the clock of its
+        file system; None where there is none."""
         with suppress(FileNotFoundError):
             since = os.lstat(self._lock_file).st_mtime
-            return None if os.path.exists(self._lock_file) else since
+            held = os.path.exists(self._lock_file) and time.time() - since <= LOCK_SECONDS
+            return None if held else since
         return None
 
 
