@@ -171,8 +171,8 @@ def _changed(trials: pd.DataFrame) -> Iterator[str]:
             f"{WARNING}smallest_effect is {now} now and was {then} when the confirm phase began: what is called as "
             "good was decided with the numbers known."
         )
-    late = trials.loc[trials["late_cell"].fillna(False).astype(bool), "cell"] if "late_cell" in trials else []
-    if number := len(set(late)):
+    late = trials["late_cell"].fillna(False).astype(bool) if "late_cell" in trials else trials["cell"].isna()
+    if number := trials.loc[late, "cell"].nunique():
         yield (
             f"{WARNING}{number} of {trials['cell'].nunique()} cells were added when the confirm phase of the others "
             "had begun: that they are compared was decided with numbers known."
@@ -245,14 +245,16 @@ def parameter_effect(trials: pd.DataFrame, name: str, symbol: str) -> Effect | N
         return None
     cells = done[name] if done[name].nunique() <= 8 else pd.qcut(done[name], 4, duplicates="drop")
     means = done.groupby(cells, observed=True)["accuracy"].mean()
-    said = [f"{symbol} = {_cell(place)}: {_mean(done[cells == place])}" for place in (means.idxmax(), means.idxmin())]
+    best, worst = (
+        f"{symbol} = {_cell(place)}: {_mean(done[cells == place])}" for place in (means.idxmax(), means.idxmin())
+    )
     row = importance(trials).set_index("parameter").reindex([name]).iloc[0]
     chosen = {
         arm: f"{done.loc[done['configuration'] == configuration, name].iloc[0]:.3g}"
         for arm, configuration in chosen_configurations(trials).items()
         if (done["configuration"] == configuration).any()
     }
-    return Effect(*said, float(row["explained"]), float(row["chance"]), chosen)
+    return Effect(best, worst, float(row["explained"]), float(row["chance"]), chosen)
 
 
 def _parameter(trials: pd.DataFrame, name: str, symbol: str) -> str:

@@ -89,7 +89,7 @@ def _differences(study: pd.DataFrame, block: pd.DataFrame, pairs: Sequence[tuple
     found = {}
     for arm, reference in pairs:
         if (arm, reference) in compared.index:
-            row = compared.loc[(arm, reference)]
+            row = compared.loc[[(arm, reference)]].iloc[0]
             sure = SURE if row["p_holm"] < ALPHA else ""
             found[f"{arm} over {reference}"] = with_interval(row["difference"], row["low"], row["high"], "+") + sure
     return found

@@ -178,7 +178,8 @@ def predict_stages(
         pixels, width = Pixels(images, dataset, device, layout, resident=False), widest(alike[0], dataset) or WIDEST
         for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
             lanes = form([trained_module(store, stage, dataset) for stage in batch])
-            predicted = predict(lanes.to(device, memory_format=layout), pixels).cpu()
+            lanes.to(device, memory_format=layout)  # type: ignore[call-overload]
+            predicted = predict(lanes, pixels).cpu()
             found |= {stage.key: logits for stage, logits in zip(batch, predicted, strict=True)}
     return found
 

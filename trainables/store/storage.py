@@ -58,7 +58,7 @@ class Patience:
     @classmethod
     def wait(cls, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
         """From now on."""
-        cls.seconds, cls.ended = seconds, staticmethod(ended)  # type: ignore[assignment]
+        cls.seconds, cls.ended = seconds, staticmethod(ended)
 
 
 class Stored(NamedTuple):
@@ -283,7 +283,8 @@ def _patient(method: "Callable[Concatenate[Bucket, P], T]") -> "Callable[Concate
                 log.warning("root %s answers again after %.0f s", self.root, time.monotonic() - began)
             return answer
 
-    return call
+    found: Callable[Concatenate[Bucket, P], T] = call  # type: ignore[assignment]  # what `wraps` makes of it
+    return found
 
 
 def _why_away(error: OSError) -> str:
