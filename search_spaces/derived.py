@@ -1,11 +1,49 @@
 """What is derived from a model: computed from weights that exist, and kept once, under a key of its own."""
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from takd.search_spaces.augments import ViewName
+from takd.search_spaces.augments import LEFT, LeftName, ViewName
 from takd.search_spaces.stage import TRAINING_REVISION, DatasetFingerprint, Stage, key_of
 from takd.search_spaces.values import Value
+
+What = Literal["soft_targets", "embedding", "map"]
+
+
+class Left(NamedTuple):
+    """What a stage leaves for those who learn from it: in one view its logits, or what is inside of its model."""
+
+    what: What = "soft_targets"
+    layer: str | None = None  # whose output a map is; an embedding is what enters the head
+    view: ViewName = None
+
+    @property
+    def name(self) -> LeftName:
+        """That of the view, of soft targets."""
+        return self.view if self.what == "soft_targets" else LEFT.join((self.what, self.layer or "", self.view or ""))
+
+    @classmethod
+    def parse(cls, name: LeftName) -> "Left":
+        if name is None or LEFT not in name:
+            return cls(view=name)
+        what, layer, view = name.split(LEFT)
+        return cls("map" if what == "map" else "embedding", layer or None, view or None)
+
+
+def learned_by(stage: Stage) -> list[tuple[What, str | None]]:
+    """What a stage learns from each of its upstream stages, whatever the view: kinds, with the layer of a map."""
+    found: list[tuple[What, str | None]] = [("soft_targets", None)] if stage.loss else []
+    for term in stage.terms or ():
+        if term.needed == "maps":
+            found += [("map", layer) for layer in term.teacher_layers or ()]
+        else:
+            found.append(("soft_targets" if term.needed == "logits" else "embedding", None))
+    return list(dict.fromkeys(found))
+
+
+def needed_by(stage: Stage) -> list[LeftName]:
+    """All of that, in the views of the stage's recipe."""
+    return [Left(*each, view).name for each in learned_by(stage) for view in stage.recipe.view_names]
 
 
 class Derived(Value):
@@ -13,7 +51,7 @@ class Derived(Value):
 
     weights: str  # SHA-256 of the artifact's file: weights, or given logits
     model: str | None = None  # whose weights they are: two specs may say other things with the same ones
-    what: Literal["soft_targets"] = "soft_targets"
+    what: What = "soft_targets"
     layer: str | None = None  # of the model, where what is derived is a layer's
     dataset: DatasetFingerprint
     view: ViewName = None
@@ -31,5 +69,11 @@ class Derived(Value):
 
 def soft_targets_of(stage: Stage, weights: str, view: ViewName) -> Derived:
     """The logits of a stage's model, whose weights have that digest."""
-    model = stage.model if stage.has_weights else None
-    return Derived(weights=weights, model=model, dataset=stage.dataset, view=view, code=stage.code)
+    return derived_of(stage, weights, view)
+
+
+def derived_of(stage: Stage, weights: str, name: LeftName) -> Derived:
+    """What a stage leaves by that name; its weights have that digest."""
+    left, model = Left.parse(name), stage.model if stage.has_weights else None
+    whose = {"weights": weights, "model": model, "dataset": stage.dataset, "code": stage.code}
+    return Derived.model_validate({**whose, **left._asdict()})

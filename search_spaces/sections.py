@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from takd.search_spaces.arms import ANY_SIZE
+from takd.search_spaces.method_rules import check_name
+from takd.search_spaces.methods import KD
 from takd.search_spaces.stage import COUPLED, MOST_PATHS, Given, Recipe, in_use
 from takd.search_spaces.values import Flag, Integer, Number, Value, explain, shown
 from takd.search_spaces.varied import INTEGER_FIELDS, SIZE, Choices, Range, Scalar, Varied, examples_of, refuse_list
@@ -334,6 +336,15 @@ class Assistants(Distillation):
     """As for the student, when an assistant learns from the teacher or from a larger assistant."""
     lambda_: Varied = Field(0.7, alias="lambda", examples=[0.5])
     """As for the student."""
+    method: str = Field(KD, examples=["dkd"])
+    """By which method assistants are taught, whatever teaches the student: so one assistant serves the arms of all
+    methods. All but `kd` have the weights that are published."""
+
+    @field_validator("method")
+    @classmethod
+    def _the_method_is_there(cls, method: str) -> str:
+        check_name(method)
+        return method
 
     @model_validator(mode="after")
     def _each_is_there_once(self) -> Self:

@@ -11,9 +11,9 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from takd.search_spaces import Stage, ViewName
+from takd.search_spaces import Left, LeftName, Stage, learned_by
 from takd.trainables.datasets.dataset import load_for
-from takd.trainables.derivation import CPU, publish_soft_targets
+from takd.trainables.derivation import CPU, publish_left
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
@@ -24,7 +24,7 @@ from takd.trainables.training.devices import device_of, fix_algorithms, keep_wit
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import StageTraining, Trained
 from takd.trainables.training.scores import SCORES
-from takd.trainables.training.teaching import ByView
+from takd.trainables.training.teaching import ByView, Lessons
 from takd.trainables.width import best_width, widest
 
 # Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.
@@ -159,15 +159,19 @@ class StageBatch:
             return None
 
     def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
-        views = stages[0].recipe.view_names
-        upstream = [
-            [_soft_targets(self.store, each.model_dump_json(), views) for each in stage.upstream] for stage in stages
-        ]
+        upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
         return StageTraining(
             stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained, self.metric
         )
+
+    def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
+        """All that a stage learns from one of its upstream stages."""
+        text, views = upstream.model_dump_json(), stage.recipe.view_names
+        return {
+            each: _left(self.store, text, tuple(Left(*each, view).name for view in views)) for each in learned_by(stage)
+        }
 
     def run_epoch(self) -> None:
         assert self.training
@@ -245,7 +249,7 @@ class StageBatch:
         )
         if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
             logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
-            publish_soft_targets(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)
+            publish_left(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)
         self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, {WEIGHTS: weights})
         if self.checkpointed:
             self.store.drop_checkpoint(stage.key)
@@ -297,6 +301,6 @@ def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _soft_targets(store: ArtifactStore, stage: str, views: tuple[ViewName, ...]) -> ByView:
-    """Of a stage, as JSON, by the numbers of the views."""
-    return store.soft_targets(Stage.model_validate_json(stage), views)
+def _left(store: ArtifactStore, stage: str, names: tuple[LeftName, ...]) -> ByView:
+    """By a stage, as JSON, by the numbers of the views that are in the names."""
+    return store.left(Stage.model_validate_json(stage), names)

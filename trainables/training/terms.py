@@ -1,0 +1,307 @@
+"""Methods that teach beside the labels and soft targets, each a term of the lanes' loss; what trains beside a student.
+
+A method is a function of one student and one upstream. Here it gets lanes by `torch.func.vmap`: several upstreams are a
+mean, and lanes that learn from the same ones share these tensors. What it needs of an upstream stage comes as it is
+derived, by view.
+"""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from takd.search_spaces import NamedView, Term
+from takd.search_spaces.registry import Method
+from takd.trainables.training.features import by_lane, embedding_in, entering
+from takd.trainables.training.graphs import in_place
+from takd.trainables.training.inputs import Inputs
+from takd.trainables.training.lanes import LaneModel, LaneOptimizer, Lanes
+from takd.trainables.training.methods import table
+from takd.trainables.training.teaching import ByView, Lessons, Teaching, rise
+
+METHODS: Mapping[str, Method] = table.METHODS
+
+
+class Beside(LaneModel):
+    """Modules of one kind that train beside lanes, one a lane: their tensors are stacked, lanes first."""
+
+    stacked = True
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__(modules)
+        self._template = (copy.deepcopy(modules[0]),)  # no part of this: its own tensors are never used
+        self.layers = copy.deepcopy(modules[0])
+        for name, weight in dict(self.layers.named_parameters()).items():
+            stacked = torch.stack([each.get_parameter(name).detach() for each in modules])
+            _put(self.layers, name, nn.Parameter(stacked, requires_grad=weight.requires_grad))
+        for name, _ in dict(self.layers.named_buffers()).items():
+            _put(self.layers, name, torch.stack([each.get_buffer(name) for each in modules]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights and buffers of all lanes."""
+        return {**dict(self.layers.named_parameters()), **dict(self.layers.named_buffers())}
+
+    def call(self, tensors: Mapping[str, Tensor], *given: Any) -> Any:
+        """What the module of a lane gives that has these weights and buffers, which it may change."""
+        return torch.func.functional_call(self._template[0], dict(tensors), given)
+
+    def part(self, tensor: Tensor, lane: int) -> Tensor:
+        return tensor[lane]
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(parts))
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if isinstance(tensor, nn.Parameter):
+        owner._parameters[leaf] = tensor
+    else:
+        owner._buffers[leaf] = tensor
+
+
+class Guide:
+    """What the lanes learn of one kind from the upstream stages in one place: one tensor for all that share a stage."""
+
+    def __init__(self, by_lane: Sequence[ByView]) -> None:
+        self.views = list({id(each): each for each in by_lane}.values())
+        places = {id(each): place for place, each in enumerate(self.views)}
+        self.of_lane = [places[id(each)] for each in by_lane]
+        self.tensors: list[Tensor] = []  # by stage, `[examples, ...]` of the transfer set, in the view that is shown
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return tuple(self.views[0][0].shape[1:])
+
+    def show(self, view: int, inputs: Inputs) -> None:
+        name = inputs.recipe.view_names[view]
+        rows = slice(None) if name and NamedView.parse(name).examples is not None else inputs.transfer_set
+        found = [_on_device(each[view], rows, inputs.device) for each in self.views]
+        self.tensors = [in_place(*pair) for pair in zip(self.tensors or [None] * len(found), found, strict=True)]
+
+    def of(self, batch: Tensor) -> tuple[Tensor, int | None]:
+        """Of a batch, `[lanes, images, ...]` and 0, or what all lanes share, `[images, ...]` and None."""
+        if len(self.tensors) == 1:
+            return self.tensors[0].index_select(0, batch), None
+        each = [tensor.index_select(0, batch) for tensor in self.tensors]
+        return torch.stack([each[place] for place in self.of_lane]), 0
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        left = [self.of_lane[number] for number in numbers]
+        used = sorted(set(left))
+        self.views, self.tensors = ([each[place] for place in used] for each in (self.views, self.tensors))
+        self.of_lane = [used.index(place) for place in left]
+
+
+def _on_device(values: np.ndarray[Any, Any], rows: Any, device: torch.device) -> Tensor:
+    """All rows stay in the file that they are mapped from, on a CPU: no worker has a copy of its own."""
+    if not isinstance(rows, slice):
+        return torch.from_numpy(np.array(values[rows])).to(device)
+    with warnings.catch_warnings():  # they can't be written to, which nobody does
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(values).to(device)
+
+
+class _Taught:
+    """One method with what it needs."""
+
+    def __init__(self, term: Term, taught: Lanes, inputs: Inputs, lessons: Sequence[Sequence[Lessons]]) -> None:
+        self.term, self.kind, self.inputs = term, METHODS[term.method], inputs
+        whole = term.needed == "logits" and all(len(each) > 1 for each in lessons)
+        self.mean_of_logits = whole and {stage.role for stage in taught.all[0].stage.upstream} == {"teacher"}
+        what = ("soft_targets" if term.needed == "logits" else "embedding", None)
+        self.guides = [Guide([each[place][what] for each in lessons]) for place in range(len(lessons[0]))]
+        self.params: dict[str, Any] = {
+            name: int(value) if param.whole else value
+            for name, param in self.kind.params.items()
+            for value in [(term.params or {}).get(name, param.default)]
+        }
+        temperature = term.temperature if term.temperature is not None else self.kind.temperature
+        self.temperature = () if temperature is None else (temperature,)
+        self.rise: Tensor | None = None
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.rise = in_place(self.rise, rise(self.term.warmup, epoch, self.inputs))
+
+    def modules(self, taught: Lanes, student_shape: tuple[int, ...]) -> list[Beside]:
+        """What trains beside the lanes, by upstream."""
+        return [self._module(taught, student_shape, guide.shape) for guide in self.guides] if self.kind.modules else []
+
+    def _module(self, taught: Lanes, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Beside:
+        make = self.kind.modules
+        assert make
+        own: dict[str, Any] = dict(self.params)
+        if "labels" in inspect.signature(make).parameters:
+            own["labels"] = self.inputs.labels.cpu()
+        shapes = (student_shape,), (teacher_shape,)
+        made = []
+        for lane in taught.running:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(lane.stage.seed)
+                made.append(make(*shapes, len(self.inputs.dataset.classes), len(self.inputs.labels), **own))
+        return Beside(made).to(self.inputs.device)
+
+    def value(self, student: Tensor, labels: Tensor, batch: Tensor, beside: Sequence[Beside]) -> Tensor:
+        """What the method says of each lane, `[lanes]`: a mean over upstreams and images."""
+        if self.mean_of_logits:
+            given = [guide.of(batch) for guide in self.guides]
+            shared = all(dim is None for _, dim in given)
+            each = [tensor if shared or dim == 0 else tensor.expand(len(student), -1, -1) for tensor, dim in given]
+            mean = torch.stack([logits.softmax(dim=-1) for logits in each]).mean(dim=0).log()
+            return self._of_lanes(student, (mean, None if shared else 0), labels, batch, None)
+        found = [
+            self._of_lanes(student, guide.of(batch), labels, batch, beside[place] if beside else None)
+            for place, guide in enumerate(self.guides)
+        ]
+        return torch.stack(found).mean(dim=0)
+
+    def _of_lanes(
+        self, student: Tensor, teacher: tuple[Tensor, int | None], labels: Tensor, batch: Tensor, beside: Beside | None
+    ) -> Tensor:
+        own = {"indices": batch} if self.kind.takes_indices else {}
+        values, dim = teacher
+
+        def of_one(one: Tensor, other: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+            modules = {"modules": lambda *given: beside.call(tensors, *given)} if beside is not None else {}
+            said: Tensor = self.kind.function(one, other, labels, *self.temperature, **self.params, **own, **modules)
+            return said.mean()
+
+        tensors = beside.tensors() if beside is not None else {}
+        if len(student) > 1 and not self.kind.by_lane:
+            over = (0, dim, 0 if tensors else None)
+            found: Tensor = torch.func.vmap(of_one, in_dims=over, randomness="different")(student, values, tensors)
+            return found
+        lanes = range(len(student))
+        each = [(values if dim is None else values[lane], {k: t[lane] for k, t in tensors.items()}) for lane in lanes]
+        return torch.stack([of_one(student[lane], *each[lane]) for lane in lanes])
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        for guide in self.guides:
+            guide.keep(numbers)
+
+
+class MethodTeaching(Teaching):
+    """What another kind of teaching says, and each method times its weight."""
+
+    def __init__(self, base: Teaching, lessons: Sequence[Sequence[Lessons]]) -> None:
+        super().__init__(base.taught, base.inputs, ())
+        self.base, taught, inputs = base, base.taught, base.inputs
+        stage = taught.running[0].stage
+        self.terms = [_Taught(term, taught, inputs, lessons) for term in stage.terms or ()]
+        self.weights = self._weights()
+        self.view: int | None = None
+        self.inside = None
+        if any(each.term.needed == "embedding" for each in self.terms):
+            self.inside = embedding_in(stage.model, inputs.dataset.image_shape, len(inputs.dataset.classes))
+        self.entered: list[Tensor] = []
+        classes = len(inputs.dataset.classes)
+        shapes = [(classes,) if each.term.needed == "logits" else (self._features,) for each in self.terms]
+        self.beside = [each.modules(taught, shape) for each, shape in zip(self.terms, shapes, strict=True)]
+        self.optimizers = self._optimizers()
+
+    @property
+    def _features(self) -> int:
+        return self.inside.features if self.inside else 0
+
+    @property
+    def watches(self) -> bool:
+        return self.inside is not None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        if self.inside is None:
+            yield
+            return
+        with entering(self.taught.model, self.inside.head) as self.entered:
+            yield
+
+    def _weights(self) -> list[Tensor]:
+        """By method, `[lanes]`."""
+        stages = [lane.stage for lane in self.taught.running]
+        return [
+            torch.tensor([(stage.terms or ())[place].weight for stage in stages], device=self.inputs.device)
+            for place in range(len(self.terms))
+        ]
+
+    def _optimizers(self) -> list[list[LaneOptimizer]]:
+        rates = [lane.stage.recipe.learning_rate for lane in self.taught.running]
+        return [
+            [LaneOptimizer(each, self.recipe, rates) for each in beside if any(True for _ in each.parameters())]
+            for beside in self.beside
+        ]
+
+    def begin_epoch(self, epoch: int, view: int) -> None:
+        self.base.begin_epoch(epoch, view)
+        for each in self.terms:
+            each.begin_epoch(epoch)
+        if view != self.view:
+            self.view = view
+            for each in self.terms:
+                for guide in each.guides:
+                    guide.show(view, self.inputs)
+
+    def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
+        losses = self.base.losses(logits, labels, batch, number)
+        embedding = by_lane(self.entered.pop(), self.taught.model.stacked) if self.inside else None
+        for each, weight, beside in zip(self.terms, self.weights, self.beside, strict=True):
+            student = embedding if each.term.needed == "embedding" else logits.transpose(1, 2)
+            assert student is not None
+            value = weight * each.value(student, labels, batch, beside)
+            losses = losses + (value if each.rise is None else each.rise * value)
+        return losses
+
+    def step(self, factor: float | Tensor) -> None:
+        self.base.step(factor)
+        for optimizer in (each for optimizers in self.optimizers for each in optimizers):
+            optimizer.step(factor)
+            optimizer.zero_grad()
+
+    def keep(self, numbers: Sequence[int]) -> None:
+        states = [[[each.state(number) for number in numbers] for each in group] for group in self.optimizers]
+        self.base.keep(numbers)
+        for each in self.terms:
+            each.keep(numbers)
+        for beside in (each for group in self.beside for each in group):
+            beside.keep(numbers)
+        self.weights, self.optimizers = self._weights(), self._optimizers()
+        for group, kept in zip(self.optimizers, states, strict=True):
+            for optimizer, own in zip(group, kept, strict=True):
+                optimizer.load(own)
+
+    def state(self, number: int) -> dict[str, Tensor]:
+        found = self.base.state(number)
+        for term, beside, optimizers in zip(self.terms, self.beside, self.optimizers, strict=True):
+            for place, each in enumerate(beside):
+                start = f"{term.term.method}.{place}"
+                found |= {f"{start}.module.{name}": tensor for name, tensor in each.weights(number).items()}
+            for place, optimizer in enumerate(optimizers):
+                found |= {
+                    f"{term.term.method}.{place}.optimizer.{name}.{what}": tensor
+                    for name, state in optimizer.state(number).items()
+                    for what, tensor in state.items()
+                }
+        return found
+
+    def load(self, states: Sequence[dict[str, Tensor]]) -> None:
+        self.base.load(states)
+        for term, beside, optimizers in zip(self.terms, self.beside, self.optimizers, strict=True):
+            for place, each in enumerate(beside):
+                start = f"{term.term.method}.{place}.module."
+                each.load([_below(start, state) for state in states])
+            for place, optimizer in enumerate(optimizers):
+                start = f"{term.term.method}.{place}.optimizer."
+                optimizer.load(
+                    [{name: _below(f"{name}.", _below(start, state)) for name in optimizer.weights} for state in states]
+                )
+
+
+def _below(start: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(start): each for name, each in state.items() if name.startswith(start)}
