@@ -42,7 +42,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 class Formula:
-    """Tian et al. 2020, equations 17 to 19, an image and a negative after the other, in float64."""
+    """Tian et al. 2020, L_critic, an image and a negative after the other, in float64."""
 
     def __init__(self, made: Contrast) -> None:
         weights = made.state_dict()

@@ -99,14 +99,14 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def dist_formula(student: np.ndarray, teacher: np.ndarray) -> float:
-    """Huang et al. 2022, equations 6 to 10, at T 4 with beta and gamma 2."""
+    """Huang et al. 2022, L_inter and L_intra, at tau 4 with beta and gamma 2."""
     raised = [np.exp(each / 4) for each in (student, teacher)]
     q, p = (each / each.sum(axis=1, keepdims=True) for each in raised)
     return 16 * (2 * (1 - correlation(q, p)) + 2 * (1 - correlation(q.T, p.T)))
 
 
 def rkd_formula(student: np.ndarray, teacher: np.ndarray) -> float:
-    """Park et al. 2019, equations 5 to 8, a pair and a triple after the other."""
+    """Park et al. 2019, L_RKD-D and L_RKD-A, a pair and a triple after the other."""
 
     def distances(e: np.ndarray) -> np.ndarray:
         found = np.array([[np.linalg.norm(a - b) for b in e] for a in e])
@@ -125,7 +125,7 @@ def rkd_formula(student: np.ndarray, teacher: np.ndarray) -> float:
 
 
 def pkt_formula(student: np.ndarray, teacher: np.ndarray) -> float:
-    """Passalis & Tefas 2018, equations 5 to 8, with the published code's mean and 1e-7."""
+    """Passalis & Tefas 2018, section 3, with the published code's mean and 1e-7."""
     neighbours = [(unit(each, 1e-7) @ unit(each, 1e-7).T + 1) / 2 for each in (student, teacher)]
     q, p = (each / each.sum(axis=1, keepdims=True) for each in neighbours)
     return float((p * np.log((p + 1e-7) / (q + 1e-7))).mean())
@@ -212,7 +212,7 @@ def test_the_projector_of_simkd_has_the_published_layers():
 
 
 def test_vid_is_a_normal_density_with_a_variance_a_channel():
-    """Ahn et al. 2019, equation 6, a layer after the other."""
+    """Ahn et al. 2019, -log q(t | s), a layer after the other."""
     case = CASES["vid"]
     module, (student, teacher) = case.module(), case.drawn()
     with torch.no_grad():

@@ -11,7 +11,7 @@ from takd.trainables.training.methods.relations import directions
 
 
 def crd(student: Tensor, teacher: Tensor, labels: Tensor, *, indices: Tensor, modules: Callable[..., Tensor]) -> Tensor:
-    """Tian et al. 2020, equations 17 to 19 with both memory banks, on embeddings `[images, d_s]` and `[images, d_t]`.
+    """Tian et al. 2020, L_critic with both memory banks, on embeddings `[images, d_s]` and `[images, d_t]`.
 
     indices `[images]` are the images' places in the transfer set. All is in `Contrast`, which has weights and banks.
     Published: the weight 0.8 beside the cross-entropy.
@@ -23,7 +23,7 @@ class Contrast(nn.Module):
     """Two linear embeddings of one width, and a bank a side of what they were: a row an image of the transfer set.
 
     A batch's image is told from negatives, images of other classes: `x / (x + m * Pn)` is the probability that a pair
-    is of one image, where x is `exp(<a, b> / temperature) / Z`, a of the one side and b of the other's bank, m is the
+    is of one image, where x is `exp(<a, b> / tau) / Z`, a of the one side and b of the other's bank, m is the
     number of negatives and Pn is 1 over the images of the transfer set. Z is estimated from the first batch and stays.
     After each batch its images' rows move to their embeddings by `1 - momentum`.
 
@@ -56,7 +56,7 @@ class Contrast(nn.Module):
         *,
         width: int = 128,
         negatives: int = 16384,
-        temperature: float = 0.07,
+        tau: float = 0.07,
         momentum: float = 0.5,
     ) -> None:
         """`widths` of the student's and the teacher's embedding, labels `[examples]`; ValueError if all are alike."""
@@ -65,7 +65,7 @@ class Contrast(nn.Module):
         values, classes, members = labels.unique(return_inverse=True, return_counts=True)
         if len(values) < 2:
             raise ValueError("crd tells an image from those of other classes, and the transfer set has one class")
-        self.temperature, self.momentum = temperature, momentum
+        self.tau, self.momentum = tau, momentum
         self.all_others = negatives >= examples - int(members.min())
         self.negatives = negatives
         self.student, self.teacher = (nn.Linear(each, width) for each in widths)
@@ -122,7 +122,7 @@ class Contrast(nn.Module):
         noise = (count / examples).to(own.dtype)  # m * Pn, by image
         losses, constants = [], []
         for side, bank, constant in zip((own, upstream), banks, self.constants, strict=True):
-            products = (side @ bank.mT / self.temperature).exp()
+            products = (side @ bank.mT / self.tau).exp()
             positive = products.gather(1, indices.unsqueeze(1)).squeeze(1)
             others = torch.where(negatives, products, 0.0) if self.all_others else products.gather(1, negatives)
             mean = (positive.sum() + others.sum()) / (len(indices) + count.sum())
@@ -160,7 +160,7 @@ def contrast(
     labels: Tensor | None,
     width: int = 128,
     negatives: int = 16384,
-    temperature: float = 0.07,
+    tau: float = 0.07,
     momentum: float = 0.5,
 ) -> nn.Module:
     """That of `crd`, as published; labels of the transfer set, None where they are ignored."""
@@ -170,6 +170,6 @@ def contrast(
         torch.arange(examples) if labels is None else labels.cpu(),
         width=width,
         negatives=negatives,
-        temperature=temperature,
+        tau=tau,
         momentum=momentum,
     )

@@ -13,24 +13,24 @@ def dist(
     teacher: Tensor,
     labels: Tensor,
     *,
-    temperature: float = 4.0,
+    tau: float = 4.0,
     beta: float = 2.0,
     gamma: float = 2.0,
 ) -> Tensor:
-    """Huang et al. 2022, equations 6 to 10: `T^2 * (beta * inter + gamma * intra)`.
+    """Huang et al. 2022, L_inter and L_intra of DIST: `tau^2 * (beta * inter + gamma * intra)`.
 
     student and teacher are logits `[images, classes]`. Both terms are 1 - Pearson's correlation of softened
     probabilities: `inter` over an image's classes, `intra` over a class's images, which are those of the batch.
-    Published: beta and gamma 2 beside the cross-entropy, T 4 on CIFAR-100 and 1 on ImageNet; the factor T^2 is that of
-    the published code.
+    Published: beta and gamma 2 beside the cross-entropy, tau 4 on CIFAR-100 and 1 on ImageNet; the factor tau^2 is that
+    of the published code.
 
-    torchdistill: the same but for beta and gamma 1, T 1, and for a student whose probabilities hardly differ, such as
+    torchdistill: the same but for beta, gamma and tau 1, and for a student whose probabilities hardly differ, such as
     one whose head starts at zero. What they deviate by is then in the denominator, and the gradient has no bound; here
     it counts as a hundredth of what the teacher's deviate by, at least.
     """
-    own, upstream = ((each / temperature).softmax(dim=1) for each in (student, teacher))
+    own, upstream = ((each / tau).softmax(dim=1) for each in (student, teacher))
     inter, intra = 1 - _correlation(own, upstream).mean(), 1 - _correlation(own.mT, upstream.mT).mean()
-    return temperature**2 * (beta * inter + gamma * intra)
+    return tau**2 * (beta * inter + gamma * intra)
 
 
 def _correlation(student: Tensor, teacher: Tensor) -> Tensor:

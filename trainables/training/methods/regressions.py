@@ -137,7 +137,7 @@ def vid(
     *,
     modules: Callable[..., tuple[tuple[Tensor, Tensor], ...]],
 ) -> Tensor:
-    """Ahn et al. 2019, equations 4 to 6: what maps say of the teacher's, `[images, channels, height, width]`.
+    """Ahn et al. 2019, -log q(t | s): what maps say of the teacher's, `[images, channels, height, width]`.
 
     The negative logarithm of a normal density, without its constant, whose mean a regressor guesses and whose variance
     is a weight a channel; a mean over images, channels and places, in sum over the layers. Where two maps are not of

@@ -12,7 +12,7 @@ LEAST_DISTANCE = 1e-6
 
 
 def rkd(student: Tensor, teacher: Tensor, labels: Tensor, *, distance: float = 25.0, angle: float = 50.0) -> Tensor:
-    """Park et al. 2019, equations 5 to 8: what pairs of images are apart, and what triples of them enclose.
+    """Park et al. 2019, L_RKD-D and L_RKD-A: what pairs of images are apart, and what triples of them enclose.
 
     student `[images, d_s]` and teacher `[images, d_t]` are embeddings. Huber losses of distances over their mean, and
     of cosines of angles, means over all pairs and all triples. Published: 25 and 50 beside the cross-entropy.
@@ -57,7 +57,7 @@ def _cosines(squares: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def pkt(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Passalis & Tefas 2018, equations 5 to 8 with the cosine kernel: KL of how probable neighbours are.
+    """Passalis & Tefas 2018, section 3 with the cosine kernel: KL of how probable neighbours are.
 
     student `[images, d_s]` and teacher `[images, d_t]` are embeddings. As in the published code it is a mean over all
     pairs of images, an image being its own neighbour, with 1e-7 in each logarithm; hence the weight of 30000 that Tian
@@ -84,7 +84,7 @@ def directions(vectors: Tensor, added: float = 0.0) -> Tensor:
 
 
 def sp_pooled(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Tung & Mori 2019, equations 1 to 4, on embeddings `[images, d_s]` and `[images, d_t]`.
+    """Tung & Mori 2019, equation 4, on embeddings `[images, d_s]` and `[images, d_t]`.
 
     The products of all pairs of images, each image's of length 1, must be alike: the squared Frobenius norm of the
     difference, over images^2. Published: 3000 beside the cross-entropy, for maps (`sp`).
@@ -93,7 +93,7 @@ def sp_pooled(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
 
 
 def sp(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """Tung & Mori 2019, equations 1 to 4: products of images' maps, `[images, channels, height, width]`.
+    """Tung & Mori 2019, equation 4: products of images' maps, `[images, channels, height, width]`.
 
     In sum over the layers given; published for the last map before pooling, with the weight 3000 beside the
     cross-entropy. Maps need not be of one size.
