@@ -397,6 +397,19 @@ def test_dist_of_two_classes_and_of_a_head_of_zeros_is_finite():
         assert 0 < gradient.abs().max() < 1e4, classes
 
 
+def test_rkd_teaches_what_torchdistill_teaches(monkeypatch):
+    """Its gradient is not autograd's; neither does it matter how many angles there are at once."""
+    student, teacher = (each * torch.linspace(0.2, 2, 32)[:, None] for each in CASES["rkd"].drawn(images=32))
+    loss = mid_level.RKDLoss(**BOTH, dist_factor=25.0, angle_factor=50.0, reduction="mean")
+    student.requires_grad_()
+    sides = {"s": {"output": student}}, {"t": {"output": teacher}}
+    (expected,) = torch.autograd.grad(loss(*sides), student)
+    for angles in (1, 5 * 32**2, 2**17):
+        monkeypatch.setattr("takd.trainables.training.methods.relations.AT_ONCE", angles)
+        (found,) = torch.autograd.grad(rkd(student, teacher, LABELS), student)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * expected.abs().max().item())
+
+
 def test_rkd_loses_no_digits_where_embeddings_are_far_from_zero():
     """Its products are of centred embeddings: means of a hundred deviations leave the loss as it was."""
     student, teacher = CASES["rkd"].drawn(images=32)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from takd.trainables.training.methods.known_gradients import with_gradients
 from takd.trainables.training.methods.regressions import Shapes
 from takd.trainables.training.methods.relations import directions
 
@@ -96,7 +97,7 @@ class Contrast(nn.Module):
             for bank, side in zip((self.memory_student, self.memory_teacher), sides, strict=True):
                 moved = self.momentum * bank.index_select(0, indices) + (1 - self.momentum) * side
                 bank.index_put_((indices,), directions(moved))
-        return loss + ((own - sides[0]) * toward_own).sum() + ((upstream - sides[1]) * toward_upstream).sum()
+        return with_gradients(loss, (own, toward_own), (upstream, toward_upstream))
 
     def _others(self, indices: Tensor) -> Tensor:
         """Which images of the transfer set are of another class, `[images, examples]`."""
