@@ -155,8 +155,8 @@ class Method:
     params: Mapping[str, Param] = field(default_factory=dict)
     modules: Callable[..., Any] | None = None
     temperature: float | None = None
-    takes_indices: bool = False
-    by_lane: bool = False  # a user's: called a lane at a time, since it may do what `torch.func.vmap` can't
+    takes: frozenset[str] = frozenset()  # the names of the function's arguments
+    by_lane: bool = False  # a user's: called a lane at a time, since it may do what `torch.func.vmap` can't do
 
 
 def method(
@@ -217,13 +217,19 @@ def _method(
         needs_none = needs != "logits"
         temperature = None if needs_none else temperature or OWN_TEMPERATURE
     positional = ("student", "teacher", "labels") + (() if needs_none else ("temperature",))
-    try:
-        takes = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        takes = {}
-    named = [*numbers, *(["modules"] if modules else []), *(["indices"] if "indices" in takes else [])]
+    takes, made_with = (set(_names(each)) for each in (function, modules))
+    own = [key for key in numbers if key in takes or key not in made_with]  # the others are the modules' alone
+    named = [*own, *(["modules"] if modules else []), *(["indices"] if "indices" in takes else [])]
     _parameters("method", name, function, positional, origin, named)
-    return Method(function, needs, numbers, modules, temperature, "indices" in takes, origin.digest is not None)
+    return Method(function, needs, numbers, modules, temperature, frozenset(takes), origin.digest is not None)
+
+
+def _names(function: Callable[..., Any] | None) -> Iterable[str]:
+    """Of its arguments."""
+    try:
+        return inspect.signature(function).parameters if function else ()
+    except (TypeError, ValueError):
+        return ()
 
 
 @dataclass(frozen=True)

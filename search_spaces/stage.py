@@ -444,6 +444,11 @@ class Stage(Value):
         return json.dumps(shared, sort_keys=True)
 
     @property
+    def methods(self) -> str:
+        """That teach it beside labels and soft targets, and cost something: `rkd`, or `crd+rkd`; empty: none."""
+        return "+".join(term.method for term in self.terms or ())
+
+    @property
     def has_weights(self) -> bool:
         """Or will have; of a stage that is given as logits these are all that is known."""
         return self.given is None or self.given.logits is None

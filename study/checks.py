@@ -36,6 +36,7 @@ from takd.trainables.models.pretrained import canonical_weights, check_takes_pre
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
+from takd.trainables.training.features import embedding_in
 from takd.trainables.training.transfer import check_layer
 
 
@@ -174,14 +175,32 @@ def _check_one(space: Space, dataset: Dataset) -> None:
     for role, part in (parts | own).items():
         _check_transfer_sets(role, part, dataset)
         _check_augmentation(role, part, dataset)
-    if space.loss.standardize and len(dataset.classes) == 2:
+    standardized = next((f"arms: {arm.name!r}" for arm in space.all_arms if arm.standardized), None)
+    if (space.loss.standardize or standardized) and len(dataset.classes) == 2:
         raise InputError(
-            f"loss.standardize is true; of two classes, as {dataset.name} has, standardised logits are 1 and -1 "
-            "whatever a teacher says; leave it out"
+            f"{standardized or 'loss.standardize is true'}; of two classes, as {dataset.name} has, standardised logits are "
+            "1 and -1 whatever a teacher says; leave it out"
         )
+    _check_inside(space, dataset)
     for role, section, model in _roles(space):
         if section.pretrained is not None and not space.existing(role, model):
             check_takes_pretrained(model, dataset.image_shape, len(dataset.classes))
+
+
+def _check_inside(space: Space, dataset: Dataset) -> None:
+    """Raises InputError where a method compares what a model has not inside."""
+    seen = set[tuple[str, str]]()
+    for stages in stages_by_model(space, dataset):
+        for stage in stages:
+            for term in stage.terms or ():
+                for model in (stage.model, *(each.model for each in stage.upstream)):
+                    if term.needed == "logits" or (term.needed, model) in seen:
+                        continue
+                    seen.add((term.needed, model))
+                    try:
+                        embedding_in(model, dataset.image_shape, len(dataset.classes))
+                    except InputError as error:
+                        raise InputError(f"{term.method} compares embeddings, but {error}") from None
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:
@@ -315,10 +334,10 @@ def stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
 
     Of the confirm phase, what its students learn from: where the path has fresh seeds too, these are other stages.
     """
-    found: dict[tuple[Role, str, int, int], dict[str, Stage]] = {}
+    found: dict[tuple[Role, str, int, int, str], dict[str, Stage]] = {}
     for cell, arm in itertools.product(space.cells, space.all_arms):
         for stage in first_stages(cell.space, arm, dataset):
-            alike = (stage.role, stage.model, stage.recipe.examples or 0, stage.recipe.epochs)
+            alike = (stage.role, stage.model, stage.recipe.examples or 0, stage.recipe.epochs, stage.methods)
             found.setdefault(alike, {})[stage.key] = stage
     return [list(found[each].values()) for each in sorted(found, key=lambda each: ROLES.index(each[0]))]
 

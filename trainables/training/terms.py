@@ -110,6 +110,32 @@ def _on_device(values: np.ndarray[Any, Any], rows: Any, device: torch.device) ->
         return torch.from_numpy(values).to(device)
 
 
+Shapes = tuple[tuple[int, ...], ...]  # of what the layers leave of one image
+
+
+def made_by(
+    kind: Method, student: Any, teacher: Any, classes: int, labels: Tensor, params: Mapping[str, Any]
+) -> nn.Module:
+    """The module of a method, for what it gets of student and teacher, with the labels of a transfer set."""
+    shapes = [
+        tuple(tuple(each.shape[1:]) for each in (given if isinstance(given, tuple) else (given,)))
+        for given in (student, teacher)
+    ]
+    return _make(kind, (shapes[0], shapes[1]), classes, labels, params)
+
+
+def _make(
+    kind: Method, shapes: tuple[Shapes, Shapes], classes: int, labels: Tensor, params: Mapping[str, Any]
+) -> nn.Module:
+    assert kind.modules
+    takes = inspect.signature(kind.modules).parameters
+    every = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
+    own = {name: value for name, value in params.items() if name in takes or every}
+    own |= {"labels": labels} if "labels" in takes else {}
+    module: nn.Module = kind.modules(*shapes, classes, len(labels), **own)
+    return module
+
+
 class _Taught:
     """One method with what it needs."""
 
@@ -136,17 +162,13 @@ class _Taught:
         return [self._module(taught, student_shape, guide.shape) for guide in self.guides] if self.kind.modules else []
 
     def _module(self, taught: Lanes, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Beside:
-        make = self.kind.modules
-        assert make
-        own: dict[str, Any] = dict(self.params)
-        if "labels" in inspect.signature(make).parameters:
-            own["labels"] = self.inputs.labels.cpu()
         shapes = (student_shape,), (teacher_shape,)
+        labels, classes = self.inputs.labels.cpu(), len(self.inputs.dataset.classes)
         made = []
         for lane in taught.running:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(lane.stage.seed)
-                made.append(make(*shapes, len(self.inputs.dataset.classes), len(self.inputs.labels), **own))
+                made.append(_make(self.kind, shapes, classes, labels, self.params))
         return Beside(made).to(self.inputs.device)
 
     def value(self, student: Tensor, labels: Tensor, batch: Tensor, beside: Sequence[Beside]) -> Tensor:
@@ -166,12 +188,13 @@ class _Taught:
     def _of_lanes(
         self, student: Tensor, teacher: tuple[Tensor, int | None], labels: Tensor, batch: Tensor, beside: Beside | None
     ) -> Tensor:
-        own = {"indices": batch} if self.kind.takes_indices else {}
+        own = {name: value for name, value in self.params.items() if name in self.kind.takes}
+        own |= {"indices": batch} if "indices" in self.kind.takes else {}
         values, dim = teacher
 
         def of_one(one: Tensor, other: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
             modules = {"modules": lambda *given: beside.call(tensors, *given)} if beside is not None else {}
-            said: Tensor = self.kind.function(one, other, labels, *self.temperature, **self.params, **own, **modules)
+            said: Tensor = self.kind.function(one, other, labels, *self.temperature, **own, **modules)
             return said.mean()
 
         tensors = beside.tensors() if beside is not None else {}
