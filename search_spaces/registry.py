@@ -314,7 +314,7 @@ def _check_name(kind: str, name: Any, valid: "re.Pattern[str]", origin: Origin) 
         dash = ", - " if valid is WORD else " "
         letters = "small letters" if valid is NAME else "letters"
         raise InputError(f"{_at(origin)}: {kind} {name!r}: a name is {letters}, digits{dash}and _, a letter first")
-    if valid is NAME and origin.digest and (name in RESERVED or (kind == "method" and name in METHODS)):
+    if kind == "method" and origin.digest and (name in RESERVED or name in METHODS):
         raise InputError(f"{_at(origin)}: {kind} {name!r}: takd has that name in arms; choose another")
 
 

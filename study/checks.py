@@ -178,8 +178,8 @@ def _check_one(space: Space, dataset: Dataset) -> None:
     standardized = next((f"arms: {arm.name!r}" for arm in space.all_arms if arm.standardized), None)
     if (space.loss.standardize or standardized) and len(dataset.classes) == 2:
         raise InputError(
-            f"{standardized or 'loss.standardize is true'}; of two classes, as {dataset.name} has, standardised logits are "
-            "1 and -1 whatever a teacher says; leave it out"
+            f"{standardized or 'loss.standardize is true'}; of two classes, as {dataset.name} has, standardised logits "
+            "are 1 and -1 whatever a teacher says; leave it out"
         )
     _check_inside(space, dataset)
     for role, section, model in _roles(space):

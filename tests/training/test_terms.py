@@ -1,0 +1,203 @@
+"""Methods as terms of the loss: what a teacher leaves once, lanes that are as if alone, and what trains beside them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import make_stage
+from torch import nn
+
+from takd.search_spaces import Loss, Recipe, Stage, Term, needed_by
+from takd.search_spaces import Path as StudyPath
+from takd.search_spaces.methods import METHODS
+from takd.study.search.graph import Proposal, StageGraph
+from takd.trainables.batch import StageBatch
+from takd.trainables.datasets.dataset import load
+from takd.trainables.derivation import derive
+from takd.trainables.models.families import build
+from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
+from takd.trainables.training.checkpoint import Checkpoint
+from takd.trainables.training.features import embedding_in
+from takd.trainables.training.inputs import Inputs
+from takd.trainables.training.loop import StageTraining
+from takd.trainables.training.terms import Guide
+
+MNIST = load("mnist")
+SHAPE, CLASSES = MNIST.image_shape, len(MNIST.classes)
+SMALL = {"crd": {"negatives": 32.0, "width": 8.0}}
+TEACHER = make_stage("mlp-16", role="teacher", dataset=MNIST.fingerprint)
+
+
+def term(method: str, weight: float = 1.0, **given: Any) -> Term:
+    params = {name: each.default for name, each in METHODS[method].params.items()} | SMALL.get(method, {})
+    return Term(method=method, weight=weight, params=params, **given)
+
+
+def student(*terms: Term, upstream: Sequence[Stage] = (TEACHER,), kd: bool = False, **given: Any) -> Stage:
+    recipe = {"batch_size": 64, "epochs": 3, "learning_rate": 0.01} | given
+    stage = make_stage("mlp-8", upstream=tuple(upstream), dataset=MNIST.fingerprint, **recipe)
+    return stage.model_copy(
+        update={"terms": terms} | ({} if kd else {"loss": None, "temperature": None, "lambda_": None})
+    )
+
+
+def lessons(features: int = 16, seed: int = 0) -> dict[Any, Any]:
+    random = np.random.default_rng(seed)
+    drawn = {"embedding": (50_000, features), "soft_targets": (50_000, CLASSES)}
+    return {(what, None): [random.normal(size=shape).astype(np.float32)] for what, shape in drawn.items()}
+
+
+def weights_of(training: StageTraining) -> list[dict[str, torch.Tensor]]:
+    while not training.done:
+        training.run_epoch()
+    return [trained.weights for _, trained in training.finish()]
+
+
+def close(one: Sequence[dict[str, torch.Tensor]], other: Sequence[dict[str, torch.Tensor]], atol: float = 2e-5) -> None:
+    for left, right in zip(one, other, strict=True):
+        for name, tensor in left.items():
+            torch.testing.assert_close(tensor, right[name], atol=atol, rtol=1e-4)
+
+
+ON_EMBEDDINGS = [name for name, facts in METHODS.items() if facts.needs == "embedding"]
+
+
+@pytest.mark.parametrize("method", [*ON_EMBEDDINGS, "dist"])
+def test_lanes_of_a_method_are_as_if_alone_and_go_on_from_checkpoints_when_a_neighbour_has_ended(method):
+    """Of two teachers, one of which two lanes share; with what trains beside them and the banks of CRD."""
+    shared, other = lessons(), lessons(seed=1)
+    stages = [student(term(method, weight), seed=seed, learning_rate=0.01 / (seed + 1))
+              for seed, weight in enumerate((0.1, 1.0, 2.0))]  # fmt: skip
+    upstream = [[shared], [other], [shared]]
+    together = weights_of(StageTraining(stages, MNIST, upstream))
+    close(together[:1], weights_of(StageTraining(stages[:1], MNIST, upstream[:1])))
+    first = StageTraining(stages, MNIST, upstream)
+    first.run_epoch()
+    kept = [Checkpoint.parse(first.checkpoint(lane)) for lane in first.lanes]
+    again = StageTraining(stages, MNIST, upstream)
+    again.restore(kept)
+    again.run_epoch()
+    again.end([again.lanes[1]])
+    close([together[0], together[2]], weights_of(again))
+
+
+def test_a_term_adds_its_weight_times_what_the_method_says_to_the_loss_that_is_there():
+    """Beside the labels, and beside kd; over a warm-up it rises epoch by epoch."""
+    taught = lessons()
+
+    def first_loss(stage: Stage) -> float:
+        training = StageTraining([stage], MNIST, [[taught]])
+        return float(training.train_step(torch.arange(64), 1.0))
+
+    alone, with_kd = (first_loss(student(term("rkd", 0.0), kd=kd)) for kd in (False, True))
+    said = first_loss(student(term("rkd", 1.0))) - alone
+    assert said > 1
+    assert first_loss(student(term("rkd", 3.0))) - alone == pytest.approx(3 * said, rel=1e-4)
+    assert first_loss(student(term("rkd", 1.0), kd=True)) - with_kd == pytest.approx(said, rel=1e-4)
+    assert first_loss(student(term("rkd", 1.0, warmup=1.0))) - alone == pytest.approx(said / 3, rel=1e-4)
+
+
+def test_the_weight_of_soft_targets_rises_over_a_warm_up():
+    taught, form = lessons(), {"form": "additive", "divergence": "decoupled"}
+
+    def first_loss(**loss: Any) -> float:
+        stage = make_stage("mlp-8", upstream=(TEACHER,), dataset=MNIST.fingerprint, epochs=4, loss=Loss(**form, **loss))
+        return float(StageTraining([stage], MNIST, [[taught]]).train_step(torch.arange(64), 1.0))
+
+    labels = make_stage("mlp-8", dataset=MNIST.fingerprint, epochs=4)
+    hard = float(StageTraining([labels], MNIST, [[]]).train_step(torch.arange(64), 1.0))
+    assert first_loss(warmup=0.5) - hard == pytest.approx((first_loss() - hard) / 2, rel=1e-4)
+
+
+def test_of_several_upstreams_a_method_says_the_mean_each_with_what_is_its_own():
+    """As in dense arms: their embeddings have different widths, and the regressor of each is another."""
+    assistant = make_stage("mlp-4", role="assistant", upstream=(TEACHER,), dataset=MNIST.fingerprint)
+    stage = student(term("hint"), upstream=(TEACHER, assistant))
+    training = StageTraining([stage], MNIST, [[lessons(16), lessons(4, seed=1)]])
+    training.run_epoch()
+    names = {
+        name.removeprefix("teaching.") for name in Checkpoint.parse(training.checkpoint(training.lanes[0])).tensors
+    }
+    assert {"hint.0.module.weight", "hint.1.module.weight", "hint.1.optimizer.weight.exp_avg"} <= names
+
+
+@pytest.mark.parametrize("model", ["mlp-8", "cnn", "resnet-8"])
+def test_the_embedding_is_what_enters_the_head(model):
+    found, module = embedding_in(model, SHAPE, CLASSES), build(model, SHAPE, CLASSES).eval()
+    entered: list[torch.Tensor] = []
+    module.get_submodule(found.head).register_forward_pre_hook(lambda _, given: entered.append(given[0]))
+    logits = module(torch.randn(3, *SHAPE))
+    [linear] = [each for each in module.modules() if isinstance(each, nn.Linear) and each.out_features == CLASSES]
+    torch.testing.assert_close(linear(entered[0]), logits)
+    assert entered[0].shape[1] == found.features
+
+
+def test_rows_that_nobody_changes_stay_in_the_file_that_they_are_mapped_from(tmp_path):
+    """Of the whole training set: no worker has a copy of its own; of a part it has these rows."""
+    file = tmp_path / "rows.npy"
+    np.save(file, np.zeros((50_000, 3), np.float32))
+    mapped = np.load(file, mmap_mode="r")
+    for examples, where in ((None, mapped.__array_interface__["data"][0]), (100, None)):
+        inputs = Inputs(MNIST, Recipe(examples=examples), torch.device("cpu"), torch.contiguous_format)
+        guide = Guide([[mapped]])
+        guide.show(0, inputs)
+        assert len(guide.tensors[0]) == len(inputs.labels)
+        assert where is None or guide.tensors[0].data_ptr() == where
+
+
+def trained(stages: Sequence[Stage], store: ArtifactStore) -> None:
+    """In this process, as a worker does it."""
+    batch = StageBatch(stages, store, 1, False, {each.key: {"study": "s", "use": "0.0"} for each in stages})
+    while not batch.done:
+        batch.run_epoch()
+    batch.publish()
+
+
+def test_what_students_learn_is_derived_once_by_the_graph_and_shared(tmp_path: Path):
+    """The whole path without Ray: a teacher, its embedding as one thing in the store, and lanes that learn from it."""
+    store = ArtifactStore(str(tmp_path))
+    store.prepare()
+    teacher = make_stage("mlp-16", role="teacher", dataset=MNIST.fingerprint, epochs=1)
+    pupils = [student(term("rkd"), upstream=[teacher], seed=seed, kd=seed == 2, epochs=1) for seed in range(3)]
+    graph = graph_of(store, *pupils)
+    assert work(graph) == [("train", teacher.name)]
+    trained([teacher], store)
+    graph.finish(teacher.key)
+    assert work(graph) == [("derive", teacher.name)]
+    assert needed_by(pupils[2]) == [None, "embedding||"]
+    assert store.lacking(teacher, store.describe(teacher.key) or {}, needed_by(pupils[2])) == ["embedding||"]
+    derive(teacher, ["embedding||"], store, 1, {})
+    graph.finish(teacher.key, frozenset({"embedding||"}))
+    assert [kind for kind, _ in work(graph)] == ["train"] * 3
+    trained(pupils[:2], store)
+    trained(pupils[2:], store)
+    assert len(store.storage.names("derived")) == 2  # soft targets and embedding
+    [found] = store.left(teacher, ["embedding||"])
+    assert found.shape == (50_000, 16)
+    assert not found.flags.owndata
+    module = build("mlp-16", SHAPE, CLASSES)
+    module.load_state_dict(safetensors.torch.load(store.read(teacher.key, WEIGHTS)))
+    pixels = MNIST.train.images[:5].float()
+    scale, shift = MNIST.normalization.of_bytes()
+    hidden = module[:-1](pixels * scale + shift)
+    torch.testing.assert_close(torch.from_numpy(found[:5].copy()), hidden, atol=1e-5, rtol=1e-4)
+
+
+def graph_of(store: ArtifactStore, *students: Stage) -> StageGraph:
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "setting", tuple(StudyPath(arm="rkd", student=each) for each in students)))
+    return graph
+
+
+def work(graph: StageGraph) -> list[tuple[str, str]]:
+    """What is ready, taken as workers do."""
+    found = []
+    while group := next(graph.groups(), None):
+        for node in graph.take(group, 100):
+            graph.start(node.stage.key)
+            found.append((node.work, node.stage.name))
+    return found
