@@ -42,8 +42,9 @@ def learned_by(stage: Stage) -> list[tuple[What, str | None]]:
 
 
 def needed_by(stage: Stage) -> list[LeftName]:
-    """All of that, in the views of the stage's recipe."""
-    return [Left(*each, view).name for each in learned_by(stage) for view in stage.recipe.view_names]
+    """Of that what is derived, in the views of the stage's recipe: all but what its upstream says in the loop."""
+    kept = [each for each in learned_by(stage) if each == ("soft_targets", None) or not stage.in_loop]
+    return [Left(*each, view).name for each in kept for view in stage.recipe.view_names]
 
 
 class Derived(Value):

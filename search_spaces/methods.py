@@ -4,7 +4,7 @@ The functions are in `takd.trainables.training.methods`; a user's own come with 
 What a space says of methods is checked in `method_rules`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +18,9 @@ SOFTENED = (KD, DKD)  # of which an arm has one at most: both stand in one place
 FORM, WEIGHT, TEMPERATURE, WARMUP = "form", "weight", "temperature", "warmup"
 STUDENT_LAYERS, TEACHER_LAYERS = "student_layers", "teacher_layers"
 LAYERS = (STUDENT_LAYERS, TEACHER_LAYERS)
+
+# What a space says of the inside of models: the embedding, and before a layer's name that a stage ends with it.
+EMBEDDING, STAGE = "", "stage "
 
 OWN_TEMPERATURE = 4.0  # of a user's method that needs logits, unless its decorator says another
 
@@ -53,6 +56,7 @@ class MethodFacts:
     params: Mapping[str, Param] = field(default_factory=dict)
     temperature: float | None = None  # None: it has none
     warmup: float | None = None  # the part of a run over which its weight rises
+    stages: Literal["all", "middle", "last"] = "last"  # of a model, whose maps it compares unless layers are named
 
     @property
     def search(self) -> tuple[float, float]:
@@ -92,10 +96,22 @@ METHODS: Mapping[str, MethodFacts] = {
             "momentum": Param(0.5, high=1),
         },
     ),
-    "fitnet": MethodFacts("maps", "Romero et al. 2015; the weight of Tian et al. 2020", 100.0),
-    "at": MethodFacts("maps", "Zagoruyko and Komodakis 2017", 1000.0),
+    "fitnet": MethodFacts("maps", "Romero et al. 2015; the weight of Tian et al. 2020", 100.0, stages="middle"),
+    "at": MethodFacts("maps", "Zagoruyko and Komodakis 2017", 1000.0, stages="all"),
     "sp": MethodFacts("maps", "Tung and Mori 2019", 3000.0),
-    "vid": MethodFacts("maps", "Ahn et al. 2019"),
+    "vid": MethodFacts("maps", "Ahn et al. 2019", stages="all"),
 }
 
 RESERVED = frozenset({"labels", "label_smoothing", KD, "takd", "dense", "ensemble", STANDARDIZE})
+
+
+def compared_stages(
+    name: str, student: Sequence[str], teacher: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of the last layers of both models' stages those that a method compares: in pairs, from the last stage back."""
+    number = min(len(student), len(teacher))
+    pairs = [*zip(student[-number:], teacher[-number:], strict=True)] if number else []
+    which = METHODS[name].stages if name in METHODS else "last"
+    if pairs and which != "all":
+        pairs = [pairs[-1] if which == "last" else pairs[len(pairs) // 2]]
+    return tuple(own for own, _ in pairs), tuple(theirs for _, theirs in pairs)

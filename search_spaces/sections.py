@@ -502,6 +502,14 @@ class Confirm(Value):
         return self.seeds * (self.paths or 1)
 
 
+class Features(Value):
+    """What is kept of the inside of models, for methods that compare embeddings or maps."""
+
+    cache_gb: Number = Field(8.0, ge=0, examples=[2])
+    """How many gigabytes what one model leaves for one student may take. Where it is more the model runs beside the
+    student in every step: the numbers are the same, and it takes longer."""
+
+
 class Published(Value):
     """What a paper reports for the arms of a space, to stand beside what was measured."""
 

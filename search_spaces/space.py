@@ -13,7 +13,7 @@ from takd.search_spaces.arms import Arm, parse_arm
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.factors import cell_name, check_factors, combinations, in_turn, with_values, without_places
 from takd.search_spaces.method_rules import as_published, check_section, completed, taught
-from takd.search_spaces.methods import DKD, KD, METHODS, TEMPERATURE, WEIGHT, Needs
+from takd.search_spaces.methods import DKD, EMBEDDING, KD, METHODS, STAGE, TEMPERATURE, WEIGHT, Needs, compared_stages
 from takd.search_spaces.sections import (
     Asha,
     Assistants,
@@ -21,6 +21,7 @@ from takd.search_spaces.sections import (
     Confirm,
     Distillation,
     Existing,
+    Features,
     Published,
     Resources,
     Student,
@@ -70,6 +71,8 @@ _CHANGEABLE = {
     "lanes",
     "allow_any_size",
     "code",  # its digests may not
+    "features",
+    "inside",
 }
 
 
@@ -137,6 +140,8 @@ class Space(Value):
     )
     """What arms' methods weigh, by their names, each key a plain value, a choice or a range; see [Methods](methods.md).
     What is left out is as published, but for `weight`, which is searched around that."""
+    features: Features = Field(Features(), examples=[{"cache_gb": 2}])
+    """What is kept of the inside of models, see features below."""
     trials: Integer | None = Field(None, ge=1, examples=[20])
     """Configurations to try, of all arms together, in each cell of `factors`. Required but for `sampler: grid`, where
     null is the whole grid."""
@@ -184,6 +189,9 @@ class Space(Value):
     needs: dict[str, Needs] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: what methods of your code compare, where that is not logits, filled in when a study
     starts."""
+    inside: dict[str, dict[str, tuple[Integer, ...]]] = Field(default_factory=dict, examples=[{}])
+    """Not to be written by hand: of models that methods look into the shapes of what is compared, by layer, filled in
+    when a study starts."""
     flops: dict[str, Integer] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: FLOPs of one image by model, filled in when a study with an arm `kd@ARM` starts."""
 
@@ -320,6 +328,8 @@ class Space(Value):
             if needs.get(method, "logits") == "logits":
                 continue
             what = f"{method} compares what is inside of models"
+            if needs[method] == "maps" and arm.dense:
+                raise ValueError(f"{where}{method} compares maps with those of one model, and dense/ has several")
             if arm.ensemble and not (arm.assistants and where.startswith("arms")):
                 raise ValueError(f"{where}{what}, and an ensemble has no single {needs[method]}; use kd, dkd or dist")
             if self.teacher.logits is not None and self._learns_from_the_teacher(arm):
@@ -718,10 +728,13 @@ class Space(Value):
             elif DKD in methods:
                 fields["temperature"] = float(weights[DKD][TEMPERATURE])
                 fields["lambda"] = float(weights[DKD][WEIGHT])
-            fields["terms"] = tuple(self._with_needs(term) for term in terms) or None
+            terms = tuple(self._with_layers(self._with_needs(term), model, upstream) for term in terms)
+            fields["terms"] = terms or None
         if section.pretrained is not None:
             fields["pretrained"] = self.weights.get(role, {}).get(model, UNRESOLVED)
         whole = Recipe.model_validate(in_use(recipe))
+        if self._is_too_much(fields.get("terms") or (), upstream, whole, dataset):
+            fields["in_loop"] = True
         return Stage(
             role=role,
             dataset=dataset,
@@ -735,6 +748,31 @@ class Space(Value):
 
     def _with_needs(self, term: Term) -> Term:
         return term.model_copy(update={"needs": self.needs[term.method]}) if term.method in self.needs else term
+
+    def _with_layers(self, term: Term, model: str, upstream: tuple[Stage, ...]) -> Term:
+        """Of a method that compares maps those that it compares, once a study has started."""
+        if term.needed != "maps":
+            return term
+        own, theirs = compared_stages(term.method, *(self._stages_of(each) for each in (model, upstream[0].model)))
+        layers = {"student_layers": term.student_layers or own, "teacher_layers": term.teacher_layers or theirs}
+        return term.model_copy(update=layers)
+
+    def _stages_of(self, model: str) -> list[str]:
+        """The last layer of each, by the mark that it has there."""
+        return [layer.removeprefix(STAGE) for layer in self.inside.get(model, {}) if layer.startswith(STAGE)]
+
+    def _is_too_much(
+        self, terms: tuple[Term, ...], upstream: tuple[Stage, ...], recipe: Recipe, dataset: DatasetFingerprint
+    ) -> bool:
+        """Whether what one of them would leave for a stage is more than is kept."""
+        layers = {layer for term in terms if term.needed == "maps" for layer in term.teacher_layers or ()}
+        layers |= {EMBEDDING} if any(term.needed == "embedding" for term in terms) else set()
+        for each in upstream if layers else ():
+            shapes = self.inside.get(each.model, {})
+            numbers = sum(math.prod(shapes.get(layer) or shapes.get(STAGE + layer) or (0,)) for layer in layers)
+            if 4 * numbers * dataset.sizes["train"] * recipe.view_count > 1e9 * self.features.cache_gb:
+                return True
+        return False
 
     def _weights(self, method: str, chosen: Mapping[str, Scalar] | None) -> dict[str, Any]:
         """What a method weighs, by key, where it is varied as chosen; None: as published, as assistants are taught."""

@@ -369,6 +369,7 @@ class Stage(Value):
     temperature: Number | None = None
     lambda_: Number | None = Field(None, alias="lambda")
     terms: tuple[Term, ...] | None = None  # methods beside that, or in its place; by their names
+    in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
 
     @model_validator(mode="after")
     def _distillation_is_whole(self) -> Self:
@@ -440,7 +441,7 @@ class Stage(Value):
         shared += [self.given.digest] if self.given else []
         shared += [self.code] if self.code else []
         if self.terms:  # what a layer gives has as many features as its model says
-            shared += [[term.form for term in self.terms], [each.model for each in self.upstream]]
+            shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
         return json.dumps(shared, sort_keys=True)
 
     @property

@@ -24,6 +24,7 @@ from takd.search_spaces import (
     sizes_of,
 )
 from takd.search_spaces.doubts import doubts
+from takd.search_spaces.methods import EMBEDDING, STAGE
 from takd.search_spaces.sections import LOGITS
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
@@ -36,7 +37,7 @@ from takd.trainables.models.pretrained import canonical_weights, check_takes_pre
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
-from takd.trainables.training.features import embedding_in
+from takd.trainables.training.features import check_map, embedding_in, maps_in, stages_in
 from takd.trainables.training.transfer import check_layer
 
 
@@ -130,6 +131,10 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
             raise InputError(f"{source}: {cell.where}{error}") from None
         for warning in [] if space.allow_any_size else _odd_sizes(cell.space, dataset):
             odd.setdefault(warning, []).append(cell.name)
+    try:
+        inside_of(space, dataset)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     sizes = [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
     return dataset, [*sizes, *doubts(space, dataset.sizes["train"])]
 
@@ -181,26 +186,43 @@ def _check_one(space: Space, dataset: Dataset) -> None:
             f"{standardized or 'loss.standardize is true'}; of two classes, as {dataset.name} has, standardised logits "
             "are 1 and -1 whatever a teacher says; leave it out"
         )
-    _check_inside(space, dataset)
     for role, section, model in _roles(space):
         if section.pretrained is not None and not space.existing(role, model):
             check_takes_pretrained(model, dataset.image_shape, len(dataset.classes))
 
 
-def _check_inside(space: Space, dataset: Dataset) -> None:
-    """Raises InputError where a method compares what a model has not inside."""
-    seen = set[tuple[str, str]]()
-    for stages in stages_by_model(space, dataset):
-        for stage in stages:
-            for term in stage.terms or ():
-                for model in (stage.model, *(each.model for each in stage.upstream)):
-                    if term.needed == "logits" or (term.needed, model) in seen:
-                        continue
-                    seen.add((term.needed, model))
+def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
+    """What methods compare of the inside of models, by model and layer; raises InputError where one has not that."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    shape, classes = dataset.image_shape, len(dataset.classes)
+    for cell in space.cells:
+        for stages in stages_by_model(cell.space, dataset):
+            pairs = [(stage, term) for stage in stages for term in stage.terms or () if term.needed != "logits"]
+            for stage, term in pairs:
+                theirs = [(each.model, term.teacher_layers) for each in stage.upstream]
+                for model, layers in ((stage.model, term.student_layers), *theirs):
+                    own = found.setdefault(model, {})
                     try:
-                        embedding_in(model, dataset.image_shape, len(dataset.classes))
+                        if term.needed == "embedding":
+                            own[EMBEDDING] = (embedding_in(model, shape, classes).features,)
+                            continue
+                        if not (maps := maps_in(model, shape, classes)):
+                            raise InputError(f"{model} has none: it has no convolutions")
+                        own |= {STAGE + layer: maps[layer] for layer in stages_in(model, shape, classes)}
+                        for layer in layers or ():
+                            check_map(model, shape, classes, layer)
+                            own[layer] = maps[layer]
                     except InputError as error:
-                        raise InputError(f"{term.method} compares embeddings, but {error}") from None
+                        raise InputError(
+                            f"{cell.where}{term.method} compares {term.needed}s: {error}".replace("ss: ", "s: ")
+                        ) from None
+                own_layers, their_layers = term.student_layers, term.teacher_layers
+                if own_layers and their_layers and len(own_layers) != len(their_layers):
+                    raise InputError(
+                        f"methods: {term.method} compares layers in pairs; student_layers has {len(own_layers)}, "
+                        f"teacher_layers {len(their_layers)}"
+                    )
+    return found
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:
@@ -283,7 +305,8 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
                 f"{source}: factors: {role} {model} starts from other weights in one cell than in another; compare "
                 "null and one of them, or make two studies"
             )
-    return space.model_copy(update={"weights": found, "flops": flops_of(space, dataset)})
+    whole = space.model_copy(update={"weights": found, "flops": flops_of(space, dataset)})
+    return whole.model_copy(update={"inside": inside_of(whole, dataset)})
 
 
 def flops_of(space: Space, dataset: Dataset) -> dict[str, int]:

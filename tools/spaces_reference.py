@@ -22,6 +22,7 @@ from takd.search_spaces.sections import (
     Assistants,
     CheckpointEvery,
     Confirm,
+    Features,
     GivenAssistant,
     Normalize,
     OwnAssistant,
@@ -47,6 +48,7 @@ SECTIONS: Mapping[str, type[Value]] = {
     "student": Student,
     "recipe": Recipe,
     "loss": Loss,
+    "features": Features,
     "asha": Asha,
     "confirm": Confirm,
     "resources": Resources,
@@ -57,7 +59,13 @@ SECTIONS: Mapping[str, type[Value]] = {
 }
 VARIED = "plain value, choice or range"
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
-PLURALS = {"text": "text", "number": "numbers", "plain value": "plain values", "section": "sections"}
+PLURALS = {
+    "whole number": "whole numbers",
+    "text": "text",
+    "number": "numbers",
+    "plain value": "plain values",
+    "section": "sections",
+}
 
 
 def reference() -> str:

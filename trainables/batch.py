@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from takd.search_spaces import Left, LeftName, Stage, learned_by
+from takd.search_spaces import Left, LeftName, Stage, What, learned_by
 from takd.trainables.datasets.dataset import load_for
-from takd.trainables.derivation import CPU, publish_left
+from takd.trainables.derivation import CPU, frozen, publish_left
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
@@ -21,8 +21,9 @@ from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
+from takd.trainables.training.features import Frozen
 from takd.trainables.training.lanes import EpochMetrics, Lane
-from takd.trainables.training.loop import StageTraining, Trained
+from takd.trainables.training.loop import SOFT_TARGETS, StageTraining, Trained
 from takd.trainables.training.scores import SCORES
 from takd.trainables.training.teaching import ByView, Lessons
 from takd.trainables.width import best_width, widest
@@ -169,9 +170,18 @@ class StageBatch:
     def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
         """All that a stage learns from one of its upstream stages."""
         text, views = upstream.model_dump_json(), stage.recipe.view_names
-        return {
-            each: _left(self.store, text, tuple(Left(*each, view).name for view in views)) for each in learned_by(stage)
-        }
+        found: dict[tuple[What, str | None], ByView | Frozen] = {}
+        for each in learned_by(stage):
+            if stage.in_loop and each != SOFT_TARGETS:
+                found[each] = self._frozen(text)
+            else:
+                found[each] = _left(self.store, text, tuple(Left(*each, view).name for view in views))
+        return found
+
+    @cached_property
+    def _frozen(self) -> Callable[[str], Frozen]:
+        """Models that run beside these stages, by the stage that they are of, as JSON: one each, whoever learns."""
+        return lru_cache(lambda text: frozen(Stage.model_validate_json(text), self.store, self.device))
 
     def run_epoch(self) -> None:
         assert self.training

@@ -18,7 +18,7 @@ from takd.trainables.models.pretrained import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
-from takd.trainables.training.features import embeddings
+from takd.trainables.training.features import Frozen, left_by
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import LaneModel, form_of
 from takd.trainables.training.losses import measure
@@ -77,6 +77,12 @@ def publish_left(
         store.derived.publish(derived_of(stage, weights, name), stage.key, values, about)
 
 
+def frozen(stage: Stage, store: ArtifactStore, device: torch.device) -> Frozen:
+    """A finished stage's model, to run beside those that learn from it."""
+    source = _Source(stage, store, device)
+    return Frozen(source.model, stage.model, source.dataset)
+
+
 class _Source:
     """A stage's model with its weights, or what is known of it; of a given stage from what the study keeps."""
 
@@ -117,7 +123,7 @@ class _Source:
         if not self.stage.has_weights:
             logits = safetensors.numpy.load(self.content()).get("validation")
             return None if logits is None else torch.from_numpy(logits).t().unsqueeze(0)
-        return predict(self._model, self._pixels(self.dataset.validation.images))
+        return predict(self.model, self._pixels(self.dataset.validation.images))
 
     def scores(self, metric: str) -> dict[str, float]:
         """On the validation split."""
@@ -131,21 +137,21 @@ class _Source:
         if not self.stage.has_weights:
             raise ValueError(f"{self.stage.name}: logits are all that is known of it, and nothing of what is inside")
         pixels = self._images.named(left.view, self.dataset.train.labels)
-        found: Array = embeddings(self._model, self.stage.model, self.dataset, pixels).numpy()
+        found: Array = left_by(self.model, self.stage.model, self.dataset, pixels, left.layer).numpy()
         return found
 
     def soft_targets(self, view: ViewName) -> Array:
         """`[train examples, classes]`"""
         if self.stage.has_weights:
             labels = self.dataset.train.labels
-            found: Array = soft_targets(self._model, self._images, labels, [view])[0, 0].numpy()
+            found: Array = soft_targets(self.model, self._images, labels, [view])[0, 0].numpy()
             return found
         if view is not None:
             raise ValueError(f"{self.stage.name}: its logits are of the images as they are, and of no other view")
         return safetensors.numpy.load(self.content())["train"]
 
     @cached_property
-    def _model(self) -> LaneModel:
+    def model(self) -> LaneModel:
         """As it would stand at the end of its training."""
         stage, dataset = self.stage, self.dataset
         form, layout = form_of(stage.model, dataset)

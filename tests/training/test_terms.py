@@ -11,9 +11,9 @@ import torch
 from conftest import make_stage
 from torch import nn
 
-from takd.search_spaces import Loss, Recipe, Stage, Term, needed_by
+from takd.search_spaces import InputError, Loss, Recipe, Stage, Term, learned_by, needed_by
 from takd.search_spaces import Path as StudyPath
-from takd.search_spaces.methods import METHODS
+from takd.search_spaces.methods import METHODS, compared_stages
 from takd.study.search.graph import Proposal, StageGraph
 from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import load
@@ -21,8 +21,9 @@ from takd.trainables.derivation import derive
 from takd.trainables.models.families import build
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.features import embedding_in
+from takd.trainables.training.features import Frozen, check_map, embedding_in, left_by, maps_in, stages_in
 from takd.trainables.training.inputs import Inputs
+from takd.trainables.training.lanes import Alone
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.terms import Guide
 
@@ -134,6 +135,52 @@ def test_the_embedding_is_what_enters_the_head(model):
     [linear] = [each for each in module.modules() if isinstance(each, nn.Linear) and each.out_features == CLASSES]
     torch.testing.assert_close(linear(entered[0]), logits)
     assert entered[0].shape[1] == found.features
+
+
+def convolutional(method: str) -> Stage:
+    """A student of another, of two stages each; with all that a space fills in of layers."""
+    teacher = make_stage("plain-4", role="teacher", dataset=MNIST.fingerprint)
+    own, theirs = compared_stages(method, *(stages_in(each, SHAPE, CLASSES) for each in ("plain-2", "plain-4")))
+    layers = {"student_layers": own, "teacher_layers": theirs} if METHODS[method].needs == "maps" else {}
+    recipe = {"batch_size": 16, "epochs": 1, "examples": 40, "learning_rate": 0.01, "optimizer": "sgd"}
+    stage = make_stage("plain-2", upstream=(teacher,), dataset=MNIST.fingerprint, **recipe)
+    own_fields = {"terms": (term(method, **layers),), "loss": None, "temperature": None, "lambda_": None}
+    return stage.model_copy(update=own_fields)
+
+
+@pytest.mark.parametrize("method", ["rkd", "at", "fitnet"])
+def test_what_is_derived_and_a_model_in_the_loop_make_the_same_student(method):
+    stage = convolutional(method)
+    torch.manual_seed(0)
+    model = Alone([build("plain-4", SHAPE, CLASSES)]).to(memory_format=torch.channels_last)
+    frozen = Frozen(model, "plain-4", MNIST)
+    inputs = Inputs(MNIST, stage.recipe, torch.device("cpu"), torch.channels_last)
+    derived = {}
+    for kind in learned_by(stage):
+        rows = left_by(model, "plain-4", MNIST, inputs.images, kind[1]).numpy()
+        whole = np.zeros((50_000, *rows.shape[1:]), np.float32)  # no memory until somebody writes there
+        whole[inputs.transfer_set] = rows
+        derived[kind] = [whole]
+    in_loop = stage.model_copy(update={"in_loop": True})
+    assert in_loop.key == stage.key
+    assert needed_by(in_loop) == []
+    kept, looped = (
+        StageTraining([each], MNIST, [[taught]])
+        for each, taught in ((stage, derived), (in_loop, dict.fromkeys(derived, frozen)))
+    )
+    for step in range(3):
+        batch = torch.arange(10 * step, 10 * step + 16) % 40
+        assert float(kept.train_step(batch, 1.0)) == pytest.approx(float(looped.train_step(batch, 1.0)), rel=1e-4)
+    close([kept.taught.weights(0)], [looped.taught.weights(0)], atol=1e-4)
+
+
+def test_a_models_stages_are_its_layers_of_one_size_of_maps_each_by_its_last_layer():
+    assert stages_in("resnet-20", SHAPE, CLASSES) == ["layer1", "layer2", "layer3"]
+    assert stages_in("torchvision/mobilenet_v2", (3, 64, 64), 10)[:3] == ["features.1", "features.3", "features.6"]
+    assert maps_in("resnet-20", SHAPE, CLASSES)["layer2"] == (32, 14, 14)
+    assert maps_in("mlp-8", SHAPE, CLASSES) == {}
+    with pytest.raises(InputError, match=r"resnet-20 has no maps of a layer 'layr2'; did you mean 'layer2'\?"):
+        check_map("resnet-20", SHAPE, CLASSES, "layr2")
 
 
 def test_rows_that_nobody_changes_stay_in_the_file_that_they_are_mapped_from(tmp_path):

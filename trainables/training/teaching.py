@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from takd.search_spaces import NamedView, Stage, ViewName, What
+from takd.trainables.training.features import Frozen
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs, Pixels, predict
 from takd.trainables.training.lanes import LaneModel, Lanes
@@ -31,7 +32,8 @@ from takd.trainables.training.losses import (
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 ByView = Sequence[Logits]
-Lessons = Mapping[tuple[What, str | None], ByView]  # all that is learned from a stage, by what it is and of which layer
+# All that is learned from a stage, by what it is and of which layer; or the model that says it in the loop.
+Lessons = Mapping[tuple[What, str | None], "ByView | Frozen"]
 
 
 class Teaching:

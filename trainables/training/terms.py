@@ -9,16 +9,16 @@ import copy
 import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import NamedView, Term
+from takd.search_spaces import NamedView, Term, What
 from takd.search_spaces.registry import Method
-from takd.trainables.training.features import by_lane, embedding_in, entering
+from takd.trainables.training.features import Frozen, by_lane, embedding_in, entering, leaving, maps_in
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs
 from takd.trainables.training.lanes import LaneModel, LaneOptimizer, Lanes
@@ -68,36 +68,46 @@ def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 class Guide:
-    """What the lanes learn of one kind from the upstream stages in one place: one tensor for all that share a stage."""
+    """What the lanes learn of one kind from the upstream stages in one place: one tensor for all that share a stage.
 
-    def __init__(self, by_lane: Sequence[ByView]) -> None:
-        self.views = list({id(each): each for each in by_lane}.values())
-        places = {id(each): place for place, each in enumerate(self.views)}
-        self.of_lane = [places[id(each)] for each in by_lane]
+    It is what was derived, by view; or what models say in the loop, of the images of the batch at hand.
+    """
+
+    def __init__(self, by_lane: Sequence[ByView | Frozen], layer: str | None = None) -> None:
+        self.sources = list({id(each): each for each in by_lane}.values())
+        places = {id(each): place for place, each in enumerate(self.sources)}
+        self.of_lane, self.layer = [places[id(each)] for each in by_lane], layer
         self.tensors: list[Tensor] = []  # by stage, `[examples, ...]` of the transfer set, in the view that is shown
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one image."""
-        return tuple(self.views[0][0].shape[1:])
+        source = self.sources[0]
+        return source.shape_of(self.layer) if isinstance(source, Frozen) else tuple(source[0].shape[1:])
 
     def show(self, view: int, inputs: Inputs) -> None:
         name = inputs.recipe.view_names[view]
         rows = slice(None) if name and NamedView.parse(name).examples is not None else inputs.transfer_set
-        found = [_on_device(each[view], rows, inputs.device) for each in self.views]
+        derived = [each for each in self.sources if not isinstance(each, Frozen)]
+        found = [_on_device(each[view], rows, inputs.device) for each in derived]
         self.tensors = [in_place(*pair) for pair in zip(self.tensors or [None] * len(found), found, strict=True)]
 
-    def of(self, batch: Tensor) -> tuple[Tensor, int | None]:
-        """Of a batch, `[lanes, images, ...]` and 0, or what all lanes share, `[images, ...]` and None."""
-        if len(self.tensors) == 1:
-            return self.tensors[0].index_select(0, batch), None
+    def of(self, batch: Tensor, said: Mapping[int, Mapping[str | None, Tensor]]) -> tuple[Tensor, int | None]:
+        """Of a batch, `[lanes, images, ...]` and 0, or what all lanes share, `[images, ...]` and None.
+
+        `said` has what models say in the loop of these images, by their identity.
+        """
         each = [tensor.index_select(0, batch) for tensor in self.tensors]
+        each += [said[id(source)][self.layer] for source in self.sources if isinstance(source, Frozen)]
+        if len(each) == 1:
+            return each[0], None
         return torch.stack([each[place] for place in self.of_lane]), 0
 
     def keep(self, numbers: Sequence[int]) -> None:
         left = [self.of_lane[number] for number in numbers]
         used = sorted(set(left))
-        self.views, self.tensors = ([each[place] for place in used] for each in (self.views, self.tensors))
+        self.sources = [self.sources[place] for place in used]
+        self.tensors = [self.tensors[place] for place in used] if self.tensors else []
         self.of_lane = [used.index(place) for place in left]
 
 
@@ -136,6 +146,9 @@ def _make(
     return module
 
 
+_WHAT: Mapping[str, What] = {"logits": "soft_targets", "embedding": "embedding", "maps": "map"}
+
+
 class _Taught:
     """One method with what it needs."""
 
@@ -143,8 +156,14 @@ class _Taught:
         self.term, self.kind, self.inputs = term, METHODS[term.method], inputs
         whole = term.needed == "logits" and all(len(each) > 1 for each in lessons)
         self.mean_of_logits = whole and {stage.role for stage in taught.all[0].stage.upstream} == {"teacher"}
-        what = ("soft_targets" if term.needed == "logits" else "embedding", None)
-        self.guides = [Guide([each[place][what] for each in lessons]) for place in range(len(lessons[0]))]
+        layers = (term.teacher_layers or ()) if term.needed == "maps" else (None,)
+        self.layers = term.student_layers or ()
+        what: What = _WHAT[term.needed]
+        # By upstream, then by layer.
+        self.guides = [
+            [Guide([each[place][what, layer] for each in lessons], layer) for layer in layers]
+            for place in range(len(lessons[0]))
+        ]
         self.params: dict[str, Any] = {
             name: int(value) if param.whole else value
             for name, param in self.kind.params.items()
@@ -157,12 +176,14 @@ class _Taught:
     def begin_epoch(self, epoch: int) -> None:
         self.rise = in_place(self.rise, rise(self.term.warmup, epoch, self.inputs))
 
-    def modules(self, taught: Lanes, student_shape: tuple[int, ...]) -> list[Beside]:
+    def modules(self, taught: Lanes, student_shapes: Shapes) -> list[Beside]:
         """What trains beside the lanes, by upstream."""
-        return [self._module(taught, student_shape, guide.shape) for guide in self.guides] if self.kind.modules else []
+        if not self.kind.modules:
+            return []
+        return [self._module(taught, student_shapes, tuple(each.shape for each in guides)) for guides in self.guides]
 
-    def _module(self, taught: Lanes, student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]) -> Beside:
-        shapes = (student_shape,), (teacher_shape,)
+    def _module(self, taught: Lanes, student_shapes: Shapes, teacher_shapes: Shapes) -> Beside:
+        shapes = student_shapes, teacher_shapes
         labels, classes = self.inputs.labels.cpu(), len(self.inputs.dataset.classes)
         made = []
         for lane in taught.running:
@@ -171,43 +192,80 @@ class _Taught:
                 made.append(_make(self.kind, shapes, classes, labels, self.params))
         return Beside(made).to(self.inputs.device)
 
-    def value(self, student: Tensor, labels: Tensor, batch: Tensor, beside: Sequence[Beside]) -> Tensor:
-        """What the method says of each lane, `[lanes]`: a mean over upstreams and images."""
-        if self.mean_of_logits:
-            given = [guide.of(batch) for guide in self.guides]
-            shared = all(dim is None for _, dim in given)
-            each = [tensor if shared or dim == 0 else tensor.expand(len(student), -1, -1) for tensor, dim in given]
-            mean = torch.stack([logits.softmax(dim=-1) for logits in each]).mean(dim=0).log()
-            return self._of_lanes(student, (mean, None if shared else 0), labels, batch, None)
-        found = [
-            self._of_lanes(student, guide.of(batch), labels, batch, beside[place] if beside else None)
-            for place, guide in enumerate(self.guides)
-        ]
-        return torch.stack(found).mean(dim=0)
-
-    def _of_lanes(
-        self, student: Tensor, teacher: tuple[Tensor, int | None], labels: Tensor, batch: Tensor, beside: Beside | None
+    def value(
+        self,
+        student: Tensor | Sequence[Tensor],
+        labels: Tensor,
+        batch: Tensor,
+        beside: Sequence[Beside],
+        said: Mapping[int, Mapping[str | None, Tensor]],
     ) -> Tensor:
+        """What the method says of each lane, `[lanes]`: a mean over upstreams and images."""
+        given = [[guide.of(batch, said) for guide in guides] for guides in self.guides]
+        if self.term.needed == "maps":
+            assert not isinstance(student, Tensor)  # of one lane
+            found = [
+                self._of_one(
+                    tuple(student), tuple(tensor for tensor, _ in each), labels, batch, beside[place : place + 1]
+                )
+                for place, each in enumerate(given)
+            ]
+            return torch.stack(found).mean(dim=0, keepdim=True)
+        assert isinstance(student, Tensor)
+        pairs = [each[0] for each in given]
+        if self.mean_of_logits:
+            shared = all(dim is None for _, dim in pairs)
+            logits = [each if shared or dim == 0 else each.expand(len(student), -1, -1) for each, dim in pairs]
+            mean = torch.stack([each.softmax(dim=-1) for each in logits]).mean(dim=0).log()
+            return self._of_lanes(student, (mean, None if shared else 0), labels, batch, ())
+        each_of = [
+            self._of_lanes(student, pair, labels, batch, beside[place : place + 1]) for place, pair in enumerate(pairs)
+        ]
+        return torch.stack(each_of).mean(dim=0)
+
+    def _of_one(
+        self,
+        student: Any,
+        teacher: Any,
+        labels: Tensor,
+        batch: Tensor,
+        beside: Sequence[Beside],
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Of one lane and upstream; `tensors` are the lane's of what trains beside it, None: those of the first."""
         own = {name: value for name, value in self.params.items() if name in self.kind.takes}
         own |= {"indices": batch} if "indices" in self.kind.takes else {}
+        for each in beside:
+            held = {name: tensor[0] for name, tensor in each.tensors().items()} if tensors is None else tensors
+            own["modules"] = lambda *given, each=each, held=held: each.call(held, *given)
+        said: Tensor = self.kind.function(student, teacher, labels, *self.temperature, **own)
+        return said.mean()
+
+    def _of_lanes(
+        self,
+        student: Tensor,
+        teacher: tuple[Tensor, int | None],
+        labels: Tensor,
+        batch: Tensor,
+        beside: Sequence[Beside],
+    ) -> Tensor:
         values, dim = teacher
-
-        def of_one(one: Tensor, other: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
-            modules = {"modules": lambda *given: beside.call(tensors, *given)} if beside is not None else {}
-            said: Tensor = self.kind.function(one, other, labels, *self.temperature, **own, **modules)
-            return said.mean()
-
-        tensors = beside.tensors() if beside is not None else {}
+        held = {name: tensor for each in beside for name, tensor in each.tensors().items()}
         if len(student) > 1 and not self.kind.by_lane:
-            over = (0, dim, 0 if tensors else None)
-            found: Tensor = torch.func.vmap(of_one, in_dims=over, randomness="different")(student, values, tensors)
+            found: Tensor = torch.func.vmap(
+                lambda one, other, tensors: self._of_one(one, other, labels, batch, beside, tensors),
+                in_dims=(0, dim, 0 if held else None),
+                randomness="different",
+            )(student, values, held)
             return found
-        lanes = range(len(student))
-        each = [(values if dim is None else values[lane], {k: t[lane] for k, t in tensors.items()}) for lane in lanes]
-        return torch.stack([of_one(student[lane], *each[lane]) for lane in lanes])
+        said = []
+        for lane, one in enumerate(student):
+            own = {name: tensor[lane] for name, tensor in held.items()}
+            said.append(self._of_one(one, values if dim is None else values[lane], labels, batch, beside, own))
+        return torch.stack(said)
 
     def keep(self, numbers: Sequence[int]) -> None:
-        for guide in self.guides:
+        for guide in (guide for guides in self.guides for guide in guides):
             guide.keep(numbers)
 
 
@@ -224,26 +282,44 @@ class MethodTeaching(Teaching):
         self.inside = None
         if any(each.term.needed == "embedding" for each in self.terms):
             self.inside = embedding_in(stage.model, inputs.dataset.image_shape, len(inputs.dataset.classes))
+        self.layers = list(dict.fromkeys(layer for each in self.terms for layer in each.layers))
         self.entered: list[Tensor] = []
-        classes = len(inputs.dataset.classes)
-        shapes = [(classes,) if each.term.needed == "logits" else (self._features,) for each in self.terms]
-        self.beside = [each.modules(taught, shape) for each, shape in zip(self.terms, shapes, strict=True)]
+        self.maps: dict[str, Tensor] = {}
+        self.frozen = self._frozen()
+        self.beside = [each.modules(taught, self._shapes(each, stage.model)) for each in self.terms]
         self.optimizers = self._optimizers()
 
-    @property
-    def _features(self) -> int:
-        return self.inside.features if self.inside else 0
+    def _shapes(self, term: _Taught, model: str) -> Shapes:
+        """Of what a method compares of one image."""
+        dataset = self.inputs.dataset
+        if term.term.needed == "maps":
+            maps = maps_in(model, dataset.image_shape, len(dataset.classes))
+            return tuple(maps[layer] for layer in term.layers)
+        return ((len(dataset.classes) if term.term.needed == "logits" or not self.inside else self.inside.features,),)
+
+    def _frozen(self) -> list[Frozen]:
+        guides = [guide for each in self.terms for guides in each.guides for guide in guides]
+        found = [source for guide in guides for source in guide.sources if isinstance(source, Frozen)]
+        return list({id(each): each for each in found}.values())
+
+    def _said(self, batch: Tensor) -> dict[int, Mapping[str | None, Tensor]]:
+        """What models say in the loop of a batch, by their identity: each runs once, whatever is asked of it."""
+        if not self.frozen:
+            return {}
+        layers = list(dict.fromkeys(each for term in self.terms for each in term.term.teacher_layers or ()))
+        return {id(each): each.of(self.inputs.images[batch], layers, self.inside is not None) for each in self.frozen}
 
     @property
     def watches(self) -> bool:
-        return self.inside is not None
+        return self.inside is not None or bool(self.layers)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        if self.inside is None:
-            yield
-            return
-        with entering(self.taught.model, self.inside.head) as self.entered:
+        with ExitStack() as stack:
+            if self.inside is not None:
+                self.entered = stack.enter_context(entering(self.taught.model, self.inside.head))
+            if self.layers:
+                self.maps = stack.enter_context(leaving(self.taught.model, self.layers))
             yield
 
     def _weights(self) -> list[Tensor]:
@@ -267,17 +343,20 @@ class MethodTeaching(Teaching):
             each.begin_epoch(epoch)
         if view != self.view:
             self.view = view
-            for each in self.terms:
-                for guide in each.guides:
-                    guide.show(view, self.inputs)
+            for guide in (guide for each in self.terms for guides in each.guides for guide in guides):
+                guide.show(view, self.inputs)
 
     def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
         losses = self.base.losses(logits, labels, batch, number)
         embedding = by_lane(self.entered.pop(), self.taught.model.stacked) if self.inside else None
+        maps, said = {name: each.float() for name, each in self.maps.items()}, self._said(batch)
+        self.maps.clear()
         for each, weight, beside in zip(self.terms, self.weights, self.beside, strict=True):
-            student = embedding if each.term.needed == "embedding" else logits.transpose(1, 2)
+            student: Tensor | Sequence[Tensor] | None = logits.transpose(1, 2)
+            if each.term.needed != "logits":
+                student = embedding if each.term.needed == "embedding" else [maps[layer] for layer in each.layers]
             assert student is not None
-            value = weight * each.value(student, labels, batch, beside)
+            value = weight * each.value(student, labels, batch, beside, said)
             losses = losses + (value if each.rise is None else each.rise * value)
         return losses
 
@@ -292,6 +371,7 @@ class MethodTeaching(Teaching):
         self.base.keep(numbers)
         for each in self.terms:
             each.keep(numbers)
+        self.frozen = self._frozen()
         for beside in (each for group in self.beside for each in group):
             beside.keep(numbers)
         self.weights, self.optimizers = self._weights(), self._optimizers()
