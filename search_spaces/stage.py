@@ -445,6 +445,12 @@ class Stage(Value):
         return json.dumps(shared, sort_keys=True)
 
     @property
+    def loss_name(self) -> str:
+        """For people: `convex`, `cross-entropy`, `cross-entropy + 0.1 rkd`."""
+        form = self.loss.form if self.loss else "cross-entropy"
+        return " + ".join([form, *(f"{term.weight:g} {term.method}" for term in self.terms or ())])
+
+    @property
     def methods(self) -> str:
         """That teach it beside labels and soft targets, and cost something: `rkd`, or `crd+rkd`; empty: none."""
         return "+".join(term.method for term in self.terms or ())

@@ -25,10 +25,11 @@ from takd.study.results import build_results
 from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.trainables.datasets.dataset import Dataset, most_balanced
-from takd.trainables.models.families import stacks
+from takd.trainables.models.families import build, stacks
 from takd.trainables.store.artifacts import needed_files
 from takd.trainables.training.devices import device_of
-from takd.trainables.training.features import embedding_in
+from takd.trainables.training.features import Frozen, embedding_in, maps_in
+from takd.trainables.training.lanes import form_of
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.teaching import ByView, Lessons
 from takd.trainables.width import best_width, widest
@@ -108,6 +109,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     for row in planned:
         if row.sized and row.left:
             console.print(f"{row.sized}: one for each size that is chosen, with the time of {row.model}, in the middle")
+    for line in _in_loop(space, dataset):
+        console.print(line)
     for model in _alone(space, dataset):
         console.print(f"{model} trains alone: not all of its layers have a form for lanes, see {PAGE}")
     if not any(row.left for row in planned):
@@ -126,6 +129,17 @@ def _dimensions(space: Space) -> Iterator[str]:
     found = {arm.name: [*space.cells[0].space.varied(arm)] for arm in space.all_arms}
     said = [f"{arm} {len(names)}{f' ({some(names)})' if names else ''}" for arm, names in found.items()]
     yield f"dimensions of the search by arm: {'; '.join(said)}"
+
+
+def _in_loop(space: Space, dataset: Dataset) -> list[str]:
+    """Of students beside which a model runs in every step: what it leaves is more than is kept."""
+    stages = [stage for alike in stages_by_model(space, dataset) for stage in alike if stage.in_loop]
+    found = [
+        f"{stage.role} {stage.model} by {stage.methods}: {' and '.join(each.model for each in stage.upstream)} runs in "
+        f"the loop, since what it leaves takes more than features.cache_gb, {space.features.cache_gb:g} GB"
+        for stage in stages
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _alone(space: Space, dataset: Dataset) -> list[str]:
@@ -316,7 +330,7 @@ def estimate_seconds(
 
     def start(some: Sequence[Stage]) -> StageTraining:
         by_view = [logits] * recipe.view_count
-        lessons = [_zeros(stage, each, by_view, dataset) for each in stage.upstream]
+        lessons = [_zeros(stage, each, by_view, dataset, device) for each in stage.upstream]
         return StageTraining(some, dataset, [lessons] * len(some), device)
 
     width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)
@@ -330,14 +344,23 @@ def estimate_seconds(
     return per_image * wanted * stage.recipe.whole_epochs
 
 
-def _zeros(stage: Stage, upstream: Stage, logits: ByView, dataset: Dataset) -> Lessons:
+def _zeros(stage: Stage, upstream: Stage, logits: ByView, dataset: Dataset, device: torch.device) -> Lessons:
     """What a stage learns from an upstream stage, if that said nothing."""
-    found: dict[tuple[What, str | None], ByView] = {}
+    found: dict[tuple[What, str | None], ByView | Frozen] = {}
+    about = dataset.image_shape, len(dataset.classes)
     for what, layer in learned_by(stage):
         found[what, layer] = logits
         if what == "embedding":
-            features = embedding_in(upstream.model, dataset.image_shape, len(dataset.classes)).features
-            found[what, layer] = [np.zeros((dataset.sizes["train"], features), np.float32)] * len(logits)
+            shape: tuple[int, ...] = (embedding_in(upstream.model, *about).features,)
+        elif what == "map":
+            shape = maps_in(upstream.model, *about)[str(layer)]
+        else:
+            continue
+        found[what, layer] = [np.zeros((dataset.sizes["train"], *shape), np.float32)] * len(logits)
+        if stage.in_loop:
+            form, layout = form_of(upstream.model, dataset)
+            model = form([build(upstream.model, *about)]).to(device, memory_format=layout)  # type: ignore[call-overload]
+            found[what, layer] = Frozen(model, upstream.model, dataset)
     return found
 
 
