@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from takd.analysis.arms import paired_difference
 from takd.analysis.evidence.measured import Measured, measured
@@ -108,6 +107,8 @@ def _compared(one: Measured, other: Measured, paired: bool, unit: str) -> dict[s
     before, after = one.by_unit(), other.by_unit()
     units, low, high, p = min(len(before), len(after)), float("nan"), float("nan"), float("nan")
     if units > 1:
+        from scipy import stats  # a second: for who compares alone
+
         tested = stats.ttest_ind(after, before, equal_var=False)
         interval = tested.confidence_interval(CONFIDENCE)
         low, high, p = float(interval.low), float(interval.high), float(tested.pvalue)

@@ -23,7 +23,6 @@ from takd.analysis.evidence.sizes import by_size, sized_arms
 from takd.analysis.evidence.statistics import ALPHA, bounded_interval, mean_interval, spread_of_paths
 from takd.analysis.importance import importance
 from takd.analysis.tables import (
-    BINS,
     Missing,
     arm_order,
     assistants_of,
@@ -34,6 +33,7 @@ from takd.analysis.tables import (
     students,
 )
 from takd.search_spaces.arms import ANY_SIZE
+from takd.search_spaces.stage import BINS
 
 # Okabe and Ito's palette: tells apart also without full colour vision, on white and on black.
 ASSISTED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8F7A00")

@@ -31,8 +31,6 @@ CONFIRM_NOTE = (
 P = ParamSpec("P")
 T = TypeVar("T")
 
-BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
-
 
 class Missing(Exception):  # noqa: N818  # it is no error: a study may be young
     """What a figure or a table needs and this study has not, in a sentence."""

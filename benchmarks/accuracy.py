@@ -12,12 +12,12 @@ from rich.console import Console
 
 from takd.analysis.tables import read_trials
 from takd.search_spaces import load_space
-from takd.study.confirm import measure_logits, predict_stages
 from takd.study.folder import study_folder
 from takd.study.options import RunOptions
 from takd.study.run import run_study
 from takd.study.search.optimization import open_search
 from takd.trainables.datasets.dataset import load
+from takd.trainables.measuring import measure_logits, predict_stages
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 
     dataset, stages = load("mnist"), open_search(folder).stages()
     test = dataset.test()
-    logits = predict_stages(folder, [*stages.values()], dataset, test.images)
+    logits = predict_stages(folder.artifacts, [*stages.values()], dataset, test.images)
     rows = read_trials(folder.trials).drop_duplicates("stage_key")
     for _, row in rows.sort_values(["role", "arm", "seed"]).iterrows():
         accuracy = measure_logits(logits[row["stage_key"]], test.labels)["test_accuracy"]

@@ -29,6 +29,7 @@ Role = Literal["teacher", "assistant", "student"]
 Phase = Literal["search", "confirm"]
 # What a search goes by on the validation images, and `select: best`. All but the loss are the better the higher.
 SearchMetric = Literal["accuracy", "auc", "f1", "loss"]
+BINS = 15  # of confidence, for the calibration error, as Guo et al. 2017 have it
 ROLES: tuple[Role, ...] = ("teacher", "assistant", "student")
 
 

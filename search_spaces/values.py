@@ -70,7 +70,6 @@ class Value(BaseModel):
         validate_by_alias=True,
         serialize_by_alias=True,
         allow_inf_nan=False,
-        use_attribute_docstrings=True,  # the text below a field says what it means: docs/spaces.md is made of these
     )
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:

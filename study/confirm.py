@@ -1,178 +1,42 @@
-"""The confirm phase: the chosen configurations from fresh seeds, and the one look at the test split."""
+"""The end of a confirm phase: which stages are measured on the test split, and where that is kept."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import safetensors.torch
-import torch
-from torch import Tensor, nn
-
-from takd.analysis.tables import BINS
-from takd.search_spaces import WIDEST, InputError, Path, Stage
-from takd.study.binary import best_threshold, binary_metrics
+from takd.search_spaces import Path, Stage
 from takd.study.folder import StudyFolder
-from takd.study.predictions import add_predictions
+from takd.study.predictions import add_predictions, predicted_stages
 from takd.study.results import TEST, read_test
-from takd.trainables.datasets.dataset import Dataset, load_for
-from takd.trainables.models.pretrained import finished_module
-from takd.trainables.own_code import NO_CODE, Code, use
-from takd.trainables.store.artifacts import LOGITS, WEIGHTS, needed_files
-from takd.trainables.training.inputs import Pixels, predict
-from takd.trainables.training.lanes import form_of
-from takd.trainables.training.losses import measure
-from takd.trainables.training.scores import SCORES, scores
-from takd.trainables.width import widest
+from takd.study.search.optimization import Search
+from takd.trainables.store.artifacts import needed_files
+
+if TYPE_CHECKING:
+    from takd.trainables.measuring import Measured  # loads torch
 
 
-def measure_on_test(
-    folder: StudyFolder, stages: Sequence[Stage], code: Code = NO_CODE, metric: str = "accuracy"
-) -> None:
-    """Measures finished stages on the test split, and adds numbers and chosen classes to those in the study's folder.
+def unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
+    """The confirmed students that are finished, and those who taught them, as far as not yet measured on test.
 
-    Metrics: `test_accuracy`, `test_loss` (cross-entropy), `test_ece` (expected calibration error), `test_agreement`
-    (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
-    probabilities; none where it is not known what a teacher says of these images), `test_reliability` (by bin of
-    confidence: mean confidence, accuracy, count). With two classes, of which the second is the positive one, also those
-    of `binary_metrics`, at the threshold of the best F1 on validation; with more classes the `metric` that the study
-    goes by, where it is AUC or F1, as a mean over classes. A given teacher whose logits leave out the test
-    images has none. `code`: the user's, of whose families they may be.
+    Those with the same one at the head of their paths are beside each other.
     """
-    use(code)
-    known, new = read_test(folder), {stage.key: stage for stage in stages}
-    dataset = load_for(stages[0].dataset, folder.artifacts)
-    split = dataset.test()
-    logits = _logits_with_teachers(folder, new, dataset, "test", split.images)
-    chosen_on = dataset.validation if len(dataset.classes) == 2 else None
-    validation = _logits_of(folder, new.values(), dataset, "validation", chosen_on.images) if chosen_on else {}
-    thresholds = {
-        key: best_threshold(positive_scores(logits_of), chosen_on.labels.numpy() == 1)
-        for key, logits_of in validation.items()
-        if chosen_on
-    }
-    for key, stage in new.items():
-        known[key] = _measures(stage, logits, split.labels, thresholds.get(key), metric)
-    classes = {key: logits[key].max(dim=0).indices.numpy().astype(np.uint16) for key in new if key in logits}
-    add_predictions(folder, split.labels.numpy().astype(np.uint16), _names(dataset), classes)
-    folder.write(TEST, json.dumps(known, indent=1).encode())
+    predicted, store = predicted_stages(folder), folder.artifacts
+    # Of those with an accuracy an older version may have kept no predictions; of others nothing can be known.
+    known = {key: each for key, each in read_test(folder).items() if key in predicted or "test_accuracy" not in each}
+    paths = [path for proposal in search.confirming() for path in proposal.paths]
+    students = {path.student.key: path.student for path in paths}
+    new = [each for key, each in students.items() if key not in known and store.has(key, needed_files(each))]
+    ended = {*known, *(each.key for each in new)}
+    taught_by = {each.key: each for path in paths if path.student.key in ended for each in path.stages[:-1]}
+    new += [each for key, each in taught_by.items() if key not in known and store.has(key, needed_files(each))]
+    return sorted(new, key=_head)
 
 
-def _names(dataset: Dataset) -> Sequence[str] | None:
-    """Of the test images, where they are known."""
-    try:
-        return dataset.examples("test").names
-    except InputError:  # an earlier version made the entry
-        return None
+def _head(stage: Stage) -> str:
+    """The key of the first stage of its path: who measures it needs to know what that one says."""
+    return Path(arm="", student=stage).stages[0].key
 
 
-def measure_on_validation(
-    folder: StudyFolder, stages: Sequence[Stage], metric: str = "accuracy"
-) -> dict[str, dict[str, Any]]:
-    """By key what `measure_on_test` measures, of the images that choose, under the same names without `test_`.
-
-    With two classes the threshold is chosen on the same images.
-    """
-    dataset = load_for(stages[0].dataset, folder.artifacts)
-    split, new = dataset.validation, {stage.key: stage for stage in stages}
-    logits = _logits_with_teachers(folder, new, dataset, "validation", split.images)
-    found = {}
-    for key, stage in new.items():
-        threshold = None
-        if len(dataset.classes) == 2 and key in logits:
-            threshold = best_threshold(positive_scores(logits[key]), split.labels.numpy() == 1)
-        measured = _measures(stage, logits, split.labels, threshold, metric)
-        found[key] = {name.removeprefix("test_"): value for name, value in measured.items()}
-    return found
-
-
-def _measures(
-    stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None, metric: str
-) -> dict[str, Any]:
-    """Of one stage, by the logits of all on the same images; nothing where it is not known what it says of them."""
-    if stage.key not in logits:
-        return {}
-    own = logits[stage.key]
-    found = measure_logits(own, labels)
-    if threshold is not None:
-        found |= binary_metrics(positive_scores(own), labels.numpy() == 1, threshold)
-    elif metric in SCORES:
-        found |= {f"test_{name}": value for name, value in scores(own, labels, [metric]).items()}
-    above = _teachers_of(stage)
-    if above and all(each.key in logits for each in above):  # else it is not known what they say of these images
-        taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)
-        found["test_agreement"] = float((own.max(dim=0).indices == taught.max(dim=0).indices).float().mean())
-    return found
-
-
-def positive_scores(logits: Tensor) -> "np.ndarray[Any, Any]":
-    """Probabilities of the second class `[n]` from logits `[classes, n]`."""
-    return logits.double().softmax(dim=0)[1].numpy()
-
-
-def measure_logits(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Accuracy (a fraction), cross-entropy and calibration of logits `[classes, n]`."""
-    [(loss, accuracy)] = measure(logits[None], labels)
-    confidence, chosen = logits.softmax(dim=0).max(dim=0)
-    bins = reliability(confidence.numpy(), (chosen == labels).numpy())
-    error = sum(each["count"] * abs(each["confidence"] - each["accuracy"]) for each in bins) / len(labels)
-    return {"test_accuracy": accuracy, "test_loss": loss, "test_ece": error, "test_reliability": bins}
-
-
-def reliability(confidence: "np.ndarray[Any, Any]", right: "np.ndarray[Any, Any]") -> list[Mapping[str, float]]:
-    """By bin of equal width, those that are empty left out: mean confidence, accuracy, count."""
-    index = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    return [
-        {
-            "confidence": float(confidence[index == number].mean()),
-            "accuracy": float(right[index == number].mean()),
-            "count": int((index == number).sum()),
-        }
-        for number in np.unique(index)
-    ]
-
-
-def _teachers_of(stage: Stage) -> list[Stage]:
-    """The teacher at the head of the path, or the members of the ensemble there; none of a stage on labels alone."""
-    return [each for each in Path(arm="", student=stage).stages if not each.upstream and each != stage]
-
-
-def _logits_with_teachers(
-    folder: StudyFolder, stages: Mapping[str, Stage], dataset: Dataset, split: str, images: Tensor
-) -> dict[str, Tensor]:
-    """As `_logits_of`, also of those at the head of their paths, as far as these are there."""
-    teachers = {each.key: each for stage in stages.values() for each in _teachers_of(stage) if each.key not in stages}
-    there = [each for each in teachers.values() if folder.artifacts.has(each.key, needed_files(each))]
-    return _logits_of(folder, [*stages.values(), *there], dataset, split, images)
-
-
-def _logits_of(
-    folder: StudyFolder, stages: Iterable[Stage], dataset: Dataset, split: str, images: Tensor
-) -> dict[str, Tensor]:
-    """By key `[classes, n]` what stages say of a split's images; of one known by logits alone where these have it."""
-    stages = list(stages)
-    found: dict[str, Tensor] = {}
-    for stage in stages:
-        if not stage.has_weights:
-            given = safetensors.torch.load(folder.artifacts.read(stage.key, LOGITS)).get(split)
-            found |= {} if given is None else {stage.key: given.t()}
-    return found | predict_stages(folder, [each for each in stages if each.has_weights], dataset, images)
-
-
-def predict_stages(folder: StudyFolder, stages: Sequence[Stage], dataset: Dataset, images: Tensor) -> dict[str, Tensor]:
-    """Logits of finished stages, by key `[classes, n]`; models of the same layers side by side, as in training."""
-    found: dict[str, Tensor] = {}
-    for model, dropout in {(stage.model, stage.recipe.dropout) for stage in stages}:
-        alike = [stage for stage in stages if (stage.model, stage.recipe.dropout) == (model, dropout)]
-        form, layout = form_of(model, dataset)
-        pixels, width = Pixels(images, dataset, torch.device("cpu"), layout), widest(alike[0], dataset) or WIDEST
-        for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
-            lanes = form([trained_module(folder, stage, dataset) for stage in batch])
-            predicted = predict(lanes.to(memory_format=layout), pixels)
-            found |= {stage.key: logits for stage, logits in zip(batch, predicted, strict=True)}
-    return found
-
-
-def trained_module(folder: StudyFolder, stage: Stage, dataset: Dataset) -> nn.Module:
-    """The model of a finished stage, with the weights that it left."""
-    return finished_module(stage, dataset, folder.artifacts.read(stage.key, WEIGHTS))
+def keep(folder: StudyFolder, measured: "Measured") -> None:
+    """Adds numbers and chosen classes to those in the study's folder."""
+    add_predictions(folder, measured.labels, measured.names, measured.classes)
+    folder.write(TEST, json.dumps(read_test(folder) | dict(measured.metrics), indent=1).encode())

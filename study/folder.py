@@ -21,6 +21,10 @@ ROOT = "runs"
 _TAKEN = (ARTIFACTS, CHECKPOINTS, PRETRAINED, DERIVED, DATASETS)
 
 
+class StorageAwayError(InputError):
+    """The database doesn't answer any more, though it did."""
+
+
 @dataclass(frozen=True)
 class StudyFolder:
     """The files of one study below a root; `database` is the URL of Optuna's, or empty for the journal file there."""

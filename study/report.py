@@ -10,7 +10,6 @@ from rich.table import Table
 
 from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_table, test_table, with_interval
 from takd.analysis.between import differences, same_arms, verdict, warnings
-from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
 from takd.analysis.tables import (
@@ -41,6 +40,8 @@ LONGEST = 200  # characters of a folder's name
 
 def write_figure(folder: StudyFolder, trials: pd.DataFrame) -> None:
     """The figure as PNG and SVG, where there is a student to draw; of several cells one each, by their numbers."""
+    from takd.analysis.figures import accuracy_by_assistant, image  # matplotlib: a second
+
     cells = by_cell(trials)
     for number, rows in enumerate(cells.values(), start=1):
         if len(chosen_students(rows)):
@@ -206,20 +207,6 @@ def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
         console.print(f"Of those marked validation: {SEARCH_NOTE}")
 
 
-def pruned_students(trials: pd.DataFrame) -> str:
-    """What the last line of a run says of the students that ASHA ended early; empty where there are none."""
-    rows = trials[trials["status"] == "pruned"].drop_duplicates("stage_key")
-    if rows.empty:
-        return ""
-    known = rows.dropna(subset=["epochs", "val_accuracy"])
-    reached = (
-        f" after {known['epochs'].sum():.0f} epochs in all, at {100 * known['val_accuracy'].mean():.2f} % on the mean"
-        if len(known)
-        else ""
-    )
-    return f", {len(rows)} student{'s' * (len(rows) > 1)} of the study ended early{reached}"
-
-
 def _print_same_arms(
     first: str, other: str, studies: Mapping[str, pd.DataFrame], same_data: bool, console: Console
 ) -> None:
@@ -264,12 +251,3 @@ def _space_of(root: str, name: str, trials: pd.DataFrame) -> Mapping[str, Any] |
     found = map(ArtifactStore(root).describe, trials["stage_key"].unique())
     digest = next((each["input"]["dataset"]["digest"] for each in found if each), "")
     return space | {"dataset": f"{space['dataset']} {digest[:12]}".strip()}
-
-
-def print_failures(trials: pd.DataFrame, console: Console) -> int:
-    """Each failed stage with its reason; returns how many there are."""
-    failed = trials[trials["status"] == "failed"].drop_duplicates("stage_key")
-    for _, row in failed.iterrows():
-        line = f"failed   {row['role']} {row['model']} seed {row['seed']} of {row['configuration']}: {row['error']}"
-        console.print(line)
-    return len(failed)

@@ -4,22 +4,24 @@ import logging
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 from rich.console import Console
 
 from takd.analysis.tables import best_configurations, by_cell
-from takd.search_spaces import InputError, Space, Stage
+from takd.search_spaces import InputError, Space
 from takd.study.apart import apart, begin
-from takd.study.folder import StudyFolder
+from takd.study.confirm import keep, unmeasured
+from takd.study.folder import StorageAwayError, StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
-from takd.study.predictions import predicted_stages
-from takd.study.results import Tables, build_results, read_test, write_results
+from takd.study.results import Tables, build_results, write_results
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
+from takd.study.search.measuring import Measuring
 from takd.study.search.optimization import Search, create_search, find_search, refuse_another_space
 from takd.study.search.pruned import Pruned
-from takd.study.search.storages import StorageAwayError, open_optuna
+from takd.study.search.storages import open_optuna
 from takd.study.search.workers import fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.events import EventLog
@@ -32,7 +34,6 @@ from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.own_code import NO_CODE, Code
-from takd.trainables.store.artifacts import needed_files
 from takd.trainables.store.storage import FULL
 
 log = logging.getLogger("takd")
@@ -90,10 +91,10 @@ def run_study(
         folder.write_space(space)
         if search.asked > space.budget:
             console.print(more_than_asked(search.asked, space.budget), style="yellow")
-        if search.is_open or _choose_and_look(folder, search):
+        if search.is_open or _choose_and_look(folder, search) or unmeasured(folder, search):
             result = _train_and_track(folder, search, options, console, stop, began, code)
         else:
-            result = RunResult(finished=True, search=search, tables=_conclude(folder, search, code))
+            result = RunResult(finished=True, search=search, tables=_conclude(folder, search))
         result.code = code
         if result.profile:
             result.profile.write(folder, console)
@@ -131,36 +132,19 @@ def _train_and_track(
         if options.tensorboard:
             observers.append(TensorBoardLog(folder.local))
         result = _train(folder, search, options, observers, console, stop, began, code)
-        result.search, result.tables = search, _conclude(folder, search, code)
+        result.search, result.tables = search, _conclude(folder, search)
         if tracker and not tracker.failed:
             _complete_wandb(folder, search)
     return result
 
 
-def _conclude(folder: StudyFolder, search: Search, code: Code) -> Tables:
-    """The tables and the figure, and once the search is over what confirmed students and their teachers do on test."""
-    try:
-        if not search.is_open and (stages := _unmeasured(folder, search)):
-            apart("takd.study.confirm:measure_on_test", folder, stages, code, search.space.metric)
-    finally:  # also where the test split can't be read
-        tables = write_results(folder, search)
+def _conclude(folder: StudyFolder, search: Search) -> Tables:
+    """The tables and the figure."""
+    tables = write_results(folder, search)
     from takd.study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
 
     write_figure(folder, tables.trials.to_pandas())
     return tables
-
-
-def _unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
-    """The confirmed students that are finished, and those who taught them, as far as not yet measured on test."""
-    predicted, store = predicted_stages(folder), folder.artifacts
-    # Of those with an accuracy an older version may have kept no predictions; of others nothing can be known.
-    known = {key: each for key, each in read_test(folder).items() if key in predicted or "test_accuracy" not in each}
-    paths = [path for proposal in search.confirming() for path in proposal.paths]
-    students = {path.student.key: path.student for path in paths}
-    new = [each for key, each in students.items() if key not in known and store.has(key, needed_files(each))]
-    ended = {*known, *(each.key for each in new)}
-    taught_by = {each.key: each for path in paths if path.student.key in ended for each in path.stages[:-1]}
-    return new + [each for key, each in taught_by.items() if key not in known and store.has(key, needed_files(each))]
 
 
 def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
@@ -258,7 +242,8 @@ def _train(
 
     try:
         confirms = confirm if search.space.confirm else None
-        searcher = PathSearcher(search, graph, folder.root, watching, stop, confirms, code)
+        test = Measuring(partial(unmeasured, folder, search), partial(keep, folder)) if search.space.confirm else None
+        searcher = PathSearcher(search, graph, folder.root, watching, stop, confirms, code, test)
         run_stages(searcher)
     except KeyboardInterrupt:  # asked to stop for the second time
         leave_ray()
@@ -268,6 +253,9 @@ def _train(
     print_use(searcher.workers, searcher.use, console)
     if profile:
         profile.workers, profile.use = searcher.workers, searcher.use
+    if test and test.refused:
+        write_results(folder, search)
+        raise InputError(test.refused)
     trained = sum(node.trained for node in graph.nodes.values())
     return RunResult(finished=not search.is_open, trained=trained, profile=profile)
 

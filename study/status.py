@@ -14,7 +14,6 @@ from takd.analysis.metrics import METRICS, value_text
 from takd.analysis.tables import metric_of, students
 from takd.search_spaces import ROLES
 from takd.study.folder import StudyFolder
-from takd.study.report import print_failures
 from takd.study.search.graph import Description
 from takd.study.search.optimization import Search
 from takd.study.study import Study
@@ -157,3 +156,26 @@ def at_once(found: list[Description]) -> float:
         return 1.0
     span = spans[-1][0] - min(end - seconds for end, seconds in spans)
     return max(1.0, sum(seconds for _, seconds in spans) / max(span, 1.0))
+
+
+def print_failures(trials: pd.DataFrame, console: Console) -> int:
+    """Each failed stage with its reason; returns how many there are."""
+    failed = trials[trials["status"] == "failed"].drop_duplicates("stage_key")
+    for _, row in failed.iterrows():
+        line = f"failed   {row['role']} {row['model']} seed {row['seed']} of {row['configuration']}: {row['error']}"
+        console.print(line)
+    return len(failed)
+
+
+def pruned_students(trials: pd.DataFrame) -> str:
+    """What the last line of a run says of the students that ASHA ended early; empty where there are none."""
+    rows = trials[trials["status"] == "pruned"].drop_duplicates("stage_key")
+    if rows.empty:
+        return ""
+    known = rows.dropna(subset=["epochs", "val_accuracy"])
+    reached = (
+        f" after {known['epochs'].sum():.0f} epochs in all, at {100 * known['val_accuracy'].mean():.2f} % on the mean"
+        if len(known)
+        else ""
+    )
+    return f", {len(rows)} student{'s' * (len(rows) > 1)} of the study ended early{reached}"

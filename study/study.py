@@ -232,14 +232,14 @@ class Study:
         """
         import torch
 
-        from takd.study.confirm import trained_module
+        from takd.trainables.measuring import trained_module
         from takd.trainables.store.artifacts import WEIGHTS
 
         stage = self._stage(stage_key)
         dataset = self.dataset
         self.use_code()
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the caller's random numbers stay as they were
-            module = self._left(stage, WEIGHTS, lambda: trained_module(self.folder, stage, dataset))
+            module = self._left(stage, WEIGHTS, lambda: trained_module(self.folder.artifacts, stage, dataset))
         return module.eval()
 
     def soft_targets(self, stage_key: str) -> np.ndarray[Any, np.dtype[np.float32]]:

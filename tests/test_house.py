@@ -37,12 +37,17 @@ ROOMS_ALLOWED = {
     "study/managing": {"study/search", "study/folder.py", "study/run.py", "study/status.py", "study/study.py"},
     "study/tracking": {"study/search", "study/folder.py", "study/options.py", "study/results.py"},
     "study/export": {
-        "study/search", "study/tracking", "study/study.py", "study/folder.py", "study/confirm.py", "study/binary.py",
+        "study/search", "study/tracking", "study/study.py", "study/folder.py", 
     },
 }  # fmt: skip
 ONLY_IN = {
     "ray": {"trainables/halving.py", "trainables/stage_trainable.py", "study/search/scheduling.py"},
-    "optuna": {"study/search/optimization.py", "study/search/storages.py", "study/search/lease.py"},
+    "optuna": {
+        "study/search/database.py",
+        "study/search/lease.py",
+        "study/search/optimization.py",
+        "study/search/storages.py",
+    },
     "wandb": {"study/tracking/wandb_runs.py", "study/tracking/wandb_log.py"},
 }
 FOREIGN_TO = {

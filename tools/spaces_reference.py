@@ -5,8 +5,13 @@ What stands above MARK in that file is written by hand. Below it are tables made
 `Field(examples=...)`. `tests/search_spaces/test_reference.py` holds that page and models agree.
 """
 
+import ast
+import inspect
+import itertools
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -80,15 +85,34 @@ def section(title: str, model: type[Value]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for name, field in sorted(model.model_fields.items(), key=lambda each: not each[1].is_required()):
         key = field.alias or name
-        cells = (f"`{key}`", type_of(field), default_of(field), meaning_of(model, key, field), example_of(key, field))
+        cells = (f"`{key}`", type_of(field), default_of(field), meaning_of(model, name), example_of(key, field))
         yield f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
 
 
-def meaning_of(model: type[Value], key: str, field: FieldInfo) -> str:
-    """Raises ValueError where the model doesn't say what a key means: write it below the field."""
-    if not field.description:
-        raise ValueError(f"{model.__name__}.{key} has no meaning; write one below the field, as a docstring")
-    return " ".join(field.description.split())
+def meaning_of(model: type[Value], name: str) -> str:
+    """The text below a field; raises ValueError where there is none."""
+    for owner in model.__mro__:
+        if issubclass(owner, Value) and name in owner.__annotations__:
+            if text := texts_below(owner).get(name):
+                return " ".join(text.split())
+            raise ValueError(f"{owner.__name__}.{name} has no meaning; write one below the field, as a docstring")
+    raise ValueError(f"{model.__name__} has no field {name}")
+
+
+@cache
+def texts_below(model: type[Value]) -> dict[str, str]:
+    """By field of a class the text that follows it in its source.
+
+    Pydantic's `use_attribute_docstrings` does the same in each process that imports a model, which takes a quarter of a
+    second.
+    """
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
+    found = {}
+    for field, text in itertools.pairwise(definition.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr):
+            found[field.target.id] = ast.literal_eval(text.value)
+    return found
 
 
 def example_of(key: str, field: FieldInfo) -> str:

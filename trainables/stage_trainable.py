@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 
-from takd.search_spaces import Stage
+from takd.search_spaces import InputError, Stage
 from takd.search_spaces.registry import line_of
 from takd.trainables.own_code import NO_CODE, use
 from takd.trainables.store.artifacts import ArtifactStore
@@ -38,11 +38,11 @@ class StageTrainable(tune.Trainable):
     config: `root`, `cpu`, `gpu`, `sign`, a file of the study's process in the root, and the user's `code`, which
     travels so to every node; with `deterministic` a GPU is so too. The lists come one at a time by `assign`, between
     two steps; each has `work` (`train`; or `derive` what is learned from stages whose weights exist, in their `views`
-    by key), `stages` (of one shape, as JSON), `origin` (who asked for each stage, by key; kept in its description),
-    `measure_width` (train as many at once as go fastest), `halving` (the actor that ends weak students, or None) and
-    `halving_epochs` (it is asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`), `threads` (in
-    place of as many as `cpu`, or None), `whole` (they train together or not at all) and `metric` (what the study goes
-    by).
+    by key; or `measure` finished ones on the test split), `stages` (of one shape where they train, as JSON), `origin`
+    (who asked for each stage, by key; kept in its description), `measure_width` (train as many at once as go fastest),
+    `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is asked at multiples of these),
+    `checkpoint_every` (`epochs` or `seconds`), `threads` (in place of as many as `cpu`, or None), `whole` (they train
+    together or not at all) and `metric` (what the study goes by).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
@@ -50,7 +50,8 @@ class StageTrainable(tune.Trainable):
     A report has the state of every stage whose end was not told before: `running`, or how it ended: `done`, `failed`,
     `pruned`, `no room` (the storage is full), `no memory` (the device has no room for it alone), `returned` (not
     trained here: most of the list were at another epoch, or it was too long). `width` is how many lanes go fastest,
-    where that was measured. `idle` says that the list is done.
+    where that was measured. `idle` says that the list is done. `measured` has what finished stages do on the test split
+    (`Measured`), or a line that says why that can't be read.
     The first report has nothing but the worker's `node` and `host`, its own handle, `actor`, by which lists are
     assigned, and what is wrong with the `root` there, or None.
     """
@@ -92,6 +93,8 @@ class StageTrainable(tune.Trainable):
             return self._wait()
         if self.given["work"] == "derive":
             return self._derive()
+        if self.given["work"] == "measure":
+            return self._measure()
         if self.batch is None:
             self.batch = self._begin()
             if self.batch.ended:
@@ -169,6 +172,21 @@ class StageTrainable(tune.Trainable):
                 state |= {"state": "no room", "reason": f"{self.store.root}: {error.strerror}"}
             states.append(state)
         return {"stages": states, "width": None, "idle": True}
+
+    def _measure(self) -> dict[str, Any]:
+        from takd.trainables.measuring import measure_on_test
+
+        given, self.given, self.wait_seconds = self.given, {}, 0.0
+        stages = [Stage.model_validate(stage) for stage in given["stages"]]
+        measured: Any
+        try:
+            measured = measure_on_test(
+                self.store, stages, given["metric"], given["threads"] or self.threads, self.device
+            )
+        except InputError as error:
+            measured = str(error)
+        self._let_go()
+        return {"stages": [], "width": None, "idle": True, "measured": measured}
 
     def _train_for_a_while(self, batch: "StageBatch") -> None:
         started = time.monotonic()

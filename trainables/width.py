@@ -1,5 +1,6 @@
 """How many lanes to train at once: measured, by throughput, within the memory there is."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from takd.trainables.training.loop import StageTraining
 WIDTHS = (1, 4, 16, WIDEST)
 WORTH = 1.1  # wider only where it trains this many times as many lanes a second: below it is noise
 WARM_UP, STEPS, SECONDS = 2, 6, 0.1  # at least so many steps, and so long: a busy machine interrupts for milliseconds
+SHARE = 0.05  # of the time that a stage takes in all, after which steps enough are measured: the choice saves no more
 
 
 def widest(stage: Stage, dataset: Dataset) -> int | None:
@@ -72,11 +74,12 @@ def _measure(
 
 
 def _step_seconds(training: StageTraining) -> float:
-    """The shortest of a few steps: what else the machine does only adds."""
+    """The shortest of a few steps: what else the machine does only adds. Short stages have few steps to choose by."""
     device, examples = training.inputs.device, len(training.inputs.labels)
     batch = torch.arange(min(training.recipe.batch_size, examples), device=device)
+    of_a_stage = training.recipe.epochs * math.ceil(examples / len(batch))
     seconds: list[float] = []
-    while len(seconds) < WARM_UP + STEPS or sum(seconds) < SECONDS:
+    while len(seconds) < WARM_UP + STEPS or sum(seconds) < min(SECONDS, SHARE * of_a_stage * min(seconds)):
         started = time.perf_counter()
         training.train_step(batch, factor=1.0)
         if device.type == "cuda":

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ def mid_p(won: int, lost: int) -> float:
     fewer, of = min(won, lost), won + lost
     if won == lost:
         return 1.0
-    return float(2 * stats.binom.cdf(fewer, of, 0.5) - stats.binom.pmf(fewer, of, 0.5))
+    return float(special.bdtr(fewer, of, 0.5) + (special.bdtr(fewer - 1, of, 0.5) if fewer else 0.0))

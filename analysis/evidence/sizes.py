@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
 from takd.analysis.evidence.statistics import ALPHA, Floats, holm
 from takd.analysis.tables import Missing, assistants_of, parameters_of, students
@@ -82,7 +82,7 @@ def by_size(trials: pd.DataFrame, arm: str) -> Sized:
     others = _others(found["configuration"], len(found) - int(band.max()) - 1)
     means, covariance, freedom = _adjusted(found["accuracy"].to_numpy(float), band, others)
     best = int(means.argmax())
-    half = stats.t.ppf(1 - ALPHA / 2, freedom) * np.sqrt(np.diag(covariance))
+    half = special.stdtrit(freedom, 1 - ALPHA / 2) * np.sqrt(np.diag(covariance))
     p = _against(best, means, covariance, freedom)
     bands = []
     for number, (mean, width) in enumerate(zip(means, half, strict=True)):
@@ -148,7 +148,7 @@ def _adjusted(accuracy: Floats, band: "np.ndarray[tuple[int], np.dtype[np.int64]
 def _against(best: int, means: Floats, covariance: Floats, freedom: int) -> Floats:
     """p of each band's difference to the best, after Holm's correction; NaN of the best itself."""
     error = np.sqrt(np.maximum(covariance[best, best] + np.diag(covariance) - 2 * covariance[best], 1e-18))
-    p = 2 * stats.t.sf(np.abs(means - means[best]) / error, freedom)
+    p = 2 * special.stdtr(freedom, -np.abs(means - means[best]) / error)
     others = np.arange(len(means)) != best
     p[others], p[~others] = holm(p[others]), np.nan
     return np.asarray(p)

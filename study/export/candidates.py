@@ -11,11 +11,11 @@ from takd.analysis.metrics import METRICS, Metric
 from takd.analysis.tables import confirmed, metric_of, students
 from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import InputError, Path, Stage
-from takd.study.confirm import trained_module
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.measuring import trained_module
 from takd.trainables.store.artifacts import WEIGHTS
 
 Measure = Callable[[Sequence[str]], Mapping[str, Mapping[str, float]]]  # by keys of stages, on validation
@@ -119,7 +119,7 @@ class Student:
         return self.folder.artifacts.read(self.stage.key, WEIGHTS)
 
     def module(self) -> nn.Module:
-        return trained_module(self.folder, self.stage, self.dataset).eval()
+        return trained_module(self.folder.artifacts, self.stage, self.dataset).eval()
 
 
 def student_of(candidate: Candidate, folder: StudyFolder, stages: Mapping[str, Stage]) -> Student:

@@ -15,7 +15,6 @@ from torch.export import ExportedProgram
 from takd.analysis.tables import metric_of
 from takd.search_spaces import InputError, Stage
 from takd.search_spaces.registry import blamed
-from takd.study.confirm import measure_on_validation, predict_stages
 from takd.study.export.candidates import Candidate, Student, find_candidates, student_of
 from takd.study.export.exported import (
     BYTECODE,
@@ -42,6 +41,7 @@ from takd.study.tracking.wandb_export import write_export_run
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import transfer_set
 from takd.trainables.datasets.splits import Split
+from takd.trainables.measuring import measure_on_validation, predict_stages
 from takd.trainables.store.storage import sha256
 
 TOLERANCE = 1e-4  # of probabilities, between an exported file and the student that was measured
@@ -90,7 +90,7 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     metric = wanted.metric or metric_of(study.trials)
 
     def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        return measure_on_validation(study.folder, [study.stages[key] for key in keys], metric)
+        return measure_on_validation(study.folder.artifacts, [study.stages[key] for key in keys], metric)
 
     candidates = find_candidates(study.trials, study.name, metric, wanted.arm, measure)
     if wanted.pareto:
@@ -197,7 +197,7 @@ def _make(student: Student, wanted: Wanted) -> tuple[dict[str, Any], dict[str, b
         train = dataset.train
         files[INT8] = quantized(files[ONNX], given(train.images[_calibration(train.labels)], normalization))
     validation, test = dataset.validation, dataset.test()
-    logits = predict_stages(student.folder, [student.stage], dataset, test.images)[student.stage.key]
+    logits = predict_stages(student.folder.artifacts, [student.stage], dataset, test.images)[student.stage.key]
     expected = logits.softmax(dim=0).t().numpy()
     about: dict[str, dict[str, Any]] = {}
     for name, content in files.items():

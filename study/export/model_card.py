@@ -26,12 +26,12 @@ from takd.analysis.evidence.statistics import (
 )
 from takd.analysis.tables import BINS
 from takd.search_spaces import Stage, some
-from takd.study.binary import binary_metrics
-from takd.study.confirm import measure_logits, positive_scores
 from takd.study.export.candidates import Student
 from takd.study.export.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
 from takd.study.export.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
+from takd.trainables.binary import binary_metrics
 from takd.trainables.datasets.built_in import BUILT_IN, UNKNOWN_LICENCE
+from takd.trainables.measuring import measure_logits, positive_scores
 from takd.trainables.models.families import size_of
 
 WIDTH = 110  # of Markdown
@@ -192,7 +192,7 @@ def _test(student: Student, logits: Tensor, labels: Tensor) -> dict[str, Any]:
 
 
 def _two_classes(student: Student, logits: Tensor, labels: Tensor) -> dict[str, Any] | None:
-    """See `takd.study.binary`; at the threshold that the confirm phase chose on validation."""
+    """See `takd.trainables.binary`; at the threshold that the confirm phase chose on validation."""
     threshold = student.candidate.row.get("test_threshold")
     if threshold is None or isna(threshold):
         return None

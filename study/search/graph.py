@@ -19,7 +19,7 @@ State = Literal["waiting", "ready", "running", "done", "failed", "pruned"]
 STATES: tuple[State, ...] = ("waiting", "ready", "running", "done", "failed", "pruned")
 ENDED: tuple[State, ...] = ("done", "failed", "pruned")
 
-Work = Literal["train", "derive"]
+Work = Literal["train", "derive", "measure"]
 
 Description = Mapping[str, Any]  # an artifact's stage.json
 Part = frozenset[LeftName]  # of what a stage leaves in its views, that which one worker derives at a time

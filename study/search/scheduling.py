@@ -27,11 +27,12 @@ from ray.tune.search import Searcher
 
 import takd
 from takd import search_spaces, trainables
-from takd.search_spaces import WIDEST, InputError, Role
+from takd.search_spaces import WIDEST, InputError, Role, Stage
+from takd.study.folder import StorageAwayError
 from takd.study.search.graph import Group, Node, Part, Proposal, StageGraph
+from takd.study.search.measuring import Measuring
 from takd.study.search.optimization import Search
 from takd.study.search.pruned import Pruned, looks_before
-from takd.study.search.storages import StorageAwayError
 from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers, fitted
 from takd.study.stopping import Stop
 from takd.study.tracking.observers import Observers
@@ -77,7 +78,8 @@ class PathSearcher(Searcher):
     next: which worker starts, trains and goes is decided here, and not by Tune's reuse of actors, which takes away
     every worker that is starting where another has just become free.
 
-    `confirm` is called once when the search is over; what it returns is trained too.
+    `confirm` is called once when the search is over; what it returns is trained too. When all has ended, what `test`
+    has is measured on the test split, by the workers that are there.
     """
 
     def __init__(
@@ -89,9 +91,10 @@ class PathSearcher(Searcher):
         stop: Stop,
         confirm: Callable[[], Sequence[Proposal]] | None = None,
         code: Code = NO_CODE,
+        test: Measuring | None = None,
     ) -> None:
         super().__init__()
-        self.confirm, self.code = confirm, code
+        self.confirm, self.code, self.test = confirm, code, test
         self.search, self.graph, self.root, self.observers = search, graph, root, observers
         self.stop = stop
         self.artifacts = ArtifactStore(root)
@@ -180,7 +183,9 @@ class PathSearcher(Searcher):
             self._start_confirming(self.confirm)
         training = any(worker.batch for worker in self.workers.living.values())  # also what no open path needs
         left = group is not None or training or self.graph.open or self.confirm or self.search.remaining
-        self.over = not left
+        if self.test and self.test.waiting is None and not left:
+            self.test.begin(self.workers.most(self._need("student")))
+        self.over = not left and not (self.test and self.test.left)
 
     def _start_confirming(self, confirm: Callable[[], Sequence[Proposal]]) -> None:
         """The search is over: what it chose is trained from fresh seeds."""
@@ -221,6 +226,9 @@ class PathSearcher(Searcher):
                 if self.workers.room(need, besides=kept):
                     return need
                 kept = kept or self.workers.kept_for(need)
+        if self.test and self.test.left > sum(self.workers.waiting(each) for each in set(self.needs.values())):
+            need = self._need("student")
+            return need if self.workers.room(need) else None
         return None
 
     def _batches(self, group: Group) -> int:
@@ -273,6 +281,9 @@ class PathSearcher(Searcher):
                 return True
             if self._gives_way(worker, group):
                 return False
+        if self.test and self.test.left:
+            self._assign_measuring(worker, self.test.take())
+            return True
         return False
 
     def _gives_way(self, worker: Worker, group: Group) -> bool:
@@ -299,6 +310,20 @@ class PathSearcher(Searcher):
             self.graph.start(node.stage.key)
             self.observers.stage_started(node)
         self.observers.graph_changed(self.graph, self.search.remaining)
+
+    def _assign_measuring(self, worker: Worker, stages: list[Stage]) -> None:
+        """Finished stages, which any worker has room for: it held as much when it trained."""
+        group = Group("student", "confirm", "", None, "measure")
+        worker.begin(Batch(group, set(), time.monotonic(), measured=stages))
+        space = self.search.space
+        worker.actor.assign.remote(
+            {
+                "work": "measure",
+                "stages": [stage.model_dump(mode="json") for stage in stages],
+                "threads": space.resources_of("student").cpu if space.deterministic else None,
+                "metric": space.metric,
+            }
+        )
 
     def _given(self, group: Group, nodes: list[Node], parts: Mapping[str, Part]) -> dict[str, Any]:
         space, study = self.search.space, self.search.study.study_name
@@ -338,6 +363,10 @@ class PathSearcher(Searcher):
             self.stop.request(f"{error.filename or self.root}: {error.strerror}")
 
     def _hear(self, batch: Batch, result: dict[str, Any]) -> None:
+        if (measured := result.get("measured")) is not None and self.test:
+            with self._room_needed():
+                self.test.end(measured)
+            return
         if result["width"] is not None:
             self.widths[batch.group.shape] = result["width"]
         for state in result["stages"]:
@@ -379,12 +408,17 @@ class PathSearcher(Searcher):
     def worker_failed(self, trial_id: str, reason: str) -> None:
         """It died, or what it trained raised. Tune's own retries are not used: they know nothing of stages."""
         worker = self.workers.living[trial_id]
-        keys, parts = (sorted(worker.batch.keys), worker.batch.parts) if worker.batch else ([], {})
+        batch = worker.batch
+        keys, parts = (sorted(batch.keys), batch.parts) if batch else ([], {})
         self.workers.go(trial_id, time.monotonic())
         if not worker.started:
             self.failed_starts += 1
             if self.failed_starts > self.search.space.max_failures:
                 self.stop.request(f"no worker starts: {reason}")
+        if batch and batch.measured and self.test:
+            self.test.give_back(batch.measured)
+            if self.test.deaths > self.search.space.max_failures:
+                self.stop.request(f"the test split could not be measured: {reason}")
         self.graph.retry(keys, reason, self.search.space.max_failures, parts)
         if self.search.space.deterministic and any(self.graph.nodes[key].most_lanes for key in keys):
             log.warning(

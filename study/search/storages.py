@@ -1,36 +1,25 @@
-"""Where Optuna keeps a study: a journal file, which survives its writers and says what is wrong with it; a database."""
+"""Where Optuna keeps a study: a database, or a journal file, which survives its writers and says what is wrong."""
 
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, TypeVar
-from urllib.parse import unquote
+from typing import Any
 
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
 from takd.search_spaces import InputError
-from takd.study.folder import StudyFolder, password_of
+from takd.study.folder import StudyFolder
 from takd.study.stopping import Stop
 
-T = TypeVar("T")
-
 SYNC_SECONDS = 1.0
-AWAY_SECONDS = 300.0  # that a run waits for its database
-CONNECT_SECONDS = 10  # that a connection may take
 LOCK_SECONDS = 30.0  # that a lock of the journal stands at most while its holder lives: it writes a few lines
 
 
 log = logging.getLogger("takd")
-
-
-class StorageAwayError(InputError):
-    """The database doesn't answer any more, though it did."""
 
 
 def open_optuna(folder: StudyFolder, stop: Stop | None = None) -> BaseStorage:
@@ -40,91 +29,9 @@ def open_optuna(folder: StudyFolder, stop: Stop | None = None) -> BaseStorage:
     """
     if folder.journal:
         return JournalStorage(Journal(str(folder.journal)))
-    password = password_of(folder.database) or ""
-    if "@" in password:
-        raise InputError(f"--storage {folder.optuna}: the password has an @ in it; write %40 in the place of each")
-    try:
-        return Database(folder, stop)
-    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        if password and (password in reason or unquote(password) in reason):
-            reason = type(error).__name__
-        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
+    from takd.study.search.database import open_database  # SQLAlchemy, which a journal file does without
 
-
-class Database(RDBStorage):
-    """A database that may be away for a while: it is restarted, or its machine is.
-
-    What it raises where it doesn't answer, also when it was waited for, is StorageAwayError.
-    """
-
-    def __init__(self, folder: StudyFolder, stop: Stop | None) -> None:
-        self.shown, self.stop = folder.optuna, stop
-        options: dict[str, Any] = {"pool_pre_ping": True}
-        if folder.database.startswith("postgres"):
-            options["connect_args"] = {"connect_timeout": CONNECT_SECONDS}  # not the minutes of a machine that is gone
-        super().__init__(folder.database, engine_kwargs=options)
-
-    def until_it_answers(self, call: Callable[[], T], done_before: T | None = None) -> T:
-        """What the call returns. Where its first answer was lost, and it says that it was done, `done_before`."""
-        began, pause = time.monotonic(), 0.1
-        said = False
-        while True:
-            try:
-                answer = call()
-            except UpdateFinishedTrialError:
-                if not said or done_before is None:
-                    raise
-                answer = done_before
-            except (StorageInternalError, SQLAlchemyError) as error:
-                if not (reason := _away(error)):
-                    raise
-                self._wait(began, pause, reason, said)
-                said, pause = True, min(2 * pause, 2.0)
-                continue
-            if said:
-                log.warning("storage %s answers again after %.0f s", self.shown, time.monotonic() - began)
-            return answer
-
-    def _wait(self, began: float, seconds: float, reason: str, said: bool) -> None:
-        """Raises StorageAwayError where that was long enough."""
-        passed = time.monotonic() - began
-        if self.stop is None or self.stop.requested or passed > AWAY_SECONDS:
-            after = f" for {passed:.0f} s" if passed >= 1 else ""
-            raise StorageAwayError(f"storage {self.shown} doesn't answer{after} ({reason})") from None
-        if not said:
-            log.warning("storage %s doesn't answer (%s); waiting up to %.0f s", self.shown, reason, AWAY_SECONDS)
-        time.sleep(seconds)
-
-
-def _patient(name: str) -> Callable[..., Any]:
-    method, done_before = getattr(RDBStorage, name), True if name == "set_trial_state_values" else None
-
-    def call(self: Database, *arguments: Any, **named: Any) -> Any:
-        return self.until_it_answers(lambda: method(self, *arguments, **named), done_before)
-
-    return call
-
-
-# All that reach the database, those of them that Optuna's cache calls in place of the public ones too.
-_REACHING = (
-    *("create_new_study", "delete_study", "get_all_studies", "get_study_id_from_name", "get_study_name_from_id"),
-    *("get_study_directions", "get_study_user_attrs", "get_study_system_attrs", "set_study_user_attr"),
-    *("set_study_system_attr", "_create_new_trial", "_set_trial_param", "get_trial_id_from_study_id_trial_number"),
-    *("_get_best_trial_id", "set_trial_state_values", "set_trial_intermediate_value", "set_trial_user_attr"),
-    *("set_trial_system_attr", "get_trial", "_get_trials"),
-)
-for _name in _REACHING:
-    setattr(Database, _name, _patient(_name))
-
-
-def _away(error: BaseException | None) -> str:
-    """Why a database doesn't answer; empty where an error is something else."""
-    while error is not None:
-        if isinstance(error, OperationalError | InterfaceError):
-            return str(error.__cause__ or error).strip().splitlines()[0]
-        error = error.__cause__ or error.__context__
-    return ""
+    return open_database(folder, stop)
 
 
 class Journal(JournalFileBackend):

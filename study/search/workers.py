@@ -1,10 +1,10 @@
 """The workers of a run: which there are, what each does, where another has room, and how busy they were. No Ray."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from takd.search_spaces import ROLES, Role, Space
+from takd.search_spaces import ROLES, Role, Space, Stage
 from takd.study.search.graph import Group, Part
 
 # A worker that has nothing to train is kept for as long as a new one takes to start, then it goes.
@@ -74,12 +74,13 @@ def fitted(space: Space, nodes: Collection[Need]) -> Fitted:
 
 @dataclass
 class Batch:
-    """The stages that a worker trains side by side."""
+    """The stages that a worker trains side by side, or what else it does."""
 
     group: Group
     keys: set[str]  # of its stages that have not ended
     began: float
     parts: Mapping[str, Part] = field(default_factory=dict)  # by key, the views of a stage that are derived
+    measured: Sequence[Stage] = ()  # finished ones, on the test split
 
 
 @dataclass

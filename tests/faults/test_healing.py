@@ -24,7 +24,7 @@ from rich.console import Console
 from takd.study.folder import StudyFolder, study_folder, without_password
 from takd.study.options import RunOptions
 from takd.study.run import run_study
-from takd.study.search import storages
+from takd.study.search import database
 from takd.study.search.graph import Node
 from takd.study.search.optimization import open_search
 from takd.study.search.scheduling import PathSearcher
@@ -189,7 +189,7 @@ def test_a_database_that_is_away_is_waited_for_and_then_the_study_stops_in_one_l
 
         searcher.search.tell = tell_without_server
 
-    monkeypatch.setattr(storages, "AWAY_SECONDS", 1.0)
+    monkeypatch.setattr(database, "AWAY_SECONDS", 1.0)
     first = run_here(takd, *command, before=lambda searcher: away(searcher, lambda: None))
     assert first.code == 1
     [line] = first.err.splitlines()
@@ -199,7 +199,7 @@ def test_a_database_that_is_away_is_waited_for_and_then_the_study_stops_in_one_l
     assert (shown.code, len(shown.err.splitlines()), "can't be opened" in shown.err) == (2, 1, True)
 
     server.ensure_postgres_running()
-    monkeypatch.setattr(storages, "AWAY_SECONDS", 60.0)
+    monkeypatch.setattr(database, "AWAY_SECONDS", 60.0)
     caplog.clear()
     back = threading.Timer(2.0, server.ensure_postgres_running)
     second = run_here(takd, *command, before=lambda searcher: away(searcher, back.start))

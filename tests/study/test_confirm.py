@@ -14,17 +14,18 @@ import torch
 from conftest import Found, Study, artifacts, make_stage, run, tiny_space
 
 from takd.analysis.arms import arms_table
-from takd.analysis.tables import BINS, best_configurations
+from takd.analysis.tables import best_configurations
 from takd.search_spaces import InputError
 from takd.search_spaces import Path as StagePath
-from takd.search_spaces.stage import FRESH_SEED
-from takd.study.confirm import measure_logits, measure_on_test, predict_stages
+from takd.search_spaces.stage import BINS, FRESH_SEED
+from takd.study.confirm import keep
 from takd.study.folder import PREDICTIONS, study_folder
 from takd.study.results import read_test
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.optimization import open_search
 from takd.study.study import open_study
 from takd.trainables.datasets.dataset import load
+from takd.trainables.measuring import measure_logits, measure_on_test, predict_stages
 from takd.trainables.models.families import build
 from takd.trainables.store.artifacts import WEIGHTS
 from takd.trainables.training.inputs import Pixels
@@ -93,7 +94,7 @@ def test_a_teacher_that_nobody_has_the_weights_of_is_not_measured_and_stops_noth
     student = make_stage("mlp-4", upstream=(teacher,), dataset=mnist.fingerprint)
     weights = build("mlp-4", mnist.image_shape, 10).state_dict()
     folder.artifacts.publish(student.key, {}, {WEIGHTS: safetensors.torch.save(weights)})
-    measure_on_test(folder, [student])
+    keep(folder, measure_on_test(folder.artifacts, [student]))
     [measured] = read_test(folder).values()
     assert "test_accuracy" in measured
     assert "test_agreement" not in measured
@@ -248,7 +249,7 @@ def test_students_that_differ_in_dropout_are_measured_each_as_it_is(tmp_path):
     for stage, each in zip(stages, trained, strict=True):
         folder.artifacts.publish(stage.key, {}, {WEIGHTS: safetensors.torch.save(each.weights)})
     images = mnist.validation.images[:50]
-    found = predict_stages(folder, stages, mnist, images)
+    found = predict_stages(folder.artifacts, stages, mnist, images)
     for stage, each in zip(stages, trained, strict=True):
         model = build("mlp-8", mnist.image_shape, 10, stage.recipe.dropout).eval()
         model.load_state_dict(each.weights)

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from takd.analysis.tables import confirmed as confirmed_rows
 from takd.analysis.tables import students
 from takd.search_spaces import InputError, key_of
-from takd.study.confirm import measure_on_validation
 from takd.study.export.candidates import Candidate, find_candidates
 from takd.study.export.export import Wanted, check_same, export_best
 from takd.study.export.exported import checksums, given
@@ -40,6 +39,7 @@ from takd.study.study import open_study
 from takd.study.tracking.wandb_log import read_records
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import load
+from takd.trainables.measuring import measure_on_validation
 from takd.trainables.models.families import FAMILIES, build, family_of
 from takd.trainables.models.pretrained import restore, start_from, without_head
 from takd.trainables.models.weights_files import Pretrained
@@ -379,7 +379,7 @@ def candidates(
     stages = opened.stages
 
     def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
-        return measure_on_validation(study.folder, [stages[key] for key in keys])
+        return measure_on_validation(study.folder.artifacts, [stages[key] for key in keys])
 
     return find_candidates(opened.trials if trials is None else trials, "tiny", metric, arm, measure)
 
@@ -394,7 +394,7 @@ def test_a_metric_that_the_tables_have_of_test_alone_is_measured_on_validation(c
     rows = confirmed_rows(opened.trials)
     keys = rows.loc[rows["arm"] == "kd", "stage_key"].tolist()
     stages = [opened.stages[key] for key in keys]
-    found = measure_on_validation(confirmed.folder, stages)
+    found = measure_on_validation(confirmed.folder.artifacts, stages)
     split, normalization = opened.dataset.validation, opened.dataset.normalization
     images = torch.from_numpy(given(split.images, normalization))
     for stage in stages:

@@ -187,7 +187,7 @@ class Simulated:
 
     def __init__(self, width: int, seconds: float) -> None:
         self.seconds, self.running = seconds, [None] * width
-        self.recipe = SimpleNamespace(batch_size=4)
+        self.recipe = SimpleNamespace(batch_size=4, epochs=10_000)
         self.inputs = SimpleNamespace(labels=torch.zeros(4), dataset=MNIST, device=torch.device("cpu"))
         self.taught = SimpleNamespace(model=torch.nn.Linear(1, 1))
 

@@ -83,3 +83,8 @@ dataset_of_files(
         open=open_mhist,
     ),
 )
+
+
+def dataset_names() -> list[str]:
+    """What `takd data` takes: takd's own, and that of images of a user's own."""
+    return [*BUILT_IN, OWN]

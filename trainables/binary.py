@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
@@ -18,12 +18,14 @@ def auc_interval(scores: Floats, positive: Flags, confidence: float = 0.95) -> t
     m, n = len(inside), len(outside)
     if not m or not n:
         raise ValueError("an AUC needs examples of both classes")
+    from scipy.stats import rankdata  # a second, which tasks of more classes need not wait for
+
     among_all = rankdata(np.concatenate([inside, outside]))
     above = (among_all[:m] - rankdata(inside)) / n  # of each positive, the part of the negatives it is above
     below = 1 - (among_all[m:] - rankdata(outside)) / m
     area = float(above.mean())
     variance = sum(values.var(ddof=1) / len(values) for values in (above, below) if len(values) > 1)
-    half = float(norm.ppf((1 + confidence) / 2) * np.sqrt(variance))
+    half = float(ndtri((1 + confidence) / 2) * np.sqrt(variance))
     return area, max(0.0, area - half), min(1.0, area + half)
 
 

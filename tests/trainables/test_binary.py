@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from takd.study.binary import auc_interval, best_threshold, binary_metrics, f1
+from takd.trainables.binary import auc_interval, best_threshold, binary_metrics, f1
 from takd.trainables.training.scores import scores
 
 RANDOM = np.random.default_rng(0)
