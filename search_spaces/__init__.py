@@ -2,7 +2,7 @@
 
 from takd.search_spaces.arms import Arm, is_called, parse_arm
 from takd.search_spaces.augments import ALTERING, MIXING, LeftName, NamedView, ViewName
-from takd.search_spaces.derived import Derived, Left, What, derived_of, learned_by, needed_by, soft_targets_of
+from takd.search_spaces.derived import Derived, Left, What, derived_of, learned_by, names_of, needed_by, soft_targets_of
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.loading import load_space, presets, space_from, without_code
 from takd.search_spaces.sections import Existing, Training
@@ -60,6 +60,7 @@ __all__ = [
     "key_of",
     "learned_by",
     "load_space",
+    "names_of",
     "needed_by",
     "one_number",
     "parse_arm",

@@ -19,7 +19,7 @@ MIXING = ("mixup", "cutmix")  # two images into one, with the labels of both
 # One seeded copy of the training images, `crop-flip 3`; None: the images as they are, which is view 0 of any kind.
 # Where images are mixed within a transfer set, of so many images by that seed: `crop-flip+mixup@2000.0 3`.
 ViewName = str | None
-# What a stage leaves for others in a view, by name: its soft targets by the view's alone, else `WHAT|LAYER|VIEW`.
+# What a stage leaves for others, by name: soft targets by their view's alone, all else `WHAT|LAYER|IMAGES|VIEW`.
 LeftName = str | None
 LEFT = "|"
 

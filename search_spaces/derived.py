@@ -16,18 +16,22 @@ class Left(NamedTuple):
     what: What = "soft_targets"
     layer: str | None = None  # whose output a map is; an embedding is what enters the head
     view: ViewName = None
+    images: str | None = None  # the fingerprint of the data set whose training images they are, as JSON; None: its own
 
     @property
     def name(self) -> LeftName:
-        """That of the view, of soft targets."""
-        return self.view if self.what == "soft_targets" else LEFT.join((self.what, self.layer or "", self.view or ""))
+        """That of the view, of soft targets on the data set's own images."""
+        if self.what == "soft_targets" and self.images is None:
+            return self.view
+        return LEFT.join((self.what, self.layer or "", self.images or "", self.view or ""))
 
     @classmethod
     def parse(cls, name: LeftName) -> "Left":
         if name is None or LEFT not in name:
             return cls(view=name)
-        what, layer, view = name.split(LEFT)
-        return cls("map" if what == "map" else "embedding", layer or None, view or None)
+        what, layer, images, view = name.split(LEFT)
+        kinds: dict[str, What] = {"map": "map", "embedding": "embedding"}
+        return cls(kinds.get(what, "soft_targets"), layer or None, view or None, images or None)
 
 
 def learned_by(stage: Stage) -> list[tuple[What, str | None]]:
@@ -44,7 +48,13 @@ def learned_by(stage: Stage) -> list[tuple[What, str | None]]:
 def needed_by(stage: Stage) -> list[LeftName]:
     """Of that what is derived, in the views of the stage's recipe: all but what its upstream says in the loop."""
     kept = [each for each in learned_by(stage) if each == ("soft_targets", None) or not stage.in_loop]
-    return [Left(*each, view).name for each in kept for view in stage.recipe.view_names]
+    return [name for what, layer in kept for name in names_of(stage, what, layer)]
+
+
+def names_of(stage: Stage, what: What, layer: str | None) -> list[LeftName]:
+    """What a stage learns of one kind, in the views of its recipe."""
+    images = stage.transfer.model_dump_json() if stage.transfer else None
+    return [Left(what, layer, view, images).name for view in stage.recipe.view_names]
 
 
 class Derived(Value):
@@ -76,5 +86,6 @@ def soft_targets_of(stage: Stage, weights: str, view: ViewName) -> Derived:
 def derived_of(stage: Stage, weights: str, name: LeftName) -> Derived:
     """What a stage leaves by that name; its weights have that digest."""
     left, model = Left.parse(name), stage.model if stage.has_weights else None
-    whose = {"weights": weights, "model": model, "dataset": stage.dataset, "code": stage.code}
-    return Derived.model_validate({**whose, **left._asdict()})
+    dataset = DatasetFingerprint.model_validate_json(left.images) if left.images else stage.dataset
+    what = {"what": left.what, "layer": left.layer, "view": left.view}
+    return Derived.model_validate({"weights": weights, "model": model, "dataset": dataset, "code": stage.code, **what})

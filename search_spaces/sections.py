@@ -502,6 +502,16 @@ class Confirm(Value):
         return self.seeds * (self.paths or 1)
 
 
+class Transfer(Value):
+    """Other images that students are taught on, by who teaches them alone: whatever their labels say, none is used."""
+
+    dataset: str = Field(examples=["photos-unlabelled"])
+    """A dataset that `takd data` lists, with images of the same channels, height and width. Its training images are
+    taken; the search, and the confirm phase, measure on the space's own."""
+    examples: Integer | None = Field(None, ge=1, examples=[20000])
+    """How many of them, drawn by `examples_seed` of the student's recipe; null is all of them."""
+
+
 class Features(Value):
     """What is kept of the inside of models, for methods that compare embeddings or maps."""
 

@@ -27,6 +27,7 @@ from takd.search_spaces.sections import (
     Student,
     Teacher,
     Training,
+    Transfer,
 )
 from takd.search_spaces.stage import (
     FRESH_SEED,
@@ -53,6 +54,7 @@ from takd.search_spaces.varied import SIZE, Choices, Range, Scalar, Trial, Varie
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
 UNRESOLVED = "unresolved"
+UNKNOWN_IMAGES = DatasetFingerprint(name=UNRESOLVED, digest="", split_seed=0, sizes={"train": 1})
 
 FIXED_LANES = (
     16  # of `deterministic: true` with `lanes: auto`: wider gains little where one trial's students are so many
@@ -140,6 +142,8 @@ class Space(Value):
     )
     """What arms' methods weigh, by their names, each key a plain value, a choice or a range; see [Methods](methods.md).
     What is left out is as published, but for `weight`, which is searched around that."""
+    transfer: Transfer | None = Field(None, examples=[{"dataset": "photos-unlabelled"}])
+    """Other images that students are taught on, without labels, see transfer below; null: the dataset's own."""
     features: Features = Field(Features(), examples=[{"cache_gb": 2}])
     """What is kept of the inside of models, see features below."""
     trials: Integer | None = Field(None, ge=1, examples=[20])
@@ -189,6 +193,8 @@ class Space(Value):
     needs: dict[str, Needs] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: what methods of your code compare, where that is not logits, filled in when a study
     starts."""
+    transfer_data: str | None = Field(None, examples=[None])
+    """Not to be written by hand: the fingerprint of what `transfer` names, as JSON, filled in when a study starts."""
     inside: dict[str, dict[str, tuple[Integer, ...]]] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: of models that methods look into the shapes of what is compared, by layer, filled in
     when a study starts."""
@@ -286,6 +292,7 @@ class Space(Value):
         if len(set(self.arms)) < len(self.arms):
             raise ValueError("arms: each arm is named once")
         self._arms_are_not_the_same()
+        self._transfer_teaches_classes()
         self.refuse_methods({name: facts.needs for name, facts in METHODS.items()})
         own = [(f"assistants.models: {each}", self.assistants.section(each)) for each in self.assistants.names]
         for place, section in (("assistants", self.assistants), *own, ("student", self.student)):
@@ -315,6 +322,18 @@ class Space(Value):
         for arm in self.all_arms:
             if (other := named.setdefault(arm.meaning, arm.name)) != arm.name:
                 raise ValueError(f"arms: {other!r} and {arm.name!r} are two names of one arm; leave one of them out")
+
+    def _transfer_teaches_classes(self) -> None:
+        """Of images without labels a student learns classes from soft targets alone."""
+        for arm in self.all_arms if self.transfer is not None else ():
+            if arm.distilled and not {KD, DKD, "dist"} & {*arm.methods}:
+                told = "+".join([*arm.methods, KD])
+                raise ValueError(
+                    f"arms: {arm.name!r}: transfer uses no labels, and {arm.name} has nothing else that says what a "
+                    f"class is; add kd: {told}"
+                )
+            if arm.costs_as:
+                raise ValueError(f"arms: {arm.name!r}: with transfer epochs are over other images; leave it out")
 
     def refuse_methods(self, needs: Mapping[str, str]) -> None:
         """Raises ValueError where a method needs what is inside a model, and who teaches has no such thing.
@@ -484,6 +503,8 @@ class Space(Value):
         for prefix, section in sections:
             if KD in arm.methods and isinstance(section, Distillation):
                 found |= {f"{prefix}temperature": section.temperature, f"{prefix}lambda": section.lambda_}
+            if self.transfer is not None and not prefix:
+                found.pop("lambda", None)
             found |= {f"{prefix}{name}": value for name, value in section.recipe.items()}
         for name in self._chain(arm):
             if self.assistants.existing(name) is None:
@@ -651,7 +672,7 @@ class Space(Value):
             student = path.student
             costs.append(sum(self._flops_of(stage) * _images_seen(stage) for stage in path.stages))
         assert student is not None
-        an_epoch = self._flops_of(student) * (student.recipe.examples or dataset.sizes["train"])
+        an_epoch = self._flops_of(student) * student.images
         more = math.ceil((costs[0] - costs[1]) / an_epoch - 1e-9)
         return student.recipe.epochs + max(0, more)
 
@@ -713,9 +734,13 @@ class Space(Value):
             recipe["select_by"] = self.metric
         if drawn_by is not None:
             recipe["order_seed"] = recipe.get("order_seed", 0) + drawn_by
-            if recipe.get("examples") is not None:
+            if recipe.get("examples") is not None or (role == "student" and self.transfer and self.transfer.examples):
                 recipe["examples_seed"] = recipe.get("examples_seed", 0) + drawn_by
         fields: dict[str, Any] = {}
+        if upstream and role == "student" and self.transfer is not None:
+            known = self.transfer_data
+            fields["transfer"] = DatasetFingerprint.model_validate_json(known) if known else UNKNOWN_IMAGES
+            recipe["examples"] = self.transfer.examples
         if upstream and isinstance(section, Distillation):
             ensemble = len({stage.role for stage in upstream}) == 1 and len(upstream) > 1
             loss = self.loss.of_ensemble() if ensemble else self.loss
@@ -724,7 +749,7 @@ class Space(Value):
             fields["loss"], terms = taught(weights, standardized, loss)
             if KD in methods:
                 fields["temperature"] = float(value("temperature", section.temperature))
-                fields["lambda"] = float(value("lambda", section.lambda_))
+                fields["lambda"] = 1.0 if "transfer" in fields else float(value("lambda", section.lambda_))
             elif DKD in methods:
                 fields["temperature"] = float(weights[DKD][TEMPERATURE])
                 fields["lambda"] = float(weights[DKD][WEIGHT])
@@ -733,7 +758,8 @@ class Space(Value):
         if section.pretrained is not None:
             fields["pretrained"] = self.weights.get(role, {}).get(model, UNRESOLVED)
         whole = Recipe.model_validate(in_use(recipe))
-        if self._is_too_much(fields.get("terms") or (), upstream, whole, dataset):
+        of_images = fields.get("transfer", dataset).sizes.get("train", 0)
+        if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
         return Stage(
             role=role,
@@ -761,16 +787,14 @@ class Space(Value):
         """The last layer of each, by the mark that it has there."""
         return [layer.removeprefix(STAGE) for layer in self.inside.get(model, {}) if layer.startswith(STAGE)]
 
-    def _is_too_much(
-        self, terms: tuple[Term, ...], upstream: tuple[Stage, ...], recipe: Recipe, dataset: DatasetFingerprint
-    ) -> bool:
+    def _is_too_much(self, terms: tuple[Term, ...], upstream: tuple[Stage, ...], recipe: Recipe, images: int) -> bool:
         """Whether what one of them would leave for a stage is more than is kept."""
         layers = {layer for term in terms if term.needed == "maps" for layer in term.teacher_layers or ()}
         layers |= {EMBEDDING} if any(term.needed == "embedding" for term in terms) else set()
         for each in upstream if layers else ():
             shapes = self.inside.get(each.model, {})
             numbers = sum(math.prod(shapes.get(layer) or shapes.get(STAGE + layer) or (0,)) for layer in layers)
-            if 4 * numbers * dataset.sizes["train"] * recipe.view_count > 1e9 * self.features.cache_gb:
+            if 4 * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
                 return True
         return False
 
@@ -793,4 +817,4 @@ class Space(Value):
 
 def _images_seen(stage: Stage) -> float:
     """By a training of all layers that would cost as much; none where nothing is trained. As `takd.analysis.cost`."""
-    return 0.0 if stage.given else stage.recipe.whole_epochs * (stage.recipe.examples or stage.dataset.sizes["train"])
+    return stage.recipe.whole_epochs * stage.images

@@ -370,6 +370,7 @@ class Stage(Value):
     temperature: Number | None = None
     lambda_: Number | None = Field(None, alias="lambda")
     terms: tuple[Term, ...] | None = None  # methods beside that, or in its place; by their names
+    transfer: DatasetFingerprint | None = None  # whose training images it learns from, without labels; null: its own
     in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
 
     @model_validator(mode="after")
@@ -377,6 +378,8 @@ class Stage(Value):
         given = [self.loss, self.temperature, self.lambda_]
         if self.upstream and None in given and (given != [None, None, None] or not self.terms):
             raise ValueError("a stage with upstream stages needs loss, temperature and lambda, or a method")
+        if self.transfer and not self.upstream:
+            raise ValueError("a stage that learns from images without labels needs an upstream stage")
         if not self.upstream and (given != [None, None, None] or self.terms is not None):
             raise ValueError("a stage on labels alone has no loss form, temperature, lambda or method")
         if self.temperature is not None and self.temperature <= 0:
@@ -409,6 +412,7 @@ class Stage(Value):
             "temperature": self.temperature,
             "lambda": self.lambda_,
             "terms": [term.model_dump(mode="json", exclude_none=True) for term in self.terms] if self.terms else None,
+            "transfer": self.transfer.model_dump(mode="json") if self.transfer else None,
         }
         return {name: value for name, value in everything.items() if value is not None}
 
@@ -441,9 +445,15 @@ class Stage(Value):
         shared += [self._loss_input(), len(self.upstream)]
         shared += [self.given.digest] if self.given else []
         shared += [self.code] if self.code else []
+        shared += [self.transfer.model_dump(mode="json")] if self.transfer else []
         if self.terms:  # what a layer gives has as many features as its model says
             shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
         return json.dumps(shared, sort_keys=True)
+
+    @property
+    def images(self) -> int:
+        """That it is trained on."""
+        return 0 if self.given else self.recipe.examples or (self.transfer or self.dataset).sizes["train"]
 
     @property
     def loss_name(self) -> str:

@@ -30,7 +30,7 @@ from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
-from takd.trainables.datasets.dataset import Dataset, is_own, load, load_for, transfer_set
+from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
 from takd.trainables.models.families import check_model, family_of, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
@@ -57,6 +57,10 @@ def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: Stu
     dataset = load_for(data, folder.artifacts)
     if is_own(dataset.name) and not folder.artifacts.has_dataset(data):
         folder.artifacts.keep_dataset(data, dataset.folder)
+    if space.transfer is not None and space.transfer_data is not None and is_own(space.transfer.dataset):
+        other = load_for(DatasetFingerprint.model_validate_json(space.transfer_data), folder.artifacts)
+        if not folder.artifacts.has_dataset(other.fingerprint):
+            folder.artifacts.keep_dataset(other.fingerprint, other.folder)
     keep_pretrained(space, source, folder, dataset)
 
 
@@ -119,6 +123,7 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     _check_metric(space, dataset, source)
+    transfer_data(space, dataset, source)
     odd: dict[str, list[str]] = {}  # cells by what is odd in them
     try:
         space = space.model_copy(update={"flops": flops_of(space, dataset)})
@@ -305,8 +310,34 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
                 f"{source}: factors: {role} {model} starts from other weights in one cell than in another; compare "
                 "null and one of them, or make two studies"
             )
-    whole = space.model_copy(update={"weights": found, "flops": flops_of(space, dataset)})
+    other = transfer_data(space, dataset, source)
+    data = other.fingerprint.model_dump_json() if other else None
+    whole = space.model_copy(update={"weights": found, "flops": flops_of(space, dataset), "transfer_data": data})
     return whole.model_copy(update={"inside": inside_of(whole, dataset)})
+
+
+def transfer_data(space: Space, dataset: Dataset, source: str) -> Dataset | None:
+    """The data set whose training images students are taught on; raises InputError where that can't be."""
+    found: dict[str, Dataset] = {}
+    for cell in space.cells:
+        if (own := cell.space.transfer) is None:
+            continue
+        if cell.space.teacher.logits is not None:
+            raise InputError(f"{source}: transfer: of the teacher logits alone are given, and none on other images")
+        try:
+            other = load(own.dataset)
+            if own.examples is not None:
+                any_examples(other.sizes["train"], own.examples, 0)
+        except InputError as error:
+            raise InputError(f"{source}: transfer: {error}") from None
+        if other.image_shape != dataset.image_shape:
+            theirs, ours = ("x".join(map(str, each.image_shape)) for each in (other, dataset))
+            raise InputError(
+                f"{source}: transfer.dataset is {own.dataset}, whose images have {theirs} (channels, height, width); "
+                f"those of {dataset.name} have {ours}"
+            )
+        found[own.dataset] = other
+    return next(iter(found.values()), None)
 
 
 def flops_of(space: Space, dataset: Dataset) -> dict[str, int]:

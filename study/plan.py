@@ -24,7 +24,7 @@ from takd.study.options import more_than_asked
 from takd.study.results import build_results
 from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
-from takd.trainables.datasets.dataset import Dataset, most_balanced
+from takd.trainables.datasets.dataset import Dataset, load, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
 from takd.trainables.store.artifacts import needed_files
 from takd.trainables.training.devices import device_of
@@ -320,7 +320,9 @@ def estimate_seconds(
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
-    wanted = stage.recipe.examples or dataset.sizes["train"]
+    if stage.transfer:
+        dataset = taught_on(dataset, load(stage.transfer.name))
+    wanted = stage.images
     examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
     recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9} | whole)

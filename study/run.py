@@ -80,7 +80,7 @@ def run_study(
     lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
     try:
         store = folder.artifacts
-        kept = not own_data or store.has_dataset(data)
+        kept = (not own_data or store.has_dataset(data)) and space.transfer_data is None
         if not (kept and all(store.has_pretrained(digest) for digest in space.digests)):
             apart("takd.study.checks:keep_inputs", space, data, source, folder, code)
         search = create_search(folder, space, data, stop)

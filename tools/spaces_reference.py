@@ -35,6 +35,7 @@ from takd.search_spaces.sections import (
     Resources,
     Student,
     Teacher,
+    Transfer,
 )
 from takd.search_spaces.values import Value
 from takd.search_spaces.varied import Choices, Range, Scalar, Varied
@@ -53,6 +54,7 @@ SECTIONS: Mapping[str, type[Value]] = {
     "student": Student,
     "recipe": Recipe,
     "loss": Loss,
+    "transfer": Transfer,
     "features": Features,
     "asha": Asha,
     "confirm": Confirm,

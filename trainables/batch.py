@@ -11,8 +11,8 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from takd.search_spaces import Left, LeftName, Stage, What, learned_by
-from takd.trainables.datasets.dataset import load_for
+from takd.search_spaces import LeftName, Stage, What, learned_by, names_of
+from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
 from takd.trainables.derivation import CPU, frozen, publish_left
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
@@ -96,7 +96,7 @@ class StageBatch:
         [(epoch, _)] = Counter(epochs.values()).most_common(1)
         chosen = [stage for stage in left if epochs[stage.key] == epoch]
         if len(chosen) > 1:
-            dataset = load_for(chosen[0].dataset, self.store)
+            dataset = self._dataset(chosen[0])
             measured = best_width(chosen, dataset, self._new_training) if self.measure_width else None
             self.width = measured if self.measure_width else widest(chosen[0], dataset)
             chosen = chosen[: self.width]
@@ -163,19 +163,22 @@ class StageBatch:
         upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(
-            stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained, self.metric
-        )
+        return StageTraining(stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric)
+
+    def _dataset(self, stage: Stage) -> Dataset:
+        """What it is trained and measured on."""
+        own = load_for(stage.dataset, self.store)
+        return taught_on(own, load_for(stage.transfer, self.store)) if stage.transfer else own
 
     def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
         """All that a stage learns from one of its upstream stages."""
-        text, views = upstream.model_dump_json(), stage.recipe.view_names
+        text = upstream.model_dump_json()
         found: dict[tuple[What, str | None], ByView | Frozen] = {}
         for each in learned_by(stage):
             if stage.in_loop and each != SOFT_TARGETS:
                 found[each] = self._frozen(text)
             else:
-                found[each] = _left(self.store, text, tuple(Left(*each, view).name for view in views))
+                found[each] = _left(self.store, text, tuple(names_of(stage, *each)))
         return found
 
     @cached_property

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from takd.search_spaces import Left, LeftName, Stage, ViewName, derived_of
+from takd.search_spaces import DatasetFingerprint, Left, LeftName, Stage, ViewName, derived_of
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
@@ -132,6 +132,8 @@ class _Source:
 
     def left(self, left: Left) -> Array:
         """`[train examples, ...]`"""
+        if left.images is not None:
+            return self._of_others(left)
         if left.what == "soft_targets":
             return self.soft_targets(left.view)
         if not self.stage.has_weights:
@@ -139,6 +141,18 @@ class _Source:
         pixels = self._images.named(left.view, self.dataset.train.labels)
         found: Array = left_by(self.model, self.stage.model, self.dataset, pixels, left.layer).numpy()
         return found
+
+    def _of_others(self, left: Left) -> Array:
+        """On the training images of another data set."""
+        other = load_for(DatasetFingerprint.model_validate_json(left.images or ""), self.store)
+        if not self.stage.has_weights:
+            raise ValueError(f"{self.stage.name}: logits are all that is known of it, and of other images none")
+        images = self._pixels(other.train.images)
+        if left.what == "soft_targets":
+            found: Array = soft_targets(self.model, images, other.train.labels, [left.view])[0, 0].numpy()
+            return found
+        pixels = images.named(left.view, other.train.labels)
+        return left_by(self.model, self.stage.model, self.dataset, pixels, left.layer).numpy()
 
     def soft_targets(self, view: ViewName) -> Array:
         """`[train examples, classes]`"""

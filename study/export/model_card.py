@@ -145,7 +145,7 @@ def _stage(student: Student, stage: Stage) -> dict[str, Any]:
         "loss": stage.loss_name,
         "seed": None if stage.given else stage.seed,
         "epochs": None if stage.given else stage.recipe.epochs,
-        "examples": None if stage.given else stage.recipe.examples or stage.dataset.sizes["train"],
+        "examples": None if stage.given else stage.images,
         "validation_accuracy": validation.get("accuracy"),
         "train_seconds": outcome.get("train_seconds"),
     }

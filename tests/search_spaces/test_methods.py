@@ -150,6 +150,21 @@ def test_what_is_wrong_with_a_method_is_one_line_that_names_it(changes, line):
     assert "\n" not in str(caught.value)
 
 
+def test_transfer_changes_the_students_that_somebody_teaches_and_nobody_else():
+    """They learn from soft targets alone, lambda 1, on as many of the other images as `transfer` says."""
+    other = DatasetFingerprint(name="other", digest="o", split_seed=0, sizes={"train": 700})
+    space = tiny_space(arms=["labels", "kd:mlp-16", "rkd+kd"], trials=6, transfer={"dataset": "other"})
+    space = space.model_copy(update={"transfer_data": other.model_dump_json()})
+    taught, both, alone = (student(arm, space) for arm in ("kd:mlp-16", "rkd+kd", "labels"))
+    assert (taught.transfer, taught.lambda_, taught.images) == (other, 1.0, 700)
+    assert both.transfer == other
+    assert alone.key == student("labels").key
+    assert taught.upstream[0].key == student("takd:mlp-16").upstream[0].key
+    assert "lambda" not in space.varied(space.all_arms[1])
+    with pytest.raises(InputError, match=r"transfer uses no labels, and rkd has nothing else .*add kd: rkd\+kd"):
+        tiny_space(arms=["rkd"], transfer={"dataset": "other"})
+
+
 def test_a_method_of_code_may_be_in_an_arm_and_without_code_may_not():
     assert parse_arm("mine+kd:mlp-16", any_method=True).methods == ("mine", "kd")
     assert student("mine", code=["nets.py"]).terms[0].model_dump(exclude_none=True) == {"method": "mine", "weight": 1.0}

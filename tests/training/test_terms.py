@@ -1,6 +1,7 @@
 """Methods as terms of the loss: what a teacher leaves once, lanes that are as if alone, and what trains beside them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import torch
 from conftest import make_stage
 from torch import nn
 
-from takd.search_spaces import InputError, Loss, Recipe, Stage, Term, learned_by, needed_by
+from takd.search_spaces import InputError, Left, Loss, Recipe, Stage, Term, learned_by, names_of, needed_by
 from takd.search_spaces import Path as StudyPath
 from takd.search_spaces.methods import METHODS, compared_stages
 from takd.study.search.graph import Proposal, StageGraph
 from takd.trainables.batch import StageBatch
-from takd.trainables.datasets.dataset import load
+from takd.trainables.datasets.dataset import load, taught_on
 from takd.trainables.derivation import derive
 from takd.trainables.models.families import build
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
@@ -29,6 +30,7 @@ from takd.trainables.training.terms import Guide
 
 MNIST = load("mnist")
 SHAPE, CLASSES = MNIST.image_shape, len(MNIST.classes)
+EMBEDDING = Left("embedding").name
 SMALL = {"crd": {"negatives": 32.0, "width": 8.0}}
 TEACHER = make_stage("mlp-16", role="teacher", dataset=MNIST.fingerprint)
 
@@ -215,15 +217,15 @@ def test_what_students_learn_is_derived_once_by_the_graph_and_shared(tmp_path: P
     trained([teacher], store)
     graph.finish(teacher.key)
     assert work(graph) == [("derive", teacher.name)]
-    assert needed_by(pupils[2]) == [None, "embedding||"]
-    assert store.lacking(teacher, store.describe(teacher.key) or {}, needed_by(pupils[2])) == ["embedding||"]
-    derive(teacher, ["embedding||"], store, 1, {})
-    graph.finish(teacher.key, frozenset({"embedding||"}))
+    assert needed_by(pupils[2]) == [None, EMBEDDING]
+    assert store.lacking(teacher, store.describe(teacher.key) or {}, needed_by(pupils[2])) == [EMBEDDING]
+    derive(teacher, [EMBEDDING], store, 1, {})
+    graph.finish(teacher.key, frozenset({EMBEDDING}))
     assert [kind for kind, _ in work(graph)] == ["train"] * 3
     trained(pupils[:2], store)
     trained(pupils[2:], store)
     assert len(store.storage.names("derived")) == 2  # soft targets and embedding
-    [found] = store.left(teacher, ["embedding||"])
+    [found] = store.left(teacher, [EMBEDDING])
     assert found.shape == (50_000, 16)
     assert not found.flags.owndata
     module = build("mlp-16", SHAPE, CLASSES)
@@ -232,6 +234,30 @@ def test_what_students_learn_is_derived_once_by_the_graph_and_shared(tmp_path: P
     scale, shift = MNIST.normalization.of_bytes()
     hidden = module[:-1](pixels * scale + shift)
     torch.testing.assert_close(torch.from_numpy(found[:5].copy()), hidden, atol=1e-5, rtol=1e-4)
+
+
+def test_a_student_of_other_images_learns_from_its_teacher_alone(tmp_path: Path):
+    """Labels of these images change nothing; what the teacher says of them is derived for them."""
+    store = ArtifactStore(str(tmp_path))
+    store.prepare()
+    teacher = make_stage("mlp-16", role="teacher", dataset=MNIST.fingerprint, epochs=1)
+    pupil = student(term("rkd"), upstream=[teacher], kd=True, epochs=1).model_copy(
+        update={"transfer": MNIST.fingerprint, "lambda_": 1.0}
+    )
+    assert pupil.key != pupil.model_copy(update={"transfer": None}).key
+    trained([teacher], store)
+    wanted = needed_by(pupil)
+    assert store.lacking(teacher, store.describe(teacher.key) or {}, wanted) == [wanted[1]]  # its own images are these
+    derive(teacher, wanted, store, 1, {})
+    taught = {kind: store.left(teacher, names_of(pupil, *kind)) for kind in learned_by(pupil)}
+    known = StageTraining([pupil], MNIST, [[taught]])
+    relabelled = taught_on(MNIST, MNIST)
+    images = MNIST.train.images
+    relabelled.__dict__["train"] = replace(MNIST.train, labels=torch.zeros(len(images), dtype=torch.int64))
+    other = StageTraining([pupil], relabelled, [[taught]])
+    assert len(known.inputs.labels) == pupil.recipe.examples
+    for batch in (torch.arange(64), torch.arange(64, 128)):
+        assert float(known.train_step(batch, 1.0)) == float(other.train_step(batch, 1.0))
 
 
 def graph_of(store: ArtifactStore, *students: Stage) -> StageGraph:

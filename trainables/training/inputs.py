@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import NamedView, Recipe, ViewName
-from takd.trainables.datasets.dataset import Dataset, transfer_set
+from takd.trainables.datasets.dataset import Dataset, any_examples, transfer_set
 from takd.trainables.training.devices import let_go, room_on, tf32
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, LaneModel, Lanes
@@ -99,8 +99,15 @@ class Inputs:
     """The transfer set of a recipe and the validation split, on the device that trains."""
 
     def __init__(
-        self, dataset: Dataset, recipe: Recipe, device: torch.device, memory_format: torch.memory_format
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        device: torch.device,
+        memory_format: torch.memory_format,
+        labelled: bool = True,
     ) -> None:
+        """`labelled`: whether the labels of the training images say what is on them."""
+        self.labelled = labelled
         self.dataset, self.recipe, self.device, self.memory_format = dataset, recipe, device, memory_format
         self.transfer_set = self._transfer_set()
         self.images = self.pixels(dataset.train.images[self.transfer_set])
@@ -116,6 +123,9 @@ class Inputs:
         """An index of the training examples that the recipe trains on."""
         if self.recipe.examples is None:
             return slice(None)
+        if not self.labelled:
+            images = self.dataset.sizes["train"]
+            return any_examples(images, self.recipe.examples, self.recipe.examples_seed)
         return transfer_set(self.dataset.train.labels, self.recipe.examples, self.recipe.examples_seed)
 
     def pixels(self, images: Tensor, resident: bool = True) -> Pixels:

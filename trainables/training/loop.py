@@ -69,7 +69,7 @@ class StageTraining:
         self.recipe, self.epoch = first.recipe, 0
         self.scores = [name for name in SCORES if name in (metric, first.recipe.select_by)]
         _, layout = form_of(first.model, dataset)
-        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout)
+        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = self._teaching(first, upstream)

@@ -51,7 +51,7 @@ class Teaching:
 
     def _class_weights(self) -> Tensor | None:
         """By class, so that each weighs as much in sum: examples / (classes * examples of the class)."""
-        if self.recipe.class_weights is None:
+        if self.recipe.class_weights is None or not self.inputs.labelled:
             return None
         labels = self.inputs.labels
         counts = labels.bincount(minlength=len(self.inputs.dataset.classes)).clamp_min(1)
@@ -80,6 +80,8 @@ class Teaching:
         for every batch (`graphs.py`). What is kept from one batch to the next is a tensor of this object's, whose
         content changes and not its place.
         """
+        if not self.inputs.labelled:
+            return logits.new_zeros(len(logits))
         smoothing, mixed = self.recipe.label_smoothing or 0.0, self.inputs.mixed_labels(batch)
         return labels_only(logits, labels, smoothing, self.class_weights, self.whole, mixed)
 

@@ -131,18 +131,23 @@ def made_by(
         tuple(tuple(each.shape[1:]) for each in (given if isinstance(given, tuple) else (given,)))
         for given in (student, teacher)
     ]
-    return _make(kind, (shapes[0], shapes[1]), classes, labels, params)
+    return _make(kind, (shapes[0], shapes[1]), classes, labels, len(labels), params)
 
 
 def _make(
-    kind: Method, shapes: tuple[Shapes, Shapes], classes: int, labels: Tensor, params: Mapping[str, Any]
+    kind: Method,
+    shapes: tuple[Shapes, Shapes],
+    classes: int,
+    labels: Tensor | None,
+    examples: int,
+    params: Mapping[str, Any],
 ) -> nn.Module:
     assert kind.modules
     takes = inspect.signature(kind.modules).parameters
     every = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in takes.values())
     own = {name: value for name, value in params.items() if name in takes or every}
     own |= {"labels": labels} if "labels" in takes else {}
-    module: nn.Module = kind.modules(*shapes, classes, len(labels), **own)
+    module: nn.Module = kind.modules(*shapes, classes, examples, **own)
     return module
 
 
@@ -184,12 +189,13 @@ class _Taught:
 
     def _module(self, taught: Lanes, student_shapes: Shapes, teacher_shapes: Shapes) -> Beside:
         shapes = student_shapes, teacher_shapes
-        labels, classes = self.inputs.labels.cpu(), len(self.inputs.dataset.classes)
+        classes, examples = len(self.inputs.dataset.classes), len(self.inputs.labels)
+        labels = self.inputs.labels.cpu() if self.inputs.labelled else None
         made = []
         for lane in taught.running:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(lane.stage.seed)
-                made.append(_make(self.kind, shapes, classes, labels, self.params))
+                made.append(_make(self.kind, shapes, classes, labels, examples, self.params))
         return Beside(made).to(self.inputs.device)
 
     def value(
