@@ -54,6 +54,11 @@ def with_code(space: Space, source: str) -> Space:
                 f"{source}: {place} is {name!r}; valid: {', '.join(TABLES[kind])}; "
                 f"{nearest(name, TABLES[kind])}{PAGE} says how to bring one of your own"
             )
+        if place == "loss.divergence" and not _is_divergence(TABLES["method"][name]):
+            raise InputError(
+                f"{source}: loss.divergence is {name!r}, which has parameters of its own or compares other things than "
+                f"logits; name it in an arm: {name}, or {name}+kd"
+            )
         if origin and origin.digest and f"{kind} {name}" not in digests:
             digests[f"{kind} {name}"] = origin.digest
             try:
@@ -65,6 +70,11 @@ def with_code(space: Space, source: str) -> Space:
     except ValueError as error:
         raise InputError(f"{source}: {error}") from None
     return space.model_copy(update={"code_digests": digests, "needs": needs})
+
+
+def _is_divergence(kind: Method) -> bool:
+    """Whether it may stand in the place of KL."""
+    return kind.needs == "soft_targets" or (kind.needs == "logits" and not kind.params and not kind.modules)
 
 
 def _needs(space: Space) -> dict[str, Needs]:
