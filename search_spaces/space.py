@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.augments import mixes
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.factors import cell_name, check_factors, combinations, in_turn, with_values, without_places
 from takd.search_spaces.method_rules import as_published, check_section, completed, taught
@@ -334,6 +335,8 @@ class Space(Value):
                 )
             if arm.costs_as:
                 raise ValueError(f"arms: {arm.name!r}: with transfer epochs are over other images; leave it out")
+        if self.transfer is not None and any(mixes(each.augment) for each in self.student.view_recipes()):
+            raise ValueError("student.recipe.augment mixes the labels of images, and transfer uses none; leave one out")
 
     def refuse_methods(self, needs: Mapping[str, str]) -> None:
         """Raises ValueError where a method needs what is inside a model, and who teaches has no such thing.
