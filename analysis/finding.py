@@ -1,7 +1,7 @@
 """The finding in words, and the questions answered by a study's own numbers: see QUESTIONS."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -84,7 +84,7 @@ def of_what(row: "pd.Series[Any]", trials: pd.DataFrame) -> str:
 def _assistant(table: pd.DataFrame, compared: pd.DataFrame) -> str:
     """The verdict on the best arm with assistants, else on the best of another method, else the one on kd."""
     assisted = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
-    pair = _main_pair(table)
+    pair = main_pair(table)
     if pair is None:
         return "There are no two arms to compare yet."
     arm, reference = pair
@@ -112,15 +112,16 @@ def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
             f"{row['arm']}, the cheapest arm with an assistant that is as good as the best of them within the "
             f"{smallest_effect(trials):g} points that matter"
         )
+    more = percent_more(row["path_seconds"] / plain["path_seconds"])
     return (
         f"A student's whole path takes {row['path_seconds']:.1f} s of training with {who}, and "
-        f"{plain['path_seconds']:.1f} s with kd ({_percent(row['path_seconds'] / plain['path_seconds'])}); it takes "
+        f"{plain['path_seconds']:.1f} s with kd ({more}); it takes "
         f"{row['shared_seconds']:.2f} s and {plain['shared_seconds']:.2f} s when the students share what is trained "
         "once."
     )
 
 
-def _percent(ratio: float) -> str:
+def percent_more(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.0f} %"
 
 
@@ -166,13 +167,19 @@ def _failed(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def _changed(trials: pd.DataFrame) -> Iterator[str]:
-    """That the difference which matters was said after the test split could be known."""
+    """What was said after the test split could be known: the difference which matters, values of factors."""
     before = trials["smallest_effect_before"].dropna().tolist() if "smallest_effect_before" in trials else []
     if before:
         now, then = (f"{each:g}" if each else "null" for each in (smallest_effect(trials), before[0]))
         yield (
             f"{WARNING}smallest_effect is {now} now and was {then} when the confirm phase began: what is called as "
             "good was decided with the numbers known."
+        )
+    late = trials.loc[trials["late_cell"].fillna(False).astype(bool), "cell"] if "late_cell" in trials else []
+    if number := len(set(late)):
+        yield (
+            f"{WARNING}{number} of {trials['cell'].nunique()} cells were added when the confirm phase of the others "
+            "had begun: that they are compared was decided with numbers known."
         )
 
 
@@ -225,32 +232,49 @@ def _lambda(trials: pd.DataFrame) -> str:
     return _parameter(trials, "lambda", "lambda")
 
 
-def _parameter(trials: pd.DataFrame, name: str, symbol: str) -> str:
-    """The best and worst of a parameter in the search, and what it explains beside chance."""
+class Effect(NamedTuple):
+    """What a parameter did in the search."""
+
+    best: str  # its best value, or range of values, and what that reached in percent: `T = 4: 92.10 (91.80 to 92.40)`
+    worst: str
+    explained: float  # of the variance between configurations, a fraction; NaN where there are too few
+    chance: float  # what chance explains up to
+    chosen: Mapping[str, str]  # by arm the value of what was chosen
+
+
+def parameter_effect(trials: pd.DataFrame, name: str, symbol: str) -> Effect | None:
+    """By means over all else that was varied, of the search's validation images; None where it was not varied."""
     done = students(trials).dropna(subset=[name])
     if done[name].nunique() < 2:
-        return f"This study can't answer it: {symbol} was not varied."
+        return None
     cells = done[name] if done[name].nunique() <= 8 else pd.qcut(done[name], 4, duplicates="drop")
     means = done.groupby(cells, observed=True)["accuracy"].mean()
     said = [f"{symbol} = {_cell(place)}: {_mean(done[cells == place])}" for place in (means.idxmax(), means.idxmin())]
-    text = (
-        f"On the search's validation images the best is {said[0]} %, and the worst {said[1]} %, as means over all else "
-        "that was varied."
-    )
     row = importance(trials).set_index("parameter").reindex([name]).iloc[0]
-    if not np.isnan(row["explained"]):
-        sure = "more than chance" if row["explained"] > row["chance"] else "no more than chance"
-        text += (
-            f" {symbol} explains {100 * row['explained']:.0f} % of the variance between configurations, {sure} "
-            f"(which explains up to {100 * row['chance']:.0f} %)."
-        )
-    best = chosen_configurations(trials)
     chosen = {
         arm: f"{done.loc[done['configuration'] == configuration, name].iloc[0]:.3g}"
-        for arm, configuration in best.items()
+        for arm, configuration in chosen_configurations(trials).items()
         if (done["configuration"] == configuration).any()
     }
-    listed = ", ".join(f"{value} ({arm})" for arm, value in sorted(chosen.items()))
+    return Effect(*said, float(row["explained"]), float(row["chance"]), chosen)
+
+
+def _parameter(trials: pd.DataFrame, name: str, symbol: str) -> str:
+    """The best and worst of a parameter in the search, and what it explains beside chance."""
+    found = parameter_effect(trials, name, symbol)
+    if found is None:
+        return f"This study can't answer it: {symbol} was not varied."
+    text = (
+        f"On the search's validation images the best is {found.best} %, and the worst {found.worst} %, as means over "
+        "all else that was varied."
+    )
+    if not np.isnan(found.explained):
+        sure = "more than chance" if found.explained > found.chance else "no more than chance"
+        text += (
+            f" {symbol} explains {100 * found.explained:.0f} % of the variance between configurations, {sure} "
+            f"(which explains up to {100 * found.chance:.0f} %)."
+        )
+    listed = ", ".join(f"{value} ({arm})" for arm, value in sorted(found.chosen.items()))
     return f"{text} The chosen configuration of each arm has {symbol} = {listed}."
 
 
@@ -348,9 +372,9 @@ def _cost_of_one(trials: pd.DataFrame) -> str:
     plain = kd.iloc[0]
     rows = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
     listed = _listed(
-        f"{row['arm']}: {row['path_seconds']:.1f} s ({_percent(row['path_seconds'] / plain['path_seconds'])}), "
+        f"{row['arm']}: {row['path_seconds']:.1f} s ({percent_more(row['path_seconds'] / plain['path_seconds'])}), "
         f"shared {row['shared_seconds']:.2f} s, {row['path_flops']:.3g} FLOPs "
-        f"({_percent(row['path_flops'] / plain['path_flops'])})"
+        f"({percent_more(row['path_flops'] / plain['path_flops'])})"
         for row in rows.to_dict("records")
     )
     text = (
@@ -366,7 +390,7 @@ def _certainty(trials: pd.DataFrame) -> str:
     """What would make the main difference surer, and how firm the choices of settings are."""
     said = []
     for cell, part in by_cell(trials).items():
-        if len(chosen_students(part)) and (pair := _main_pair(arms_table(part))):
+        if len(chosen_students(part)) and (pair := main_pair(arms_table(part))):
             said.append((f"At {cell}: " if cell else "") + what_would_help(part, *pair))
     try:
         table = choice_table(trials)
@@ -381,7 +405,7 @@ def _certainty(trials: pd.DataFrame) -> str:
     return text
 
 
-def _main_pair(table: pd.DataFrame) -> tuple[str, str] | None:
+def main_pair(table: pd.DataFrame) -> tuple[str, str] | None:
     """The arm with the highest mean of those with an assistant, or else of another method, against kd; else kd against
     labels."""
     there = set(table["arm"])

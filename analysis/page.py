@@ -15,7 +15,7 @@ STYLE = Path(__file__).with_name("page.css")
 # Nothing on the page may be fetched or run, also where a study's own words would ask for it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 LONG = 50  # characters from which a cell may break into lines
-OPEN = 3  # blocks that are unfolded when the page opens
+FEW = 3  # blocks that are answered in words; of more each question is a table
 _markdown = MarkdownIt("commonmark", {"html": False}).enable("table").disable(["image", "link", "autolink"])
 
 Output = tuple[Mapping[str, str], str | None]  # the forms of an output, and a figure's name
@@ -126,12 +126,11 @@ def _cell(value: object) -> str:
 
 
 def folded(blocks: Mapping[str, str]) -> str:
-    """HTML by name, one below the other; where there are many, each opens when its name is clicked."""
+    """HTML by name, one below the other; each closes when its name is clicked."""
     if set(blocks) == {""}:
         return blocks[""]
-    state = " open" if len(blocks) <= OPEN else ""
     return "\n".join(
-        f"<details{state}><summary>{escape(name)}</summary>\n{html}\n</details>" for name, html in blocks.items()
+        f"<details open><summary>{escape(name)}</summary>\n{html}\n</details>" for name, html in blocks.items()
     )
 
 

@@ -11,7 +11,8 @@ from takd.analysis.files import Results, image_counts, read_results, read_space
 from takd.analysis.finding import answers, choice, finding
 from takd.analysis.gap import main_factor
 from takd.analysis.methods import methods
-from takd.analysis.page import Output, folded, markdown, outputs_html, page, table_html
+from takd.analysis.over_cells import LEGEND, questions_over, verdicts_over
+from takd.analysis.page import FEW, Output, folded, markdown, outputs_html, page, table_html
 from takd.analysis.show import markdown_table
 from takd.analysis.tables import Missing, arms_note, blocks_of, chosen_students, note, remembering, unit_of
 
@@ -128,6 +129,24 @@ class Words:
             compared = compared[compared["cell"] == rows["cell"].iloc[0]]
         return "\n".join(f"- {verdict}" for verdict in compared["verdict"]) or "*Missing: there is one arm so far.*"
 
+    def all_questions(self) -> str:
+        """HTML: answers in words, of many blocks as tables with a row a block."""
+        if len(self.there) <= FEW:
+            return folded(self.of_blocks(lambda rows: markdown(self.questions(rows, "##"))))
+        parts = [markdown(LEGEND)]
+        for question, answer in questions_over(self.studies, self.there).items():
+            parts += [
+                markdown(f"## {question}"),
+                markdown(answer) if isinstance(answer, str) else table_html({"": answer}),
+            ]
+        return "\n".join(parts)
+
+    def all_verdicts(self) -> str:
+        """HTML, likewise."""
+        if len(self.there) <= FEW:
+            return folded(self.of_blocks(lambda rows: markdown(self.verdicts(rows))))
+        return table_html({"": verdicts_over(self.studies, self.there)}) + markdown(LEGEND)
+
     def methods(self) -> dict[str, str]:
         def of(name: str, rows: pd.DataFrame) -> str:
             root = self.results.root
@@ -199,10 +218,8 @@ def _page(text: Words, figures: Mapping[str, Mapping[str, str]], shown: Mapping[
     if text.there:
         arms = table_html({name: page_table(rows) for name, rows in text.there.items()})
         sections["arms"] = markdown("# The arms") + arms + markdown(f"{text.about_arms()}\n\n{text.budgets()}")
-        asked = text.of_blocks(lambda rows: markdown(text.questions(rows, "##")))
-        sections["questions"] = markdown("# The questions") + folded(asked)
-        verdicts = text.of_blocks(lambda rows: markdown(text.verdicts(rows)))
-        sections["differences"] = markdown("# Is the difference real?") + folded(verdicts)
+        sections["questions"] = markdown("# The questions") + text.all_questions()
+        sections["differences"] = markdown("# Is the difference real?") + text.all_verdicts()
         told = "\n\n".join([*_labelled(text.methods()), text.judged()])
         sections["methods"] = markdown(f"# Methods, in words for a paper\n\n{told}")
     sections |= {each: outputs_html(outputs, name) for each, outputs in shown.items()}

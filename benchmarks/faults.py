@@ -9,6 +9,7 @@ equally often:
     driver    kill -9 of the study's process; the same command runs again
     worker    kill -9 of a process that trains
     node      a node goes at once; another comes, which has no data set
+    reclaim   a node is told to end, as a spot instance is (SIGTERM), while others train; another comes
     data      the nodes' caches are emptied, and a worker is killed: the next has no data set
     storage   PostgreSQL is stopped, and comes back after some seconds
     disk      the disk that the root is on is full, and has room again when the study has stopped
@@ -54,7 +55,7 @@ PACE = (0.5, 3.0)  # seconds between two faults, from when something was trained
 AWAY = (1.0, 4.0)  # seconds that the storage is away
 STOPPED = 30.0  # seconds that a worker stands still
 ANSWER = 90.0  # seconds in which of two drivers one refuses, or one stops whose disk is full
-KINDS = ("driver", "worker", "node", "data", "storage", "disk", "stopped", "two", "damage")
+KINDS = ("driver", "worker", "node", "reclaim", "data", "storage", "disk", "stopped", "two", "damage")
 DISK = "256m"
 TAKD = str(Path(sys.executable).with_name("takd"))
 SPACE: dict[str, Any] = {
@@ -86,7 +87,8 @@ def node():
 nodes = [node() for _ in range({NODES})]
 print(cluster.address, flush=True)
 for line in sys.stdin:
-    cluster.remove_node(nodes.pop(int(line)), allow_graceful=False)
+    how, number = line.split()
+    cluster.remove_node(nodes.pop(int(number)), allow_graceful=how == "reclaim")
     nodes.append(node())
     print("done", flush=True)
 """
@@ -107,9 +109,10 @@ class LocalCluster:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
-    def lose_a_node(self, number: int) -> None:
+    def lose_a_node(self, number: int, how: str) -> None:
+        """`how`: it is gone at once (`node`), or ends by itself when it is told to (`reclaim`)."""
         assert self.process.stdin is not None
-        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.write(f"{how} {number}\n")
         self.process.stdin.flush()
         self._answer()
 
@@ -315,7 +318,11 @@ class Disturbed:
         return bool(workers)
 
     def inject_node(self) -> bool:
-        self.cluster.lose_a_node(self.dice.randrange(NODES))
+        self.cluster.lose_a_node(self.dice.randrange(NODES), "node")
+        return True
+
+    def inject_reclaim(self) -> bool:
+        self.cluster.lose_a_node(self.dice.randrange(NODES), "reclaim")
         return True
 
     def inject_data(self) -> bool:

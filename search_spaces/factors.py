@@ -74,7 +74,7 @@ def check_factors(given: Mapping[str, Any]) -> None:
         for number, value in enumerate(values):
             if isinstance(value, dict | list | tuple):
                 raise ValueError(f"factors.{name}.{number} is {shown(value)}; expected one plain value")
-            if any(_same(value, other) for other in values[:number]):
+            if any(same_value(value, other) for other in values[:number]):
                 raise ValueError(f"factors.{name} has {shown(value)} twice; each value is compared once")
     for name in factors:
         for place in targets(given, name):
@@ -89,14 +89,14 @@ def _check_place(given: Mapping[str, Any], name: str, place: str) -> None:
     there = _read(given, place)
     if isinstance(there, Mapping | Value):
         raise ValueError(f"{place} is varied, and factors has {name} as well; a factor is compared and never searched")
-    if there is not _NOTHING and not any(_same(there, value) for value in factors[name]):
+    if there is not _NOTHING and not any(same_value(there, value) for value in factors[name]):
         raise ValueError(
             f"{place} is {shown(there)}, and factors has {name}: {shown(list(factors[name]))}; leave it out, or add it "
             "there"
         )
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_value(one: Any, other: Any) -> bool:
     """1 and 1.0 are; 1 and true are not."""
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 

@@ -55,7 +55,7 @@ def _read(space: str) -> Any:
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise InputError(f"{source}: {reason}; presets: {', '.join(presets())}") from None
     return parse_space(text, source)
 

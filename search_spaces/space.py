@@ -12,7 +12,15 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_va
 from takd.search_spaces.arms import Arm, parse_arm
 from takd.search_spaces.augments import mixes
 from takd.search_spaces.errors import InputError
-from takd.search_spaces.factors import cell_name, check_factors, combinations, in_turn, with_values, without_places
+from takd.search_spaces.factors import (
+    cell_name,
+    check_factors,
+    combinations,
+    in_turn,
+    same_value,
+    with_values,
+    without_places,
+)
 from takd.search_spaces.method_rules import as_published, check_section, completed, taught
 from takd.search_spaces.methods import DKD, EMBEDDING, KD, METHODS, STAGE, TEMPERATURE, WEIGHT, Needs, compared_stages
 from takd.search_spaces.sections import (
@@ -492,6 +500,28 @@ class Space(Value):
         if self.factors:  # their order is that of names, and of Optuna's choices
             found = without_places(found, self.factors) | {"factors": [[*each] for each in self.factors.items()]}
         return found
+
+    def with_factors_of(self, before: "Space") -> "Space":
+        """As it was before values were added to its factors: of those that an earlier space has; else itself.
+
+        What is filled in for models that came with them is left out too.
+        """
+        if list(self.factors) != list(before.factors) or not all(
+            any(same_value(value, each) for each in self.factors[name])
+            for name, values in before.factors.items()
+            for value in values
+        ):
+            return self
+        weights = {
+            role: {model: digest for model, digest in by_model.items() if model in before.weights.get(role, {})}
+            for role, by_model in self.weights.items()
+        }
+        known = {
+            "factors": before.factors,
+            "weights": {role: by_model for role, by_model in weights.items() if by_model or role in before.weights},
+            "flops": {model: flops for model, flops in self.flops.items() if model in before.flops},
+        }
+        return self.model_copy(update=known)
 
     def varied(self, arm: Arm) -> dict[str, Choices | Range]:
         """The parameters a trial of this arm has, by the name they have in Optuna."""

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib.metadata import entry_points
@@ -86,10 +86,28 @@ class Value(BaseModel):
             valid = [field.alias or name for name, field in cls.model_fields.items()]
             for key in given:
                 if key not in valid and key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), valid, n=1, cutoff=MISSPELT)
-                    hint = f"did you mean {near[0]!r}? " if near else ""
+                    near = meant_by(str(key), valid)
+                    hint = f"did you mean {near!r}? " if near else ""
                     raise ValueError(f"unknown key {str(key)!r}; {hint}valid keys: {', '.join(valid)}")
         return given
+
+
+_SHORT = {"lr": "learning_rate", "wd": "weight_decay"}  # as many write them
+
+
+def meant_by(key: str, valid: Sequence[str]) -> str | None:
+    """The valid key that is like one which is not: misspelt, or a part of the one that has it, or has it as a part."""
+    if near := difflib.get_close_matches(key, valid, n=1, cutoff=MISSPELT):
+        return near[0]
+    if _SHORT.get(key) in valid:
+        return _SHORT[key]
+    parts = [each for each in valid if len(min(key, each, key=len)) > 2 and (_has(each, key) or _has(key, each))]
+    return parts[0] if len(parts) == 1 else None
+
+
+def _has(one: str, other: str) -> bool:
+    """Whether one begins with the other, or ends with it as a word."""
+    return one.startswith(other) or one.endswith(f"_{other}")
 
 
 def explain(error: ValidationError, source: str) -> InputError:
@@ -106,12 +124,18 @@ def explain(error: ValidationError, source: str) -> InputError:
     elif first["type"] == "missing":
         line = f"{place} is missing"
     elif place.rpartition(".")[2] in _SCALARS:
-        line = f"{place.rpartition('.')[0]} is {shown(first['input'])}; expected one plain value"
+        line = f"{place.rpartition('.')[0]} is {shown(first['input'])}; expected {_plain(error.errors(), first)}"
         others = [each for each in others if each["loc"][:-1] != first["loc"][:-1]]
     else:
         line = f"{place} is {shown(first['input'])}; expected {_expected(first)}"
     more = f" (and {len(others)} more)" if others else ""
     return InputError(f"{source}: {line}{more}".replace("\n", " "))
+
+
+def _plain(errors: "Sequence[ErrorDetails]", first: "ErrorDetails") -> str:
+    """What a union of plain values takes."""
+    kinds = {str(each["loc"][-1]) for each in errors if each["loc"][:-1] == first["loc"][:-1]}
+    return "a number" if kinds <= {"int", "float"} else "one plain value"
 
 
 def shown(value: Any) -> str:
@@ -130,8 +154,10 @@ def _expected(error: "ErrorDetails") -> str:
     kind, limits = error["type"], error.get("ctx", {})
     if kind in ("tuple_type", "list_type") and isinstance(error["input"], str | int | float):
         return f"a list, such as [{shown(error['input'])}]"
-    if limits.get("class_name") in ("Teacher", "Student"):
-        return "a model such as mlp-8, or a section of keys and values"
+    if error["loc"][-2:] == ("student", "model") and isinstance(error["input"], list | tuple):
+        return f"one model; to compare several say factors: {{student.model: {shown(error['input'])}}}"
+    if (name := limits.get("class_name")) in _SECTIONS:
+        return _SECTIONS[name]
     if kind in _WORDS:
         return _WORDS[kind].format(**limits)
     message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
@@ -162,6 +188,16 @@ _WORDS = {  # by pydantic's type of error; its own words are those of Python
     "none_required": "null",
     "too_short": "a list of at least {min_length}",
     "string_too_short": "text, not an empty one",
+}
+_SECTIONS = {  # by the class of what has keys and values
+    "Teacher": "a model such as mlp-8, or a section of keys and values",
+    "Student": "a model such as mlp-8, or a section of keys and values",
+    "Assistants": "a list of models such as [mlp-64], or a section of keys and values",
+    "Confirm": "a section of keys and values such as {seeds: 5}, or null",
+    "Asha": "a section of keys and values such as {grace_epochs: 5}, or null",
+    "Loss": "a section of keys and values such as {kl_reduction: mean}",
+    "Resources": "a section of keys and values such as {cpu: 2}",
+    "CheckpointEvery": "a section of keys and values such as {seconds: 10}",
 }
 _SCALARS = {"bool", "int", "float", "str", "none"}  # of a union: the reader named none of them
 _TAGS = {"fixed", "list-of", "choices-of", "range-of", "named", "given-of", "own-of"}

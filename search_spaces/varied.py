@@ -107,7 +107,7 @@ INTEGER_FIELDS = {
 
 
 def _kind(given: Any) -> str:
-    if isinstance(given, Choices) or (isinstance(given, dict) and "choices" in given):
+    if isinstance(given, Choices) or (isinstance(given, dict) and not given.keys() & Range.model_fields.keys()):
         return "choices-of"
     if isinstance(given, list | tuple):
         return "list-of"

@@ -66,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_bad_input(error: Exception) -> bool:
     from takd.search_spaces import InputError
 
-    return isinstance(error, InputError)
+    if isinstance(error, InputError):
+        return True
+    from takd.trainables.store.storage import RootAwayError
+
+    return isinstance(error, RootAwayError)
 
 
 def _text_console() -> "Console":

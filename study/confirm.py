@@ -1,17 +1,14 @@
 """The end of a confirm phase: which stages are measured on the test split, and where that is kept."""
 
 import json
-from typing import TYPE_CHECKING
 
 from takd.search_spaces import Path, Stage
 from takd.study.folder import StudyFolder
 from takd.study.predictions import add_predictions, predicted_stages
 from takd.study.results import TEST, read_test
 from takd.study.search.optimization import Search
+from takd.trainables.measured import Measured
 from takd.trainables.store.artifacts import needed_files
-
-if TYPE_CHECKING:
-    from takd.trainables.measuring import Measured  # loads torch
 
 
 def unmeasured(folder: StudyFolder, search: Search) -> list[Stage]:
@@ -36,7 +33,7 @@ def _head(stage: Stage) -> str:
     return Path(arm="", student=stage).stages[0].key
 
 
-def keep(folder: StudyFolder, measured: "Measured") -> None:
+def keep(folder: StudyFolder, measured: Measured) -> None:
     """Adds numbers and chosen classes to those in the study's folder."""
     add_predictions(folder, measured.labels, measured.names, measured.classes)
     folder.write(TEST, json.dumps(read_test(folder) | dict(measured.metrics), indent=1).encode())

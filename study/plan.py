@@ -24,6 +24,7 @@ from takd.study.options import more_than_asked
 from takd.study.results import build_results
 from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
+from takd.study.search.stored_choices import parameters_of
 from takd.trainables.datasets.dataset import Dataset, load, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
 from takd.trainables.store.artifacts import needed_files
@@ -285,7 +286,7 @@ def _stages(
     again = {trial.number for trial in search.failed_before} if search else set()
     for trial in search.proposed() if search else ():
         assert search is not None
-        asked[search.space.cell(trial.params).name] += 1
+        asked[search.space.cell(parameters_of(trial)).name] += 1
         stages = {stage.key: stage for path in search.paths_of(trial) for stage in path.stages}
         over = trial.state.is_finished() and trial.number not in again
         (ended if over else needed).update(stages)

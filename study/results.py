@@ -30,6 +30,7 @@ TRIALS = pa.schema(
         ("trial", pa.int32()),  # of Optuna: one configuration
         ("configuration", pa.string()),  # arm and varied hyperparameters; several trials may repeat one
         ("cell", pa.string()),  # values of the space's factors, "teacher.model=mlp-200 examples=500"; "" without any
+        ("late_cell", pa.bool_()),  # a factor got one of its values when the confirm phase had begun
         ("arm", pa.string()),
         ("path", pa.string()),
         ("path_seed", pa.int32()),  # the student's: with `trial` it names the path
@@ -140,6 +141,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
         "smallest_effect_before": search.smallest_effect_before,
         "test_images": search.dataset.sizes.get("test"),
     }
+    late = search.late_cells
     redrawn = {cell.name: ", ".join(cell.space.redrawn) for cell in search.space.cells}
     for proposal, ended in _proposals(search, pruned):
         for path in proposal.paths:
@@ -152,6 +154,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
                 if proposal.phase == "confirm":
                     measured = test.get(row["stage_key"], {}) | {"test_right": right.get(row["stage_key"])}
                     measured["redrawn"] = redrawn[proposal.cell]
+                row["late_cell"] = proposal.cell in late
                 rows.append({"study": folder.name, **about, **row, **measured})
     known |= {key: description for key, description in found.items() if description}
     epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]

@@ -34,7 +34,7 @@ from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.own_code import NO_CODE, Code
-from takd.trainables.store.storage import FULL
+from takd.trainables.store.storage import AWAY_SECONDS, FULL, Patience, RootAwayError
 
 log = logging.getLogger("takd")
 
@@ -68,16 +68,20 @@ def run_study(
     check_variables(options.wandb)
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
-    if (known := find_search(folder)) is None or known.is_open:
+    trains = (known := find_search(folder, stop)) is None or known.is_open
+    if trains:
         _start_ray(options, stop)  # it takes seconds: while the other process checks
     space, data, largest_class, warnings, code, own_data = checking()
     if stop.requested:
         return RunResult(finished=False)
+    if trains and options.address is None:
+        _refuse_what_is_not_here(space)
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
-    refuse_another_space(folder, space, data)
-    lease = acquire_lease(open_optuna(folder), folder.name, on_lost=stop.request, on_wait=console.print)
+    refuse_another_space(folder, space, data, stop)
+    lease = acquire_lease(open_optuna(folder, stop), folder.name, on_lost=stop.request, on_wait=console.print)
+    Patience.wait(AWAY_SECONDS, lambda: stop.requested)
     try:
         store = folder.artifacts
         kept = (not own_data or store.has_dataset(data)) and space.transfer_data is None
@@ -99,7 +103,7 @@ def run_study(
         if result.profile:
             result.profile.write(folder, console)
         return result
-    except StorageAwayError as error:
+    except (StorageAwayError, RootAwayError) as error:
         stop.request(str(error))
         return RunResult(finished=False)
     except OSError as error:
@@ -108,7 +112,16 @@ def run_study(
         stop.request(f"{error.filename or folder.root}: {error.strerror}")
         return RunResult(finished=False)
     finally:
+        Patience.wait(0.0)
         lease.release()
+
+
+def _refuse_what_is_not_here(space: Space) -> None:
+    """Before anything is written: raises InputError where this machine has none of what a worker would wait for."""
+    from takd.study.search.scheduling import possible_nodes
+
+    if lacking := fitted(space, possible_nodes()).lacking:
+        raise InputError(lacking)
 
 
 def _say_what_failed(search: Search, again: int, console: Console) -> None:

@@ -55,7 +55,6 @@ SLOW_FILES = (
     "test_cluster.py",
     "test_unshared.py",
     "test_uploading.py",
-    "test_workers.py",
     "test_api.py",
     "test_lanes.py",
 )
@@ -264,9 +263,15 @@ class Study:
 
 
 def run(folder: StudyFolder, space: Space, wandb: Any = "disabled", workers: bool = False) -> Study:
-    """Runs a study as `takd run` does, on the session's Ray; its stages train in this process, or in workers."""
+    """Runs a study as `takd run` does, on the session's Ray; its stages train in this process, or in workers.
+
+    The figure takes longer than such a study: it is drawn where W&B gets it.
+    """
     console = Console(width=200, record=True, quiet=False, file=open(os.devnull, "w"))  # noqa: SIM115
-    with nullcontext() if workers else patch("takd.study.search.scheduling.run_stages", train_here):
+    with (
+        nullcontext() if workers else patch("takd.study.search.scheduling.run_stages", train_here),
+        nullcontext() if wandb != "disabled" else patch("takd.study.report.write_figure"),
+    ):
         result = run_study(folder, space, "space tiny", RunOptions(wandb=wandb, slots=SLOTS), console)
     return Study(folder, space, result, console.export_text())
 

@@ -1,7 +1,7 @@
 """Trains a study's stages in the process of the test: what Tune does with workers, without starting any.
 
 A worker's start costs several seconds of CPU, far more than the small studies that most tests look at. Those of
-`test_studies`, `test_resume`, `test_workers`, `test_apart`, `test_cluster` and `test_wheel` have real workers.
+`test_studies`, `test_resume`, `test_apart`, `test_cluster` and `test_wheel` have real workers.
 """
 
 import traceback

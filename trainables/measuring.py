@@ -1,7 +1,6 @@
 """What finished stages do on a split that they did not learn from: the one look at the test split above all."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from takd.search_spaces import WIDEST, InputError, Path, Stage
 from takd.search_spaces.stage import BINS
 from takd.trainables.binary import best_threshold, binary_metrics
 from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.measured import Measured
 from takd.trainables.models.pretrained import finished_module
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.training.inputs import Pixels, predict
@@ -22,21 +22,6 @@ from takd.trainables.training.scores import SCORES, scores
 from takd.trainables.width import widest
 
 CPU = torch.device("cpu")
-Classes = np.ndarray[Any, np.dtype[np.uint16]]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What stages do on the test split: the metrics of each, by key, and the class `[n]` that each chose for an image.
-
-    `labels` `[n]` are the true classes, `names` those of the images where they are known. A stage of which nobody
-    knows what it says of these images has no metrics and no classes.
-    """
-
-    metrics: Mapping[str, Mapping[str, Any]]
-    classes: Mapping[str, Classes]
-    labels: Classes
-    names: Sequence[str] | None
 
 
 def measure_on_test(

@@ -1,7 +1,7 @@
 """How sure it is: what moves the numbers, what would make an interval narrower, how firm the search's choices are."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -80,12 +80,21 @@ def _deviations(found: Components, unit: str) -> dict[str, str]:
     return between | {"between test images": points(found.images)}
 
 
-def what_would_help(trials: pd.DataFrame, arm: str, reference: str) -> str:
-    """How wide the interval of their difference is, and would be with more of each."""
+class Help(NamedTuple):
+    """How well a difference is known, in points: half an interval, now and with more of something."""
+
+    of: str  # what it was measured on: `5 paths of 2 students and 10,000 test images`
+    now: float
+    more: Mapping[str, float]  # by `5 more paths`
+    needed: str  # to see the smallest difference that matters
+
+
+def help_with(trials: pd.DataFrame, arm: str, reference: str) -> Help | None:
+    """How wide the interval of their difference is, and would be with more; None where that can't be said."""
     arms = measured(trials)
     found = _components(arms[arm], arms[reference])
     if found is None:
-        return ""
+        return None
     paths, each, images = found.counts
     assert images is not None
     spread = spread_between(*arms[arm].beside(arms[reference]))
@@ -103,10 +112,19 @@ def what_would_help(trials: pd.DataFrame, arm: str, reference: str) -> str:
         more = {f"{MORE_STUDENTS} more students": found.half_width(paths + MORE_STUDENTS, 1, images)} | {
             name: width for name, width in more.items() if "images" in name
         }
-    listed = ", ".join(f"±{100 * scale * width:.2f} with {name}" for name, width in more.items())
+    widths = {name: 100 * scale * width for name, width in more.items()}
+    return Help(f"{what} and {images:,} test images", 100 * now, widths, _needed(trials, spread))
+
+
+def what_would_help(trials: pd.DataFrame, arm: str, reference: str) -> str:
+    """The same in words."""
+    found = help_with(trials, arm, reference)
+    if found is None:
+        return ""
+    listed = ", ".join(f"±{width:.2f} with {name}" for name, width in found.more.items())
     return (
-        f"The difference of {arm} to {reference} is known to ±{100 * now:.2f} points, by {what} and {images:,} test "
-        f"images. It would be {listed}. {_needed(trials, spread)}"
+        f"The difference of {arm} to {reference} is known to ±{found.now:.2f} points, by {found.of}. It would be "
+        f"{listed}. {found.needed}"
     ).strip()
 
 

@@ -17,23 +17,36 @@ from takd.study.stopping import Stop
 T = TypeVar("T")
 
 AWAY_SECONDS = 300.0  # that a run waits for its database
+OPENING_SECONDS = 15.0  # that it waits when it begins
 CONNECT_SECONDS = 10  # that a connection may take
 
 log = logging.getLogger("takd")
 
 
 def open_database(folder: StudyFolder, stop: Stop | None) -> "Database":
-    """That of the folder's URL; raises InputError on one that can't be opened."""
+    """That of the folder's URL; raises InputError on one that can't be opened.
+
+    A run waits a little for one that doesn't answer: it may have been started while the database is.
+    """
     password = password_of(folder.database) or ""
     if "@" in password:
         raise InputError(f"--storage {folder.optuna}: the password has an @ in it; write %40 in the place of each")
-    try:
-        return Database(folder, stop)
-    except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        if password and (password in reason or unquote(password) in reason):
-            reason = type(error).__name__
-        raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
+    began = time.monotonic()
+    said = False
+    while True:
+        try:
+            return Database(folder, stop)
+        except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            if password and (password in reason or unquote(password) in reason):
+                reason = type(error).__name__
+            away = isinstance(error, OperationalError) and stop is not None and not stop.requested
+            if not away or time.monotonic() - began > OPENING_SECONDS:
+                raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
+        if not said:
+            log.warning("storage %s can't be opened (%s); waiting up to %.0f s", folder.optuna, reason, OPENING_SECONDS)
+            said = True
+        time.sleep(0.2)
 
 
 class Database(RDBStorage):

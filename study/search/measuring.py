@@ -1,18 +1,15 @@
 """The one look at the test split: which finished stages are left to be measured, and by whom."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from takd.search_spaces import Stage
-
-if TYPE_CHECKING:
-    from takd.trainables.measuring import Measured  # loads torch
+from takd.trainables.measured import Measured
 
 
 class Measuring:
     """The stages that are to be measured on the test split once all have ended, in lists for a worker each."""
 
-    def __init__(self, find: Callable[[], Sequence[Stage]], keep: Callable[["Measured"], None]) -> None:
+    def __init__(self, find: Callable[[], Sequence[Stage]], keep: Callable[[Measured], None]) -> None:
         """`find` says which these are, when they are to be measured, and `keep` keeps what was found."""
         self.find, self.keep = find, keep
         self.waiting: list[list[Stage]] | None = None  # not yet begun
@@ -41,7 +38,7 @@ class Measuring:
         self.deaths += 1
         self.waiting.append(list(stages))
 
-    def end(self, found: "Measured | str") -> None:
+    def end(self, found: Measured | str) -> None:
         """A worker has measured its list, or says why it can't."""
         if isinstance(found, str):
             self.refused, self.waiting = found, []

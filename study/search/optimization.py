@@ -21,17 +21,17 @@ from takd.search_spaces import (
     Path,
     Space,
     Stage,
-    distinct,
     one_number,
     some,
     space_from,
     without_code,
 )
-from takd.search_spaces.factors import value_text
+from takd.search_spaces.factors import same_value, value_text
 from takd.study.folder import StudyFolder
 from takd.study.search.attributes import outcome_attributes, proposal_attributes, shown_times, students_of
 from takd.study.search.graph import Node, Proposal, StageGraph
 from takd.study.search.storages import open_optuna
+from takd.study.search.stored_choices import AsStored, StoredChoices, parameters_of, told_to
 from takd.study.stopping import Stop
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -52,17 +52,19 @@ class Search:
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
         # Counted once, then kept up to date: one process at a time proposes. A trial that is tried again has its seeds.
         everything = [trial for trial in self._trials() if "seeds" in trial.user_attrs]
-        self._proposed = Counter(_canonical(trial.params) for trial in everything if AGAIN not in trial.user_attrs)
+        self._proposed = Counter(
+            _canonical(parameters_of(trial)) for trial in everything if AGAIN not in trial.user_attrs
+        )
         self.asked = len(self.proposed())
-        self._choices = _stored_choices(everything)
+        self._choices = StoredChoices(self._trials())
 
     def enqueue(self) -> None:
         """Queues what the space says of trials before the sampler is asked, as far as it is not queued already."""
-        have = Counter(_canonical(_told(trial)) for trial in self._trials() if AGAIN not in trial.user_attrs)
+        have = Counter(_canonical(told_to(trial)) for trial in self._trials() if AGAIN not in trial.user_attrs)
         for parameters in self.space.queued():
             have[_canonical(parameters)] -= 1
             if have[_canonical(parameters)] < 0:
-                self.study.enqueue_trial(parameters)
+                self.study.enqueue_trial(self._choices.stored(parameters, self.space.factors))
 
     def try_again(self) -> int:
         """Queues anew what failed, unless it would fail again by what its keys say; returns how many trials.
@@ -99,7 +101,7 @@ class Search:
 
     def _propose(self, trial: optuna.Trial) -> Proposal:
         choice = self._suggest(trial)
-        parameters = trial.params
+        parameters = parameters_of(trial)
         configuration = _canonical(parameters)
         if (again := trial.user_attrs.get(AGAIN)) is None:
             same = self._proposed[configuration]
@@ -132,7 +134,7 @@ class Search:
 
     def _values_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Of the factors, as it was told."""
-        told = _told(trial)
+        told = told_to(trial)
         return {name: told[name] for name in self.space.factors}
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
@@ -182,7 +184,7 @@ class Search:
 
     def proposal_of(self, trial: FrozenTrial) -> Proposal:
         """What a stored trial proposed."""
-        cell = self.space.cell(trial.params).name
+        cell = self.space.cell(parameters_of(trial)).name
         return Proposal(trial.number, configuration_of(trial), self.paths_of(trial), cell=cell)
 
     def finished(self) -> list[tuple[str, str, list[float]]]:
@@ -237,6 +239,17 @@ class Search:
         before = self.study.user_attrs.get("smallest_effect", NEVER)
         return None if before in (NEVER, self.space.smallest_effect) else before or 0.0
 
+    @property
+    def late_cells(self) -> set[str]:
+        """Names of the cells with a value that its factor got when the confirm phase had begun."""
+        before = self.study.user_attrs.get("factors_before", {})
+        return {
+            cell.name
+            for cell in self.space.cells
+            for name, values in before.items()
+            if not any(same_value(cell.values[name], value) for value in values)
+        }
+
     def note_largest_class(self, images: int) -> None:
         """How many of the validation images are of the largest class, where an older version noted nothing."""
         if self.largest_class is None:
@@ -260,9 +273,10 @@ class Search:
         numbers = self.study.user_attrs.get("confirmed", []) if best is None else self._first_of(best)
         chosen = [trials[number] for number in numbers]
         paths = [self.space.confirming_paths(self._suggest(trial), self.dataset) for trial in chosen]
+        cells = [self.space.cell(parameters_of(trial)).name for trial in chosen]
         return [
-            Proposal(-1 - trial.number, configuration_of(trial), each, "confirm", self.space.cell(trial.params).name)
-            for trial, each in zip(chosen, paths, strict=True)
+            Proposal(-1 - trial.number, configuration_of(trial), each, "confirm", cell)
+            for trial, each, cell in zip(chosen, paths, cells, strict=True)
             if each
         ]
 
@@ -271,8 +285,9 @@ class Search:
         return self.space.paths(self._suggest(trial), self.dataset, trial.user_attrs["seeds"])
 
     def _suggest(self, trial: optuna.Trial | FrozenTrial) -> Configuration:
-        """What a trial chooses, from the choices that the study began with."""
-        return self.space.suggest(_AsStored(trial, self._choices))
+        """What a trial chooses, from the choices that the study has had."""
+        frozen = trial if isinstance(trial, FrozenTrial) else self._trials()[trial.number]
+        return self.space.suggest(AsStored(trial, frozen, self._choices, self.space.factors))
 
     def stages(self) -> dict[str, Stage]:
         """All stages of the study by key, of the search and of what is confirmed."""
@@ -301,18 +316,14 @@ class Search:
         return self.remaining > 0 or any(trial.state == TrialState.RUNNING for trial in self._trials())
 
     def set_budget(self, space: Space) -> None:
-        """Budget, resources and words of a space may change between runs."""
+        """Budget, resources and words of a space may change between runs, and its factors may get values."""
+        if "confirmed" in self.study.user_attrs and "factors_before" not in self.study.user_attrs:
+            self.study.set_user_attr("factors_before", {name: list(each) for name, each in self.space.factors.items()})
         self.study.set_user_attr("space", space.model_dump(mode="json"))
         self.space = space
 
     def _trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
-
-
-def _told(trial: FrozenTrial) -> dict[str, Any]:
-    """The values that a trial had before its sampler was asked."""
-    told: dict[str, Any] = trial.system_attrs.get("fixed_params", {})
-    return told
 
 
 def _intermediate_values(students: Sequence[Node]) -> dict[int, float]:
@@ -330,39 +341,13 @@ def _lasts(trial: FrozenTrial) -> bool:
 
 
 def configuration_of(trial: FrozenTrial) -> str:
-    return configuration_name(trial.user_attrs["arm"], trial.params)
+    return configuration_name(trial.user_attrs["arm"], parameters_of(trial))
 
 
 def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
     """`kd temperature=4 lambda=0.7`; the values of factors come first."""
     chosen = [f"{name}={value_text(value)}" for name, value in parameters.items() if name != "arm"]
     return " ".join([arm, *chosen])
-
-
-def _stored_choices(trials: Sequence[FrozenTrial]) -> dict[str, Sequence[Any]]:
-    """By parameter the choices that a study's trials have had."""
-    found: dict[str, Sequence[Any]] = {}
-    for trial in trials:
-        for name in trial.distributions.keys() - found.keys():
-            if isinstance(kind := trial.distributions[name], optuna.distributions.CategoricalDistribution):
-                found[name] = kind.choices
-    return found
-
-
-class _AsStored:
-    """A trial that is offered a parameter's choices as its study began: an older one may have 1 and 1.0 as two.
-
-    Optuna takes no other choices for a parameter than those it had first.
-    """
-
-    def __init__(self, trial: optuna.Trial | FrozenTrial, stored: Mapping[str, Sequence[Any]]) -> None:
-        self._trial, self._stored = trial, stored
-        self.suggest_int, self.suggest_float = trial.suggest_int, trial.suggest_float
-
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        before = self._stored.get(name, choices)
-        same = distinct(before) == distinct(choices)
-        return one_number(self._trial.suggest_categorical(name, before if same else choices))
 
 
 def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None) -> Search:
@@ -399,9 +384,9 @@ def open_search(folder: StudyFolder) -> Search:
     return search
 
 
-def find_search(folder: StudyFolder) -> Search | None:
+def find_search(folder: StudyFolder, stop: Stop | None = None) -> Search | None:
     """The study of a folder, for looking; None where there is none. Writes nothing but the tables of a new database."""
-    study = _load(folder)
+    study = _load(folder, stop)
     return Search(study) if study and "dataset" in study.user_attrs else None
 
 
@@ -532,23 +517,41 @@ class _Seen:
         return getattr(self._study, name)
 
 
-def refuse_another_space(folder: StudyFolder, space: Space, dataset: DatasetFingerprint) -> None:
+def refuse_another_space(
+    folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None
+) -> None:
     """Raises InputError with the differences where the folder has a study of another space. Writes nothing."""
-    if search := find_search(folder):
+    if search := find_search(folder, stop):
         _refuse_another_space(search, space, dataset)
 
 
 def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerprint) -> None:
     _refuse_another_revision(search)
+    if lacking := _left_out(search.space, space):
+        raise InputError(
+            f"study {search.study.study_name} has compared {lacking}, which the space leaves out; a factor may get "
+            "values and lose none: use another --name, or the space it was run with"
+        )
+    same = space.with_factors_of(search.space)
     old: dict[str, Any] = {"dataset": search.dataset.model_dump(mode="json"), "space": search.space.identity()}
-    new: dict[str, Any] = {"dataset": dataset.model_dump(mode="json"), "space": space.identity()}
+    new: dict[str, Any] = {"dataset": dataset.model_dump(mode="json"), "space": same.identity()}
     code = _changed_code(old["space"].pop("code_digests"), new["space"].pop("code_digests"))
     differences = _differences(old["space"], new["space"]) + _differences(old["dataset"], new["dataset"]) + code
     if differences:
         raise InputError(
             f"study {search.study.study_name} exists with another space: {'; '.join(differences)}; "
-            "use another --name, or the space it was run with"
+            "use another --name (what both have is not trained again), or the space it was run with"
         )
+
+
+def _left_out(before: Space, now: Space) -> str:
+    """The values of a factor that a study has and a space lacks, in words; empty where there are none."""
+    for name, values in before.factors.items():
+        new = now.factors.get(name, values)
+        lacking = [value for value in values if not any(same_value(value, each) for each in new)]
+        if lacking:
+            return f"{name} {some([value_text(value) for value in lacking])}"
+    return ""
 
 
 def _changed_code(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

@@ -41,7 +41,7 @@ from takd.trainables.own_code import NO_CODE, Code
 from takd.trainables.stage_trainable import StageTrainable
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.shared_root import SharedRoot
-from takd.trainables.store.storage import FULL
+from takd.trainables.store.storage import FULL, RootAwayError
 
 NODES = "nodes"  # in the study's folder, while it runs: what shows that every node sees the root
 LOCAL = "local"  # Ray's word for one that is started here
@@ -355,7 +355,7 @@ class PathSearcher(Searcher):
         """A full disk stops the study, as a database does that is away for long: it is no fault of a stage's."""
         try:
             yield
-        except StorageAwayError as error:
+        except (StorageAwayError, RootAwayError) as error:
             self.stop.request(str(error))
         except OSError as error:
             if error.errno not in FULL:
@@ -577,8 +577,10 @@ def _why_no_answer(address: str) -> str:
                 return ""
             connection.sendall(HTTP2)
             answer = connection.recv(9)
-    except (OSError, ValueError, TypeError, ConnectionError) as error:
+    except OSError as error:
         return str(error)
+    except (ValueError, TypeError):
+        return "this is no HOST:PORT"
     return "" if answer[3:4] == SETTINGS else "what listens there is no Ray"
 
 

@@ -14,6 +14,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from takd.search_spaces import InputError
 from takd.study.folder import StudyFolder
 from takd.study.stopping import Stop
+from takd.trainables.store.storage import FULL
 
 SYNC_SECONDS = 1.0
 LOCK_SECONDS = 30.0  # that a lock of the journal stands at most while its holder lives: it writes a few lines
@@ -28,10 +29,24 @@ def open_optuna(folder: StudyFolder, stop: Stop | None = None) -> BaseStorage:
     Of a run, which has a `stop`, a database that is away later on is waited for, until that is requested.
     """
     if folder.journal:
-        return JournalStorage(Journal(str(folder.journal)))
+        return _open_journal(str(folder.journal))
     from takd.study.search.database import open_database  # SQLAlchemy, which a journal file does without
 
     return open_database(folder, stop)
+
+
+def _open_journal(file: str) -> JournalStorage:
+    try:
+        journal = Journal(file)
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise InputError(f"{file}: can't be read or written ({error.strerror})") from None
+    try:
+        return JournalStorage(journal)
+    except (KeyError, IndexError, TypeError, AttributeError, AssertionError):
+        # Optuna's own words of a line that says what can't have happened, which is one or comes after one that is lost.
+        raise journal.damage(journal.reading) from None
 
 
 class Journal(JournalFileBackend):
@@ -45,6 +60,7 @@ class Journal(JournalFileBackend):
         super().__init__(file)
         self._file, self._lock, self._synced = file, JournalLock(file), 0.0
         self._place = 0, 0  # how many lines were read, and where the next begins
+        self.reading = 0  # the number of the line that was handed out last
         self._drop_half_line()
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -57,6 +73,7 @@ class Journal(JournalFileBackend):
                     return  # it is being written
                 number, offset = number + 1, offset + len(line)
                 if number > log_number_from:
+                    self.reading = number
                     yield self._operation(line, number)
                 self._place = number, offset
 
@@ -65,7 +82,11 @@ class Journal(JournalFileBackend):
             found = json.loads(line)
             if isinstance(found, dict) and {"op_code", "worker_id"} <= set(found):
                 return found
-        raise InputError(
+        raise self.damage(number)
+
+    def damage(self, number: int) -> InputError:
+        """That a line is damaged, and what is kept."""
+        return InputError(
             f"{self._file}: line {number} is damaged. Kept are all finished stages, and the trials in the lines before "
             f"it; to go on with these: cp {self._file} {self._file}.damaged && head -n {number - 1} "
             f"{self._file}.damaged > {self._file}, and run the study again. It asks for the other trials anew, and "
@@ -110,28 +131,31 @@ class Journal(JournalFileBackend):
 class JournalLock(JournalFileSymlinkLock):
     """Optuna's, which is a link to the journal, and which waits for ever where that points to nothing.
 
-    So it does where a folder was moved or copied while a study ran in it.
+    So it does where a folder was moved or copied while a study ran in it. One that a killed writer left is released
+    at once where it is old.
     """
 
     def acquire(self) -> bool:
-        self._release_dangling()
+        self._release_left()
         return super().acquire()
 
-    def _release_dangling(self) -> None:
+    def _release_left(self) -> None:
         """Who sees the journal by another path may hold it for a moment, and no longer."""
         until = time.monotonic() + LOCK_SECONDS
-        while (since := self._dangling_since()) is not None:
+        while (since := self._left_since()) is not None:
             if time.time() - since > LOCK_SECONDS or time.monotonic() > until:
                 with suppress(RuntimeError):  # another process was first
                     self.release()
                 return
             time.sleep(0.1)
 
-    def _dangling_since(self) -> float | None:
-        """When a lock was made that points to nothing, by the clock of its file system; None where there is none."""
+    def _left_since(self) -> float | None:
+        """When a lock was made that points to nothing, or that no holder would need for so long, by the clock of its
+        file system; None where there is none."""
         with suppress(FileNotFoundError):
             since = os.lstat(self._lock_file).st_mtime
-            return None if os.path.exists(self._lock_file) else since
+            held = os.path.exists(self._lock_file) and time.time() - since <= LOCK_SECONDS
+            return None if held else since
         return None
 
 

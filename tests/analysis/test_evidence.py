@@ -16,8 +16,9 @@ from takd.analysis.evidence.certainty import (
 )
 from takd.analysis.evidence.measured import measured
 from takd.analysis.evidence.statistics import choose, difference, spread_of_images, spread_of_paths
-from takd.analysis.finding import answers, finding
-from takd.analysis.tables import Missing, choose_setting, note, order_of_setting, scope, unit_of
+from takd.analysis.finding import QUESTIONS, answers, finding
+from takd.analysis.over_cells import questions_over, verdicts_over
+from takd.analysis.tables import Missing, choose_setting, note, order_of_setting, remembering, scope, unit_of
 
 PATHS, STUDENTS, IMAGES = 4, 3, 400
 ANEW = "teacher, assistants, transfer set, order of examples"
@@ -128,11 +129,41 @@ def test_holms_family_is_all_comparisons_of_all_cells():
     assert all(text for _, text in answers(two))
 
 
+def test_many_cells_are_answered_by_a_table_a_question_with_a_row_a_cell():
+    cells = {f"student.model=m{n} examples={n}": nested(f"student.model=m{n} examples={n}", seed=n) for n in range(4)}
+    study = pd.concat(cells.values(), ignore_index=True)
+    with remembering():
+        _many_cells_are_answered(study, cells)
+
+
+def _many_cells_are_answered(study: pd.DataFrame, cells: dict[str, pd.DataFrame]) -> None:
+    asked = questions_over({"made-up": study}, cells)
+    assert list(asked) == list(QUESTIONS)
+    assert asked["What does temperature do?"] == "T was not varied."
+    tables = [each for each in asked.values() if not isinstance(each, str)] + [verdicts_over({"made-up": study}, cells)]
+    assert len(tables) == 5
+    for table in tables:
+        assert table["student"].tolist() == [f"m{n}" for n in range(4)]
+        assert list(table.columns[:2]) == ["student", "examples"]
+        assert (table != "-").all(axis=None)
+    sure = comparisons(study).query("arm == 'takd:mlp-16' and reference == 'kd'")["p_holm"] < 0.05
+    shown = asked["What does a teacher assistant change?"]["takd:mlp-16 over kd"]
+    assert shown.str.endswith("*").tolist() == sure.tolist()
+    asked = questions_over({"made-up": study, "other": study}, cells)
+    assert list(asked["What does it cost?"].columns[:3]) == ["study", "student", "examples"]
+
+
 def test_a_smallest_effect_that_was_changed_is_a_warning_in_the_finding():
     trials = nested(smallest_effect=0.5, smallest_effect_before=0.0)
     assert any(
         "smallest_effect is 0.5 now and was null when the confirm phase began" in each for each in finding(trials)
     )
+
+
+def test_cells_that_were_added_when_numbers_were_known_are_a_warning_in_the_finding():
+    cells = [nested(f"student.model={name}", seed=n, late_cell=n > 0) for n, name in enumerate("abc")]
+    assert any("2 of 3 cells were added when the confirm phase" in each for each in finding(pd.concat(cells)))
+    assert not any("were added" in each for each in finding(cells[0]))
 
 
 def test_an_arm_whose_students_failed_is_named_with_its_reason():

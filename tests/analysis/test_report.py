@@ -272,7 +272,7 @@ def test_blocks_with_the_same_columns_are_one_table_and_an_interval_stays_on_its
     assert html.count("<table") == html.count("</table>") == 2
     assert "<td>1.0 (0.9&nbsp;to&nbsp;1.1)</td>" in html
     assert folded({"": "<p>all</p>"}) == "<p>all</p>"
-    assert "<details>" in folded(dict.fromkeys("abcd", ""))
+    assert folded(dict.fromkeys("ab", "")).count("<details open>") == 2
 
 
 def test_the_page_shows_what_matters_of_an_arm_without_scrolling_to_it():

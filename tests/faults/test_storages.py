@@ -1,16 +1,21 @@
 """What becomes of a study whose Optuna storage is damaged, locked by nobody, or away for a while."""
 
 import os
+import socket
 import subprocess
+import sys
+import threading
 import time
 
 import pytest
 from conftest import complete, proposals, tiny_space
 
 from takd.search_spaces import DatasetFingerprint, InputError
+from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder, without_password
 from takd.study.search import storages
 from takd.study.search.optimization import Search, create_search, open_search
+from takd.trainables.store.storage import Patience, open_storage
 
 
 @pytest.fixture
@@ -25,8 +30,13 @@ def start(folder: StudyFolder) -> Search:
     return create_search(folder, tiny_space(), mnist)
 
 
+NO_CODE, NO_FIELDS = (b'{"op_code":%d,"worker_id":"w"}' % code for code in (99, 5))
+
+
 @pytest.mark.parametrize(
-    "damage", [b"\0" * 40, b'{"op_code":5,"worker', b"42", b"{}", b"\xff\xfe"], ids=["nul", "half", "42", "{}", "bytes"]
+    "damage",
+    [b"\0" * 40, b'{"op_code":5,"worker', b"42", b"{}", b"\xff\xfe", NO_CODE, NO_FIELDS],
+    ids=["nul", "half", "42", "{}", "bytes", "no such code", "no fields"],
 )
 @pytest.mark.parametrize("last", [False, True], ids=["in the middle", "at the end"])
 def test_a_damaged_line_of_the_journal_is_named_and_what_is_before_it_can_be_kept(folder, damage, last):
@@ -50,14 +60,23 @@ def test_a_damaged_line_of_the_journal_is_named_and_what_is_before_it_can_be_kep
     assert len(again.reclaim()) + len(proposals(again)) == 5
 
 
-def test_a_lock_of_the_journal_that_points_to_nothing_holds_nobody_up(folder, monkeypatch):
+def test_what_is_no_file_in_the_journals_place_is_one_line(folder):
+    folder.journal.mkdir()
+    with pytest.raises(InputError, match=r"optuna.journal: can't be read or written \(Is a directory\)"):
+        open_search(folder)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_lock_of_the_journal_that_nobody_holds_any_more_holds_nobody_up(folder, monkeypatch, there):
     lock = f"{folder.journal}.lock"
-    os.symlink("/nowhere/optuna.journal", lock)
+    os.symlink(folder.journal if there else "/nowhere/optuna.journal", lock)
     long_ago = time.time() - 60
     os.utime(lock, (long_ago, long_ago), follow_symlinks=False)
     started = time.monotonic()
     search = start(folder)
     assert time.monotonic() - started < 5
+    if there:
+        return
     os.symlink("/nowhere/optuna.journal", lock)  # just made: its holder may see the journal by another path
     monkeypatch.setattr(storages, "LOCK_SECONDS", 1.0)
     started = time.monotonic()
@@ -93,3 +112,38 @@ def test_a_password_that_a_url_can_not_hold_is_refused_in_one_line_without_it(tm
         ) as caught:
             open_search(folder)
         assert "ss" not in str(caught.value).replace("password", "")
+
+
+def test_a_bucket_that_is_away_is_one_line_for_who_looks_and_is_waited_for_by_who_trains(tmp_path, capsys, monkeypatch):
+    """A study's process and its workers wait; here one thread does, until there is a server."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{probe.getsockname()[1]}"
+    root = f"s3://takd/runs?endpoint_override={place}&scheme=http&region=us-east-1"
+    looking = threading.current_thread()
+    monkeypatch.setattr(Patience, "seconds", 60.0)
+    monkeypatch.setattr(Patience, "ended", lambda: threading.current_thread() is looking)
+    found: list[object] = []
+
+    def train() -> None:
+        try:
+            found.append(open_storage(root).names("artifacts"))
+        except OSError as error:  # the server is there, and has no such bucket
+            found.append(error)
+
+    training = threading.Thread(target=train)
+    training.start()
+    assert main(["list", "--root", root, "--storage", f"sqlite:///{tmp_path}/studies.db"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith(f"takd: root {root}: doesn't answer for ")
+    assert "Traceback" not in said
+    assert training.is_alive()
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", place.split(":")[1]])
+    try:
+        training.join(60)
+        assert len(found) == 1
+    finally:
+        server.terminate()
+        server.wait()

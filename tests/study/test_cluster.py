@@ -29,7 +29,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from takd.search_spaces import load_space, presets
-from takd.study.search.scheduling import _staged_code
+from takd.study.search.scheduling import STOP_SECONDS, _staged_code
+from takd.study.stopping import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 CLUSTER: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -156,7 +157,7 @@ def test_what_is_copied_to_the_nodes_is_there_and_is_all_that_pip_needs():
     assert set(copied) == needed
 
 
-@pytest.mark.parametrize("name", ["cluster.yaml", "kuberay.yaml"])
+@pytest.mark.parametrize("name", ["cluster.yaml", "kuberay.yaml", "slurm.sbatch"])
 def test_there_is_no_secret_in(name):
     assert SECRET.findall((ROOT / name).read_text()) == []
 
@@ -208,6 +209,17 @@ def test_the_jobs_secrets_come_from_kubernetes_and_its_ports_stay_inside():
     assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
     given = PODS["ray-head"]["template"]["spec"]["containers"][0]["env"]
     assert given == [{"name": "TAKD_STORAGE", "valueFrom": {"secretKeyRef": {"name": "takd-postgresql", "key": "url"}}}]
+
+
+def test_a_slurm_job_hears_of_its_end_before_it_comes_and_gives_its_arguments_to_takd():
+    text = (ROOT / "slurm.sbatch").read_text()
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, re.MULTILINE))
+    to_whom, _, seconds = asked["signal"].partition("@")
+    assert (to_whom, "requeue" in asked, asked["open-mode"]) == ("B:TERM", True, "append")
+    assert int(seconds) > STOP_SECONDS + 60  # Slurm may send it a minute early; the rest is for checkpoints
+    assert 'takd run "$@" --address "$RAY_ADDRESS" &' in text
+    assert f'[ "$code" = {INTERRUPTED} ]' in text
+    subprocess.run(["bash", "-n", ROOT / "slurm.sbatch"], check=True)
 
 
 def test_the_files_and_the_pinned_versions_name_one_ray():

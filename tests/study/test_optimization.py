@@ -315,8 +315,42 @@ def test_no_sampler_chooses_a_cell_and_tpe_learns_from_its_own_cell_alone(folder
         complete(more, proposal)
         added.append(proposal.cell)
     assert added == ["teacher.model=mlp-64", "teacher.model=mlp-128"] * 2
-    with pytest.raises(InputError, match=r'factors was \[\["teacher.model", \["mlp-64", "mlp-128"\]\]\], is'):
-        start(folder, tiny_space(factors={"teacher.model": ["mlp-64", "mlp-128", "mlp-256"]}))
+
+
+def test_values_that_are_added_to_factors_extend_a_study_and_what_there_was_stays(folder):
+    """Twice: while a trial runs and others wait, and when all have ended. Each new cell has its own search."""
+    changes: dict[str, Any] = {"trials": 4, "coverage": 1, "student__temperature": {"low": 1.0, "high": 9.0}}
+    teachers, epochs = ["mlp-64", "mlp-128"], {"student.recipe.epochs": [3]}
+    one = tiny_space(factors={"teacher.model": teachers} | epochs, **changes)
+    two = tiny_space(factors={"teacher.model": ["mlp-256", *reversed(teachers)]} | epochs, **changes)
+    three = tiny_space(factors=two.factors | {"student.recipe.epochs": [5, 3]}, **changes)
+    search = start(folder, one)
+    first = [search.ask() for _ in range(3)]
+    for each in first[:-1]:
+        complete(search, each)
+    again = start(folder, two)
+    assert again.reclaim() == first[-1:]
+    complete(again, first[-1])
+    first += proposals(again)
+    assert Counter(each.cell for each in first if each) == {cell.name: 4 for cell in two.cells}
+    again.choose([each.configuration for each in first[:1] if each])
+    assert again.late_cells == start(folder, two).late_cells == set()
+    last = proposals(start(folder, three))
+    assert Counter(each.cell for each in last) == {cell.name: 4 for cell in three.cells if "epochs=5" in cell.name}
+    assert not start(folder, three).is_open
+    stored = open_search(folder)
+    assert stored.late_cells == {each.cell for each in last}
+    assert [stored.proposal_of(trial) for trial in stored.proposed()] == [*first, *last]
+    for each in last:
+        assert {path.student.recipe.epochs for path in each.paths} == {5}
+        taught_by = {stage.model for path in each.paths for stage in path.stages if stage.role == "teacher"}
+        assert all(f"teacher.model={model} " in each.cell for model in taught_by)
+    with pytest.raises(
+        InputError, match=r"tiny has compared teacher.model mlp-256, which the space leaves out; a factor"
+    ):
+        start(folder, tiny_space(factors=three.factors | {"teacher.model": teachers}, **changes))
+    with pytest.raises(InputError, match=r'exists with another space: .*factors was \[\["teacher.model"'):
+        start(folder, tiny_space(factors={"teacher.model": two.factors["teacher.model"]}, **changes))
 
 
 def test_a_choice_stands_until_another_trial_has_ended_well(folder):

@@ -207,3 +207,4 @@ def test_workers_are_used_again_for_stages_of_the_same_resources(finished):
 def test_a_gpu_that_is_not_there_is_one_line_and_no_endless_wait(folder):
     with pytest.raises(InputError, match=r"resources.teacher.gpu is 0.5; Ray has 0 GPUs"):
         run(folder, tiny_space(resources={"teacher": {"gpu": 0.5}}))
+    assert not folder.journal.exists()

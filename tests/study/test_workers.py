@@ -1,20 +1,15 @@
 """Workers: as many as there are slots once there is work, on one machine or several; and how busy they were."""
 
-import re
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
-import yaml
-from conftest import Found, run, tiny_space
+from conftest import Found, tiny_space
 
-from takd.search_spaces import InputError, space_from
+from takd.search_spaces import InputError
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.study.search.graph import Find, Group, StageGraph
@@ -27,28 +22,8 @@ from takd.trainables.stage_trainable import StageTrainable
 
 STUDENT, TEACHER, QUARTER = Need(1, 0), Need(2, 0), Need(1, 0.25)
 
+
 # Each student trains alone, and for long enough to be killed at it.
-SHORT: dict[str, Any] = {
-    "dataset": "mnist",
-    "teacher": {"model": "mlp-16", "recipe": {"epochs": 100, "examples": 4000}},
-    "assistants": [],
-    "student": {
-        "model": "mlp-64",
-        "temperature": {"choices": [1, 4]},
-        "lambda": {"choices": [0.3, 0.7]},
-        "recipe": {"epochs": 6, "examples": 2000},
-    },
-    "arms": ["kd"],
-    "sampler": "grid",
-    "seeds": 4,
-    "lanes": 1,
-    "confirm": None,
-    "checkpoint_every": {"epochs": 1},
-}
-COLUMNS = ["trial", "path_seed", "role", "stage_key", "arm", "temperature", "status", "val_accuracy", "epochs"]
-SAID = ["gone", "early", "killed", "reclaimed"]
-
-
 def workers(nodes: dict[str, Need], *living: tuple[Need, str | None, bool]) -> Workers:
     """Those on a node have started; the last says whether one trains."""
     made = Workers(nodes)
@@ -309,87 +284,3 @@ def test_a_study_no_worker_of_which_starts_stops_and_says_why(searcher):
         searcher.worker_failed(str(number), "ImportError: no torch here")
     assert searcher.stop.reason == "no worker starts: ImportError: no torch here"
     assert searcher.graph.counts["teacher"]["failed"] == 0  # it is none of its fault
-
-
-ON_A_CLUSTER = """
-import json, subprocess, sys, time
-from contextlib import suppress
-from pathlib import Path
-import psutil
-from ray.cluster_utils import Cluster
-
-space, root = sys.argv[1:]
-soon = {"health_check_period_ms": 1000, "health_check_failure_threshold": 2}  # a node that is gone is missed
-head = {"num_cpus": 0, "include_dashboard": False, "_system_config": soon}
-cluster = Cluster(initialize_head=True, head_node_args=head)
-first = cluster.add_node(num_cpus=1, num_gpus=1)
-cluster.wait_for_nodes()
-command = [sys.executable, "-m", "takd", "run", space, "--root", root, "--wandb", "disabled"]
-study = subprocess.Popen([*command, "--address", cluster.address])
-
-def name(process):
-    with suppress(psutil.NoSuchProcess):
-        return process.name()
-    return ""
-
-def workers(node):
-    children = psutil.Process(node.all_processes["raylet"][0].process.pid).children()
-    return [child for child in children if name(child).startswith("ray::StageTrain")]
-
-def of_students(node):
-    outcomes = [json.loads(file.read_text())["outcome"] for file in Path(root).glob("artifacts/[0-9a-f]*/stage.json")]
-    busy = {each["process"] for each in outcomes if each["role"] == "student"}
-    return [worker for worker in workers(node) if worker.pid in busy]
-
-def until(happened):
-    while not happened():
-        assert study.poll() is None, "it never happened"
-        time.sleep(0.02)
-
-def say(what, *workers):
-    print(what, *(each.pid for each in workers), flush=True)
-
-until(lambda: list(Path(root).glob("checkpoints/[0-9a-f]*")))
-cluster.remove_node(first, allow_graceful=False)
-say("gone")
-second = cluster.add_node(num_cpus=2, num_gpus=1)
-until(lambda: len(of_students(second)) == 2)
-early = of_students(second)
-for each in early:
-    each.suspend()  # so that they leave something to those who come
-say("early", *early)
-third = cluster.add_node(num_cpus=1, num_gpus=1)
-until(lambda: of_students(third))
-[killed] = of_students(third)
-killed.kill()
-say("killed", killed)
-until(lambda: [each for each in of_students(third) if each != killed])
-for each in early:
-    each.resume()
-cluster.remove_node(second, allow_graceful=True)
-say("reclaimed")
-sys.exit(study.wait())
-"""
-
-
-@pytest.mark.slow
-def test_a_study_goes_on_whatever_becomes_of_nodes_and_workers(ray_slots, tmp_path):
-    """On nodes with a made-up GPU each. One that trains the teacher is gone at once, and another comes in its place.
-    While both slots of that train students a third joins, and its worker is killed and followed by another; then the
-    second is reclaimed, SIGTERM first."""
-    file = tmp_path / "short.yaml"
-    file.write_text(yaml.safe_dump(SHORT))
-    undisturbed = run(study_folder(str(tmp_path / "undisturbed"), "short"), space_from(SHORT, "short"))
-    command = [sys.executable, "-c", ON_A_CLUSTER, str(file), str(tmp_path / "runs")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = map(str.split, done.stdout.splitlines())
-    said = {words[0]: set(map(int, words[1:])) for words in lines if words and words[0] in SAID}
-    assert list(said) == SAID
-    rows = pd.read_parquet(study_folder(str(tmp_path / "runs"), "short").trials)
-    pd.testing.assert_frame_equal(rows[COLUMNS], pd.read_parquet(undisturbed.folder.trials)[COLUMNS])
-    students = rows[rows["role"] == "student"].groupby("process")["stage_key"].nunique()
-    assert len(said["early"]) == 2  # as many as there are slots
-    assert said["early"] | said["killed"] < set(students.index)
-    assert len(students) == 4  # the fourth followed the one that was killed
-    assert re.search(r"^\d+ workers trained [\d, andto]+ stages, busy [\d, andto]+ % of the time", done.stdout, re.M)

@@ -7,7 +7,6 @@ from importlib.metadata import version
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from takd.search_spaces import InputError
 from takd.search_spaces.registry import PAGE, TABLES, Family, Origin, model_family, nearest, origin_of
@@ -231,6 +230,8 @@ def _size_of(model: str, image_shape: ImageShape, classes: int, digest: str | No
 
 def _flops(module: nn.Module, image_shape: ImageShape) -> int:
     """Of one image, on torch's default device."""
+    from torch.utils.flop_counter import FlopCounterMode  # it loads triton
+
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         module(torch.zeros(1, *image_shape))

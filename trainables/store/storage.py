@@ -6,16 +6,18 @@ files or none, also while two write the same. Nothing here knows what the files 
 
 import errno
 import hashlib
+import logging
 import os
+import re
 import shutil
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import platformdirs
@@ -31,6 +33,32 @@ _ASIDE = ".set-aside-"
 _PIECE = 1 << 22  # bytes of a large file that are in memory at a time
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # what an OSError says when there is no room
+AWAY_SECONDS = 300.0  # that a run waits for its bucket
+# What errors of pyarrow's say where a bucket's server can't be reached, or has too much to do.
+AWAY = re.compile(
+    r"NETWORK_CONNECTION|curlCode|SERVICE_UNAVAILABLE|SLOW_DOWN|REQUEST_TIMEOUT|UNAVAILABLE|HTTP status 50\d"
+)
+
+log = logging.getLogger("takd")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class RootAwayError(OSError):
+    """The bucket doesn't answer."""
+
+
+class Patience:
+    """How long this process waits for a bucket that is away: who looks asks once, who trains waits."""
+
+    seconds = 0.0
+    ended: Callable[[], bool] = staticmethod(lambda: False)  # whether to wait no more
+
+    @classmethod
+    def wait(cls, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
+        """From now on."""
+        cls.seconds, cls.ended = seconds, staticmethod(ended)  # type: ignore[assignment]
 
 
 class Stored(NamedTuple):
@@ -226,6 +254,44 @@ class Folder(Storage):
         return self._path(path)
 
 
+def _patient(method: "Callable[Concatenate[Bucket, P], T]") -> "Callable[Concatenate[Bucket, P], T]":
+    """What may be done twice is done again until the bucket answers; RootAwayError where Patience is over."""
+
+    @wraps(method)
+    def call(self: "Bucket", *arguments: P.args, **named: P.kwargs) -> T:
+        began, pause, said = time.monotonic(), 0.5, False
+        while True:
+            try:
+                answer = method(self, *arguments, **named)
+            except RootAwayError:
+                raise
+            except OSError as error:
+                if not AWAY.search(str(error)):
+                    raise
+                passed, reason = time.monotonic() - began, _why_away(error)
+                if passed >= Patience.seconds or Patience.ended():
+                    raise RootAwayError(f"root {self.root}: doesn't answer for {passed:.0f} s ({reason})") from None
+                if not said:
+                    log.warning(
+                        "root %s doesn't answer (%s); waiting up to %.0f s", self.root, reason, Patience.seconds
+                    )
+                said = True
+                time.sleep(pause)
+                pause = min(2 * pause, 5.0)
+                continue
+            if said:
+                log.warning("root %s answers again after %.0f s", self.root, time.monotonic() - began)
+            return answer
+
+    return call
+
+
+def _why_away(error: OSError) -> str:
+    """The last part of what pyarrow says: the others name the object and the call."""
+    line = first_line(error)
+    return line.rpartition("Details: ")[2] if "Details: " in line else line
+
+
 class Bucket(Storage):
     """An object store. Objects appear whole; a group's have their digest in their names, and `last` comes last."""
 
@@ -255,6 +321,7 @@ class Bucket(Storage):
     def uri(self, path: str) -> str:
         return urlunsplit(self._parts._replace(path=f"{self._parts.path.rstrip('/')}/{path}"))
 
+    @_patient
     def read(self, path: str) -> bytes:
         # An object may be replaced between the look at its size and the reading of so many bytes.
         for attempt in range(READ_ATTEMPTS):
@@ -265,23 +332,27 @@ class Bucket(Storage):
                     return content
             except FileNotFoundError:
                 raise
-            except OSError:
-                if attempt == READ_ATTEMPTS - 1:
+            except OSError as error:
+                if attempt == READ_ATTEMPTS - 1 or AWAY.search(str(error)):
                     raise
         raise OSError(f"{self.uri(path)} changes while it is read")
 
+    @_patient
     def replace(self, path: str, content: bytes) -> None:
         with self._files.open_output_stream(self._path(path)) as file:
             file.write(content)
 
+    @_patient
     def delete(self, path: str) -> None:
         with suppress(FileNotFoundError):
             self._files.delete_file(self._path(path))
 
+    @_patient
     def names(self, folder: str) -> list[str]:
         selector = fs.FileSelector(self._path(folder), allow_not_found=True)
         return sorted(entry.base_name for entry in self._files.get_file_info(selector))
 
+    @_patient
     def files(self, folder: str) -> list[Stored]:
         selector = fs.FileSelector(self._path(folder), allow_not_found=True, recursive=True)
         return [
@@ -299,12 +370,14 @@ class Bucket(Storage):
             self.replace(self.place(folder, name, sha256(content)), content)
         self.replace(f"{folder}/{last}", contents[last])
 
+    @_patient
     def publish_files(self, folder: str, files: Mapping[str, Path], last: str) -> None:
         there = self.names(folder)
         for name in sorted(set(files) - set(there), key=lambda name: name == last):
             with files[name].open("rb") as source, self._files.open_output_stream(self._path(f"{folder}/{name}")) as to:
                 shutil.copyfileobj(source, to, _PIECE)
 
+    @_patient
     def fetch(self, path: str, target: Path) -> None:
         with self._files.open_input_stream(self._path(path)) as source, target.open("wb") as to:
             shutil.copyfileobj(source, to, _PIECE)
@@ -312,11 +385,13 @@ class Bucket(Storage):
     def place(self, folder: str, name: str, digest: str) -> str:
         return f"{folder}/{digest[:16]}.{name}"
 
+    @_patient
     def withdraw(self, folder: str, aside: str, last: str) -> None:
         for name in sorted(self.names(folder), key=lambda name: name != last):
             with suppress(FileNotFoundError):  # another process was first
                 self._files.move(self._path(f"{folder}/{name}"), self._path(f"{aside}/{name}"))
 
+    @_patient
     def remove(self, folder: str, last: str) -> None:
         self.delete(f"{folder}/{last}")
         with suppress(FileNotFoundError):  # with the mark of an empty folder that deleting a file can leave
