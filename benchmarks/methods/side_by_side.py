@@ -339,8 +339,12 @@ def compared(name: str, rows: pd.DataFrame, root: Path, count: int) -> Arm | str
     return Arm(name, len(rows), float(rows["train_seconds"].sum()), total, fmean(differences), error)
 
 
-def read_stage(root: Path, key: str) -> Stage:
-    return Stage.model_validate(json.loads((root / "artifacts" / key / "stage.json").read_text())["stage"])
+def read_stage(root: Path, key: str, role: str = "student") -> Stage:
+    """A stage by what its artifact says that it was made of."""
+    made_of = json.loads((root / "artifacts" / key / "stage.json").read_text())["input"]
+    upstream = tuple(read_stage(root, each, "teacher") for each in made_of.pop("upstream"))
+    del made_of["training_revision"]
+    return Stage.model_validate({**made_of, "role": role, "upstream": upstream})
 
 
 def main() -> None:
