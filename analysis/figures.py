@@ -211,7 +211,7 @@ def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
     about = f"\n{', '.join(known) or 'not known'}" if len(own) else ""
     kind, _, chain = arm.partition(":")
     name = chain.replace(">", ">\n") or arm  # a line an assistant
-    return f"{name if kind == 'takd' else f'{kind} {name}'}{about}"
+    return f"{name if kind in ('takd', 'kd') and chain else f'{kind} {name}'}{about}"
 
 
 @styled

@@ -1,4 +1,4 @@
-"""The finding in words, and five questions answered by a study's own numbers: see QUESTIONS."""
+"""The finding in words, and the questions answered by a study's own numbers: see QUESTIONS."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from takd.analysis.tables import (
     chosen_configurations,
     chosen_students,
     confirmed,
+    is_another_method,
     smallest_effect,
     split_of,
     students,
@@ -81,14 +82,17 @@ def of_what(row: "pd.Series[Any]", trials: pd.DataFrame) -> str:
 
 
 def _assistant(table: pd.DataFrame, compared: pd.DataFrame) -> str:
-    """The verdict on the best arm with assistants, else the one on kd."""
+    """The verdict on the best arm with assistants, else on the best of another method, else the one on kd."""
     assisted = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
     pair = main_pair(table)
     if pair is None:
         return "There are no two arms to compare yet."
     arm, reference = pair
     row = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
+    others = table[table["arm"].map(is_another_method)]
     said = f"Of the arms with an assistant, {arm} has the highest mean. " if len(assisted) > 1 else ""
+    if not len(assisted) and len(others) > 1:
+        said = f"Of the methods beside kd, {arm} has the highest mean. "
     return f"{said}{row['verdict'].iloc[0]}."
 
 
@@ -321,6 +325,15 @@ def _assistants(trials: pd.DataFrame) -> str:
     return text
 
 
+def _methods(trials: pd.DataFrame) -> str:
+    """The verdict on each arm of another method against kd."""
+    compared = comparisons(trials)
+    rows = compared[(compared["reference"] == "kd") & compared["arm"].map(is_another_method)]
+    if not len(rows):
+        return "This study can't answer it: it has no arm of another method beside kd."
+    return _listed(rows["verdict"])
+
+
 def sizes(trials: pd.DataFrame) -> str:
     """The best range of sizes of the assistants whose size was searched."""
     said = list(_sizes(trials))
@@ -395,11 +408,13 @@ def _certainty(trials: pd.DataFrame) -> str:
 
 
 def main_pair(table: pd.DataFrame) -> tuple[str, str] | None:
-    """The arm with the highest mean of those with an assistant against kd, else kd against labels."""
+    """The arm with the highest mean of those with an assistant, or else of another method, against kd; else kd against
+    labels."""
     there = set(table["arm"])
     assisted = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
-    if len(assisted) and "kd" in there:
-        return str(assisted.sort_values("accuracy")["arm"].iloc[-1]), "kd"
+    others = assisted if len(assisted) else table[table["arm"].map(is_another_method)]
+    if len(others) and "kd" in there:
+        return str(others.sort_values("accuracy")["arm"].iloc[-1]), "kd"
     return ("kd", "labels") if {"kd", "labels"} <= there else None
 
 
@@ -408,6 +423,7 @@ QUESTIONS: Mapping[str, Callable[[pd.DataFrame], str]] = {
     "How does lambda balance labels and soft targets?": _lambda,
     "Is distillation a regulariser here?": _regulariser,
     "What does a teacher assistant change?": _assistants,
+    "What does another method change?": _methods,
     "What does it cost?": _cost,
     "How sure is it?": _certainty,
 }

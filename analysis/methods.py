@@ -11,6 +11,7 @@ import pandas as pd
 from takd.analysis.metrics import NAMES
 from takd.analysis.tables import confirmed, students
 from takd.search_spaces import Recipe, Space, Training, examples_of, some
+from takd.search_spaces.methods import KD, METHODS
 from takd.search_spaces.stage import in_use
 
 NOT_READ = "This version of takd can't read the study's space.yaml, so there is no methods paragraph."
@@ -172,6 +173,13 @@ def _loss(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sent
         "KL was replaced by the decoupled divergence of Zhao et al. 2022": space.loss.divergence,
         "logits were standardised before they were softened (Sun et al. 2024)": space.loss.standardize,
     }
+    others = dict.fromkeys(name for arm in space.all_arms for name in sorted(arm.methods) if name != KD)
+    if others:
+        known = [f"{name} ({METHODS[name].source})" if name in METHODS else name for name in others]
+        yield (
+            f"Arms of other methods minimised the cross-entropy and the weighted loss of the method: {_and(known)}. "
+            "Weights were searched where they are no published ones."
+        )
     for text, there in unusual.items():
         if there:
             yield f"{text[0].upper()}{text[1:]}."

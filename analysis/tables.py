@@ -311,12 +311,14 @@ def chosen_students(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
-    """labels, what has no teacher, kd, kd@..., ensemble, then by the number of assistants, from the largest down."""
+    """labels, what has no teacher, kd, kd@..., other methods, ensemble, then by the number of assistants, from the
+    largest down."""
     assistants = assistants_of(arm)
     if arm.startswith("kd@"):
         return (2, 1, 0.0, arm)
     if not assistants:
-        return ({"labels": 0, "kd": 2, "ensemble": 3}.get(arm, 1), 0, 0.0, arm)
+        order = {"labels": (0, 0), "kd": (2, 0), "ensemble": (3, 0)}.get(arm, (2, 2) if is_distilled(arm) else (1, 0))
+        return (*order, 0.0, arm)
     parameters = trials.loc[of_assistant(trials, arm), "parameters"].max()
     return (4, len(assistants), 0.0 if pd.isna(parameters) else -float(parameters), arm)  # of logits none are known
 
@@ -324,9 +326,18 @@ def arm_order(trials: pd.DataFrame, arm: str) -> tuple[int, int, float, str]:
 def assistants_of(arm: str) -> tuple[str, ...]:
     """The assistants that an arm's name says; none for an arm that this version doesn't know."""
     try:
-        return parse_arm(arm).assistants
+        return parse_arm(arm, any_method=True).assistants
     except InputError:
         return ()
+
+
+def is_another_method(arm: str) -> bool:
+    """Whether its students are taught by another method than kd, or by one more."""
+    try:
+        found = parse_arm(arm, any_method=True)
+    except InputError:
+        return False
+    return found.distilled and (found.methods != ("kd",) or found.standardized)
 
 
 def of_assistant(trials: pd.DataFrame, arm: str) -> "pd.Series[bool]":
@@ -347,7 +358,7 @@ def assistant_size(configuration: str) -> int | None:
 def is_distilled(arm: str) -> bool:
     """Whether it learns from anyone; so does an arm that this version doesn't know."""
     try:
-        return parse_arm(arm).distilled
+        return parse_arm(arm, any_method=True).distilled
     except InputError:
         return True
 
@@ -355,7 +366,7 @@ def is_distilled(arm: str) -> bool:
 def paper_name(arm: str) -> str:
     """What Mirzadeh et al. 2020 call it; a dash for an arm that they have not."""
     try:
-        return parse_arm(arm).paper_name
+        return parse_arm(arm, any_method=True).paper_name
     except InputError:
         return "-"
 

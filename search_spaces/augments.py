@@ -19,6 +19,9 @@ MIXING = ("mixup", "cutmix")  # two images into one, with the labels of both
 # One seeded copy of the training images, `crop-flip 3`; None: the images as they are, which is view 0 of any kind.
 # Where images are mixed within a transfer set, of so many images by that seed: `crop-flip+mixup@2000.0 3`.
 ViewName = str | None
+# What a stage leaves for others, by name: soft targets by their view's alone, all else `WHAT|LAYER|IMAGES|VIEW`.
+LeftName = str | None
+LEFT = "|"
 
 
 def altering(augment: str | None) -> list[str]:
@@ -71,6 +74,7 @@ class NamedView:
         return f"{self.augment}{among} {self.number}"
 
 
-def view_number(name: ViewName) -> int:
-    """Of a view by its name; the images as they are have 0."""
+def view_number(name: LeftName) -> int:
+    """Of a view by its name, or of what is left in it; the images as they are have 0."""
+    name = name.rpartition(LEFT)[2] if name else name
     return NamedView.parse(name).number if name else 0

@@ -1,11 +1,60 @@
 """What is derived from a model: computed from weights that exist, and kept once, under a key of its own."""
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from takd.search_spaces.augments import ViewName
+from takd.search_spaces.augments import LEFT, LeftName, ViewName
 from takd.search_spaces.stage import TRAINING_REVISION, DatasetFingerprint, Stage, key_of
 from takd.search_spaces.values import Value
+
+What = Literal["soft_targets", "embedding", "map"]
+
+
+class Left(NamedTuple):
+    """What a stage leaves for those who learn from it: in one view its logits, or what is inside of its model."""
+
+    what: What = "soft_targets"
+    layer: str | None = None  # whose output a map is; an embedding is what enters the head
+    view: ViewName = None
+    images: str | None = None  # the fingerprint of the data set whose training images they are, as JSON; None: its own
+
+    @property
+    def name(self) -> LeftName:
+        """That of the view, of soft targets on the data set's own images."""
+        if self.what == "soft_targets" and self.images is None:
+            return self.view
+        return LEFT.join((self.what, self.layer or "", self.images or "", self.view or ""))
+
+    @classmethod
+    def parse(cls, name: LeftName) -> "Left":
+        if name is None or LEFT not in name:
+            return cls(view=name)
+        what, layer, images, view = name.split(LEFT)
+        kinds: dict[str, What] = {"map": "map", "embedding": "embedding"}
+        return cls(kinds.get(what, "soft_targets"), layer or None, view or None, images or None)
+
+
+def learned_by(stage: Stage) -> list[tuple[What, str | None]]:
+    """What a stage learns from each of its upstream stages, whatever the view: kinds, with the layer of a map."""
+    found: list[tuple[What, str | None]] = [("soft_targets", None)] if stage.loss else []
+    for term in stage.terms or ():
+        if term.needed == "maps":
+            found += [("map", layer) for layer in term.teacher_layers or ()]
+        else:
+            found.append(("soft_targets" if term.needed == "logits" else "embedding", None))
+    return list(dict.fromkeys(found))
+
+
+def needed_by(stage: Stage) -> list[LeftName]:
+    """Of that what is derived, in the views of the stage's recipe: all but what its upstream says in the loop."""
+    kept = [each for each in learned_by(stage) if each == ("soft_targets", None) or not stage.in_loop]
+    return [name for what, layer in kept for name in names_of(stage, what, layer)]
+
+
+def names_of(stage: Stage, what: What, layer: str | None) -> list[LeftName]:
+    """What a stage learns of one kind, in the views of its recipe."""
+    images = stage.transfer.model_dump_json() if stage.transfer else None
+    return [Left(what, layer, view, images).name for view in stage.recipe.view_names]
 
 
 class Derived(Value):
@@ -13,7 +62,7 @@ class Derived(Value):
 
     weights: str  # SHA-256 of the artifact's file: weights, or given logits
     model: str | None = None  # whose weights they are: two specs may say other things with the same ones
-    what: Literal["soft_targets"] = "soft_targets"
+    what: What = "soft_targets"
     layer: str | None = None  # of the model, where what is derived is a layer's
     dataset: DatasetFingerprint
     view: ViewName = None
@@ -31,5 +80,12 @@ class Derived(Value):
 
 def soft_targets_of(stage: Stage, weights: str, view: ViewName) -> Derived:
     """The logits of a stage's model, whose weights have that digest."""
-    model = stage.model if stage.has_weights else None
-    return Derived(weights=weights, model=model, dataset=stage.dataset, view=view, code=stage.code)
+    return derived_of(stage, weights, view)
+
+
+def derived_of(stage: Stage, weights: str, name: LeftName) -> Derived:
+    """What a stage leaves by that name; its weights have that digest."""
+    left, model = Left.parse(name), stage.model if stage.has_weights else None
+    dataset = DatasetFingerprint.model_validate_json(left.images) if left.images else stage.dataset
+    what = {"what": left.what, "layer": left.layer, "view": left.view}
+    return Derived.model_validate({"weights": weights, "model": model, "dataset": dataset, "code": stage.code, **what})

@@ -19,6 +19,10 @@ def doubts(space: Space, examples: int) -> list[str]:
 def _of_one(space: Space, examples: int) -> Iterator[str]:
     upstream: Mapping[str, Training] = {"teacher": space.teacher, "assistants": space.assistants}
     distilled = [arm for arm in space.all_arms if arm.distilled]
+    used = {name for arm in space.all_arms for name in arm.methods}
+    for name in space.methods:
+        if name not in used:
+            yield f"methods: {name} is in no arm, so what is said of it changes nothing"
     for role, section in upstream.items():
         smoothed = max((each for _, each in examples_of(section.recipe.get("label_smoothing")) if each), default=0)
         taught = distilled if role == "teacher" else [arm for arm in distilled if arm.assistants]

@@ -10,18 +10,21 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from takd.search_spaces.errors import InputError
+from takd.search_spaces.methods import METHODS, OWN_TEMPERATURE, RESERVED, Needs, Param
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 PLUGINS = "takd.plugins"  # the entry points by which an installed package offers the same
 PAGE = "docs/own-code.md"  # what says how to bring one's own
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a family: what follows the first - is the size
+NAME = re.compile(
+    r"[a-z][a-z0-9_]*"
+)  # of a family, what follows whose first - is the size, or a method: as arms have it
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
@@ -140,35 +143,93 @@ def model_family(
 
 @dataclass(frozen=True)
 class Method:
-    """What teaches by soft targets, in the place of `T^2 * KL`.
+    """What teaches beside the labels, or in the place of `T^2 * KL`.
 
-    `needs` says what it is called with: `logits`, as a user's are (`method`), or `soft_targets`, with all lanes and
-    upstreams at once (`takd.trainables.training.losses`).
+    `needs` says what it is called with: see `method`; or `soft_targets`, with all lanes and upstreams at once
+    (`takd.trainables.training.losses`). Of one of takd's own, `params` and what follows it are in
+    `takd.search_spaces.methods`.
     """
 
     function: Callable[..., Any]
-    needs: Literal["logits", "soft_targets"]
+    needs: Needs | Literal["soft_targets"]
+    params: Mapping[str, Param] = field(default_factory=dict)
+    modules: Callable[..., Any] | None = None
+    temperature: float | None = None
+    takes: frozenset[str] = frozenset()  # the names of the function's arguments
+    by_lane: bool = False  # a user's: called a lane at a time, since it may do what `torch.func.vmap` can't do
 
 
-def method(name: str, *, needs: Literal["logits", "soft_targets"] = "logits") -> Callable[[Function], Function]:
-    """Defines a way to teach, for `loss: {divergence: NAME}`.
+def method(
+    name: str,
+    *,
+    needs: Needs | Literal["soft_targets"] = "logits",
+    params: Mapping[str, Param | float] | None = None,
+    modules: Callable[..., Any] | None = None,
+    temperature: float | None = None,
+) -> Callable[[Function], Function]:
+    """Defines a way to teach, for arms such as `NAME`, `NAME+kd` and `NAME:mlp-64`.
 
-    The function is called with `student` and `teacher`, logits `[images, classes]`, `labels` `[images]`, and
-    `temperature`, a number. It returns what is to fall, by image `[images]` or as one number; the loss is then what
-    `form` makes of it, the cross-entropy with the labels and lambda. It has no factor T^2 but its own.
+    The function is called for one model and one that teaches it, with `student` and `teacher`, `labels` `[images]`, and
+    the parameters by their names. What the first two are, `needs` says: `logits` `[images, classes]`; `embedding`,
+    what enters the head, float32 `[images, features]`, of each as many as it has; `maps`, tuples of float32
+    `[images, channels, height, width]`, in pairs by layer. It returns what is to fall, by image `[images]` or as one
+    number, a mean. The loss is the cross-entropy with the labels and that, times the weight that a space gives it.
+
+    One that needs logits gets `temperature` too, a number; it may also be named by `loss: {divergence: NAME}`, where
+    `form` and lambda make of it what they make of `T^2 * KL`. It has no factor T^2 but its own.
+
+    `modules(student_shapes, teacher_shapes, classes, examples, **params)` gives a module whose weights are trained
+    beside the student, and whose buffers are in its checkpoint: the function then gets it as `modules`. Shapes are
+    those of one image. A function with an argument `indices` gets `[images]`, their places in the transfer set.
     """
 
     def define(function: Function) -> Function:
         origin = _origin(2)
-        _check_name("method", name, WORD, origin)
-        if needs not in (valid := ("logits", "soft_targets")):
-            raise InputError(f"{_at(origin)}: method {name!r}: needs is {needs!r}; valid: {', '.join(valid)}")
-        given = ("student", "teacher", "labels", "temperature")
-        _parameters("method", name, function, given if needs == "logits" else (*given[:1], *given[2:], "loss"), origin)
-        _add("method", name, Method(function, needs), origin)
+        _check_name("method", name, NAME if needs != "soft_targets" else WORD, origin)
+        if needs not in (valid := ("logits", "embedding", "maps", "soft_targets")):
+            raise InputError(f"{_at(origin)}: method {name!r}: needs is {needs!r}; valid: {', '.join(valid[:3])}")
+        if needs == "soft_targets":
+            _parameters("method", name, function, ("student", "labels", "temperature", "loss"), origin)
+            _add("method", name, Method(function, needs), origin)
+            return function
+        made = _method(name, function, needs, params or {}, modules, temperature, origin)
+        _add("method", name, made, origin)
         return function
 
     return define
+
+
+def _method(
+    name: str,
+    function: Callable[..., Any],
+    needs: Needs,
+    params: Mapping[str, Param | float],
+    modules: Callable[..., Any] | None,
+    temperature: float | None,
+    origin: Origin,
+) -> Method:
+    """Raises InputError where the function has not the arguments that it is called with."""
+    numbers = {key: each if isinstance(each, Param) else Param(float(each)) for key, each in params.items()}
+    if name in METHODS and not origin.digest:
+        numbers, temperature = dict(METHODS[name].params), METHODS[name].temperature
+        needs_none = temperature is None
+    else:
+        needs_none = needs != "logits"
+        temperature = None if needs_none else temperature or OWN_TEMPERATURE
+    positional = ("student", "teacher", "labels") + (() if needs_none else ("temperature",))
+    takes, made_with = (set(_names(each)) for each in (function, modules))
+    own = [key for key in numbers if key in takes or key not in made_with]  # the others are the modules' alone
+    named = [*own, *(["modules"] if modules else []), *(["indices"] if "indices" in takes else [])]
+    _parameters("method", name, function, positional, origin, named)
+    return Method(function, needs, numbers, modules, temperature, frozenset(takes), origin.digest is not None)
+
+
+def _names(function: Callable[..., Any] | None) -> Iterable[str]:
+    """Of its arguments."""
+    try:
+        return inspect.signature(function).parameters if function else ()
+    except (TypeError, ValueError):
+        return ()
 
 
 @dataclass(frozen=True)
@@ -250,21 +311,33 @@ def schedule(name: str) -> Callable[[Function], Function]:
 
 def _check_name(kind: str, name: Any, valid: "re.Pattern[str]", origin: Origin) -> None:
     if not isinstance(name, str) or not valid.fullmatch(name):
-        dash = "" if valid is NAME else ", - "
-        raise InputError(f"{_at(origin)}: {kind} {name!r}: a name is letters, digits{dash or ' '}and _, a letter first")
+        dash = ", - " if valid is WORD else " "
+        letters = "small letters" if valid is NAME else "letters"
+        raise InputError(f"{_at(origin)}: {kind} {name!r}: a name is {letters}, digits{dash}and _, a letter first")
+    if kind == "method" and origin.digest and (name in RESERVED or name in METHODS):
+        raise InputError(f"{_at(origin)}: {kind} {name!r}: takd has that name in arms; choose another")
 
 
 def _parameters(
-    kind: str, name: str, function: Callable[..., Any], expected: tuple[str, ...], origin: Origin
+    kind: str,
+    name: str,
+    function: Callable[..., Any],
+    expected: tuple[str, ...],
+    origin: Origin,
+    named: Iterable[str] = (),
 ) -> Mapping[str, inspect.Parameter]:
-    """The function's, which must be callable with as many values as are expected; raises InputError."""
+    """The function's, which must be callable with as many values as are expected, and others by their names.
+
+    Raises InputError.
+    """
     try:
         signature = inspect.signature(function)
-        named = {"dropout": 0.0} if "dropout" in signature.parameters else {}
-        signature.bind(*expected, **named)
+        others = dict.fromkeys([*named, *(["dropout"] if "dropout" in signature.parameters else [])], 0.0)
+        signature.bind(*expected, **others)
     except (TypeError, ValueError) as error:
+        told = ", ".join([*expected, *(f"{each}=" for each in named)])
         raise InputError(
-            f"{_at(origin)}: {kind} {name!r}: is called with ({', '.join(expected)}), which it does not take: {error}"
+            f"{_at(origin)}: {kind} {name!r}: is called with ({told}), which it does not take: {error}"
         ) from None
     return signature.parameters
 

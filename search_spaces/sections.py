@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from takd.search_spaces.arms import ANY_SIZE
+from takd.search_spaces.method_rules import check_name
+from takd.search_spaces.methods import KD
 from takd.search_spaces.stage import COUPLED, MOST_PATHS, Given, Recipe, in_use
 from takd.search_spaces.values import Flag, Integer, Number, Value, explain, shown
 from takd.search_spaces.varied import INTEGER_FIELDS, SIZE, Choices, Range, Scalar, Varied, examples_of, refuse_list
@@ -334,6 +336,15 @@ class Assistants(Distillation):
     """As for the student, when an assistant learns from the teacher or from a larger assistant."""
     lambda_: Varied = Field(0.7, alias="lambda", examples=[0.5])
     """As for the student."""
+    method: str = Field(KD, examples=["dkd"])
+    """By which method assistants are taught, whatever teaches the student: so one assistant serves the arms of all
+    methods. All but `kd` have the weights that are published."""
+
+    @field_validator("method")
+    @classmethod
+    def _the_method_is_there(cls, method: str) -> str:
+        check_name(method)
+        return method
 
     @model_validator(mode="after")
     def _each_is_there_once(self) -> Self:
@@ -489,6 +500,24 @@ class Confirm(Value):
     def students(self) -> int:
         """Of each arm, over all its paths."""
         return self.seeds * (self.paths or 1)
+
+
+class Transfer(Value):
+    """Other images that students are taught on, by who teaches them alone: whatever their labels say, none is used."""
+
+    dataset: str = Field(examples=["photos-unlabelled"])
+    """A dataset that `takd data` lists, with images of the same channels, height and width. Its training images are
+    taken; the search, and the confirm phase, measure on the space's own."""
+    examples: Integer | None = Field(None, ge=1, examples=[20000])
+    """How many of them, drawn by `examples_seed` of the student's recipe; null is all of them."""
+
+
+class Features(Value):
+    """What is kept of the inside of models, for methods that compare embeddings or maps."""
+
+    cache_gb: Number = Field(8.0, ge=0, examples=[2])
+    """How many gigabytes what one model leaves for one student may take. Where it is more the model runs beside the
+    student in every step: the numbers are the same, and it takes longer."""
 
 
 class Published(Value):

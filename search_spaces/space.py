@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from takd.search_spaces.arms import Arm, parse_arm
+from takd.search_spaces.augments import mixes
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.factors import (
     cell_name,
@@ -20,6 +21,8 @@ from takd.search_spaces.factors import (
     with_values,
     without_places,
 )
+from takd.search_spaces.method_rules import as_published, check_section, completed, taught
+from takd.search_spaces.methods import DKD, EMBEDDING, KD, METHODS, STAGE, TEMPERATURE, WEIGHT, Needs, compared_stages
 from takd.search_spaces.sections import (
     Asha,
     Assistants,
@@ -27,11 +30,13 @@ from takd.search_spaces.sections import (
     Confirm,
     Distillation,
     Existing,
+    Features,
     Published,
     Resources,
     Student,
     Teacher,
     Training,
+    Transfer,
 )
 from takd.search_spaces.stage import (
     FRESH_SEED,
@@ -45,17 +50,20 @@ from takd.search_spaces.stage import (
     Role,
     SearchMetric,
     Stage,
+    Term,
     check_labels,
     check_lambda,
+    check_term,
     check_views,
     in_use,
     names_in,
 )
-from takd.search_spaces.values import NO_CODE, Flag, Integer, Number, Value, explain, shown
-from takd.search_spaces.varied import SIZE, Choices, Range, Scalar, Trial, examples_of, first_of
+from takd.search_spaces.values import NO_CODE, Flag, Integer, Number, Value, explain, may_be_own, shown
+from takd.search_spaces.varied import SIZE, Choices, Range, Scalar, Trial, Varied, examples_of, first_of
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
 UNRESOLVED = "unresolved"
+UNKNOWN_IMAGES = DatasetFingerprint(name=UNRESOLVED, digest="", split_seed=0, sizes={"train": 1})
 
 FIXED_LANES = (
     16  # of `deterministic: true` with `lanes: auto`: wider gains little where one trial's students are so many
@@ -74,6 +82,8 @@ _CHANGEABLE = {
     "lanes",
     "allow_any_size",
     "code",  # its digests may not
+    "features",
+    "inside",
 }
 
 
@@ -126,7 +136,8 @@ class Space(Value):
     code: tuple[str, ...] = Field((), examples=[("nets.py",)])
     """Python files or packages of yours, one or a list, relative to the space: what they define can be named here."""
     arms: tuple[str, ...] = Field((), examples=[("labels", "kd", "takd:mlp-200>mlp-32")])
-    """The ways to teach the student that are compared; empty: `labels`, `kd`, and `takd:A` for each assistant A."""
+    """The ways to teach the student that are compared, see Arms above; empty: `labels`, `kd`, and `takd:A` for each
+    assistant A."""
     factors: dict[str, tuple[Scalar, ...]] = Field(
         default_factory=dict, examples=[{"teacher.model": ("mlp-200", "mlp-1200"), "examples": (500, 2000)}]
     )
@@ -135,6 +146,15 @@ class Space(Value):
     combination of them, a cell."""
     loss: Loss = Field(Loss(), examples=[{"kl_reduction": "mean"}])
     """The loss of all that learns from soft targets, see loss below."""
+    methods: dict[str, dict[str, Varied]] = Field(
+        default_factory=dict, examples=[{"rkd": {"weight": {"choices": [0.1, 1]}, "angle": 50}}]
+    )
+    """What arms' methods weigh, by their names, each key a plain value, a choice or a range; see [Methods](methods.md).
+    What is left out is as published, but for `weight`, which is searched around that."""
+    transfer: Transfer | None = Field(None, examples=[{"dataset": "photos-unlabelled"}])
+    """Other images that students are taught on, without labels, see transfer below; null: the dataset's own."""
+    features: Features = Field(Features(), examples=[{"cache_gb": 2}])
+    """What is kept of the inside of models, see features below."""
     trials: Integer | None = Field(None, ge=1, examples=[20])
     """Configurations to try, of all arms together, in each cell of `factors`. Required but for `sampler: grid`, where
     null is the whole grid."""
@@ -179,6 +199,14 @@ class Space(Value):
     code_digests: dict[str, str] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: the SHA-256 of what is used of `code`, by kind and name, filled in when a study
     starts."""
+    needs: dict[str, Needs] = Field(default_factory=dict, examples=[{}])
+    """Not to be written by hand: what methods of your code compare, where that is not logits, filled in when a study
+    starts."""
+    transfer_data: str | None = Field(None, examples=[None])
+    """Not to be written by hand: the fingerprint of what `transfer` names, as JSON, filled in when a study starts."""
+    inside: dict[str, dict[str, tuple[Integer, ...]]] = Field(default_factory=dict, examples=[{}])
+    """Not to be written by hand: of models that methods look into the shapes of what is compared, by layer, filled in
+    when a study starts."""
     flops: dict[str, Integer] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: FLOPs of one image by model, filled in when a study with an arm `kd@ARM` starts."""
 
@@ -228,6 +256,20 @@ class Space(Value):
             raise ValueError(f"{shown(code)}; expected a file such as nets.py, a package's folder, or a list of them")
         return tuple(files)
 
+    @field_validator("arms")
+    @classmethod
+    def _arms_are_known(cls, arms: tuple[str, ...]) -> tuple[str, ...]:
+        for name in arms:
+            parse_arm(name, any_method=may_be_own("method"))
+        return arms
+
+    @field_validator("methods")
+    @classmethod
+    def _methods_have_what_is_said_of_them(cls, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, section in methods.items():
+            check_section(name, section)
+        return methods
+
     @field_validator("lanes", mode="before")
     @classmethod
     def _lanes_are_auto_or_a_number(cls, lanes: Any) -> Any:
@@ -239,7 +281,7 @@ class Space(Value):
     def _arms_and_budget_fit(self) -> Self:
         known = self.assistants.names
         for name in self.arms:
-            arm = parse_arm(name)
+            arm = parse_arm(name, any_method=True)
             shape = arm.costs_as or arm
             for assistant in shape.assistants:
                 if assistant not in known:
@@ -258,6 +300,9 @@ class Space(Value):
             )
         if len(set(self.arms)) < len(self.arms):
             raise ValueError("arms: each arm is named once")
+        self._arms_are_not_the_same()
+        self._transfer_teaches_classes()
+        self.refuse_methods({name: facts.needs for name, facts in METHODS.items()})
         own = [(f"assistants.models: {each}", self.assistants.section(each)) for each in self.assistants.names]
         for place, section in (("assistants", self.assistants), *own, ("student", self.student)):
             for where, value in examples_of(section.lambda_):
@@ -280,6 +325,49 @@ class Space(Value):
                 f"trials is {self.trials}; a coverage of {self.coverage} for {len(self.all_arms)} arms takes {needed}"
             )
         return self
+
+    def _arms_are_not_the_same(self) -> None:
+        named: dict[Arm, str] = {}
+        for arm in self.all_arms:
+            if (other := named.setdefault(arm.meaning, arm.name)) != arm.name:
+                raise ValueError(f"arms: {other!r} and {arm.name!r} are two names of one arm; leave one of them out")
+
+    def _transfer_teaches_classes(self) -> None:
+        """Of images without labels a student learns classes from soft targets alone."""
+        for arm in self.all_arms if self.transfer is not None else ():
+            if arm.distilled and not {KD, DKD, "dist"} & {*arm.methods}:
+                told = "+".join([*arm.methods, KD])
+                raise ValueError(
+                    f"arms: {arm.name!r}: transfer uses no labels, and {arm.name} has nothing else that says what a "
+                    f"class is; add kd: {told}"
+                )
+            if arm.costs_as:
+                raise ValueError(f"arms: {arm.name!r}: with transfer epochs are over other images; leave it out")
+        if self.transfer is not None and any(mixes(each.augment) for each in self.student.view_recipes()):
+            raise ValueError("student.recipe.augment mixes the labels of images, and transfer uses none; leave one out")
+
+    def refuse_methods(self, needs: Mapping[str, str]) -> None:
+        """Raises ValueError where a method needs what is inside a model, and who teaches has no such thing.
+
+        `needs` has what each method needs, by its name; of those of a user's code it is known once that is imported.
+        """
+        ways = [(f"arms: {arm.name!r}: ", arm, method) for arm in self.all_arms for method in arm.methods]
+        chains = [arm for arm in self.all_arms if arm.assistants]
+        ways += [("assistants.method: ", arm, self.assistants.method) for arm in chains]
+        for where, arm, method in ways:
+            if needs.get(method, "logits") == "logits":
+                continue
+            what = f"{method} compares what is inside of models"
+            if needs[method] == "maps" and arm.dense:
+                raise ValueError(f"{where}{method} compares maps with those of one model, and dense/ has several")
+            if arm.ensemble and not (arm.assistants and where.startswith("arms")):
+                raise ValueError(f"{where}{what}, and an ensemble has no single {needs[method]}; use kd, dkd or dist")
+            if self.teacher.logits is not None and self._learns_from_the_teacher(arm):
+                raise ValueError(f"{where}{what}; of the teacher logits alone are given: give its checkpoint")
+            for name in arm.assistants if where.startswith("arms") else ():
+                existing = self.assistants.existing(name)
+                if existing and existing.logits is not None:
+                    raise ValueError(f"{where}{what}; of {name} logits alone are given: give its checkpoint")
 
     def _what_an_assistant_costs_is_fixed(self, arm: Arm) -> None:
         assistants = arm.costs_as.assistants if arm.costs_as else ()
@@ -325,7 +413,7 @@ class Space(Value):
         for place, section in (*sections, ("student.", self.student)):
             for own in section.view_recipes():
                 try:
-                    check_labels(own, self.loss)
+                    self._check_taught(section, own)
                 except ValueError as error:
                     raise ValueError(f"{place}recipe: {error}") from None
             for own, (theirs, given) in itertools.product(section.view_recipes(), upstream):
@@ -334,10 +422,22 @@ class Space(Value):
                 except ValueError as error:
                     raise ValueError(f"{place}recipe: {error}") from None
 
+    def _check_taught(self, section: Training, recipe: Recipe) -> None:
+        """Raises ValueError where a recipe has images that what teaches can't take."""
+        check_labels(recipe, self.loss)
+        parts = [each for _, each in examples_of(section.recipe.get("accumulate"))] or [None]
+        for arm in self.all_arms:
+            methods = arm.methods if section is self.student else (self.assistants.method,) * bool(arm.assistants)
+            loss, terms = taught({each: as_published(each) for each in methods}, arm.standardized, self.loss)
+            if loss is not None:
+                check_labels(recipe, loss)
+            for each, term in itertools.product(parts, terms):
+                check_term(recipe.model_copy(update={"accumulate": each}), term)
+
     @property
     def all_arms(self) -> tuple[Arm, ...]:
         names = self.arms or ("labels", "kd", *(f"takd:{model}" for model in self.assistants.names))
-        return tuple(parse_arm(name) for name in names)
+        return tuple(parse_arm(name, any_method=True) for name in names)
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -429,9 +529,15 @@ class Space(Value):
         if teaches := self._learns_from_the_teacher(arm):
             sections.append(("teacher.", self.teacher))
         found: dict[str, Any] = {"label_smoothing": self.student.label_smoothing} if arm.smoothed else {}
+        for method in sorted(arm.methods):
+            found |= {
+                f"{method}.{key}": value for key, value in completed(method, self.methods.get(method, {})).items()
+            }
         for prefix, section in sections:
-            if arm.distilled and isinstance(section, Distillation):
+            if KD in arm.methods and isinstance(section, Distillation):
                 found |= {f"{prefix}temperature": section.temperature, f"{prefix}lambda": section.lambda_}
+            if self.transfer is not None and not prefix:
+                found.pop("lambda", None)
             found |= {f"{prefix}{name}": value for name, value in section.recipe.items()}
         for name in self._chain(arm):
             if self.assistants.existing(name) is None:
@@ -509,7 +615,7 @@ class Space(Value):
         """What an Optuna trial chooses: a live one, or a stored one that repeats what it was told."""
         factors = {name: trial.suggest_categorical(name, values) for name, values in self.factors.items()}
         space = self.cell(factors).space
-        arm = parse_arm(trial.suggest_categorical("arm", [arm.name for arm in self.all_arms]))
+        arm = parse_arm(trial.suggest_categorical("arm", [arm.name for arm in self.all_arms]), any_method=True)
         chosen = {name: value.suggest(trial, name) for name, value in space.varied(arm).items()}
         return Configuration(arm, chosen, factors)
 
@@ -586,7 +692,7 @@ class Space(Value):
             own["label_smoothing"] = self._value("label_smoothing", self.student.label_smoothing, chosen)
         if arm.costs_as:
             own["epochs"] = self._epochs_for(arm.costs_as, chosen, dataset)
-        student = stage("student", self.student.model, self.student, seed=seed, upstream=upstream, own=own)
+        student = stage("student", self.student.model, self.student, seed=seed, upstream=upstream, own=own, arm=arm)
         return Path(arm=arm.name, student=student, replicate=replicate)
 
     def _epochs_for(self, arm: Arm, chosen: Mapping[str, Scalar], dataset: DatasetFingerprint) -> int:
@@ -599,7 +705,7 @@ class Space(Value):
             student = path.student
             costs.append(sum(self._flops_of(stage) * _images_seen(stage) for stage in path.stages))
         assert student is not None
-        an_epoch = self._flops_of(student) * (student.recipe.examples or dataset.sizes["train"])
+        an_epoch = self._flops_of(student) * student.images
         more = math.ceil((costs[0] - costs[1]) / an_epoch - 1e-9)
         return student.recipe.epochs + max(0, more)
 
@@ -641,8 +747,9 @@ class Space(Value):
         drawn_by: int | None,
         own: Mapping[str, Any] | None = None,
         called: str | None = None,
+        arm: Arm | None = None,
     ) -> Stage:
-        """`called` is the name of an assistant, where that is not its model."""
+        """`called` is the name of an assistant, where that is not its model; `arm` is that of a student."""
         existing = self.existing(role, called or model)
         if existing is not None:
             given = existing.given(self.weights.get(role, {}).get(model, UNRESOLVED))
@@ -660,17 +767,33 @@ class Space(Value):
             recipe["select_by"] = self.metric
         if drawn_by is not None:
             recipe["order_seed"] = recipe.get("order_seed", 0) + drawn_by
-            if recipe.get("examples") is not None:
+            if recipe.get("examples") is not None or (role == "student" and self.transfer and self.transfer.examples):
                 recipe["examples_seed"] = recipe.get("examples_seed", 0) + drawn_by
         fields: dict[str, Any] = {}
+        if upstream and role == "student" and self.transfer is not None:
+            known = self.transfer_data
+            fields["transfer"] = DatasetFingerprint.model_validate_json(known) if known else UNKNOWN_IMAGES
+            recipe["examples"] = self.transfer.examples
         if upstream and isinstance(section, Distillation):
             ensemble = len({stage.role for stage in upstream}) == 1 and len(upstream) > 1
-            fields["loss"] = self.loss.of_ensemble() if ensemble else self.loss
-            fields["temperature"] = float(value("temperature", section.temperature))
-            fields["lambda"] = float(value("lambda", section.lambda_))
+            loss = self.loss.of_ensemble() if ensemble else self.loss
+            methods, standardized = (arm.methods, arm.standardized) if arm else ((self.assistants.method,), False)
+            weights = {each: self._weights(each, chosen if arm else None) for each in methods}
+            fields["loss"], terms = taught(weights, standardized, loss)
+            if KD in methods:
+                fields["temperature"] = float(value("temperature", section.temperature))
+                fields["lambda"] = 1.0 if "transfer" in fields else float(value("lambda", section.lambda_))
+            elif DKD in methods:
+                fields["temperature"] = float(weights[DKD][TEMPERATURE])
+                fields["lambda"] = float(weights[DKD][WEIGHT])
+            terms = tuple(self._with_layers(self._with_needs(term), model, upstream) for term in terms)
+            fields["terms"] = terms or None
         if section.pretrained is not None:
             fields["pretrained"] = self.weights.get(role, {}).get(model, UNRESOLVED)
         whole = Recipe.model_validate(in_use(recipe))
+        of_images = fields.get("transfer", dataset).sizes.get("train", 0)
+        if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
+            fields["in_loop"] = True
         return Stage(
             role=role,
             dataset=dataset,
@@ -678,13 +801,48 @@ class Space(Value):
             recipe=whole,
             seed=seed,
             upstream=upstream,
-            code=self.code_of(model, whole, fields.get("loss")),
+            code=self.code_of(model, whole, fields.get("loss"), fields.get("terms") or ()),
             **fields,
         )
 
-    def code_of(self, model: str, recipe: Recipe | None = None, loss: Loss | None = None) -> dict[str, str] | None:
+    def _with_needs(self, term: Term) -> Term:
+        return term.model_copy(update={"needs": self.needs[term.method]}) if term.method in self.needs else term
+
+    def _with_layers(self, term: Term, model: str, upstream: tuple[Stage, ...]) -> Term:
+        """Of a method that compares maps those that it compares, once a study has started."""
+        if term.needed != "maps":
+            return term
+        own, theirs = compared_stages(term.method, *(self._stages_of(each) for each in (model, upstream[0].model)))
+        layers = {"student_layers": term.student_layers or own, "teacher_layers": term.teacher_layers or theirs}
+        return term.model_copy(update=layers)
+
+    def _stages_of(self, model: str) -> list[str]:
+        """The last layer of each, by the mark that it has there."""
+        return [layer.removeprefix(STAGE) for layer in self.inside.get(model, {}) if layer.startswith(STAGE)]
+
+    def _is_too_much(self, terms: tuple[Term, ...], upstream: tuple[Stage, ...], recipe: Recipe, images: int) -> bool:
+        """Whether what one of them would leave for a stage is more than is kept."""
+        layers = {layer for term in terms if term.needed == "maps" for layer in term.teacher_layers or ()}
+        layers |= {EMBEDDING} if any(term.needed == "embedding" for term in terms) else set()
+        for each in upstream if layers else ():
+            shapes = self.inside.get(each.model, {})
+            numbers = sum(math.prod(shapes.get(layer) or shapes.get(STAGE + layer) or (0,)) for layer in layers)
+            if 4 * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
+                return True
+        return False
+
+    def _weights(self, method: str, chosen: Mapping[str, Scalar] | None) -> dict[str, Any]:
+        """What a method weighs, by key, where it is varied as chosen; None: as published, as assistants are taught."""
+        if chosen is None:
+            return as_published(method)
+        values = completed(method, self.methods.get(method, {}))
+        return {key: self._value(f"{method}.{key}", value, chosen) for key, value in values.items()}
+
+    def code_of(
+        self, model: str, recipe: Recipe | None = None, loss: Loss | None = None, terms: tuple[Term, ...] = ()
+    ) -> dict[str, str] | None:
         """The digests of the user's code that a stage uses; None where it uses none."""
-        named = names_in(model, recipe, loss)
+        named = names_in(model, recipe, loss, terms)
         if recipe is None:  # it exists, and says what others ask of it, of any view
             named += [name for name in self.code_digests if name.startswith("augmentation ")]
         return {name: digest for name, digest in self.code_digests.items() if name in named} or None
@@ -692,4 +850,4 @@ class Space(Value):
 
 def _images_seen(stage: Stage) -> float:
     """By a training of all layers that would cost as much; none where nothing is trained. As `takd.analysis.cost`."""
-    return 0.0 if stage.given else stage.recipe.whole_epochs * (stage.recipe.examples or stage.dataset.sizes["train"])
+    return stage.recipe.whole_epochs * stage.images

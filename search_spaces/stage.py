@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from takd.search_spaces.augments import NamedView, ViewName, altering, check_augment, mixes
+from takd.search_spaces.methods import METHODS, Needs
 from takd.search_spaces.recipe_rules import check_recipe
 from takd.search_spaces.values import OWN, Flag, Integer, Number, Value
 
@@ -277,6 +278,9 @@ class Loss(Value):
     """With `divergence: decoupled` only: the weight of the divergence among the other classes; null is 8."""
     standardize: Flag | None = Field(None, examples=[True])
     """Bring logits to mean 0 and deviation 1 over classes before T (Sun et al. 2024); null and false leave them."""
+    warmup: Number | None = Field(None, ge=0, le=1, examples=[0.1])
+    """The part of the run over which the weight of the soft targets rises, epoch by epoch, to what lambda says; null
+    and 0 are none."""
 
     @model_validator(mode="before")
     @classmethod
@@ -300,10 +304,38 @@ class Loss(Value):
         """As it is where the upstream stages are an ensemble's members: their mean is the teacher."""
         return self.model_copy(update={"guidance": "ensemble", "drop_guides": None})
 
-    @field_validator("standardize")
+    @field_validator("standardize", "warmup")
     @classmethod
-    def _one_way_to_say_no(cls, standardize: bool | None) -> bool | None:
-        return standardize or None
+    def _one_way_to_say_no(cls, value: Any) -> Any:
+        return value or None
+
+
+class Term(Value):
+    """A method that adds to a stage's loss: the cross-entropy, or what `Loss` says, and `weight` times its own."""
+
+    method: str
+    weight: Number = Field(1.0, ge=0)
+    temperature: Number | None = Field(None, gt=0)
+    params: dict[str, Number] | None = None  # all of one of takd's; of a user's those that the space says
+    warmup: Number | None = Field(None, ge=0, le=1)  # the part of the run over which its weight rises
+    student_layers: tuple[str, ...] | None = None  # of a method that needs maps; null: those that the family knows
+    teacher_layers: tuple[str, ...] | None = None
+    needs: Needs | None = None  # of a user's, where it needs other things than logits; takd's own are known
+
+    @property
+    def needed(self) -> Needs:
+        """What it compares of student and upstream."""
+        return self.needs or (METHODS[self.method].needs if self.method in METHODS else "logits")
+
+    @field_validator("warmup", "params")
+    @classmethod
+    def _one_way_to_say_none(cls, value: Any) -> Any:
+        return value or None
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """What those that train side by side have in common."""
+        return self.model_dump(mode="json", exclude={"weight"}, exclude_none=True)
 
 
 class Given(Value):
@@ -337,20 +369,27 @@ class Stage(Value):
     loss: Loss | None = None
     temperature: Number | None = None
     lambda_: Number | None = Field(None, alias="lambda")
+    terms: tuple[Term, ...] | None = None  # methods beside that, or in its place; by their names
+    transfer: DatasetFingerprint | None = None  # whose training images it learns from, without labels; null: its own
+    in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
 
     @model_validator(mode="after")
     def _distillation_is_whole(self) -> Self:
         given = [self.loss, self.temperature, self.lambda_]
-        if self.upstream and None in given:
-            raise ValueError("a stage with upstream stages needs loss, temperature and lambda")
-        if not self.upstream and given != [None, None, None]:
-            raise ValueError("a stage on labels alone has no loss form, temperature or lambda")
+        if self.upstream and None in given and (given != [None, None, None] or not self.terms):
+            raise ValueError("a stage with upstream stages needs loss, temperature and lambda, or a method")
+        if self.transfer and not self.upstream:
+            raise ValueError("a stage that learns from images without labels needs an upstream stage")
+        if not self.upstream and (given != [None, None, None] or self.terms is not None):
+            raise ValueError("a stage on labels alone has no loss form, temperature, lambda or method")
         if self.temperature is not None and self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; a temperature is > 0")
         if self.lambda_ is not None and self.loss is not None:
             check_lambda(self.lambda_, self.loss.form)
         if self.loss is not None:
             check_labels(self.recipe, self.loss)
+        for term in self.terms or ():
+            check_term(self.recipe, term)
         for upstream in self.upstream:
             check_views(self.recipe, upstream.recipe, upstream.given)
         return self
@@ -372,6 +411,8 @@ class Stage(Value):
             "loss": self._loss_input(),
             "temperature": self.temperature,
             "lambda": self.lambda_,
+            "terms": [term.model_dump(mode="json", exclude_none=True) for term in self.terms] if self.terms else None,
+            "transfer": self.transfer.model_dump(mode="json") if self.transfer else None,
         }
         return {name: value for name, value in everything.items() if value is not None}
 
@@ -404,7 +445,26 @@ class Stage(Value):
         shared += [self._loss_input(), len(self.upstream)]
         shared += [self.given.digest] if self.given else []
         shared += [self.code] if self.code else []
+        shared += [self.transfer.model_dump(mode="json")] if self.transfer else []
+        if self.terms:  # what a layer gives has as many features as its model says
+            shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
         return json.dumps(shared, sort_keys=True)
+
+    @property
+    def images(self) -> int:
+        """That it is trained on."""
+        return 0 if self.given else self.recipe.examples or (self.transfer or self.dataset).sizes["train"]
+
+    @property
+    def loss_name(self) -> str:
+        """For people: `convex`, `cross-entropy`, `cross-entropy + 0.1 rkd`."""
+        form = self.loss.form if self.loss else "cross-entropy"
+        return " + ".join([form, *(f"{term.weight:g} {term.method}" for term in self.terms or ())])
+
+    @property
+    def methods(self) -> str:
+        """That teach it beside labels and soft targets, and cost something: `rkd`, or `crd+rkd`; empty: none."""
+        return "+".join(term.method for term in self.terms or ())
 
     @property
     def has_weights(self) -> bool:
@@ -428,17 +488,21 @@ class Stage(Value):
         while upstream:
             models.append("+".join(stage.model for stage in upstream))
             upstream = upstream[0].upstream
-        distilled = f" T={self.temperature:.3g} λ={self.lambda_:.2g}" if self.upstream else ""
+        distilled = f" T={self.temperature:.3g} λ={self.lambda_:.2g}" if self.loss else ""
+        distilled += "".join(f" {term.method}={term.weight:.3g}" for term in self.terms or ())
         return f"{self.role} {' <- '.join(models)}{distilled} {'given' if self.given else f's{self.seed}'}"
 
 
-def names_in(model: str, recipe: Recipe | None = None, loss: Loss | None = None) -> list[str]:
+def names_in(
+    model: str, recipe: Recipe | None = None, loss: Loss | None = None, terms: tuple[Term, ...] = ()
+) -> list[str]:
     """All that a stage names and a user's code may define, each as `KIND NAME`."""
     found = [f"model_family {model.partition('/' if '/' in model else '-')[0]}"]
     if recipe:
         found += [f"optimizer {recipe.optimizer}", f"schedule {recipe.schedule}"]
         found += [f"augmentation {part}" for part in altering(recipe.augment)]
-    return [*found, f"method {loss.divergence}"] if loss and loss.divergence else found
+    found += [f"method {loss.divergence}"] if loss and loss.divergence else []
+    return [*found, *(f"method {term.method}" for term in terms)]
 
 
 def check_lambda(value: float, form: str) -> None:
@@ -454,6 +518,20 @@ def check_labels(recipe: Recipe, loss: Loss) -> None:
         raise ValueError(
             f"augment is {recipe.augment}, whose images have two labels, but loss.divergence: {loss.divergence} takes "
             "one; leave one of them out"
+        )
+
+
+def check_term(recipe: Recipe, term: Term) -> None:
+    """Raises ValueError where a recipe does to a batch what a method can't take."""
+    if mixes(recipe.augment):
+        raise ValueError(
+            f"augment is {recipe.augment}, whose images have two labels, but the method {term.method} takes one; leave "
+            "one of them out"
+        )
+    if recipe.accumulate is not None:
+        raise ValueError(
+            f"accumulate is {recipe.accumulate}, but the method {term.method} compares the images of a whole batch; "
+            "leave it out"
         )
 
 

@@ -24,18 +24,20 @@ from takd.search_spaces import (
     sizes_of,
 )
 from takd.search_spaces.doubts import doubts
+from takd.search_spaces.methods import EMBEDDING, STAGE
 from takd.search_spaces.sections import LOGITS
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
-from takd.trainables.datasets.dataset import Dataset, is_own, load, load_for, transfer_set
+from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
 from takd.trainables.models.families import check_model, family_of, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
+from takd.trainables.training.features import check_map, embedding_in, maps_in, stages_in
 from takd.trainables.training.transfer import check_layer
 
 
@@ -55,6 +57,10 @@ def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: Stu
     dataset = load_for(data, folder.artifacts)
     if is_own(dataset.name) and not folder.artifacts.has_dataset(data):
         folder.artifacts.keep_dataset(data, dataset.folder)
+    if space.transfer is not None and space.transfer_data is not None and is_own(space.transfer.dataset):
+        other = load_for(DatasetFingerprint.model_validate_json(space.transfer_data), folder.artifacts)
+        if not folder.artifacts.has_dataset(other.fingerprint):
+            folder.artifacts.keep_dataset(other.fingerprint, other.folder)
     keep_pretrained(space, source, folder, dataset)
 
 
@@ -117,6 +123,7 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     _check_metric(space, dataset, source)
+    transfer_data(space, dataset, source)
     odd: dict[str, list[str]] = {}  # cells by what is odd in them
     try:
         space = space.model_copy(update={"flops": flops_of(space, dataset)})
@@ -129,6 +136,10 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
             raise InputError(f"{source}: {cell.where}{error}") from None
         for warning in [] if space.allow_any_size else _odd_sizes(cell.space, dataset):
             odd.setdefault(warning, []).append(cell.name)
+    try:
+        inside_of(space, dataset)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     sizes = [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
     return dataset, [*sizes, *doubts(space, dataset.sizes["train"])]
 
@@ -174,14 +185,49 @@ def _check_one(space: Space, dataset: Dataset) -> None:
     for role, part in (parts | own).items():
         _check_transfer_sets(role, part, dataset)
         _check_augmentation(role, part, dataset)
-    if space.loss.standardize and len(dataset.classes) == 2:
+    standardized = next((f"arms: {arm.name!r}" for arm in space.all_arms if arm.standardized), None)
+    if (space.loss.standardize or standardized) and len(dataset.classes) == 2:
         raise InputError(
-            f"loss.standardize is true; of two classes, as {dataset.name} has, standardised logits are 1 and -1 "
-            "whatever a teacher says; leave it out"
+            f"{standardized or 'loss.standardize is true'}; of two classes, as {dataset.name} has, standardised logits "
+            "are 1 and -1 whatever a teacher says; leave it out"
         )
     for role, section, model in _roles(space):
         if section.pretrained is not None and not space.existing(role, model):
             check_takes_pretrained(model, dataset.image_shape, len(dataset.classes))
+
+
+def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
+    """What methods compare of the inside of models, by model and layer; raises InputError where one has not that."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    shape, classes = dataset.image_shape, len(dataset.classes)
+    for cell in space.cells:
+        for stages in stages_by_model(cell.space, dataset):
+            pairs = [(stage, term) for stage in stages for term in stage.terms or () if term.needed != "logits"]
+            for stage, term in pairs:
+                theirs = [(each.model, term.teacher_layers) for each in stage.upstream]
+                for model, layers in ((stage.model, term.student_layers), *theirs):
+                    own = found.setdefault(model, {})
+                    try:
+                        if term.needed == "embedding":
+                            own[EMBEDDING] = (embedding_in(model, shape, classes).features,)
+                            continue
+                        if not (maps := maps_in(model, shape, classes)):
+                            raise InputError(f"{model} has none: it has no convolutions")
+                        own |= {STAGE + layer: maps[layer] for layer in stages_in(model, shape, classes)}
+                        for layer in layers or ():
+                            check_map(model, shape, classes, layer)
+                            own[layer] = maps[layer]
+                    except InputError as error:
+                        raise InputError(
+                            f"{cell.where}{term.method} compares {term.needed}s: {error}".replace("ss: ", "s: ")
+                        ) from None
+                own_layers, their_layers = term.student_layers, term.teacher_layers
+                if own_layers and their_layers and len(own_layers) != len(their_layers):
+                    raise InputError(
+                        f"methods: {term.method} compares layers in pairs; student_layers has {len(own_layers)}, "
+                        f"teacher_layers {len(their_layers)}"
+                    )
+    return found
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:
@@ -264,7 +310,34 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
                 f"{source}: factors: {role} {model} starts from other weights in one cell than in another; compare "
                 "null and one of them, or make two studies"
             )
-    return space.model_copy(update={"weights": found, "flops": flops_of(space, dataset)})
+    other = transfer_data(space, dataset, source)
+    data = other.fingerprint.model_dump_json() if other else None
+    whole = space.model_copy(update={"weights": found, "flops": flops_of(space, dataset), "transfer_data": data})
+    return whole.model_copy(update={"inside": inside_of(whole, dataset)})
+
+
+def transfer_data(space: Space, dataset: Dataset, source: str) -> Dataset | None:
+    """The data set whose training images students are taught on; raises InputError where that can't be."""
+    found: dict[str, Dataset] = {}
+    for cell in space.cells:
+        if (own := cell.space.transfer) is None:
+            continue
+        if cell.space.teacher.logits is not None:
+            raise InputError(f"{source}: transfer: of the teacher logits alone are given, and none on other images")
+        try:
+            other = load(own.dataset)
+            if own.examples is not None:
+                any_examples(other.sizes["train"], own.examples, 0)
+        except InputError as error:
+            raise InputError(f"{source}: transfer: {error}") from None
+        if other.image_shape != dataset.image_shape:
+            theirs, ours = ("x".join(map(str, each.image_shape)) for each in (other, dataset))
+            raise InputError(
+                f"{source}: transfer.dataset is {own.dataset}, whose images have {theirs} (channels, height, width); "
+                f"those of {dataset.name} have {ours}"
+            )
+        found[own.dataset] = other
+    return next(iter(found.values()), None)
 
 
 def flops_of(space: Space, dataset: Dataset) -> dict[str, int]:
@@ -315,10 +388,10 @@ def stages_by_model(space: Space, dataset: Dataset) -> list[list[Stage]]:
 
     Of the confirm phase, what its students learn from: where the path has fresh seeds too, these are other stages.
     """
-    found: dict[tuple[Role, str, int, int], dict[str, Stage]] = {}
+    found: dict[tuple[Role, str, int, int, str], dict[str, Stage]] = {}
     for cell, arm in itertools.product(space.cells, space.all_arms):
         for stage in first_stages(cell.space, arm, dataset):
-            alike = (stage.role, stage.model, stage.recipe.examples or 0, stage.recipe.epochs)
+            alike = (stage.role, stage.model, stage.recipe.examples or 0, stage.recipe.epochs, stage.methods)
             found.setdefault(alike, {})[stage.key] = stage
     return [list(found[each].values()) for each in sorted(found, key=lambda each: ROLES.index(each[0]))]
 

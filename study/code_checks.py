@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from takd.search_spaces import InputError, Recipe, Space, Training, examples_of
 from takd.search_spaces.augments import altering
+from takd.search_spaces.methods import LAYERS, METHODS, TEMPERATURE, WARMUP, WEIGHT, Needs
 from takd.search_spaces.registry import PAGE, TABLES, Augmentation, Method, Origin, blamed, nearest, origin_of
 from takd.search_spaces.stage import names_in
 from takd.trainables.datasets.dataset import read_by_code
 from takd.trainables.own_code import Code, read_code, use
+from takd.trainables.training.terms import made_by
 
 IMAGES, CLASSES, SHAPE = 8, 10, (3, 32, 32)  # that functions are tried on
 DONE = (0.0, 0.5, 0.99)  # of a run
@@ -52,13 +54,53 @@ def with_code(space: Space, source: str) -> Space:
                 f"{source}: {place} is {name!r}; valid: {', '.join(TABLES[kind])}; "
                 f"{nearest(name, TABLES[kind])}{PAGE} says how to bring one of your own"
             )
+        if place == "loss.divergence" and not _is_divergence(TABLES["method"][name]):
+            raise InputError(
+                f"{source}: loss.divergence is {name!r}, which has parameters of its own or compares other things than "
+                f"logits; name it in an arm: {name}, or {name}+kd"
+            )
         if origin and origin.digest and f"{kind} {name}" not in digests:
             digests[f"{kind} {name}"] = origin.digest
             try:
                 _try(kind, name, origin)
             except InputError as error:
                 raise InputError(f"{source}: {error}") from None
-    return space.model_copy(update={"code_digests": digests})
+    try:
+        needs = _needs(space)
+    except ValueError as error:
+        raise InputError(f"{source}: {error}") from None
+    return space.model_copy(update={"code_digests": digests, "needs": needs})
+
+
+def _is_divergence(kind: Method) -> bool:
+    """Whether it may stand in the place of KL."""
+    return kind.needs == "soft_targets" or (kind.needs == "logits" and not kind.params and not kind.modules)
+
+
+def _needs(space: Space) -> dict[str, Needs]:
+    """What methods of a user's code compare, where that is not logits.
+
+    Raises ValueError where the space says what they have not, or where who teaches has not what they need.
+    """
+    own = {
+        name: kind for name, kind in TABLES["method"].items() if name not in METHODS and kind.needs != "soft_targets"
+    }
+    for cell in space.cells:
+        for name, section in cell.space.methods.items():
+            if name not in own:
+                continue
+            kind: Method = own[name]
+            valid = [WEIGHT, *kind.params, *([TEMPERATURE] if kind.temperature else []), WARMUP]
+            valid += LAYERS if kind.needs == "maps" else ()
+            for key in section.keys() - set(valid):
+                raise ValueError(f"methods: {name} has no {key}; valid: {', '.join(valid)}")
+            for key, param in kind.params.items():
+                for place, value in examples_of(section.get(key, param.default)):
+                    if wrong := param.wrong(value):
+                        raise ValueError(f"methods: {name}.{key}{place} is {value}; expected {wrong}")
+        cell.space.refuse_methods({name: kind.needs for name, kind in own.items()})
+    used = {name for arm in space.all_arms for name in arm.methods} | {space.assistants.method}
+    return {name: kind.needs for name, kind in own.items() if name in used and kind.needs != "logits"}
 
 
 def _named(space: Space) -> Iterator[tuple[str, str, str]]:
@@ -67,6 +109,11 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
         own = cell.space
         if own.loss.divergence:
             yield "loss.divergence", "method", own.loss.divergence
+        for name in dict.fromkeys(name for arm in own.all_arms for name in arm.methods):
+            if name not in METHODS:
+                yield "arms: a method", "method", name
+        if own.assistants.method not in METHODS:
+            yield "assistants.method", "method", own.assistants.method
         sections: list[tuple[str, Training]] = [("teacher", own.teacher), ("student", own.student)]
         sections += [("assistants", own.assistants)]
         sections += [(f"assistants.models.{each}", own.assistants.section(each)) for each in own.assistants.names]
@@ -103,23 +150,46 @@ def _try(kind: str, name: str, origin: Origin) -> None:
 
 def _try_method(kind: Method, about: str) -> None:
     """It gives a finite number, or one an image, with a gradient of what the student says."""
-    if kind.needs != "logits":
+    if kind.needs == "soft_targets":
         return
-    for temperature in (1.0, 4.0):
-        student = torch.randn(IMAGES, CLASSES, requires_grad=True)
-        teacher, labels = 3 * torch.randn(IMAGES, CLASSES), torch.arange(IMAGES) % CLASSES
-        found = kind.function(student, teacher, labels, temperature)
+    params = {name: int(each.default) if each.whole else each.default for name, each in kind.params.items()}
+    for temperature in (1.0, 4.0) if kind.temperature else (0.0,):
+        labels = torch.arange(IMAGES) % CLASSES
+        leaf, student, teacher = _tried_on(kind)
+        named = {name: each for name, each in params.items() if name in kind.takes}
+        named |= {"indices": torch.arange(IMAGES)} if "indices" in kind.takes else {}
+        if kind.modules:
+            named["modules"] = made_by(kind, student, teacher, CLASSES, labels, params)
+        found = kind.function(student, teacher, labels, *([temperature] if temperature else []), **named)
         if not isinstance(found, Tensor) or found.shape not in ((), (IMAGES,)):
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(f"{about} gives {got} of {IMAGES} images; expected one number, or [{IMAGES}]")
         if not found.isfinite().all():
             raise InputError(f"{about} gives {found.mean().item()} at temperature {temperature:g}; expected numbers")
+        said = {"logits": "logits", "embedding": "embedding", "maps": "maps"}[kind.needs]
         if not found.requires_grad:
-            raise InputError(f"{about} has no gradient of the student's logits")
+            raise InputError(f"{about} has no gradient of the student's {said}")
         found.mean().backward()
-        if student.grad is None or not student.grad.isfinite().all() or not student.grad.any():
-            what = "no" if student.grad is None or not student.grad.any() else "no finite"
-            raise InputError(f"{about} has {what} gradient of the student's logits at temperature {temperature:g}")
+        if leaf.grad is None or not leaf.grad.isfinite().all() or not leaf.grad.any():
+            what = "no" if leaf.grad is None or not leaf.grad.any() else "no finite"
+            at = f" at temperature {temperature:g}" if temperature else ""
+            raise InputError(f"{about} has {what} gradient of the student's {said}{at}")
+
+
+WIDTHS = (6, 12)  # of the embeddings that methods are tried on, student's and teacher's; and channels of maps of:
+SIDES = (8, 8)
+
+
+def _tried_on(kind: Method) -> tuple[Tensor, Any, Any]:
+    """A student's numbers, and what the method gets of student and teacher."""
+    if kind.needs == "logits":
+        leaf = torch.randn(IMAGES, CLASSES, requires_grad=True)
+        return leaf, leaf, 3 * torch.randn(IMAGES, CLASSES)
+    if kind.needs == "embedding":
+        leaf = torch.randn(IMAGES, WIDTHS[0], requires_grad=True)
+        return leaf, leaf, torch.randn(IMAGES, WIDTHS[1])
+    leaf = torch.randn(IMAGES, WIDTHS[0], *SIDES, requires_grad=True)
+    return leaf, (leaf,), (torch.randn(IMAGES, WIDTHS[1], *SIDES),)
 
 
 def _try_augmentation(kind: Augmentation, about: str) -> None:

@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from takd.search_spaces import WIDEST, InputError, Role, Space, Stage, is_called, sizes_of
+from takd.search_spaces import WIDEST, InputError, Role, Space, Stage, What, is_called, learned_by, sizes_of, some
+from takd.search_spaces.methods import KD
 from takd.search_spaces.registry import PAGE
 from takd.search_spaces.sections import Confirm
 from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
@@ -24,11 +25,14 @@ from takd.study.results import build_results
 from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.study.search.stored_choices import parameters_of
-from takd.trainables.datasets.dataset import Dataset, most_balanced
-from takd.trainables.models.families import stacks
+from takd.trainables.datasets.dataset import Dataset, load, most_balanced, taught_on
+from takd.trainables.models.families import build, stacks
 from takd.trainables.store.artifacts import needed_files
 from takd.trainables.training.devices import device_of
+from takd.trainables.training.features import Frozen, embedding_in, maps_in
+from takd.trainables.training.lanes import form_of
 from takd.trainables.training.loop import StageTraining
+from takd.trainables.training.teaching import ByView, Lessons
 from takd.trainables.width import best_width, widest
 
 PROBE_STEPS = 5
@@ -75,6 +79,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     asked = search.asked if search else 0
     arms = ", ".join(arm.name for arm in space.all_arms)
     console.print(f"arms: {arms}")
+    for line in _dimensions(space):
+        console.print(line)
     if space.factors:
         per_cell = len(space.all_arms)
         console.print(
@@ -104,6 +110,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     for row in planned:
         if row.sized and row.left:
             console.print(f"{row.sized}: one for each size that is chosen, with the time of {row.model}, in the middle")
+    for line in _in_loop(space, dataset):
+        console.print(line)
     for model in _alone(space, dataset):
         console.print(f"{model} trains alone: not all of its layers have a form for lanes, see {PAGE}")
     if not any(row.left for row in planned):
@@ -113,6 +121,26 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     minutes = total_seconds(planned, slots, gpus) / 60
     here = f"the {slots} CPUs" + (f" and {gpus} {'GPUs' if gpus > 1 else 'GPU'}" if gpus else "")
     console.print(f"about {minutes:.1f} min of training on {here} here, from timed steps")
+
+
+def _dimensions(space: Space) -> Iterator[str]:
+    """How many parameters the search has in each arm, where other methods than kd are compared."""
+    if all(arm.methods in ((), (KD,)) for arm in space.all_arms):
+        return
+    found = {arm.name: [*space.cells[0].space.varied(arm)] for arm in space.all_arms}
+    said = [f"{arm} {len(names)}{f' ({some(names)})' if names else ''}" for arm, names in found.items()]
+    yield f"dimensions of the search by arm: {'; '.join(said)}"
+
+
+def _in_loop(space: Space, dataset: Dataset) -> list[str]:
+    """Of students beside which a model runs in every step: what it leaves is more than is kept."""
+    stages = [stage for alike in stages_by_model(space, dataset) for stage in alike if stage.in_loop]
+    found = [
+        f"{stage.role} {stage.model} by {stage.methods}: {' and '.join(each.model for each in stage.upstream)} runs in "
+        f"the loop, since what it leaves takes more than features.cache_gb, {space.features.cache_gb:g} GB"
+        for stage in stages
+    ]
+    return list(dict.fromkeys(found))
 
 
 def _alone(space: Space, dataset: Dataset) -> list[str]:
@@ -187,7 +215,7 @@ def _rows(space: Space, stages: Mapping[str, Stage], firsts: Sequence[Stage]) ->
     return found
 
 
-Kind = tuple[Role, str, int | None, int]  # role, model or name, examples, epochs
+Kind = tuple[Role, str, int | None, int, str]  # role, model or name, examples, epochs, methods that cost something
 
 
 def stages_left(space: Space, dataset: Dataset, asked: Mapping[str, int]) -> Counter[Kind]:
@@ -231,8 +259,8 @@ def _of_searched_size(space: Space, stage: Stage) -> tuple[str, ...]:
     return (*tuple(_searched(space, each) or each.model for each in stages), guides)
 
 
-def _cost_of(space: Space, stage: Stage) -> tuple[str, int | None, int]:
-    return _searched(space, stage) or stage.model, stage.recipe.examples, stage.recipe.epochs
+def _cost_of(space: Space, stage: Stage) -> tuple[str, int | None, int, str]:
+    return _searched(space, stage) or stage.model, stage.recipe.examples, stage.recipe.epochs, stage.methods
 
 
 def _apart(stage: Stage, others: Sequence[Stage]) -> str:
@@ -240,6 +268,7 @@ def _apart(stage: Stage, others: Sequence[Stage]) -> str:
     same = [each.recipe for each in others if (each.role, each.model) == (stage.role, stage.model)]
     differs = [name for name in ("examples", "epochs") if len({getattr(each, name) for each in same}) > 1]
     said = [f"{'all' if (value := getattr(stage.recipe, name)) is None else value} {name}" for name in differs]
+    said += [f"by {stage.methods}"] if stage.methods else []
     return f", {', '.join(said)}" if said else ""
 
 
@@ -292,7 +321,9 @@ def estimate_seconds(
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
-    wanted = stage.recipe.examples or dataset.sizes["train"]
+    if stage.transfer:
+        dataset = taught_on(dataset, load(stage.transfer.name))
+    wanted = stage.images
     examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
     recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9} | whole)
@@ -302,7 +333,8 @@ def estimate_seconds(
 
     def start(some: Sequence[Stage]) -> StageTraining:
         by_view = [logits] * recipe.view_count
-        return StageTraining(some, dataset, [[by_view] * len(stage.upstream)] * len(some), device)
+        lessons = [_zeros(stage, each, by_view, dataset, device) for each in stage.upstream]
+        return StageTraining(some, dataset, [lessons] * len(some), device)
 
     width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
@@ -313,6 +345,26 @@ def estimate_seconds(
         training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
     return per_image * wanted * stage.recipe.whole_epochs
+
+
+def _zeros(stage: Stage, upstream: Stage, logits: ByView, dataset: Dataset, device: torch.device) -> Lessons:
+    """What a stage learns from an upstream stage, if that said nothing."""
+    found: dict[tuple[What, str | None], ByView | Frozen] = {}
+    about = dataset.image_shape, len(dataset.classes)
+    for what, layer in learned_by(stage):
+        found[what, layer] = logits
+        if what == "embedding":
+            shape: tuple[int, ...] = (embedding_in(upstream.model, *about).features,)
+        elif what == "map":
+            shape = maps_in(upstream.model, *about)[str(layer)]
+        else:
+            continue
+        found[what, layer] = [np.zeros((dataset.sizes["train"], *shape), np.float32)] * len(logits)
+        if stage.in_loop:
+            form, layout = form_of(upstream.model, dataset)
+            model = form([build(upstream.model, *about)]).to(device, memory_format=layout)  # type: ignore[call-overload]
+            found[what, layer] = Frozen(model, upstream.model, dataset)
+    return found
 
 
 def total_seconds(planned: list[PlannedStages], slots: int, gpus: int = 0) -> float:

@@ -230,7 +230,7 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
         "temperature": stage.temperature,
         "lambda": stage.lambda_,
         "learning_rate": None if stage.given else stage.recipe.learning_rate,
-        "examples": 0 if stage.given else stage.recipe.examples or stage.dataset.sizes["train"],
+        "examples": 0 if stage.given else stage.images,
         "whole_epochs": 0.0 if stage.given else stage.recipe.whole_epochs,
         "seed": stage.seed,
         "stage_key": stage.key,

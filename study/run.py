@@ -84,7 +84,7 @@ def run_study(
     Patience.wait(AWAY_SECONDS, lambda: stop.requested)
     try:
         store = folder.artifacts
-        kept = not own_data or store.has_dataset(data)
+        kept = (not own_data or store.has_dataset(data)) and space.transfer_data is None
         if not (kept and all(store.has_pretrained(digest) for digest in space.digests)):
             apart("takd.study.checks:keep_inputs", space, data, source, folder, code)
         search = create_search(folder, space, data, stop)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from takd.search_spaces import InputError, Space, Stage, load_space
+    from takd.search_spaces.methods import Param
     from takd.search_spaces.registry import augmentation, method, model_family, optimizer, schedule
     from takd.study.stopping import Stop, StoppedError
     from takd.study.study import Study, open_study, run
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputError",
+    "Param",
     "Space",
     "Stage",
     "Stop",
@@ -38,6 +40,7 @@ __all__ = [
 
 _WHERE = {
     "InputError": "takd.search_spaces",
+    "Param": "takd.search_spaces.methods",
     "Space": "takd.search_spaces",
     "Stage": "takd.search_spaces",
     "Stop": "takd.study.stopping",

@@ -27,6 +27,7 @@ from takd.search_spaces.sections import (
     Assistants,
     CheckpointEvery,
     Confirm,
+    Features,
     GivenAssistant,
     Normalize,
     OwnAssistant,
@@ -34,6 +35,7 @@ from takd.search_spaces.sections import (
     Resources,
     Student,
     Teacher,
+    Transfer,
 )
 from takd.search_spaces.values import Value
 from takd.search_spaces.varied import Choices, Range, Scalar, Varied
@@ -52,6 +54,8 @@ SECTIONS: Mapping[str, type[Value]] = {
     "student": Student,
     "recipe": Recipe,
     "loss": Loss,
+    "transfer": Transfer,
+    "features": Features,
     "asha": Asha,
     "confirm": Confirm,
     "resources": Resources,
@@ -62,7 +66,13 @@ SECTIONS: Mapping[str, type[Value]] = {
 }
 VARIED = "plain value, choice or range"
 PLAIN = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
-PLURALS = {"text": "text", "number": "numbers", "plain value": "plain values", "section": "sections"}
+PLURALS = {
+    "whole number": "whole numbers",
+    "text": "text",
+    "number": "numbers",
+    "plain value": "plain values",
+    "section": "sections",
+}
 
 
 def reference() -> str:

@@ -5,15 +5,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from takd.search_spaces import Stage, ViewName
-from takd.trainables.datasets.dataset import load_for
-from takd.trainables.derivation import CPU, publish_soft_targets
+from takd.search_spaces import LeftName, Stage, What, learned_by, names_of
+from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
+from takd.trainables.derivation import CPU, frozen, publish_left
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
@@ -21,10 +21,11 @@ from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
+from takd.trainables.training.features import Frozen
 from takd.trainables.training.lanes import EpochMetrics, Lane
-from takd.trainables.training.loop import StageTraining, Trained
+from takd.trainables.training.loop import SOFT_TARGETS, StageTraining, Trained
 from takd.trainables.training.scores import SCORES
-from takd.trainables.training.teaching import ByView
+from takd.trainables.training.teaching import ByView, Lessons
 from takd.trainables.width import best_width, widest
 
 # Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.
@@ -95,7 +96,7 @@ class StageBatch:
         [(epoch, _)] = Counter(epochs.values()).most_common(1)
         chosen = [stage for stage in left if epochs[stage.key] == epoch]
         if len(chosen) > 1:
-            dataset = load_for(chosen[0].dataset, self.store)
+            dataset = self._dataset(chosen[0])
             measured = best_width(chosen, dataset, self._new_training) if self.measure_width else None
             self.width = measured if self.measure_width else widest(chosen[0], dataset)
             chosen = chosen[: self.width]
@@ -159,15 +160,31 @@ class StageBatch:
             return None
 
     def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
-        views = stages[0].recipe.view_names
-        upstream = [
-            [_soft_targets(self.store, each.model_dump_json(), views) for each in stage.upstream] for stage in stages
-        ]
+        upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(
-            stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained, self.metric
-        )
+        return StageTraining(stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric)
+
+    def _dataset(self, stage: Stage) -> Dataset:
+        """What it is trained and measured on."""
+        own = load_for(stage.dataset, self.store)
+        return taught_on(own, load_for(stage.transfer, self.store)) if stage.transfer else own
+
+    def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
+        """All that a stage learns from one of its upstream stages."""
+        text = upstream.model_dump_json()
+        found: dict[tuple[What, str | None], ByView | Frozen] = {}
+        for each in learned_by(stage):
+            if stage.in_loop and each != SOFT_TARGETS:
+                found[each] = self._frozen(text)
+            else:
+                found[each] = _left(self.store, text, tuple(names_of(stage, *each)))
+        return found
+
+    @cached_property
+    def _frozen(self) -> Callable[[str], Frozen]:
+        """Models that run beside these stages, by the stage that they are of, as JSON: one each, whoever learns."""
+        return lru_cache(lambda text: frozen(Stage.model_validate_json(text), self.store, self.device))
 
     def run_epoch(self) -> None:
         assert self.training
@@ -245,7 +262,7 @@ class StageBatch:
         )
         if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
             logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
-            publish_soft_targets(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)
+            publish_left(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)
         self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, {WEIGHTS: weights})
         if self.checkpointed:
             self.store.drop_checkpoint(stage.key)
@@ -297,6 +314,6 @@ def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _soft_targets(store: ArtifactStore, stage: str, views: tuple[ViewName, ...]) -> ByView:
-    """Of a stage, as JSON, by the numbers of the views."""
-    return store.soft_targets(Stage.model_validate_json(stage), views)
+def _left(store: ArtifactStore, stage: str, names: tuple[LeftName, ...]) -> ByView:
+    """By a stage, as JSON, by the numbers of the views that are in the names."""
+    return store.left(Stage.model_validate_json(stage), names)

@@ -12,12 +12,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from takd.search_spaces import Stage, ViewName, soft_targets_of
+from takd.search_spaces import DatasetFingerprint, Left, LeftName, Stage, ViewName, derived_of
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
+from takd.trainables.training.features import Frozen, left_by
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import LaneModel, form_of
 from takd.trainables.training.losses import measure
@@ -29,14 +30,14 @@ CPU = torch.device("cpu")
 
 def derive(
     stage: Stage,
-    views: Sequence[ViewName],
+    names: Sequence[LeftName],
     store: ArtifactStore,
     threads: int,
     origin: Mapping[str, str],
     metric: str | None = None,
     device: torch.device = CPU,
 ) -> None:
-    """Computes the soft targets of a stage that the store lacks in these views; of a given one its artifact first.
+    """Computes what the store lacks of what a stage leaves by these names; of a given one its artifact first.
 
     With `metric` also that on the validation split, where the artifact doesn't say it.
 
@@ -52,28 +53,34 @@ def derive(
         return
     if metric and metric not in description["outcome"]["metrics"]["validation"]:
         store.add_metrics(stage.key, source.scores(metric))
-    if not (lacking := store.lacking(stage, description, views)):
+    if not (lacking := store.lacking(stage, description, names)):
         return
     [file] = needed_files(stage)
-    for view in lacking:  # one after the other: what is there stays, whatever happens to the next
+    for name in lacking:  # one after the other: what is there stays, whatever happens to the next
         started = time.perf_counter()
-        logits = {view: source.soft_targets(view)}
+        found = {name: source.left(Left.parse(name))}
         seconds = time.perf_counter() - started
-        publish_soft_targets(store, stage, description["files"][file], logits, seconds, source.device)
+        publish_left(store, stage, description["files"][file], found, seconds, source.device)
 
 
-def publish_soft_targets(
+def publish_left(
     store: ArtifactStore,
     stage: Stage,
     weights: str,
-    logits: Mapping[ViewName, Array],
+    found: Mapping[LeftName, Array],
     seconds: float,
     device: torch.device,
 ) -> None:
-    """Into the store, each view `[train examples, classes]` by itself; whether they come of training or not."""
-    about = {"seconds": seconds / len(logits), "device": device_name(device)}
-    for view, values in logits.items():
-        store.derived.publish(soft_targets_of(stage, weights, view), stage.key, values, about)
+    """Into the store, each `[train examples, ...]` by itself; whether they come of training or not."""
+    about = {"seconds": seconds / len(found), "device": device_name(device)}
+    for name, values in found.items():
+        store.derived.publish(derived_of(stage, weights, name), stage.key, values, about)
+
+
+def frozen(stage: Stage, store: ArtifactStore, device: torch.device) -> Frozen:
+    """A finished stage's model, to run beside those that learn from it."""
+    source = _Source(stage, store, device)
+    return Frozen(source.model, stage.model, source.dataset)
 
 
 class _Source:
@@ -116,25 +123,49 @@ class _Source:
         if not self.stage.has_weights:
             logits = safetensors.numpy.load(self.content()).get("validation")
             return None if logits is None else torch.from_numpy(logits).t().unsqueeze(0)
-        return predict(self._model, self._pixels(self.dataset.validation.images))
+        return predict(self.model, self._pixels(self.dataset.validation.images))
 
     def scores(self, metric: str) -> dict[str, float]:
         """On the validation split."""
         validation, labels = self._validation(), self.dataset.validation.labels
         return {} if validation is None else scores(validation[0], labels, [metric])
 
+    def left(self, left: Left) -> Array:
+        """`[train examples, ...]`"""
+        if left.images is not None:
+            return self._of_others(left)
+        if left.what == "soft_targets":
+            return self.soft_targets(left.view)
+        if not self.stage.has_weights:
+            raise ValueError(f"{self.stage.name}: logits are all that is known of it, and nothing of what is inside")
+        pixels = self._images.named(left.view, self.dataset.train.labels)
+        found: Array = left_by(self.model, self.stage.model, self.dataset, pixels, left.layer).numpy()
+        return found
+
+    def _of_others(self, left: Left) -> Array:
+        """On the training images of another data set."""
+        other = load_for(DatasetFingerprint.model_validate_json(left.images or ""), self.store)
+        if not self.stage.has_weights:
+            raise ValueError(f"{self.stage.name}: logits are all that is known of it, and of other images none")
+        images = self._pixels(other.train.images)
+        if left.what == "soft_targets":
+            found: Array = soft_targets(self.model, images, other.train.labels, [left.view])[0, 0].numpy()
+            return found
+        pixels = images.named(left.view, other.train.labels)
+        return left_by(self.model, self.stage.model, self.dataset, pixels, left.layer).numpy()
+
     def soft_targets(self, view: ViewName) -> Array:
         """`[train examples, classes]`"""
         if self.stage.has_weights:
             labels = self.dataset.train.labels
-            found: Array = soft_targets(self._model, self._images, labels, [view])[0, 0].numpy()
+            found: Array = soft_targets(self.model, self._images, labels, [view])[0, 0].numpy()
             return found
         if view is not None:
             raise ValueError(f"{self.stage.name}: its logits are of the images as they are, and of no other view")
         return safetensors.numpy.load(self.content())["train"]
 
     @cached_property
-    def _model(self) -> LaneModel:
+    def model(self) -> LaneModel:
         """As it would stand at the end of its training."""
         stage, dataset = self.stage, self.dataset
         form, layout = form_of(stage.model, dataset)

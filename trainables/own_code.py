@@ -28,6 +28,7 @@ BUILT_IN = (
     "takd.trainables.models.families",
     "takd.trainables.training.views",
     "takd.trainables.training.losses",
+    "takd.trainables.training.methods.table",
     "takd.trainables.training.lanes",
     "takd.trainables.training.schedules",
 )

@@ -19,6 +19,7 @@ from takd.analysis.evidence.statistics import (
 )
 from takd.analysis.tables import (
     Missing,
+    assistants_of,
     best_configurations,
     by_cell,
     chosen_students,
@@ -237,7 +238,7 @@ def won_table(trials: pd.DataFrame, predictions: pd.DataFrame | None) -> pd.Data
     `predictions` is `results/predictions.parquet`. Shares are of the arm's students.
     """
     arms = measured(trials)
-    assisted = [arm for arm in arms if ":" in arm]
+    assisted = [arm for arm in arms if assistants_of(arm)]
     if predictions is None or "kd" not in arms or not assisted:
         raise Missing("Which images an assistant won needs kd, an arm with an assistant, and their predictions.")
     best = max(assisted, key=lambda arm: arms[arm].by_unit().mean())

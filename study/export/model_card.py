@@ -142,10 +142,10 @@ def _stage(student: Student, stage: Stage) -> dict[str, Any]:
         "learned_from": [each.model for each in stage.upstream],
         "temperature": stage.temperature,
         "lambda": stage.lambda_,
-        "loss": stage.loss.form if stage.loss else "cross-entropy",
+        "loss": stage.loss_name,
         "seed": None if stage.given else stage.seed,
         "epochs": None if stage.given else stage.recipe.epochs,
-        "examples": None if stage.given else stage.recipe.examples or stage.dataset.sizes["train"],
+        "examples": None if stage.given else stage.images,
         "validation_accuracy": validation.get("accuracy"),
         "train_seconds": outcome.get("train_seconds"),
     }

@@ -77,6 +77,7 @@ def used_below(root: str | None, database: str | None) -> Used:
         used.stages |= set(stages)
         used.weights |= search.space.digests
         used.datasets.add(dataset_folder(search.dataset))
+        used.datasets |= {dataset_folder(stage.transfer) for stage in stages.values() if stage.transfer}
         if runner(open_optuna(folder), folder.name):
             used.running.append(folder.name)
             used.models |= {(search.dataset.digest, model) for model in _models(search)}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, Protocol
 
-from takd.search_spaces import ROLES, Path, Role, Stage, ViewName
+from takd.search_spaces import ROLES, LeftName, Path, Role, Stage, needed_by
 from takd.search_spaces.augments import view_number
 from takd.search_spaces.stage import Phase
 from takd.trainables.looks import Looks, looks
@@ -22,7 +22,7 @@ ENDED: tuple[State, ...] = ("done", "failed", "pruned")
 Work = Literal["train", "derive", "measure"]
 
 Description = Mapping[str, Any]  # an artifact's stage.json
-Part = frozenset[ViewName]  # of the views of a stage, those that one worker derives at a time
+Part = frozenset[LeftName]  # of what a stage leaves in its views, that which one worker derives at a time
 
 PART_OF_VIEWS = 8  # at most so many: where each epoch has a view of its own, workers derive them side by side
 
@@ -31,7 +31,7 @@ class Find(Protocol):
     """Looks into the artifact store: what a finished stage left, and the views that nobody can learn from it in yet."""
 
     def artifact(self, stage: Stage) -> Description | None: ...
-    def lacking(self, stage: Stage, description: Description, views: Collection[ViewName]) -> Collection[ViewName]: ...
+    def lacking(self, stage: Stage, description: Description, views: Collection[LeftName]) -> Collection[LeftName]: ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ class Node:
     epoch: int = 0  # the last that was reported
     failures: int = 0  # workers that died while they trained it alone
     trained: bool = False  # in this run of the study
-    views: set[ViewName] = field(default_factory=set)  # in which others are to learn from it
-    there: set[ViewName] = field(default_factory=set)  # of these, those whose soft targets were found
+    views: set[LeftName] = field(default_factory=set)  # what others are to learn from it: in so many views its logits,
+    # or what is inside of its model
+    there: set[LeftName] = field(default_factory=set)  # of that, what was found
     parts: list[Part] = field(default_factory=list)  # of these, those that workers derive now
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
@@ -89,7 +90,7 @@ class Node:
         return "derive" if self.description is not None or self.stage.given else "train"
 
     @property
-    def lacking(self) -> list[ViewName]:
+    def lacking(self) -> list[LeftName]:
         """The views that nobody can learn in yet, and no worker derives, in their order."""
         left = self.views - self.there - frozenset().union(*self.parts)
         return sorted(left, key=view_number)
@@ -101,7 +102,7 @@ class Node:
 
     def can_teach(self, stage: Stage) -> bool:
         """Whether all is there that a stage learns from it: of its own views, whatever others are to be derived."""
-        return self.state == "done" or (self.description is not None and self.there.issuperset(stage.recipe.view_names))
+        return self.state == "done" or (self.description is not None and self.there.issuperset(needed_by(stage)))
 
     @property
     def shown(self) -> str:
@@ -261,7 +262,7 @@ class StageGraph:
             return
         for stage in node.stage.upstream:
             upstream = self.nodes[stage.key]
-            upstream.views |= set(node.stage.recipe.view_names)
+            upstream.views |= set(needed_by(node.stage))
             if upstream.state == "done" and self._lacks_soft_targets(upstream):
                 self._set_state(upstream, "ready")
         self._look_upstream(node)

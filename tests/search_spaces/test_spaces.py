@@ -367,7 +367,7 @@ def test_a_file_that_is_no_space_is_one_line_that_names_it(tmp_path, text: str):
 
 
 def test_an_unknown_space_is_told_the_presets():
-    with pytest.raises(InputError, match=r"space nowhere: no such file; presets: .*mnist-gap, mnist-temperature"):
+    with pytest.raises(InputError, match=r"nowhere: no such file; presets: .*mnist-gap, mnist-methods, mnist-temp"):
         load_space("nowhere")
 
 

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import tiny_space
 from torch import nn
 
-from takd.search_spaces import InputError, Loss
+from takd.search_spaces import Configuration, InputError, Loss, Space, first_of
 from takd.search_spaces.registry import TABLES, check_digests, model_family
+from takd.study.code_checks import use_code, with_code
 from takd.trainables.datasets.dataset import is_own, load, read_by_code
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import FAMILIES, build, check_model, size_of, stacks
 from takd.trainables.own_code import NO_CODE, Code, read_code, use
 from takd.trainables.training.lanes import Stacked
+from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.losses import DIVERGENCES, by_method, kl, soften
 from takd.trainables.training.views import view
 
@@ -371,6 +374,68 @@ def test_a_method_of_logits_is_what_its_formula_says_in_every_lane(written):
         own = (student[lane] / temperature).log_softmax(0).unsqueeze(0)
         expected = temperature**2 * kl(own, batch).mean()
         torch.testing.assert_close(found[lane, 0], expected)
+
+
+NEAR = """
+import takd, torch
+from torch import nn
+
+@takd.method("near", needs="embedding", params={"power": takd.Param(1.0, above=0)}, modules=GUESS)
+def near(student, teacher, labels, *, power, modules):
+    return ((modules(student) - teacher).abs() ** power).mean(1)
+"""
+
+
+def of_near(written: Any, guess: str = "lambda own, theirs, classes, examples: nn.Linear(own[0][0], theirs[0][0])",
+            **changes: Any) -> Space:  # fmt: skip
+    file = written(nets=NEAR.replace("GUESS", guess))
+    space = tiny_space(**({"code": [str(file)], "arms": ["kd", "near+kd"]} | changes))
+    use_code(space, "space")
+    return with_code(space, "space")
+
+
+def test_a_method_of_a_users_may_compare_embeddings_and_train_a_module_beside_the_student(written):
+    space = of_near(written, methods={"near": {"power": 2}})
+    assert space.needs == {"near": "embedding"}
+    arm = space.all_arms[1]
+    chosen = {name: first_of(name, value) for name, value in space.varied(arm).items()}
+    mnist = load("mnist")
+    [path] = space.paths(Configuration(arm, chosen), mnist.fingerprint, [0])
+    [term] = path.student.terms or ()
+    assert (term.needed, term.params, term.weight) == ("embedding", {"power": 2.0}, 1.0)
+    assert path.student.code == {"method near": TABLES["method"].origins["near"].digest}
+    lessons = {("soft_targets", None): [np.zeros((50_000, 10), np.float32)]}
+    lessons |= {("embedding", None): [np.ones((50_000, 64), np.float32)]}
+    training = StageTraining([path.student], mnist, [[lessons]])
+    batch = torch.arange(100)
+    first = float(training.train_step(batch, 1.0))
+    for _ in range(20):
+        last = float(training.train_step(batch, 1.0))
+    assert last < first - 0.3  # the module has learned what is always 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": {"near": {"pow": 2}}}, "methods: near has no pow; valid: weight, power, warmup"),
+        ({"methods": {"near": {"power": 0}}}, "methods: near.power is 0; expected a number above 0"),
+        ({"loss": {"divergence": "near"}}, r"loss.divergence is 'near', which has parameters .* name it in an arm"),
+        ({"arms": ["far"]}, "arms: a method is 'far'; valid: .*near.*docs/own-code.md says how to bring"),
+        ({"guess": "lambda own: nn.Linear(1, 1)"}, r"nets.py:\d+: .*takes 1 positional argument"),
+        ({"guess": "lambda *all: (lambda x: torch.zeros(8, 12))"}, "'near' has no gradient of the student's embedding"),
+    ],
+)
+def test_what_is_wrong_with_a_method_of_a_users_is_one_line(written, changes, said):
+    with pytest.raises(InputError, match=said) as caught:
+        of_near(written, **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_arms_have_is_no_method_of_a_users(written):
+    source = "import takd\n@takd.method('{}')\ndef one(student, teacher, labels, temperature):\n    return student"
+    assert "takd has that name in arms; choose another" in refused(written, source.format("standardize"))
+    assert "takd has that name in arms; choose another" in refused(written, source.format("rkd"))
+    assert "a name is small letters, digits and _, a letter first" in refused(written, source.format("my-kd"))
 
 
 def test_an_augmentation_of_a_users_is_the_same_for_all_who_see_a_view(written):

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -113,6 +113,23 @@ class Dataset:
 
     def _read(self, split: str) -> Split:
         return read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
+
+
+def taught_on(own: Dataset, other: Dataset) -> Dataset:
+    """A data set with the training images of another in the place of its own, normalised as its own are.
+
+    Their labels are the other's: they mean nothing here.
+    """
+    found = replace(own, sizes={**own.sizes, "train": other.sizes["train"]})
+    found.__dict__["train"] = other.train
+    return found
+
+
+def any_examples(images: int, examples: int, seed: int) -> Tensor:
+    """Sorted indices of a seeded subset, whatever the labels; a smaller one of the same seed is a part of a larger."""
+    if not 1 <= examples <= images:
+        raise InputError(f"transfer.examples is {examples}; the dataset has {images} training images")
+    return torch.from_numpy(generator(seed).permutation(images)[:examples]).sort().values
 
 
 @lru_cache

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from takd.search_spaces import DatasetFingerprint, Derived, Stage, ViewName, soft_targets_of
+from takd.search_spaces import DatasetFingerprint, Derived, LeftName, Stage, ViewName, derived_of
 from takd.trainables.store.derived import DerivedStore
 from takd.trainables.store.storage import Storage, aside_name, open_storage, sha256, whole_file
 
@@ -138,12 +138,19 @@ class ArtifactStore:
 
     def soft_targets(self, stage: Stage, views: Collection[ViewName]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
         """By view the logits `[train examples, classes]` of a finished stage, memory-mapped; raises as `read` does."""
+        return self.left(stage, views)
+
+    def left(self, stage: Stage, names: Collection[LeftName]) -> list[np.ndarray[Any, np.dtype[np.float32]]]:
+        """What a finished stage leaves by these names, `[train examples, ...]` each, memory-mapped.
+
+        By the name of a view these are the logits. Raises as `read` does.
+        """
         description = self.describe(stage.key)
         if description is None:
             raise FileNotFoundError(f"stage {stage.key[:12]} is not in {self.root}/{ARTIFACTS}")
         inside = self._inside(stage) if SOFT_TARGETS in description["files"] else {}
-        derived = soft_targets_by_view(stage, description)
-        return [inside[view] if view in inside else self.derived.read(derived(view).key) for view in views]
+        derived = left_by_name(stage, description)
+        return [inside[name] if name in inside else self.derived.read(derived(name).key) for name in names]
 
     def _inside(self, stage: Stage) -> dict[ViewName, np.ndarray[Any, np.dtype[np.float32]]]:
         """Of an artifact that has its soft targets in it."""
@@ -152,10 +159,10 @@ class ArtifactStore:
         logits = [column.values.to_numpy(zero_copy_only=True).reshape(len(batch), -1) for column in batch.columns]
         return dict(zip(stage.recipe.view_names, logits, strict=True))
 
-    def lacking(self, stage: Stage, description: Mapping[str, Any], views: Collection[ViewName]) -> list[ViewName]:
-        """The views in which nobody can learn yet from a finished stage; what is damaged is set aside."""
+    def lacking(self, stage: Stage, description: Mapping[str, Any], views: Collection[LeftName]) -> list[LeftName]:
+        """What nobody can learn yet from a finished stage, by its names; what is damaged is set aside."""
         inside = stage.recipe.view_names if SOFT_TARGETS in description["files"] else ()
-        derived = soft_targets_by_view(stage, description)
+        derived = left_by_name(stage, description)
         return [view for view in views if view not in inside and not self.derived.check(derived(view).key)]
 
     def _local(self, key: str, name: str) -> Path:
@@ -233,10 +240,10 @@ def needed_files(stage: Stage) -> Set[str]:
     return {WEIGHTS} if stage.has_weights else {LOGITS}
 
 
-def soft_targets_by_view(stage: Stage, description: Mapping[str, Any]) -> Callable[[ViewName], Derived]:
-    """Of a finished stage, what its soft targets are in the store, by view."""
+def left_by_name(stage: Stage, description: Mapping[str, Any]) -> Callable[[LeftName], Derived]:
+    """Of a finished stage, what all that it leaves is in the store, by its name."""
     [file] = needed_files(stage)
-    return partial(soft_targets_of, stage, description["files"][file])
+    return partial(derived_of, stage, description["files"][file])
 
 
 def _folder(key: str) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import NamedView, Recipe, ViewName
-from takd.trainables.datasets.dataset import Dataset, transfer_set
+from takd.trainables.datasets.dataset import Dataset, any_examples, transfer_set
 from takd.trainables.training.devices import let_go, room_on, tf32
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, LaneModel, Lanes
@@ -99,8 +99,15 @@ class Inputs:
     """The transfer set of a recipe and the validation split, on the device that trains."""
 
     def __init__(
-        self, dataset: Dataset, recipe: Recipe, device: torch.device, memory_format: torch.memory_format
+        self,
+        dataset: Dataset,
+        recipe: Recipe,
+        device: torch.device,
+        memory_format: torch.memory_format,
+        labelled: bool = True,
     ) -> None:
+        """`labelled`: whether the labels of the training images say what is on them."""
+        self.labelled = labelled
         self.dataset, self.recipe, self.device, self.memory_format = dataset, recipe, device, memory_format
         self.transfer_set = self._transfer_set()
         self.images = self.pixels(dataset.train.images[self.transfer_set])
@@ -116,6 +123,9 @@ class Inputs:
         """An index of the training examples that the recipe trains on."""
         if self.recipe.examples is None:
             return slice(None)
+        if not self.labelled:
+            images = self.dataset.sizes["train"]
+            return any_examples(images, self.recipe.examples, self.recipe.examples_seed)
         return transfer_set(self.dataset.train.labels, self.recipe.examples, self.recipe.examples_seed)
 
     def pixels(self, images: Tensor, resident: bool = True) -> Pixels:
@@ -155,10 +165,13 @@ class Inputs:
         """Of training steps; a context."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
-    def feed(self, taught: Lanes, epoch: int) -> Feed:
-        """What trains in an epoch: the model, or its head on features computed once, where that comes to the same."""
+    def feed(self, taught: Lanes, epoch: int, watched: bool = False) -> Feed:
+        """What trains in an epoch: the model, or its head on features computed once, where that comes to the same.
+
+        It does not where what is inside of the model is `watched`.
+        """
         head = taught.head_alone(epoch)
-        if head is None or not head.whole or self.recipe.views is not None:
+        if head is None or not head.whole or self.recipe.views is not None or watched:
             self.features = None
             return Feed(taught.model, self.images, self.validation)
         if self.features is None:
@@ -197,7 +210,7 @@ def evaluation_batch(image_shape: Sequence[int], room: float | None = None) -> i
 def predict(model: LaneModel, pixels: Pixels | Tensor) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
-    return _of_all(pixels, model, dim=2)
+    return of_all(pixels, model, dim=2)
 
 
 @torch.no_grad()
@@ -214,12 +227,12 @@ def _features(module: nn.Module, head: Head, images: Pixels, precision: Abstract
 
     try:
         with precision:
-            return _of_all(images, into_the_head, dim=0)
+            return of_all(images, into_the_head, dim=0)
     finally:
         hook.remove()
 
 
-def _of_all(images: Pixels | Tensor, compute: Callable[[Tensor], Tensor], dim: int) -> Tensor:
+def of_all(images: Pixels | Tensor, compute: Callable[[Tensor], Tensor], dim: int) -> Tensor:
     """What is computed of all images, in float32 proper, a batch at a time: `n` in dimension `dim`.
 
     Each batch goes to its place at once, so that no part is in memory twice. Where the device has no room for a batch,

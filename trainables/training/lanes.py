@@ -99,6 +99,7 @@ class LaneModel(nn.Module):
 
     lanes: int
     layers: nn.Module
+    stacked = False  # whether features between layers have the lanes first and the batch last
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -171,6 +172,8 @@ class Stacked(LaneModel):
 
     Between layers are features `[lanes, features, batch]`; with the batch last no product needs a copy.
     """
+
+    stacked = True
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
         super().__init__(models)

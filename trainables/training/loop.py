@@ -2,14 +2,14 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from takd.search_spaces import Stage
+from takd.search_spaces import Stage, What
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
@@ -20,7 +20,11 @@ from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
 from takd.trainables.training.schedules import rate_factor
 from takd.trainables.training.scores import SCORES, scores
-from takd.trainables.training.teaching import ByView, soft_targets, teaching_of
+from takd.trainables.training.teaching import ByView, Lessons, Teaching, soft_targets, teaching_of
+from takd.trainables.training.terms import MethodTeaching
+
+Upstream = ByView | Lessons
+SOFT_TARGETS: tuple[What, None] = ("soft_targets", None)
 
 
 class _Look(NamedTuple):
@@ -41,7 +45,8 @@ class Trained:
 class StageTraining:
     """Training of stages that share a shape; between two calls of `run_epoch` it stands still.
 
-    upstream: for each stage, of its upstream stages in their order, by view the logits `[train examples, classes]`.
+    upstream: for each stage, of its upstream stages in their order, by view the logits `[train examples, classes]`; or,
+    where it learns other things, all of these by what they are.
     pretrained: the weights that `stage.pretrained` names.
     metric: what is measured at each look beside loss and accuracy, where it is another; `select_by` is too.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
@@ -51,7 +56,7 @@ class StageTraining:
         self,
         stages: Sequence[Stage],
         dataset: Dataset,
-        upstream: Sequence[Sequence[ByView]],
+        upstream: "Sequence[Sequence[Upstream]]",
         device: torch.device | str = "cpu",
         pretrained: Pretrained | None = None,
         metric: str | None = None,
@@ -64,15 +69,21 @@ class StageTraining:
         self.recipe, self.epoch = first.recipe, 0
         self.scores = [name for name in SCORES if name in (metric, first.recipe.select_by)]
         _, layout = form_of(first.model, dataset)
-        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout)
+        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
-        self.teaching = teaching_of(first)(self.taught, self.inputs, upstream)
+        self.teaching = self._teaching(first, upstream)
         self.stopped: list[tuple[Lane, Trained]] = []  # that ended by their patience, until they are taken
         on_gpu = self.inputs.device.type == "cuda"
         self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
         self._reads: Places | None = None
         self._begin_epoch()
+
+    def _teaching(self, stage: Stage, upstream: Sequence[Sequence[Upstream]]) -> Teaching:
+        whole = [[_by_kind(each) for each in of_stage] for of_stage in upstream]
+        logits = [[each.get(SOFT_TARGETS, ()) for each in of_stage] for of_stage in whole]
+        base = teaching_of(stage)(self.taught, self.inputs, logits)
+        return MethodTeaching(base, whole) if stage.terms else base
 
     @property
     def lanes(self) -> list[Lane]:
@@ -92,7 +103,7 @@ class StageTraining:
         """One epoch over the transfer set, then a look at the validation split where the recipe says so."""
         started = time.perf_counter()
         self._begin_epoch()
-        self.feed = self.inputs.feed(self.taught, self.epoch)
+        self.feed = self.inputs.feed(self.taught, self.epoch, self.teaching.watches)
         self.taught.train(self.epoch)
         self.looks_again()
         batches = self.inputs.batches(self.epoch, self.taught.smallest_batch)
@@ -162,7 +173,7 @@ class StageTraining:
 
     def _learn(self, batch: Tensor, number: int | Tensor, share: float = 1.0) -> Tensor:
         """Adds the gradients of a batch, which counts for that share of a step; its losses `[lanes]`."""
-        with self.inputs.precision():
+        with self.inputs.precision(), self.teaching.watching():
             logits = self.feed.model(self.feed.train[batch])
         losses = self.teaching.losses(logits, self.inputs.labels.index_select(0, batch), batch, number)
         losses = losses if share == 1.0 else losses * share
@@ -262,6 +273,10 @@ class StageTraining:
         return soft_targets(self.taught.model, images, train.labels, self.recipe.left_views)
 
 
+def _by_kind(upstream: Upstream) -> Lessons:
+    return upstream if isinstance(upstream, Mapping) else {SOFT_TARGETS: upstream}
+
+
 def _of_lane(logits: Tensor | None, lane: Lane, number: int) -> Tensor | None:
     return None if logits is None or lane.stage.role == "student" else logits[number].contiguous()
 
@@ -276,7 +291,7 @@ def _failure(metrics: EpochMetrics, epochs: int) -> str | None:
 def train(
     stages: Sequence[Stage],
     dataset: Dataset,
-    upstream: Sequence[Sequence[ByView]],
+    upstream: "Sequence[Sequence[Upstream]]",
     device: torch.device | str = "cpu",
     pretrained: Pretrained | None = None,
 ) -> list[Trained]:

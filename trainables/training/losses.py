@@ -124,11 +124,13 @@ def distillation(
     weight: Tensor,
     loss: Loss,
     guides: Tensor | None = None,
+    rise: Tensor | None = None,
 ) -> Tensor:
     """Hinton et al. 2015: the loss on labels `hard [lanes]`, and `T^2 * KL(upstream/T || student/T)`.
 
     logits `[lanes, classes, batch]`, labels `[batch]`, soft targets of the batch, temperature and weight (lambda)
-    `[lanes]`. `guides [lanes, upstreams]`: what each upstream counts for, 1 in sum; None: all the same.
+    `[lanes]`. `guides [lanes, upstreams]`: what each upstream counts for, 1 in sum; None: all the same. `rise []`:
+    what the second is multiplied by; None: 1.
     """
     student = F.log_softmax(_scaled(logits, temperature[:, None, None], loss, classes=1), dim=1)
     own = DIVERGENCES[loss.divergence].function if loss.divergence else None
@@ -136,7 +138,8 @@ def distillation(
     divergence = diverged.mean(dim=(1, 2)) if guides is None else (diverged.mean(dim=2) * guides).sum(dim=1)
     if loss.kl_reduction == "mean":
         divergence = divergence / logits.shape[1]
-    return FORMS[loss.form](hard, temperature.square() * divergence, weight)
+    soft = temperature.square() * divergence
+    return FORMS[loss.form](hard, soft if rise is None else rise * soft, weight)
 
 
 def kl(student: Tensor, targets: SoftTargets) -> Tensor:

@@ -4,14 +4,16 @@ Another kind of teaching is a subclass of `Teaching` here, and its line in `teac
 and knows none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from takd.search_spaces import NamedView, Stage, ViewName
+from takd.search_spaces import NamedView, Stage, ViewName, What
+from takd.trainables.training.features import Frozen
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs, Pixels, predict
 from takd.trainables.training.lanes import LaneModel, Lanes
@@ -30,6 +32,8 @@ from takd.trainables.training.losses import (
 _GUIDES = 1  # tells the generators of guides from those of other things with the same seeds
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 ByView = Sequence[Logits]
+# All that is learned from a stage, by what it is and of which layer; or the model that says it in the loop.
+Lessons = Mapping[tuple[What, str | None], "ByView | Frozen"]
 
 
 class Teaching:
@@ -47,11 +51,20 @@ class Teaching:
 
     def _class_weights(self) -> Tensor | None:
         """By class, so that each weighs as much in sum: examples / (classes * examples of the class)."""
-        if self.recipe.class_weights is None:
+        if self.recipe.class_weights is None or not self.inputs.labelled:
             return None
         labels = self.inputs.labels
         counts = labels.bincount(minlength=len(self.inputs.dataset.classes)).clamp_min(1)
         return len(labels) / (len(counts) * counts)
+
+    @property
+    def watches(self) -> bool:
+        """Whether it needs what is inside of the lanes' model, while they train."""
+        return False
+
+    def watching(self) -> AbstractContextManager[None]:
+        """A context of a forward pass of the lanes' model, in which it takes note of that."""
+        return nullcontext()
 
     def begin_epoch(self, epoch: int, view: int) -> None:
         """Before the first batch of an epoch (from 0), whose images are in that view.
@@ -67,6 +80,8 @@ class Teaching:
         for every batch (`graphs.py`). What is kept from one batch to the next is a tensor of this object's, whose
         content changes and not its place.
         """
+        if not self.inputs.labelled:
+            return logits.new_zeros(len(logits))
         smoothing, mixed = self.recipe.label_smoothing or 0.0, self.inputs.mixed_labels(batch)
         return labels_only(logits, labels, smoothing, self.class_weights, self.whole, mixed)
 
@@ -107,6 +122,7 @@ class SoftTeaching(Teaching):
         if view != self.view:
             self.view = view
             self._soften()
+        self.rise = in_place(vars(self).get("rise"), rise(self.loss.warmup, epoch, self.inputs))
         self.guides = in_place(vars(self).get("guides"), self._draw_guides(epoch))
 
     def _soften(self) -> None:
@@ -158,7 +174,7 @@ class SoftTeaching(Teaching):
             self.negative_entropy.index_select(0, batch).permute(1, 2, 0),
         )
         guides = self._guides(number)
-        return distillation(hard, logits, labels, targets, self.temperature, self.weight, self.loss, guides)
+        return distillation(hard, logits, labels, targets, self.temperature, self.weight, self.loss, guides, self.rise)
 
     def _guides(self, number: int | Tensor) -> Tensor | None:
         """What each upstream counts for in a batch, `[lanes, upstreams]`."""
@@ -208,7 +224,16 @@ class LogitTeaching(SoftTeaching):
         soft = found.mean(dim=1) if guides is None else (found * guides).sum(dim=1)
         if self.loss.kl_reduction == "mean":
             soft = soft / logits.shape[1]
+        if self.rise is not None:
+            soft = self.rise * soft
         return FORMS[self.loss.form](hard, soft, self.weight)
+
+
+def rise(warmup: float | None, epoch: int, inputs: Inputs) -> Tensor | None:
+    """What a weight is multiplied by in an epoch, from 0: it rises over that part of the run; None: it is whole."""
+    if warmup is None:
+        return None
+    return torch.tensor(min(1.0, (epoch + 1) / (warmup * inputs.recipe.epochs)), device=inputs.device)
 
 
 def teaching_of(stage: Stage) -> type[Teaching]:
