@@ -156,7 +156,7 @@ def _try_method(kind: Method, about: str) -> None:
     for temperature in (1.0, 4.0) if kind.temperature else (0.0,):
         labels = torch.arange(IMAGES) % CLASSES
         leaf, student, teacher = _tried_on(kind)
-        named = {name: each for name, each in params.items() if name in kind.takes}
+        named: dict[str, Any] = {name: each for name, each in params.items() if name in kind.takes}
         named |= {"indices": torch.arange(IMAGES)} if "indices" in kind.takes else {}
         if kind.modules:
             named["modules"] = made_by(kind, student, teacher, CLASSES, labels, params)

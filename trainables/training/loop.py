@@ -14,6 +14,7 @@ from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
+from takd.trainables.training.features import Frozen
 from takd.trainables.training.graphs import Graphs, Places
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
@@ -81,7 +82,7 @@ class StageTraining:
 
     def _teaching(self, stage: Stage, upstream: Sequence[Sequence[Upstream]]) -> Teaching:
         whole = [[_by_kind(each) for each in of_stage] for of_stage in upstream]
-        logits = [[each.get(SOFT_TARGETS, ()) for each in of_stage] for of_stage in whole]
+        logits = [[_soft_targets_in(each) for each in of_stage] for of_stage in whole]
         base = teaching_of(stage)(self.taught, self.inputs, logits)
         return MethodTeaching(base, whole) if stage.terms else base
 
@@ -275,6 +276,13 @@ class StageTraining:
 
 def _by_kind(upstream: Upstream) -> Lessons:
     return upstream if isinstance(upstream, Mapping) else {SOFT_TARGETS: upstream}
+
+
+def _soft_targets_in(lessons: Lessons) -> ByView:
+    """None where a method learns of something else alone. They are always derived: no model runs for them."""
+    found = lessons.get(SOFT_TARGETS, ())
+    assert not isinstance(found, Frozen)
+    return found
 
 
 def _of_lane(logits: Tensor | None, lane: Lane, number: int) -> Tensor | None:

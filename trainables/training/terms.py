@@ -90,7 +90,8 @@ class Guide:
         rows = slice(None) if name and NamedView.parse(name).examples is not None else inputs.transfer_set
         derived = [each for each in self.sources if not isinstance(each, Frozen)]
         found = [_on_device(each[view], rows, inputs.device) for each in derived]
-        self.tensors = [in_place(*pair) for pair in zip(self.tensors or [None] * len(found), found, strict=True)]
+        before: Sequence[Tensor | None] = self.tensors or [None] * len(found)
+        self.tensors = [in_place(*pair) for pair in zip(before, found, strict=True)]
 
     def of(self, batch: Tensor, said: Mapping[int, Mapping[str | None, Tensor]]) -> tuple[Tensor, int | None]:
         """Of a batch, `[lanes, images, ...]` and 0, or what all lanes share, `[images, ...]` and None.
