@@ -24,8 +24,8 @@ from takd.analysis.evidence.statistics import (
     mean_interval,
     spread_of_paths,
 )
-from takd.analysis.tables import BINS
 from takd.search_spaces import Stage, some
+from takd.search_spaces.stage import BINS
 from takd.study.export.candidates import Student
 from takd.study.export.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
 from takd.study.export.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
