@@ -34,7 +34,7 @@ from takd.study.tracking.wandb_names import check_variables
 from takd.study.tracking.wandb_runs import WandbTracker, wandb_mode
 from takd.study.tracking.wandb_study import complete_runs
 from takd.trainables.own_code import NO_CODE, Code
-from takd.trainables.store.storage import AWAY_SECONDS, FULL, Patience, RootAwayError
+from takd.trainables.store.storage import AWAY_SECONDS, FULL, PATIENCE, RootAwayError
 
 log = logging.getLogger("takd")
 
@@ -81,7 +81,7 @@ def run_study(
     folder.prepare()
     refuse_another_space(folder, space, data, stop)
     lease = acquire_lease(open_optuna(folder, stop), folder.name, on_lost=stop.request, on_wait=console.print)
-    Patience.wait(AWAY_SECONDS, lambda: stop.requested)
+    PATIENCE.wait(AWAY_SECONDS, lambda: stop.requested)
     try:
         store = folder.artifacts
         kept = (not own_data or store.has_dataset(data)) and space.transfer_data is None
@@ -112,7 +112,7 @@ def run_study(
         stop.request(f"{error.filename or folder.root}: {error.strerror}")
         return RunResult(finished=False)
     finally:
-        Patience.wait(0.0)
+        PATIENCE.wait(0.0)
         lease.release()
 
 

@@ -14,7 +14,7 @@ from takd.search_spaces.registry import line_of
 from takd.trainables.own_code import NO_CODE, use
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.shared_root import answer_sign
-from takd.trainables.store.storage import AWAY_SECONDS, FULL, Patience, first_line
+from takd.trainables.store.storage import AWAY_SECONDS, FULL, PATIENCE, first_line
 
 if TYPE_CHECKING:
     from takd.trainables.batch import StageBatch
@@ -67,7 +67,7 @@ class StageTrainable(tune.Trainable):
 
         self.gpus, self.device = config["gpu"], prepare(config["gpu"], bool(config.get("deterministic")))
         use(config.get("code", NO_CODE))
-        Patience.wait(AWAY_SECONDS)
+        PATIENCE.wait(AWAY_SECONDS)
         self.store, self.threads, self.sign = ArtifactStore(config["root"]), config["cpu"], config["sign"]
         self.batch: StageBatch | None = None
         self.given: dict[str, Any] = {}

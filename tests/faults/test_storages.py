@@ -15,7 +15,7 @@ from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder, without_password
 from takd.study.search import storages
 from takd.study.search.optimization import Search, create_search, open_search
-from takd.trainables.store.storage import Patience, open_storage
+from takd.trainables.store.storage import PATIENCE, open_storage
 
 
 @pytest.fixture
@@ -123,8 +123,8 @@ def test_a_bucket_that_is_away_is_one_line_for_who_looks_and_is_waited_for_by_wh
         place = f"127.0.0.1:{probe.getsockname()[1]}"
     root = f"s3://takd/runs?endpoint_override={place}&scheme=http&region=us-east-1"
     looking = threading.current_thread()
-    monkeypatch.setattr(Patience, "seconds", 60.0)
-    monkeypatch.setattr(Patience, "ended", lambda: threading.current_thread() is looking)
+    monkeypatch.setattr(PATIENCE, "seconds", 60.0)
+    monkeypatch.setattr(PATIENCE, "ended", lambda: threading.current_thread() is looking)
     found: list[object] = []
 
     def train() -> None:

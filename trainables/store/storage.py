@@ -15,6 +15,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -49,16 +50,19 @@ class RootAwayError(OSError):
     """The bucket doesn't answer."""
 
 
-class Patience:
+@dataclass
+class Waiting:
     """How long this process waits for a bucket that is away: who looks asks once, who trains waits."""
 
-    seconds = 0.0
-    ended: Callable[[], bool] = staticmethod(lambda: False)  # whether to wait no more
+    seconds: float = 0.0
+    ended: Callable[[], bool] = bool  # whether to wait no more
 
-    @classmethod
-    def wait(cls, seconds: float, ended: Callable[[], bool] = lambda: False) -> None:
+    def wait(self, seconds: float, ended: Callable[[], bool] = bool) -> None:
         """From now on."""
-        cls.seconds, cls.ended = seconds, staticmethod(ended)
+        self.seconds, self.ended = seconds, ended
+
+
+PATIENCE = Waiting()
 
 
 class Stored(NamedTuple):
@@ -255,7 +259,7 @@ class Folder(Storage):
 
 
 def _patient(method: "Callable[Concatenate[Bucket, P], T]") -> "Callable[Concatenate[Bucket, P], T]":
-    """What may be done twice is done again until the bucket answers; RootAwayError where Patience is over."""
+    """What may be done twice is done again until the bucket answers; RootAwayError where PATIENCE is over."""
 
     @wraps(method)
     def call(self: "Bucket", *arguments: P.args, **named: P.kwargs) -> T:
@@ -269,11 +273,11 @@ def _patient(method: "Callable[Concatenate[Bucket, P], T]") -> "Callable[Concate
                 if not AWAY.search(str(error)):
                     raise
                 passed, reason = time.monotonic() - began, _why_away(error)
-                if passed >= Patience.seconds or Patience.ended():
+                if passed >= PATIENCE.seconds or PATIENCE.ended():
                     raise RootAwayError(f"root {self.root}: doesn't answer for {passed:.0f} s ({reason})") from None
                 if not said:
                     log.warning(
-                        "root %s doesn't answer (%s); waiting up to %.0f s", self.root, reason, Patience.seconds
+                        "root %s doesn't answer (%s); waiting up to %.0f s", self.root, reason, PATIENCE.seconds
                     )
                 said = True
                 time.sleep(pause)
