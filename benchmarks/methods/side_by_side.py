@@ -1,11 +1,12 @@
 """The students of a space of methods by takd, and by torchdistill's own training loop, one after the other.
 
     .venv/bin/python benchmarks/methods/side_by_side.py [--space mnist-methods] [--set KEY=VALUE ...] [--count 1]
-        [--slots 2] [--threads 2]
+        [--slots 2] [--threads 2] [--most 300]
 
 Teacher and assistants are given: takd trains them first, not timed, and both sides load the same weights. takd runs all
 students, from `takd run` to the table, without its confirmation. torchdistill trains `--count` of each arm, spread
-evenly, and their time is scaled by count: its `DistillationBox` with the loop of its examples, the teacher frozen and
+evenly, and their time is scaled by count (one that takes more than `--most` seconds is cut off, and its time scaled by
+steps: its CRD takes hours): its `DistillationBox` with the loop of its examples, the teacher frozen and
 evaluated in every step, its losses and auxiliary wrappers, the same optimizer, schedule, transfer set and order of
 magnitude of everything else. Its images are tensors in memory that are normalised once, which its examples, that decode
 and transform each image in a worker, are slower than. Its random numbers are other ones, so accuracies agree within
@@ -220,8 +221,13 @@ def sides(stage: Stage, teacher: nn.Module, student: nn.Module) -> tuple[dict[st
     return upstream, own
 
 
-def torchdistilled(stage: Stage, teacher: nn.Module, kept: Split, shown: Split) -> tuple[float, float]:
-    """Validation accuracy, a fraction, and seconds of a student by torchdistill's loop."""
+def torchdistilled(
+    stage: Stage, teacher: nn.Module, kept: Split, shown: Split, most: float = math.inf
+) -> tuple[float | None, float]:
+    """Validation accuracy, a fraction, and seconds of a student by torchdistill's loop.
+
+    After `most` seconds it is cut off: then its seconds are scaled by steps, and it has no accuracy.
+    """
     recipe = stage.recipe
     torch.manual_seed(1000 + stage.seed)
     student = build(stage.model, tuple(kept.images.shape[1:]), 10)
@@ -259,6 +265,9 @@ def torchdistilled(stage: Stage, teacher: nn.Module, kept: Split, shown: Split) 
         for images, labels, more in box.train_data_loader:
             loss = box.forward_process(images, labels, more)
             box.post_forward_process(loss=loss)
+            taken = time.perf_counter() - started
+            if taken > most:
+                return None, taken * steps / box.stage_grad_count
         box.post_epoch_process()
     seconds = time.perf_counter() - started
     student.eval()
@@ -275,16 +284,16 @@ class Arm:
     students: int
     here: float  # seconds of its stages by takd, in sum
     there: float  # seconds of all its students by torchdistill, scaled
-    difference: float  # of accuracies, takd - torchdistill, in points
+    difference: float | None  # of accuracies, takd - torchdistill, in points; None: torchdistill was cut off
     error: float  # of that
 
     @property
     def agrees(self) -> bool:
-        return abs(self.difference) <= 3 * self.error
+        return self.difference is None or abs(self.difference) <= 3 * self.error
 
     def row(self) -> str:
         there, here = f"{self.there:,.0f} s", f"{self.here:,.0f} s"
-        agree = f"{self.difference:+.2f} +- {self.error:.2f}"
+        agree = "cut off" if self.difference is None else f"{self.difference:+.2f} +- {self.error:.2f}"
         return f"| `{self.name}` | {self.students} | {there} | {here} | {self.there / self.here:.1f} | {agree} |"
 
 
@@ -306,7 +315,7 @@ def given(space: str, root: Path, cut: Sequence[str], slots: int) -> None:
     takd(space, "given", root, [*cut, *tiny], slots)
 
 
-def compared(name: str, rows: pd.DataFrame, root: Path, count: int) -> Arm | str:
+def compared(name: str, rows: pd.DataFrame, root: Path, count: int, most: float) -> Arm | str:
     """An arm by both; a sentence where torchdistill can't have it."""
     stages = [read_stage(root, key) for key in rows["stage_key"]]
     if not stages[0].upstream:
@@ -327,16 +336,19 @@ def compared(name: str, rows: pd.DataFrame, root: Path, count: int) -> Arm | str
         teacher.load_state_dict(safetensors.torch.load_file(root / "artifacts" / upstream.key / "model.safetensors"))
         teacher.eval().requires_grad_(False)
         try:
-            accuracy, took = torchdistilled(stage, teacher, kept, shown)
+            accuracy, took = torchdistilled(stage, teacher, kept, shown, most)
         except KeyError as error:
             return f"{name}: torchdistill has no {error}"
         seconds.append(took)
-        differences.append(100 * (rows["val_accuracy"].iloc[place] - accuracy))
+        if accuracy is not None:
+            differences.append(100 * (rows["val_accuracy"].iloc[place] - accuracy))
     of_seeds = rows.groupby("trial")["val_accuracy"].std().dropna() * 100
-    deviation = float(of_seeds.mean()) if len(of_seeds) else stdev(differences)
-    error = deviation * math.sqrt(2 / count)
+    apart = stdev(differences) if len(differences) > 1 else math.inf  # of one seed and one student nothing is said
+    deviation = float(of_seeds.mean()) if len(of_seeds) else apart
+    error = deviation * math.sqrt(2 / max(len(differences), 1))
     total = fmean(seconds) * len(rows)
-    return Arm(name, len(rows), float(rows["train_seconds"].sum()), total, fmean(differences), error)
+    difference = fmean(differences) if differences else None
+    return Arm(name, len(rows), float(rows["train_seconds"].sum()), total, difference, error)
 
 
 def read_stage(root: Path, key: str, role: str = "student") -> Stage:
@@ -353,6 +365,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="cut")
     parser.add_argument("--count", type=int, default=1, help="students of each arm by torchdistill")
     parser.add_argument("--slots", type=int, default=2)
+    parser.add_argument("--most", type=float, default=300, help="seconds of a student by torchdistill, then scaled")
     parser.add_argument("--threads", type=int, default=2, help="of torchdistill's process")
     options = parser.parse_args()
     logging.disable(logging.INFO)
@@ -361,7 +374,9 @@ def main() -> None:
         given(options.space, root, options.cut, options.slots)
         here, rows = takd(options.space, "all", root, options.cut, options.slots)
         torch.set_num_threads(options.threads)
-        found = [compared(str(name), each, root, options.count) for name, each in students(rows).groupby("arm")]
+        found = [
+            compared(str(name), each, root, options.count, options.most) for name, each in students(rows).groupby("arm")
+        ]
     arms = [each for each in found if isinstance(each, Arm)]
     print("| arm | students | torchdistill | takd, its stages | times | accuracy, points |\n|---|---|---|---|---|---|")
     print(*(arm.row() for arm in arms), sep="\n")
