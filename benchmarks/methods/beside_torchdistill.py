@@ -1,6 +1,6 @@
 """The students of a space of methods by takd, and by torchdistill's own training loop, one after the other.
 
-    .venv/bin/python benchmarks/methods/side_by_side.py [--space mnist-methods] [--set KEY=VALUE ...] [--count 1]
+    .venv/bin/python benchmarks/methods/beside_torchdistill.py [--space mnist-methods] [--set KEY=VALUE ...] [--count 1]
         [--slots 2] [--threads 2] [--most 300]
 
 Teacher and assistants are given: takd trains them first, not timed, and both sides load the same weights. takd runs all
