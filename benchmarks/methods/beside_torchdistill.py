@@ -230,7 +230,7 @@ def torchdistilled(
     """
     recipe = stage.recipe
     torch.manual_seed(1000 + stage.seed)
-    student = build(stage.model, tuple(kept.images.shape[1:]), 10)
+    student = build(stage.model, image_shape(kept), 10)
     started = time.perf_counter()
     teacher_side, student_side = sides(stage, teacher, student)
     steps = recipe.epochs * math.ceil(len(kept.labels) / recipe.batch_size)
@@ -315,6 +315,12 @@ def given(space: str, root: Path, cut: Sequence[str], slots: int) -> None:
     takd(space, "given", root, [*cut, *tiny], slots)
 
 
+def image_shape(images: Split) -> tuple[int, int, int]:
+    """Channels, height, width."""
+    _, channels, height, width = images.images.shape
+    return channels, height, width
+
+
 def compared(name: str, rows: pd.DataFrame, root: Path, count: int, most: float) -> Arm | str:
     """An arm by both; a sentence where torchdistill can't have it."""
     stages = [read_stage(root, key) for key in rows["stage_key"]]
@@ -332,7 +338,7 @@ def compared(name: str, rows: pd.DataFrame, root: Path, count: int, most: float)
         loaded = load(stage.dataset.name)
         kept = split(stage.dataset.name, "train", stage.recipe.examples)
         shown = split(stage.dataset.name, "validation")
-        teacher = build(upstream.model, tuple(kept.images.shape[1:]), len(loaded.classes), upstream.recipe.dropout)
+        teacher = build(upstream.model, image_shape(kept), len(loaded.classes), upstream.recipe.dropout)
         teacher.load_state_dict(safetensors.torch.load_file(root / "artifacts" / upstream.key / "model.safetensors"))
         teacher.eval().requires_grad_(False)
         try:
@@ -345,10 +351,10 @@ def compared(name: str, rows: pd.DataFrame, root: Path, count: int, most: float)
     of_seeds = rows.groupby("trial")["val_accuracy"].std().dropna() * 100
     apart = stdev(differences) if len(differences) > 1 else math.inf  # of one seed and one student nothing is said
     deviation = float(of_seeds.mean()) if len(of_seeds) else apart
-    error = deviation * math.sqrt(2 / max(len(differences), 1))
+    standard_error = deviation * math.sqrt(2 / max(len(differences), 1))
     total = fmean(seconds) * len(rows)
     difference = fmean(differences) if differences else None
-    return Arm(name, len(rows), float(rows["train_seconds"].sum()), total, difference, error)
+    return Arm(name, len(rows), float(rows["train_seconds"].sum()), total, difference, standard_error)
 
 
 def read_stage(root: Path, key: str, role: str = "student") -> Stage:
