@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from takd.search_spaces.errors import InputError
+from takd.search_spaces.metrics import Metric
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -23,6 +24,20 @@ PLUGINS = "takd.plugins"  # the entry points by which an installed package offer
 PAGE = "docs/own-code.md"  # what says how to bring one's own
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of a family: what follows the first - is the size
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# What tables have as `val_NAME` or `test_NAME` that is no metric's: a test holds that these are all.
+COLUMNS = (
+    "images",
+    "majority",
+    "seconds",
+    "right",
+    "reliability",
+    "threshold",
+    "ece",
+    "agreement",
+    "auc_low",
+    "auc_high",
+)
+COLUMNS += ("accuracy_at_threshold", "threshold_accuracy")
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class Table(dict[str, Any]):
             del self[name], self.origins[name]
 
 
-KINDS = ("model_family", "method", "augmentation", "optimizer", "schedule", "dataset")
+KINDS = ("model_family", "method", "augmentation", "optimizer", "schedule", "metric", "dataset")
 TABLES: Mapping[str, Table] = {kind: Table(kind) for kind in KINDS}
 
 
@@ -246,6 +261,52 @@ def schedule(name: str) -> Callable[[Function], Function]:
         return function
 
     return define
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """What measures logits `[images, classes]` beside labels `[images]`, and how people read what it says."""
+
+    function: Callable[..., Any]
+    title: str
+    higher: bool
+    fraction: bool
+
+
+def metric(
+    name: str, *, title: str | None = None, higher: bool = True, fraction: bool = True
+) -> Callable[[Function], Function]:
+    """Defines a metric, for `metric: NAME` and `recipe: {select: best, select_by: NAME}`.
+
+    The function is called with what a model says of all images of a split, logits float32 `[images, classes]`, and
+    their labels `[images]`, both on the CPU, and returns one number. `title` is what people read (the name); `higher`
+    says that more is better; `fraction` that it lies between 0 and 1 and is shown in percent.
+    """
+
+    def define(function: Function) -> Function:
+        origin = _origin(2)
+        _check_name("metric", name, WORD, origin)
+        if name in COLUMNS:
+            raise InputError(f"{_at(origin)}: metric {name!r}: tables have something else of that name; rename it")
+        for field, value, kind in (
+            ("title", title, str | None),
+            ("higher", higher, bool),
+            ("fraction", fraction, bool),
+        ):
+            if not isinstance(value, kind):
+                expected = "text" if field == "title" else "True or False"
+                raise InputError(f"{_at(origin)}: metric {name!r}: {field} is {value!r}; expected {expected}")
+        _parameters("metric", name, function, ("logits", "labels"), origin)
+        _add("metric", name, MetricKind(function, title or name.replace("_", " "), higher, fraction), origin)
+        return function
+
+    return define
+
+
+def metric_named(name: str) -> Metric:
+    """Of the table."""
+    kind, origin = TABLES["metric"][name], TABLES["metric"].origins[name]
+    return Metric(name, kind.title, kind.higher, kind.fraction, origin.digest)
 
 
 def _check_name(kind: str, name: Any, valid: "re.Pattern[str]", origin: Origin) -> None:

@@ -133,8 +133,8 @@ class Recipe(Value):
     """Epochs between two looks at the validation images; the last epoch is always looked at."""
     select: Literal["best", "last"] = Field("last", examples=["best"])
     """The epoch whose weights are kept: the first that is best on the validation images, or the last."""
-    select_by: SearchMetric | None = Field(None, examples=["auc"])
-    """With `select: best` only: the metric that it goes by; null is the space's `metric`."""
+    select_by: Annotated[SearchMetric, OWN] | None = Field(None, examples=["auc"])
+    """With `select: best` only: the metric that it goes by, or one of your code; null is the space's `metric`."""
     head_epochs: Integer | None = Field(None, ge=1, examples=[5])
     """With `pretrained` only: how many of the epochs train the new last layer alone, before the others train too."""
     finetune_from: str | None = Field(None, examples=["layer3"])
@@ -437,6 +437,7 @@ def names_in(model: str, recipe: Recipe | None = None, loss: Loss | None = None)
     if recipe:
         found += [f"optimizer {recipe.optimizer}", f"schedule {recipe.schedule}"]
         found += [f"augmentation {part}" for part in altering(recipe.augment)]
+        found += [f"metric {recipe.select_by}"] if recipe.select_by else []
     return [*found, f"method {loss.divergence}"] if loss and loss.divergence else found
 
 

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from takd.analysis.metrics import METRICS
 from takd.search_spaces import InputError, Space, load_space, presets
 from takd.study.apart import NoAnswerError, log_to_stderr
 from takd.study.folder import (
@@ -128,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     export.add_argument("--arm", metavar="A", help="only students of this arm (default: of all arms)")
-    export.add_argument("--metric", choices=METRICS, help="what is best (default: the study's metric)")
+    export.add_argument("--metric", metavar="NAME", help="what is best (default: the study's metric)")
     export.add_argument("--max-params", type=_positive, metavar="N", help="only students of at most N parameters")
     export.add_argument(
         "--max-latency",

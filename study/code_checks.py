@@ -3,15 +3,26 @@
 Models are tried where all models are built (`takd.trainables.models.families.check_model`).
 """
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import InputError, Recipe, Space, Training, examples_of
 from takd.search_spaces.augments import altering
-from takd.search_spaces.registry import PAGE, TABLES, Augmentation, Method, Origin, blamed, nearest, origin_of
+from takd.search_spaces.registry import (
+    PAGE,
+    TABLES,
+    Augmentation,
+    Method,
+    Origin,
+    blamed,
+    metric_named,
+    nearest,
+    origin_of,
+)
 from takd.search_spaces.stage import names_in
 from takd.trainables.datasets.dataset import read_by_code
 from takd.trainables.own_code import Code, read_code, use
@@ -20,7 +31,7 @@ IMAGES, CLASSES, SHAPE = 8, 10, (3, 32, 32)  # that functions are tried on
 DONE = (0.0, 0.5, 0.99)  # of a run
 
 # Fields of a recipe that name what a user's code may define.
-FIELDS = {"optimizer": "optimizer", "schedule": "schedule", "augment": "augmentation"}
+FIELDS = {"optimizer": "optimizer", "schedule": "schedule", "augment": "augmentation", "select_by": "metric"}
 
 
 def use_code(space: Space, source: str) -> Code:
@@ -58,7 +69,8 @@ def with_code(space: Space, source: str) -> Space:
                 _try(kind, name, origin)
             except InputError as error:
                 raise InputError(f"{source}: {error}") from None
-    return space.model_copy(update={"code_digests": digests})
+    own = metric_named(space.metric) if f"metric {space.metric}" in digests else None
+    return space.model_copy(update={"code_digests": digests, "metric_of_code": own})
 
 
 def _named(space: Space) -> Iterator[tuple[str, str, str]]:
@@ -67,6 +79,7 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
         own = cell.space
         if own.loss.divergence:
             yield "loss.divergence", "method", own.loss.divergence
+        yield "metric", "metric", own.metric
         sections: list[tuple[str, Training]] = [("teacher", own.teacher), ("student", own.student)]
         sections += [("assistants", own.assistants)]
         sections += [(f"assistants.models.{each}", own.assistants.section(each)) for each in own.assistants.names]
@@ -79,6 +92,54 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
         for model in (*own.teacher.models, *own.assistants.names, own.student.model):
             [family] = names_in(model)
             yield model, *family.split(" ", 1)  # type: ignore[misc]
+
+
+def try_metric(name: str, labels: Tensor, classes: int) -> None:
+    """One number of the labels of a split, the same whenever it is asked, and in the direction that its words say.
+
+    Raises InputError with the user's file and line; of takd's own nothing is tried.
+    """
+    origin = origin_of("metric", name)
+    if origin is None or not origin.digest:
+        return
+    kind, about = TABLES["metric"][name], f"{origin}: metric {name!r}"
+    right = 5 * nn.functional.one_hot(labels.long(), classes).float()
+    noise = torch.randn(len(labels), classes, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for what, logits in (
+        ("random answers", noise),
+        ("right answers", right + noise / 9),
+        ("wrong ones", noise / 9 - right),
+    ):
+        given, told = logits.clone(), labels.clone()
+        try:
+            values = [kind.function(given, told) for _ in range(2)]
+        except Exception as error:
+            raise blamed(error, about) from None
+        if not (torch.equal(given, logits) and torch.equal(told, labels)):
+            raise InputError(f"{about} changes what it is given; expected a function that only reads it")
+        value, again = (each.item() if isinstance(each, Tensor) and each.numel() == 1 else each for each in values)
+        if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{about} gives {got} of {len(labels)} images; expected one number")
+        found[what] = float(value)
+        if not math.isfinite(found[what]):
+            raise InputError(f"{about} gives {found[what]} of {what} to the validation images; expected a number")
+        if float(again) != found[what]:  # type: ignore[arg-type]
+            raise InputError(
+                f"{about} gives {found[what]:g} and then {float(again):g} of the same; expected one number"
+            )  # type: ignore[arg-type]
+        if kind.fraction and not -1e-6 <= found[what] <= 1 + 1e-6:
+            raise InputError(
+                f"{about} gives {found[what]:g} of {what}; expected a fraction, or fraction=False in the decorator"
+            )
+    best, worst = found["right answers"], found["wrong ones"]
+    if (best < worst) if kind.higher else (best > worst):
+        more, other = ("more", "higher=False") if kind.higher else ("less", "higher=True")
+        raise InputError(
+            f"{about} gives {best:g} of right answers and {worst:g} of wrong ones, where {more} is better; say {other} "
+            "in the decorator"
+        )
 
 
 def _try(kind: str, name: str, origin: Origin) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from takd.analysis.tables import BINS
 from takd.search_spaces import WIDEST, InputError, Path, Stage
+from takd.search_spaces.metrics import ACCURACY, Metric
+from takd.search_spaces.registry import TABLES
 from takd.study.binary import best_threshold, binary_metrics
 from takd.study.folder import StudyFolder
 from takd.study.predictions import add_predictions
@@ -22,12 +24,12 @@ from takd.trainables.store.artifacts import LOGITS, WEIGHTS, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.losses import measure
-from takd.trainables.training.scores import SCORES, scores
+from takd.trainables.training.scores import scores
 from takd.trainables.width import widest
 
 
 def measure_on_test(
-    folder: StudyFolder, stages: Sequence[Stage], code: Code = NO_CODE, metric: str = "accuracy"
+    folder: StudyFolder, stages: Sequence[Stage], code: Code = NO_CODE, metric: Metric = ACCURACY
 ) -> None:
     """Measures finished stages on the test split, and adds numbers and chosen classes to those in the study's folder.
 
@@ -35,8 +37,8 @@ def measure_on_test(
     (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
     probabilities; none where it is not known what a teacher says of these images), `test_reliability` (by bin of
     confidence: mean confidence, accuracy, count). With two classes, of which the second is the positive one, also those
-    of `binary_metrics`, at the threshold of the best F1 on validation; with more classes the `metric` that the study
-    goes by, where it is AUC or F1, as a mean over classes. A given teacher whose logits leave out the test
+    of `binary_metrics`, at the threshold of the best F1 on validation; always the `metric` that the study
+    goes by. A given teacher whose logits leave out the test
     images has none. `code`: the user's, of whose families they may be.
     """
     use(code)
@@ -67,7 +69,7 @@ def _names(dataset: Dataset) -> Sequence[str] | None:
 
 
 def measure_on_validation(
-    folder: StudyFolder, stages: Sequence[Stage], metric: str = "accuracy"
+    folder: StudyFolder, stages: Sequence[Stage], metric: Metric = ACCURACY
 ) -> dict[str, dict[str, Any]]:
     """By key what `measure_on_test` measures, of the images that choose, under the same names without `test_`.
 
@@ -87,7 +89,7 @@ def measure_on_validation(
 
 
 def _measures(
-    stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None, metric: str
+    stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None, metric: Metric
 ) -> dict[str, Any]:
     """Of one stage, by the logits of all on the same images; nothing where it is not known what it says of them."""
     if stage.key not in logits:
@@ -96,8 +98,8 @@ def _measures(
     found = measure_logits(own, labels)
     if threshold is not None:
         found |= binary_metrics(positive_scores(own), labels.numpy() == 1, threshold)
-    elif metric in SCORES:
-        found |= {f"test_{name}": value for name, value in scores(own, labels, [metric]).items()}
+    if metric.name in TABLES["metric"] and f"test_{metric.name}" not in found:
+        found |= {f"test_{name}": value for name, value in scores(own, labels, [metric.name]).items()}
     above = _teachers_of(stage)
     if above and all(each.key in logits for each in above):  # else it is not known what they say of these images
         taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)

@@ -141,7 +141,7 @@ def _conclude(folder: StudyFolder, search: Search, code: Code) -> Tables:
     """The tables and the figure, and once the search is over what confirmed students and their teachers do on test."""
     try:
         if not search.is_open and (stages := _unmeasured(folder, search)):
-            apart("takd.study.confirm:measure_on_test", folder, stages, code, search.space.metric)
+            apart("takd.study.confirm:measure_on_test", folder, stages, code, search.space.goes_by)
     finally:  # also where the test split can't be read
         tables = write_results(folder, search)
     from takd.study.report import write_figure  # SciPy and matplotlib: not in memory while stages train
@@ -247,10 +247,10 @@ def _train(
     pruned = Pruned(folder.artifacts, folder.name).read() if asha else {}
     look_every = asha.grace_epochs if asha else None
     graph = StageGraph(
-        folder.artifacts, search.lasting, pruned, look_every, search.space.fixed_lanes, search.space.metric
+        folder.artifacts, search.lasting, pruned, look_every, search.space.fixed_lanes, search.space.goes_by
     )
     profile = Profile(slots, began) if options.profile else None
-    progress = Progress(folder.name, search.space.seeds, slots, console, search.space.metric)
+    progress = Progress(folder.name, search.space.seeds, slots, console, search.space.goes_by)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
 
     def confirm() -> list[Proposal]:

@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 
 from takd.search_spaces import Stage, ViewName
+from takd.search_spaces.metrics import ACCURACY, Metric
+from takd.search_spaces.registry import metric_named
 from takd.trainables.datasets.dataset import load_for
 from takd.trainables.derivation import CPU, publish_soft_targets
 from takd.trainables.looks import looks
@@ -23,7 +25,6 @@ from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import StageTraining, Trained
-from takd.trainables.training.scores import SCORES
 from takd.trainables.training.teaching import ByView
 from takd.trainables.width import best_width, widest
 
@@ -54,7 +55,7 @@ class StageBatch:
         measure_width: bool,
         origin: Mapping[str, Mapping[str, str]],
         whole: bool = False,
-        metric: str = "accuracy",
+        metric: Metric = ACCURACY,
         device: torch.device = CPU,
         gpus: float = 0.0,
     ) -> None:
@@ -166,7 +167,7 @@ class StageBatch:
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
         return StageTraining(
-            stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained, self.metric
+            stages, load_for(stages[0].dataset, self.store), upstream, self.device, pretrained, self.metric.name
         )
 
     def run_epoch(self) -> None:
@@ -195,7 +196,7 @@ class StageBatch:
     def values(self) -> dict[str, float]:
         """Of the running stages that had a look at the validation split, the metric by key."""
         running = self.training.running if self.training else []
-        return {lane.stage.key: value for lane in running if (value := lane.value(self.metric)) is not None}
+        return {lane.stage.key: value for lane in running if (value := lane.value(self.metric.name)) is not None}
 
     def values_before(self, every: int) -> dict[str, dict[int, float]]:
         """What the checkpoints that the running stages went on from say of each of so many epochs, by key."""
@@ -276,7 +277,7 @@ class StageBatch:
 
 def _measured(selected: EpochMetrics) -> dict[str, float | None]:
     """By metric, on the validation split."""
-    more = {name: value for name in SCORES if (value := selected.value(name)) is not None}
+    more = {metric_named(name).kept: value for name, value in selected.scores.items()}
     return {"accuracy": selected.val_accuracy, "loss": selected.val_loss, **more}
 
 

@@ -29,6 +29,7 @@ BUILT_IN = (
     "takd.trainables.training.views",
     "takd.trainables.training.losses",
     "takd.trainables.training.lanes",
+    "takd.trainables.training.scores",
     "takd.trainables.training.schedules",
 )
 

@@ -26,6 +26,7 @@ from takd.analysis.evidence.statistics import (
 )
 from takd.analysis.tables import BINS
 from takd.search_spaces import Stage, some
+from takd.search_spaces.metrics import Metric
 from takd.study.binary import binary_metrics
 from takd.study.confirm import measure_logits, positive_scores
 from takd.study.export.candidates import Student
@@ -77,7 +78,8 @@ def model_card(
         },
         "output": {"name": PROBABILITIES if raw else LOGITS, "shape": ["batch", len(dataset.classes)]},
         "chosen_by": {
-            "metric": candidate.metric,
+            "metric": candidate.metric.name,
+            "title": candidate.metric.title,
             "split": "validation",
             "phase": candidate.phase,
             "mean": candidate.mean,
@@ -113,13 +115,13 @@ def _interval(estimate: Any) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def _mean_and_interval(values: Sequence[float], metric: str) -> dict[str, float | None] | None:
+def _mean_and_interval(values: Sequence[float], metric: Metric) -> dict[str, float | None] | None:
     return {"mean": sum(values) / len(values), **_interval(_estimate(values, metric))} if len(values) else None
 
 
-def _estimate(values: Sequence[float], metric: str) -> Estimate | Interval:
-    """All but the loss lie in [0, 1]."""
-    return mean_interval(values) if metric == "loss" else bounded_interval(spread_of_paths(values))
+def _estimate(values: Sequence[float], metric: Metric) -> Estimate | Interval:
+    """Fractions lie in [0, 1]."""
+    return mean_interval(values) if not metric.fraction else bounded_interval(spread_of_paths(values))
 
 
 def _stages(student: Student, logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
