@@ -137,6 +137,8 @@ def model_family(
     recipe's, or its own default; without one the family takes none. A ValueError refuses a size.
     """
 
+    _needs_a_name("model_family", name)
+
     def define(build: Function) -> Function:
         origin = _origin(2)
         _check_name("model_family", name, NAME, origin)
@@ -173,6 +175,8 @@ def method(name: str, *, needs: Literal["logits", "soft_targets"] = "logits") ->
     `form` makes of it, the cross-entropy with the labels and lambda. It has no factor T^2 but its own.
     """
 
+    _needs_a_name("method", name)
+
     def define(function: Function) -> Function:
         origin = _origin(2)
         _check_name("method", name, WORD, origin)
@@ -205,6 +209,8 @@ def augmentation(name: str, *, numbers: int | None = 1) -> Callable[[Function], 
     images of the same shape and type.
     """
 
+    _needs_a_name("augmentation", name)
+
     def define(function: Function) -> Function:
         origin = _origin(2)
         _check_name("augmentation", name, WORD, origin)
@@ -236,6 +242,8 @@ def optimizer(name: str, *, by_element: bool = False) -> Callable[[Function], Fu
     on its own gradients alone, so that several stages may train as lanes of one model.
     """
 
+    _needs_a_name("optimizer", name)
+
     def define(function: Function) -> Function:
         origin = _origin(2)
         _check_name("optimizer", name, WORD, origin)
@@ -252,6 +260,8 @@ def schedule(name: str) -> Callable[[Function], Function]:
     The function is called with the part of the run that is done, from 0 to 1, and the recipe, and returns what the
     learning rate is multiplied by.
     """
+
+    _needs_a_name("schedule", name)
 
     def define(function: Function) -> Function:
         origin = _origin(2)
@@ -283,6 +293,8 @@ def metric(
     says that more is better; `fraction` that it lies between 0 and 1 and is shown in percent.
     """
 
+    _needs_a_name("metric", name)
+
     def define(function: Function) -> Function:
         origin = _origin(2)
         _check_name("metric", name, WORD, origin)
@@ -307,6 +319,13 @@ def metric_named(name: str) -> Metric:
     """Of the table."""
     kind, origin = TABLES["metric"][name], TABLES["metric"].origins[name]
     return Metric(name, kind.title, kind.higher, kind.fraction, origin.digest)
+
+
+def _needs_a_name(kind: str, name: Any) -> None:
+    """Raises InputError where a decorator was put on a function itself, which would define nothing."""
+    if callable(name):
+        called = getattr(name, "__name__", "NAME")
+        raise InputError(f"{_at(_origin(3))}: @takd.{kind} takes a name: @takd.{kind}({called!r})")
 
 
 def _check_name(kind: str, name: Any, valid: "re.Pattern[str]", origin: Origin) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -118,9 +119,10 @@ def try_metric(name: str, labels: Tensor, classes: int) -> None:
             raise blamed(error, about) from None
         if not (torch.equal(given, logits) and torch.equal(told, labels)):
             raise InputError(f"{about} changes what it is given; expected a function that only reads it")
-        value, again = (each.item() if isinstance(each, Tensor) and each.numel() == 1 else each for each in values)
-        if isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
-            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        value, again = values
+        many = isinstance(value, Tensor | np.ndarray) and value.ndim > 0
+        if many or isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
+            got = f"{value.dtype} {list(value.shape)}" if many else type(value).__name__
             raise InputError(f"{about} gives {got} of {len(labels)} images; expected one number")
         found[what] = float(value)
         if not math.isfinite(found[what]):
@@ -134,6 +136,8 @@ def try_metric(name: str, labels: Tensor, classes: int) -> None:
                 f"{about} gives {found[what]:g} of {what}; expected a fraction, or fraction=False in the decorator"
             )
     best, worst = found["right answers"], found["wrong ones"]
+    if best == worst:
+        raise InputError(f"{about} gives {best:g} of right answers and of wrong ones: nothing can be chosen by it")
     if (best < worst) if kind.higher else (best > worst):
         more, other = ("more", "higher=False") if kind.higher else ("less", "higher=True")
         raise InputError(
@@ -169,7 +173,11 @@ def _try_method(kind: Method, about: str) -> None:
     for temperature in (1.0, 4.0):
         student = torch.randn(IMAGES, CLASSES, requires_grad=True)
         teacher, labels = 3 * torch.randn(IMAGES, CLASSES), torch.arange(IMAGES) % CLASSES
-        found = kind.function(student, teacher, labels, temperature)
+        given = teacher.clone(), labels.clone()
+        torch.manual_seed(1)
+        found = kind.function(student, *given, temperature)
+        if not (torch.equal(given[0], teacher) and torch.equal(given[1], labels)):
+            raise InputError(f"{about} changes what it is given; expected a function that only reads it")
         if not isinstance(found, Tensor) or found.shape not in ((), (IMAGES,)):
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(f"{about} gives {got} of {IMAGES} images; expected one number, or [{IMAGES}]")
@@ -177,6 +185,13 @@ def _try_method(kind: Method, about: str) -> None:
             raise InputError(f"{about} gives {found.mean().item()} at temperature {temperature:g}; expected numbers")
         if not found.requires_grad:
             raise InputError(f"{about} has no gradient of the student's logits")
+        torch.manual_seed(2)
+        again = kind.function(student, teacher.clone(), labels.clone(), temperature)
+        if not torch.allclose(found, again):
+            raise InputError(
+                f"{about} gives {found.mean().item():g} and then {again.mean().item():g} of the same logits; "
+                "it may draw no random numbers"
+            )
         found.mean().backward()
         if student.grad is None or not student.grad.isfinite().all() or not student.grad.any():
             what = "no" if student.grad is None or not student.grad.any() else "no finite"

@@ -59,34 +59,34 @@ VERDICTS: Mapping[str, Wording] = {
     "one unit": Wording(
         "they share one",
         lambda each: each.units == 1,
-        "{arm} is {size} {unit_of} {above} {reference} on one {unit}; from one {unit} nothing can be said",
+        "{arm} is {size} {points} {above} {reference} on one {unit}; from one {unit} nothing can be said",
     ),
     "no spread": Wording(
         "no interval can be computed",
         lambda each: not each.low < each.high,
-        "{arm} is {size} {unit_of} {above} {reference} in each of {units} {unit}s; without any spread nothing can be "
+        "{arm} is {size} {points} {above} {reference} in each of {units} {unit}s; without any spread nothing can be "
         "said of chance",
     ),
     "better": Wording(
         "p < 0.05 after Holm's correction, the difference is positive",
         lambda each: each.sure and each.difference > 0,
-        "{arm} is better than {reference} by {size} {unit_of} ({interval})",
+        "{arm} is better than {reference} by {size} {points} ({interval})",
     ),
     "worse": Wording(
         "p < 0.05 after Holm's correction, the difference is negative",
         lambda each: each.sure and each.difference < 0,
-        "{arm} is worse than {reference} by {size} {unit_of} ({interval})",
+        "{arm} is worse than {reference} by {size} {points} ({interval})",
     ),
     "luck": Wording(
         "its own interval leaves out 0, but not after Holm's correction",
         lambda each: each.one_sided,
-        "{arm} is {size} {unit_of} {above} {reference} ({interval}), but that may be luck: it is one of {comparisons} "
+        "{arm} is {size} {points} {above} {reference} ({interval}), but that may be luck: it is one of {comparisons} "
         "comparisons (p = {p:.2f} after Holm's correction)",
     ),
     "not told apart": Wording(
         "else",
         lambda each: True,
-        "{arm} and {reference} can't be told apart ({difference} {unit_of}, {interval}{better})",
+        "{arm} and {reference} can't be told apart ({difference} {points}, {interval}{better})",
     ),
 }
 MARGINS: Mapping[str, Wording] = {
@@ -104,7 +104,7 @@ MARGINS: Mapping[str, Wording] = {
     "less than matters": Wording(
         "the whole interval is within what matters",
         lambda each: _within(each),
-        ", so {arm} is as good as {reference}: less than the {matters:g} {unit_of} that matter lie between them",
+        ", so {arm} is as good as {reference}: less than the {matters:g} {points} that matter lie between them",
     ),
     "not worse": Wording(
         "the interval holds 0 and lies above minus what matters",
@@ -135,7 +135,7 @@ def verdict(each: Compared) -> str:
         units=each.units,
         size=f"{abs(each.difference):.{digits}f}",
         above="below" if (each.difference < 0) == each.metric.higher else "above",
-        unit_of=each.metric.unit,
+        points=each.metric.unit,
         better="" if each.metric.higher else "; more is better",
         difference=f"{without_minus_zero(each.difference, digits):+.{digits}f}",
         interval=interval_text(each.low, each.high, digits),

@@ -18,6 +18,7 @@ from takd.analysis.gap import front_table, students_front
 from takd.analysis.metrics import value_text
 from takd.analysis.tables import Missing, best_configurations, note, students
 from takd.search_spaces import InputError
+from takd.search_spaces.metrics import METRICS
 from takd.study.checks import check_space
 from takd.study.export.candidates import Candidate
 from takd.study.export.pareto import front_of, tables
@@ -62,8 +63,8 @@ def test_a_search_by_another_metric_chooses_tells_and_shows_it_and_trains_no_stu
     assert "The search went by the validation AUC" in note(trials)
     assert "% validation AUC" in by_auc.output  # of the progress lines' best
     best = best_by_arm(trials).iloc[0]
-    assert value_text(best["value"], "auc").endswith("% validation AUC")
-    assert best["value"] == pytest.approx(means.max())
+    assert value_text(best["value"] / 100, METRICS["auc"]).endswith("% validation AUC")
+    assert best["value"] == pytest.approx(100 * means.max())
 
 
 @pytest.mark.usefixtures("ray_slots", "cache")
@@ -103,7 +104,7 @@ def test_the_stages_key_has_the_metric_where_the_weights_depend_on_it_and_nowher
 
 def test_halving_ends_those_with_the_higher_loss():
     for metric, ended in (("loss", "b"), ("accuracy", "a")):
-        halving = Halving(1, 2, metric)
+        halving = Halving(1, 2, METRICS[metric])
         assert halving.stop(1, {"a": 0.1}) == []
         assert halving.stop(1, {"b": 0.9, "c": 0.5 if metric == "loss" else 0.05})[0] == ("b" if ended == "b" else "c")
 
@@ -143,7 +144,7 @@ def test_on_the_front_is_who_no_other_beats_at_a_lower_cost():
 def candidate(model: str, mean: float, parameters: int, metric: str = "auc") -> Candidate:
     row = {"model": model, "parameters": parameters, "flops_per_image": 2 * parameters, "arm": "kd"}
     row |= {"configuration": f"kd student.model={model}"}
-    return Candidate(row, metric, "confirm", [mean], [mean], pd.DataFrame(), pd.DataFrame())
+    return Candidate(row, METRICS[metric], "confirm", [mean], [mean], pd.DataFrame(), pd.DataFrame())
 
 
 MILLISECONDS = {"mlp-4": 0.3, "mlp-8": 0.2, "mlp-16": 0.4, "mlp-32": 0.5}
