@@ -161,7 +161,10 @@ def test_stacked_members_compute_what_each_does_alone(written):
 
 def test_a_model_that_looks_at_its_numbers_can_be_measured(written):
     """On torch's meta device, where sizes are counted, there are none."""
-    looking = "class Looking(nn.Linear):\n    def forward(s, x): return super().forward(x.flatten(1) * (1 + 0 * x.sum().item()))"
+    looking = (
+        "class Looking(nn.Linear):\n"
+        "    def forward(s, x): return super().forward(x.flatten(1) * (1 + 0 * x.sum().item()))"
+    )
     used(written(nets=family("return Looking(64, 10)", looking)))
     assert check_model("odd-1", SHAPE, 10) is not None
     assert size_of("odd-1", SHAPE, 10).flops == 2 * 64 * 10
@@ -254,11 +257,12 @@ def test_code_that_can_not_be_used_is_one_line(written, source, said):
 
 HEADS = {
     "Drawn": (
-        "class Drawn(nn.Module):\n    def __init__(s):\n        super().__init__(); s.l = nn.Linear(64, 10)\n"
+        "class Drawn(nn.Module):\n    def __init__(s):\n        super().__init__()\n        s.l = nn.Linear(64, 10)\n"
         "    def forward(s, x): return s.l(nn.functional.dropout(x.flatten(1), 0.5, s.training))"
     ),
     "Ending": (
-        "class Ending(nn.Module):\n    def __init__(s, end):\n        super().__init__(); s.l = nn.Linear(64, 10)\n        s.e = end\n"
+        "class Ending(nn.Module):\n    def __init__(s, end):\n        super().__init__()\n        s.e = end\n"
+        "        s.l = nn.Linear(64, 10)\n"
         "    def forward(s, x): return s.e(s.l(x.flatten(1)))"
     ),
 }
