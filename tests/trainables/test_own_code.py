@@ -522,6 +522,6 @@ def test_what_the_page_shows_can_be_used(written):
         check_model("small", SHAPE, 10)
     used(written(nets="\n".join([*blocks, "import torch", "import numpy as np", "from pathlib import Path"])))
     expected = {"model_family": "small", "method": "square", "augmentation": "dim", "optimizer": "plain_sgd"}
-    expected |= {"schedule": "linear", "dataset": "cells"}
+    expected |= {"schedule": "linear", "metric": "balanced", "dataset": "cells"}
     assert {kind: name for kind, table in TABLES.items() for name in table if table.origins[name].digest} == expected
     assert check_model("small-8", SHAPE, 10) is not None
