@@ -110,7 +110,8 @@ def plain_first(dataset: Dataset, training: StageTraining, epoch: int) -> Batche
 
 def platforms_views(dataset: Dataset, training: StageTraining, epoch: int) -> Batches:
     pixels = Pixels(dataset.train.images, dataset, torch.device("cpu"), torch.contiguous_format)
-    seen = pixels.named(training.recipe.view_names[epoch], dataset.train.labels)
+    shown = pixels.named(training.recipe.view_names[epoch], dataset.train.labels)
+    seen = shown[torch.arange(len(dataset.train.labels))]
     raw = ((seen - pixels.shift) / pixels.scale).round()
     for batch in training.inputs.batches(epoch, training.taught.smallest_batch):
         yield raw[batch], dataset.train.labels[batch]
