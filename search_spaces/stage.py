@@ -126,7 +126,7 @@ class Recipe(Value):
     `+`, in turn."""
     views: Integer | Literal["per-epoch"] | None = Field(None, examples=["per-epoch"])
     """With `augment` only: how many seeded copies of the images there are, 2 or more, used in turn by epoch;
-    `per-epoch` has one for each epoch. Null is 8."""
+    `per-epoch` has one for each epoch. The first view, of the first epoch, is the images as they are. Null is 8."""
     class_weights: Literal["balanced"] | None = Field(None, examples=["balanced"])
     """`balanced` weighs the loss on labels so that all classes count the same; null weighs all examples alike."""
     evaluate_every: Integer = Field(1, ge=1, examples=[5])
