@@ -332,8 +332,9 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"| mean confidence | {100 * test['mean_confidence']:.2f} % | |"
     yield ""
     whose = "fresh students of the confirm phase" if chosen["phase"] == "confirm" else "students of the search"
+    by = chosen.get("title", chosen["metric"])  # an older card has a name alone
     yield _paragraph(
-        f"It was chosen on validation images: by each configuration's mean {chosen['metric']} there, over its {whose}.",
+        f"It was chosen on validation images: by each configuration's mean {by} there, over its {whose}.",
         f"That of `{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}",
         f"{_seeds_interval(chosen)}. Of these students it is the best on validation,",
         f"{100 * card['metrics']['validation']['accuracy']:.2f} %. No test image chose anything.",
@@ -341,7 +342,7 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     if tested := chosen["on_test"]:
         yield ""
         yield _paragraph(
-            f"On the test split the mean {chosen['metric']} of the same students is {tested['mean']:.4f}",
+            f"On the test split the mean {by} of the same students is {tested['mean']:.4f}",
             f"{_seeds_interval(tested)}.",
         )
 
