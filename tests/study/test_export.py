@@ -430,6 +430,10 @@ def test_without_a_confirm_phase_the_search_chooses_and_the_export_says_so(takd,
             ["--metric", "auc"],
             "--metric auc: no confirmed student of study tiny has it; valid: accuracy, loss, ece, agr",
         ),
+        (
+            ["--metric", "acuracy"],
+            "--metric acuracy: there is none; did you mean 'accuracy'? valid: accuracy, loss, ece",
+        ),
         (["--metric", "auc", "--arm", "none"], "--arm none: no finished student; arms with one: "),
         (
             ["--metric", "agreement", "--arm", "labels"],
