@@ -36,8 +36,9 @@ COLUMNS = (
     "agreement",
     "auc_low",
     "auc_high",
+    "accuracy_at_threshold",
+    "threshold_accuracy",
 )
-COLUMNS += ("accuracy_at_threshold", "threshold_accuracy")
 
 
 @dataclass(frozen=True)

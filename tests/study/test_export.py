@@ -25,6 +25,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from torch import Tensor, nn
 
+from takd.analysis.metrics import COLUMNS
 from takd.analysis.tables import confirmed as confirmed_rows
 from takd.analysis.tables import students
 from takd.search_spaces import InputError, key_of
@@ -381,7 +382,8 @@ def candidates(
     def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
         return measure_on_validation(study.folder, [stages[key] for key in keys])
 
-    return find_candidates(opened.trials if trials is None else trials, "tiny", metric, arm, measure)
+    by = COLUMNS[metric].metric
+    return find_candidates(opened.trials if trials is None else trials, "tiny", by, arm, measure)
 
 
 def order(*given: Any, **named: Any) -> list[str]:
