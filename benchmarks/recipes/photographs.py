@@ -10,8 +10,9 @@
 moving average (0.9) of the weights, RandomResizedCrop with flips and ColorJitter; batch normalisation frozen. The loop
 has torchvision's transforms, torch's optimizer, schedulers and AveragedModel, and what it draws is its own. The
 platform's first epoch sees the images as they are (view 0), so the loop is run so too, and a third time with the
-platform's very images, order and first weights: then both must end at the same weights. `--sheet` writes a
-picture of every augmentation on photographs instead.
+platform's very images, order and first weights. Then the losses of the first steps are the same. Later ones need not
+be: the fourth line's weights begin 1e-7 away from the third's, and end elsewhere. `--sheet` writes a picture of every
+augmentation on photographs instead.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -38,7 +39,7 @@ from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.models.pretrained import canonical_weights
 from takd.trainables.models.weights_files import Pretrained, unpacked
 from takd.trainables.training.inputs import Pixels
-from takd.trainables.training.loop import StageTraining, train
+from takd.trainables.training.loop import StageTraining
 
 MODEL = "tf_efficientnet_lite0"
 BATCH, RATE, DECAY, EMA, CLIP = 32, 1e-3, 0.05, 0.9, 1.0
@@ -68,9 +69,10 @@ def main() -> None:
             "bare loop": own_views,
             "bare loop, first epoch plain": plain_first,
             "bare loop, the platform's batches": platforms_views,
+            "the same, 1e-7 away": platforms_views_nearby,
             "platform": None,
         }
-        said: dict[str, list[Tensor]] = {}
+        said: dict[str, list[Run]] = {}
         for name, views in ways.items():
             started = time.perf_counter()
             runs = range(options.seeds)
@@ -81,11 +83,27 @@ def main() -> None:
                 for seed in runs
             ]
             seconds = (time.perf_counter() - started) / options.seeds
-            right = [accuracy(logits, dataset.test().labels) for logits in said[name]]
+            right = [accuracy(run.logits, dataset.test().labels) for run in said[name]]
             print(f"{name:<34} test {spread(right)}  ({seconds:.0f} s a run)", flush=True)
-        *_, copy, own = said.values()
-        apart = max((one - other).abs().max().item() for one, other in zip(copy, own, strict=True))
-        print(f"the same batches: test logits differ by {apart:.1g} at most, of up to {own[0].abs().max().item():.1f}")
+        *_, copy, nearby, own = said.values()
+        steps = -(-len(dataset.train.labels) // BATCH)
+        for name, others in (("platform", own), ("1e-7 away", nearby)):
+            apart = [
+                max(abs(one - other) for one, other in zip(run.losses[part], beside.losses[part], strict=True))
+                for part in (slice(0, steps), slice(steps, None))
+                for run, beside in zip(copy, others, strict=True)
+            ]
+            first, later = max(apart[: len(copy)]), max(apart[len(copy) :])
+            print(
+                f"{name:<10} losses differ from the same batches by {first:.1g} in the first epoch, {later:.1g} later"
+            )
+
+
+class Run(NamedTuple):
+    """What training left: logits of the test images `[n, classes]`, and the loss of each step."""
+
+    logits: Tensor
+    losses: list[float]
 
 
 Batches = Iterator[tuple[Tensor, Tensor]]  # images uint8 and labels
@@ -117,16 +135,23 @@ def platforms_views(dataset: Dataset, training: StageTraining, epoch: int) -> Ba
         yield raw[batch], dataset.train.labels[batch]
 
 
-def loop(dataset: Dataset, given: Pretrained, epochs: int, seed: int, views: Views) -> Tensor:
-    """As one writes it by hand; test logits `[n, classes]`."""
+def platforms_views_nearby(dataset: Dataset, training: StageTraining, epoch: int) -> Batches:
+    yield from platforms_views(dataset, training, epoch)
+
+
+def loop(dataset: Dataset, given: Pretrained, epochs: int, seed: int, views: Views) -> Run:
+    """As one writes it by hand."""
     torch.manual_seed(seed)
     network = timm.create_model(MODEL, num_classes=len(dataset.classes))
     network.load_state_dict(given.tensors, strict=False)
     nn.init.normal_(network.classifier.weight, std=0.01)
     nn.init.zeros_(network.classifier.bias)
     training = StageTraining([stage_of(dataset, epochs, seed)], dataset, [[]], pretrained=given)
-    if views is platforms_views:
+    if views in (platforms_views, platforms_views_nearby):
         network.load_state_dict(training.taught.weights(0), strict=False)
+    if views is platforms_views_nearby:
+        for each in network.parameters():
+            each.data.mul_(1 + 1e-7 * torch.randn_like(each))
     network.to(memory_format=torch.channels_last)
     for each in network.modules():
         if isinstance(each, nn.BatchNorm2d):
@@ -141,6 +166,7 @@ def loop(dataset: Dataset, given: Pretrained, epochs: int, seed: int, views: Vie
     steps = -(-len(dataset.train.labels) // BATCH)
     rest = CosineAnnealingLR(optimizer, (epochs - 1) * steps)
     schedule = SequentialLR(optimizer, [LinearLR(optimizer, 0.01, total_iters=steps), rest], [steps])
+    losses = []
     for epoch in range(epochs):
         network.train()
         for each in network.modules():
@@ -148,19 +174,32 @@ def loop(dataset: Dataset, given: Pretrained, epochs: int, seed: int, views: Vie
                 each.eval()
         for images, labels in views(dataset, training, epoch):
             optimizer.zero_grad()
-            F.cross_entropy(network(normalised(images)), labels).backward()
+            loss = F.cross_entropy(network(normalised(images)), labels)
+            loss.backward()
+            losses.append(loss.item())
             nn.utils.clip_grad_norm_(weights, CLIP)
             optimizer.step()
             schedule.step()
             average.update_parameters(network)
-    return told(average.module.eval(), dataset)
+    return Run(told(average.module.eval(), dataset), losses)
 
 
-def platform(dataset: Dataset, given: Pretrained, epochs: int, seed: int) -> Tensor:
-    [trained] = train([stage_of(dataset, epochs, seed)], dataset, [[]], pretrained=given)
+def platform(dataset: Dataset, given: Pretrained, epochs: int, seed: int) -> Run:
+    training, losses = StageTraining([stage_of(dataset, epochs, seed)], dataset, [[]], pretrained=given), []
+    step = training.train_step
+
+    def noted(*of: Any) -> Tensor:
+        found = step(*of)
+        losses.append(found.item())
+        return found
+
+    training.train_step = noted  # type: ignore[method-assign]
+    while not training.done:
+        training.run_epoch()
+    [(_, trained)] = training.finish()
     network = timm.create_model(MODEL, num_classes=len(dataset.classes))
     network.load_state_dict(trained.weights, strict=False)  # two buffers beside it say what pixels it takes
-    return told(network.eval(), dataset)
+    return Run(told(network.eval(), dataset), losses)
 
 
 def stage_of(dataset: Dataset, epochs: int, seed: int) -> Stage:
