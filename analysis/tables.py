@@ -114,9 +114,10 @@ def metric_of(trials: pd.DataFrame) -> Metric:
     """
     if "metric" not in trials or (known := trials["metric"].dropna()).nunique() != 1:
         return ACCURACY
-    name, row = str(known.iloc[0]), trials.loc[known.index[0]]
+    name = str(known.iloc[0])
     if name in METRICS:
         return METRICS[name]
+    row = trials[trials["metric"] == name].iloc[0]
     return Metric(name, str(row["metric_title"]), bool(row["metric_higher"]), bool(row["metric_fraction"]))
 
 
