@@ -3,7 +3,7 @@
 Accuracies and differences are in percent and percentage points; no number stands without its interval.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from takd.analysis.evidence.statistics import (
     spread_of_paths,
 )
 from takd.analysis.evidence.wording import Compared, verdict, without_minus_zero
-from takd.analysis.metrics import METRICS, NAMES
+from takd.analysis.metrics import COLUMNS, label
 from takd.analysis.tables import (
     Missing,
     arm_order,
@@ -42,11 +42,12 @@ from takd.analysis.tables import (
     unit_of,
 )
 from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
+from takd.search_spaces.metrics import ACCURACY, Metric
 
 # Columns of the printed table of arms that a reader misses least, the least one first.
 SPARE = ("paper", "students", "configurations", "path seconds", "seeds", "paths", "best configuration")
 # By column. Absent in older studies.
-TEST_METRICS = {metric.confirmed: metric.title for metric in METRICS.values() if metric.title}
+TEST_METRICS = {each.confirmed: each.heading for each in COLUMNS.values() if each.heading}
 
 
 REFERENCES = ("kd", "labels")
@@ -60,14 +61,15 @@ COMPARISON = [
 def comparisons(trials: pd.DataFrame) -> pd.DataFrame:
     """Every arm against `kd` and `labels`, within each cell; one row a comparison, one family for Holm's correction.
 
-    Columns: `cell`, `arm`, `reference`, `unit` (`path` or `student`), `units` that both have, `difference` in points
-    with `low` and `high`, `hedges_g`, `p`, `p_holm`, `covers` (what intervals hold for), `verdict`.
+    Columns: `cell`, `arm`, `reference`, `unit` (`path` or `student`), `units` that both have, `difference` in points of
+    what the study goes by, positive where the arm is better (of a loss what it is less), with
+    `low` and `high`, `hedges_g`, `p`, `p_holm`, `covers` (what intervals hold for), `verdict`.
     """
     rows = [row for cell, part in by_cell(trials).items() for row in _within_a_cell(cell, part)]
     table = pd.DataFrame(rows, columns=[*COMPARISON[:-1], "scope"])
     table["p_holm"] = holm(table["p"].to_numpy(float))
-    matters = smallest_effect(trials)
-    table["verdict"] = [verdict(_compared(row, len(table), matters)) for row in table.to_dict("records")]
+    about = {"matters": smallest_effect(trials), "metric": metric_of(trials)}
+    table["verdict"] = [verdict(_compared(row, len(table), **about)) for row in table.to_dict("records")]
     return table[COMPARISON]
 
 
@@ -99,19 +101,20 @@ def paired_difference(arm: Measured, reference: Measured) -> dict[str, Any]:
     }
 
 
-def _compared(row: Mapping[Any, Any], comparisons: int, matters: float | None) -> Compared:
+def _compared(row: Mapping[Any, Any], comparisons: int, **about: Any) -> Compared:
     own = {name: row[name] for name in ("arm", "reference", "unit", "units", "difference", "low", "high", "scope")}
-    return Compared(**own, p=row["p_holm"], comparisons=comparisons, matters=matters)
+    return Compared(**own, p=row["p_holm"], comparisons=comparisons, **about)
 
 
 @remembered
 def arms_table(trials: pd.DataFrame) -> pd.DataFrame:
     """One row an arm of each cell, in the paper's order: its chosen configuration with mean and 95 % interval.
 
-    Intervals are over units, a `path` or a `student`, and over the test images where `covers` says so. `over_kd` and
-    `over_labels` are mean differences paired by unit, with `_low`, `_high` and `_p` (Holm's, over all cells). What
-    those who taught reach is in percent, see `takd.analysis.teachers`. Costs are means over the chosen students, see
-    `takd.analysis.cost`; metrics of the test split are fractions.
+    Intervals are over units, a `path` or a `student`, and over the test images where `covers` says so. `value` is what
+    the study goes by, `score` the same with more for better. `over_kd` and `over_labels` are mean differences of it
+    paired by unit, with `_low`, `_high` and `_p` (Holm's, over all cells). What those who taught reach is in percent,
+    see `takd.analysis.teachers`. Costs are means over the chosen students, see `takd.analysis.cost`; metrics of the
+    test split are fractions.
     """
     compared = comparisons(trials)
     rows: list[dict[str, Any]] = []
@@ -142,7 +145,9 @@ def _rows_of_a_cell(cell: str, trials: pd.DataFrame, compared: pd.DataFrame) -> 
             "low": 100 * float(estimate.low),
             "high": 100 * float(estimate.high),
             "covers": ", ".join(estimate.covers),
-            **metric_columns(trials, reached),
+            **metric_columns(
+                trials, reached, [100 * float(each) for each in (estimate.mean, estimate.low, estimate.high)]
+            ),
         }
         for reference in REFERENCES:
             row |= _over(compared, arm, reference)
@@ -152,32 +157,42 @@ def _rows_of_a_cell(cell: str, trials: pd.DataFrame, compared: pd.DataFrame) -> 
         yield row
 
 
-def metric_columns(trials: pd.DataFrame, reached: Measured) -> dict[str, Any]:
-    """What the search went by where that is not the accuracy, of an arm on the split that its accuracy is of.
+VALUE = ["value", "value_low", "value_high"]
 
-    `metric_mean` with `metric_low` and `metric_high` over units; fractions, but for the loss. Of metrics no image has.
+
+def metric_columns(trials: pd.DataFrame, reached: Measured, accuracy: Sequence[float]) -> dict[str, Any]:
+    """What the study goes by, of an arm on the split that its accuracy is of: `value` with its interval over units.
+
+    `score` is the same, but the higher the better. `accuracy` is that with its interval, which covers test images too.
     """
     metric = metric_of(trials)
-    if metric == "accuracy":
-        return {}
-    kind = METRICS[metric]
-    column = kind.confirmed if split_of(trials) == "test" else kind.searched
-    values = reached.by_unit(column).dropna().to_numpy() if column and column in reached.rows else np.array([])
-    if not len(values):
-        return {"metric": metric} | dict.fromkeys(("metric_mean", "metric_low", "metric_high"), np.nan)
-    found = mean_interval(values) if metric == "loss" else bounded_interval(spread_of_paths(values))
-    ends = {"metric_mean": found.mean, "metric_low": found.low, "metric_high": found.high}
-    return {"metric": metric} | {name: float(value) for name, value in ends.items()}
+    if metric == ACCURACY:
+        return {"score": accuracy[0], **dict(zip(VALUE, accuracy, strict=True))}
+    values = reached.by_unit("value").dropna().to_numpy()
+    found = _interval_of(values, metric) if len(values) else [np.nan] * 3
+    told = {f"metric_{name}": getattr(metric, name) for name in ("title", "higher", "fraction")}
+    score = found[0] if metric.higher else -found[0]
+    return {"metric": metric.name, **told, "score": score, **dict(zip(VALUE, found, strict=True))}
 
 
-def metric_text(row: Mapping[Any, Any]) -> str:
-    """`91.30 (90.10 to 92.40)`, in percent but for the loss."""
-    if row["metric"] != "loss":
-        return with_interval(*(100 * row[f"metric_{name}"] for name in ("mean", "low", "high")))
-    mean, low, high = (row[f"metric_{name}"] for name in ("mean", "low", "high"))
-    if np.isnan(mean):
-        return "-"
-    return f"{mean:.4f} " + ("(no interval)" if np.isnan(low) else f"({low:.4f} to {high:.4f})")
+def _interval_of(values: "np.ndarray[Any, Any]", metric: Metric) -> list[float]:
+    """Mean, low and high of values as people read them, one a unit."""
+    if not metric.fraction:
+        found = mean_interval(values)
+        return [float(found.mean), float(found.low), float(found.high)]
+    bounded = bounded_interval(spread_of_paths(values / 100))
+    return [100 * float(bounded.mean), 100 * float(bounded.low), 100 * float(bounded.high)]
+
+
+def value_cell(row: Mapping[Any, Any], metric: Metric) -> str:
+    """`91.30 (90.10 to 92.40)`"""
+    return with_interval(*(row[name] for name in VALUE), digits=metric.digits)
+
+
+def mean_text(values: "pd.Series[float]", metric: Metric) -> str:
+    """The mean of values as people read them, one a unit, with its interval."""
+    found = _interval_of(values.to_numpy(float), metric) if len(values) else [np.nan] * 3
+    return with_interval(*found, digits=metric.digits)
 
 
 def accuracy_interval(reached: Measured) -> Interval:
@@ -185,7 +200,7 @@ def accuracy_interval(reached: Measured) -> Interval:
     right = reached.right()
     if right is not None:
         return bounded_interval(spread_of_images(right))
-    return bounded_interval(spread_of_paths(reached.by_unit().to_numpy() / 100))
+    return bounded_interval(spread_of_paths(reached.by_unit("accuracy").to_numpy() / 100))
 
 
 COSTS = ("path_seconds", "shared_seconds", "path_flops", "shared_flops")
@@ -259,7 +274,7 @@ def standing(trials: pd.DataFrame, arms: Collection[str] | None = None) -> Stand
     paired = [own[arm].beside(common)[0] for arm in names]
     if common.units < 2:
         return Standing(best, (), (), dict.fromkeys(names, np.nan))
-    right = [each.right() for each in paired]
+    right = [each.judged() for each in paired]
     images = all(each is not None for each in right)
     values = np.stack(right if images else [each.by_unit().to_numpy() / 100 for each in paired])  # type: ignore[arg-type]
     found, matters = best_arms(values, images=images), smallest_effect(trials)
@@ -295,14 +310,14 @@ def comparison_table(trials: pd.DataFrame) -> pd.DataFrame:
     table = comparisons(trials)
     if not len(table):
         raise Missing("No two arms to compare have ended yet.")
-    rows = table.to_dict("records")
+    rows, metric = table.to_dict("records"), metric_of(trials)
     return pd.DataFrame(
         {
             **_cell_column(table),
             "comparison": [f"{row['arm']} - {row['reference']}" for row in rows],
             "of": [f"{row['units']} {row['unit']}s" for row in rows],
-            "difference, points (95 % CI)": [
-                with_interval(row["difference"], row["low"], row["high"], "+") for row in rows
+            f"difference, {metric.unit} (95 % CI)": [
+                with_interval(row["difference"], row["low"], row["high"], "+", metric.digits) for row in rows
             ],
             "Hedges' g": [_number(row["hedges_g"], "+.2f") for row in rows],
             "p (Holm)": [_number(row["p_holm"], ".3f") for row in rows],
@@ -347,27 +362,34 @@ def settings_table(trials: pd.DataFrame) -> pd.DataFrame:
     done = students(trials)
     if not len(done):
         raise Missing("No student of the search has ended yet.")
-    rows = []
+    rows, metric = [], metric_of(trials)
     for arm in sorted(done["arm"].unique(), key=lambda arm: arm_order(trials, arm)):
-        tried = done[done["arm"] == arm].groupby("configuration")["accuracy"]
-        ranked = list(tried.mean().sort_values(ascending=False).index)
+        tried = done[done["arm"] == arm].groupby("configuration")["value"]
+        ranked = list(tried.mean().sort_values(ascending=not metric.higher).index)
         for place in sorted({0, 1, 2, len(ranked) - 1} & set(range(len(ranked)))):
             chosen = hyperparameters_of(str(ranked[place]))
-            rows.append((arm, f"{place + 1} of {len(ranked)}", chosen, percents(tried.get_group(ranked[place]) / 100)))
-    return pd.DataFrame(rows, columns=["arm", "rank", "configuration", "val. accuracy %"])
+            rows.append(
+                (arm, f"{place + 1} of {len(ranked)}", chosen, mean_text(tried.get_group(ranked[place]), metric))
+            )
+    return pd.DataFrame(rows, columns=["arm", "rank", "configuration", f"val. {heading(metric)}"])
 
 
-def studies_table(studies: Mapping[str, pd.DataFrame], value: str = "accuracy") -> pd.DataFrame:
-    """One row an arm, one column a study: `accuracy`, `over_kd` or `over_labels` with its interval."""
+def studies_table(studies: Mapping[str, pd.DataFrame], value: str = "value") -> pd.DataFrame:
+    """One row an arm, one column a study: `value` (what it goes by), `accuracy`, `over_kd` or `over_labels`, with its
+    interval.
+    """
     tables = {name: arms_table(trials) for name, trials in studies.items() if len(chosen_students(trials))}
     low, high = ("low", "high") if value == "accuracy" else (f"{value}_low", f"{value}_high")
+    sign = "+" if value.startswith("over_") else ""
     every = pd.concat(studies.values(), ignore_index=True)
     arms = sorted({arm for table in tables.values() for arm in table["arm"]}, key=lambda arm: arm_order(every, arm))
     columns: dict[str, list[str]] = {"arm": arms}
     for name, trials in studies.items():
         rows = {row["arm"]: row for row in tables[name].to_dict("records")} if name in tables else {}
-        columns[f"{name} ({split_of(trials)})"] = [
-            with_interval(rows[arm][value], rows[arm][low], rows[arm][high], "" if value == "accuracy" else "+")
+        metric = ACCURACY if value == "accuracy" else metric_of(trials)
+        what = split_of(trials) + ("" if metric == ACCURACY else f", {label(metric)}")
+        columns[f"{name} ({what})"] = [
+            with_interval(rows[arm][value], rows[arm][low], rows[arm][high], sign, metric.digits)
             if arm in rows
             else "-"
             for arm in arms
@@ -376,7 +398,7 @@ def studies_table(studies: Mapping[str, pd.DataFrame], value: str = "accuracy") 
 
 
 def accuracies_by_block(trials: pd.DataFrame) -> pd.DataFrame:
-    """Every arm's accuracy by study and cell."""
+    """What every arm reaches by study and cell, in what the study goes by."""
     return studies_table(blocks_of(trials))
 
 
@@ -389,11 +411,11 @@ def cost_table(trials: pd.DataFrame) -> pd.DataFrame:
     """Seconds and FLOPs of a student's path, alone and shared, beside its accuracy."""
     if not len(chosen_students(trials)):
         raise Missing("No student has ended yet.")
-    rows = arms_table(trials).to_dict("records")
+    rows, metric = arms_table(trials).to_dict("records"), metric_of(trials)
     return pd.DataFrame(
         {
             "arm": [row["arm"] for row in rows],
-            f"{split_of(trials)} accuracy %": [with_interval(row["accuracy"], row["low"], row["high"]) for row in rows],
+            f"{split_of(trials)} {heading(metric)}": [value_cell(row, metric) for row in rows],
             "seconds alone": [_number(row["path_seconds"], ".1f") for row in rows],
             "seconds shared": [_number(row["shared_seconds"], ".2f") for row in rows],
             "FLOPs alone": [_number(row["path_flops"], ".3g") for row in rows],
@@ -434,12 +456,18 @@ def _number(value: float, form: str) -> str:
     return "-" if np.isnan(value) else f"{value:{form}}"
 
 
-def with_interval(mean: float, low: float, high: float, sign: str = "") -> str:
+def heading(metric: Metric) -> str:
+    """Of a column: `accuracy %`, `loss`."""
+    return f"{metric.title}{' %' if metric.fraction else ''}"
+
+
+def with_interval(mean: float, low: float, high: float, sign: str = "", digits: int = 2) -> str:
     """`86.00 (84.75 to 87.25)`: no number without its interval; a dash where there is no number."""
     if np.isnan(mean):
         return "-"
-    mean, low, high = map(without_minus_zero, (mean, low, high))
-    return f"{mean:{sign}.2f} " + ("(no interval)" if np.isnan(low) else f"({low:{sign}.2f} to {high:{sign}.2f})")
+    mean, low, high = (without_minus_zero(each, digits) for each in (mean, low, high))
+    form = f"{sign}.{digits}f"
+    return f"{mean:{form}} " + ("(no interval)" if np.isnan(low) else f"({low:{form}} to {high:{form}})")
 
 
 def _cell_column(table: pd.DataFrame) -> dict[str, list[str]]:
@@ -470,9 +498,9 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
         f"assistants, {short} %",
         "path seconds",
     ]
-    metric = str(table["metric"].iloc[0]) if "metric" in table and len(table) else "accuracy"
-    if metric != "accuracy":
-        header.insert(6, f"{short} {NAMES[metric]}{'' if metric == 'loss' else ' %'}")
+    metric = metric_of(table)
+    if metric != ACCURACY:
+        header.insert(6, f"{short} {heading(metric)}")
     rows = [
         [
             row["arm"],
@@ -482,16 +510,16 @@ def format_arms(table: pd.DataFrame) -> list[list[str]]:
             row["best configuration"],
             str(row["units"]) + (f" x {row['seeds'] // row['units']}" if row["seeds"] > row["units"] else ""),
             with_interval(row["accuracy"], row["low"], row["high"]),
-            with_interval(row["over_kd"], row["over_kd_low"], row["over_kd_high"], "+"),
+            with_interval(row["over_kd"], row["over_kd_low"], row["over_kd_high"], "+", metric.digits),
             _teacher(row, split),
             row[f"assistants_{column}"] or "-",
             f"{row['path_seconds']:.1f}",
         ]
         for row in table.to_dict("records")
     ]
-    if metric != "accuracy":
+    if metric != ACCURACY:
         for cells, row in zip(rows, table.to_dict("records"), strict=True):
-            cells.insert(6, metric_text(row))
+            cells.insert(6, value_cell(row, metric))
     if cell := _cell_column(table).get("cell"):
         first = [name if name != before else "" for name, before in zip(cell, ["", *cell], strict=False)]
         return [["cell", *header], *([name, *row] for name, row in zip(first, rows, strict=True))]

@@ -8,7 +8,7 @@ import pandas as pd
 from takd.analysis.arms import paired_difference
 from takd.analysis.evidence.measured import Measured, measured
 from takd.analysis.evidence.statistics import ALPHA, CONFIDENCE, holm
-from takd.analysis.tables import by_cell, split_of, unit_of
+from takd.analysis.tables import by_cell, metric_of, split_of, unit_of
 
 FIRST = ("dataset", "student", "teacher", "assistants", "arms", "loss")  # of a space, what says most about numbers
 BESIDE = (
@@ -68,7 +68,9 @@ def warnings(table: pd.DataFrame) -> list[str]:
 
 
 def same_arms(first: pd.DataFrame, second: pd.DataFrame, same_data: bool = True) -> pd.DataFrame:
-    """Of every arm that both have: its accuracy in the second less that in the first, in points, with 95 % interval.
+    """Of every arm that both have: what it reaches in the second less that in the first, with 95 % interval.
+
+    In points of accuracy, or of what both studies go by.
 
     Paired by path and seed where their paths are of the same models and two or more are the same, and over the test
     images where those are known; else Welch's, which takes the students of one study for independent of those of the
@@ -77,6 +79,8 @@ def same_arms(first: pd.DataFrame, second: pd.DataFrame, same_data: bool = True)
     """
     if split_of(first) != split_of(second):
         return pd.DataFrame()
+    if metric_of(first) != metric_of(second):  # both have accuracies
+        first, second = (each.drop(columns="metric", errors="ignore") for each in (first, second))
     one, other = by_cell(first), by_cell(second)
     rows = [
         {"cell": cell} | row for cell in one if cell in other for row in _of_a_cell(one[cell], other[cell], same_data)
@@ -101,7 +105,7 @@ def _compared(one: Measured, other: Measured, paired: bool, unit: str) -> dict[s
     found = paired_difference(other, one) if paired else {"units": 0}
     units = found["units"]
     if units > 1:
-        beside = [each.rows["accuracy"] for each in one.beside(other)]
+        beside = [each.rows["score"] for each in one.beside(other)]
         how = f"the same {units} numbers" if beside[0].equals(beside[1]) else f"paired, {units} {unit}s"
         return {name: found[name] for name in ("difference", "low", "high", "p")} | {"units": units, "how": how}
     before, after = one.by_unit(), other.by_unit()

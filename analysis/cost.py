@@ -51,12 +51,12 @@ def student_costs(trials: pd.DataFrame, students: pd.DataFrame) -> pd.DataFrame:
 
 
 def pareto_front(table: pd.DataFrame, cost: str = "path_seconds") -> list[str]:
-    """The arms that no other beats in cost without losing accuracy, from the cheapest up."""
+    """The arms that no other beats in cost without losing in what the study goes by, from the cheapest up."""
     front, best = [], -np.inf
-    for row in table.sort_values([cost, "accuracy"], ascending=[True, False]).to_dict("records"):
-        if row["accuracy"] > best:
+    for row in table.sort_values([cost, "score"], ascending=[True, False]).to_dict("records"):
+        if row["score"] > best:
             front.append(str(row["arm"]))
-            best = row["accuracy"]
+            best = row["score"]
     return front
 
 
@@ -70,22 +70,14 @@ def on_front(costs: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> "
 def students_by_size(trials: pd.DataFrame, table: pd.DataFrame, latencies: Mapping[str, float]) -> pd.DataFrame:
     """The table of arms of a study whose student's size is a factor, with what each row's student costs to run.
 
-    Added: `model`, `parameters`, `flops_per_image`, `milliseconds` (NaN where not measured), `value` with `value_low`
-    and `value_high` (percent, but for the loss) of what the search went by, `rank` (the higher the better), and
-    `front_of_COST` for each of STUDENT_COSTS.
+    Added: `model`, `parameters`, `flops_per_image`, `milliseconds` (NaN where not measured), and `front_of_COST` for
+    each of STUDENT_COSTS.
     """
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done")]
     rows = rows.assign(cell=rows["cell"].fillna("") if "cell" in rows else "")
     sizes = rows.groupby(["cell", "arm"])[["model", "parameters", "flops_per_image"]].first().reset_index()
     found = table.merge(sizes, on=["cell", "arm"])
     found["milliseconds"] = found["model"].map(latencies).astype(float)
-    metric = str(found["metric"].iloc[0]) if "metric" in found and len(found) else "accuracy"
-    names = {"value": "metric_mean", "value_low": "metric_low", "value_high": "metric_high"}
-    if metric == "accuracy":
-        names = {"value": "accuracy", "value_low": "low", "value_high": "high"}
-    factor = 100.0 if metric in ("auc", "f1") else 1.0
-    found = found.assign(**{name: factor * found[column] for name, column in names.items()})
-    found["rank"] = -found["value"] if metric == "loss" else found["value"]
     for cost in STUDENT_COSTS:
-        found[f"front_of_{cost}"] = on_front(found[cost].to_numpy(float), found["rank"].to_numpy(float))
+        found[f"front_of_{cost}"] = on_front(found[cost].to_numpy(float), found["score"].to_numpy(float))
     return found

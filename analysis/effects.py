@@ -9,7 +9,7 @@ import pandas as pd
 from takd.analysis.arms import with_interval
 from takd.analysis.evidence.measured import Measured, Right, measured
 from takd.analysis.evidence.statistics import ALPHA, Spread, difference, holm, spread_of_images, spread_of_paths
-from takd.analysis.tables import Missing, assistants_of, by_cell, remembered
+from takd.analysis.tables import Missing, assistants_of, by_cell, metric_of, remembered
 
 GAIN, CHANGE = ["gain", "low", "high"], ["change", "change_low", "change_high"]
 COLUMNS = ["factor", "arm", "level", *GAIN, "against", *CHANGE, "p_holm"]
@@ -19,9 +19,10 @@ COLUMNS = ["factor", "arm", "level", *GAIN, "against", *CHANGE, "p_holm"]
 def factor_effects(trials: pd.DataFrame) -> pd.DataFrame:
     """By factor, arm and level the gain over kd, a mean over the other factors, and its change from the first level.
 
-    A row a level, in points with 95 % intervals over the paths and test images that all cells have in common: a path's
-    students of different cells share its draws, so levels are paired too. `change` is to the level `against`, which is
-    the first; `p_holm` is corrected for all changes of the study. Raises Missing where no factor has two levels.
+    A row a level, in points of what the study goes by, with 95 % intervals over the paths and test images that all
+    cells have in common: a path's students of different cells share its draws, so levels are paired too. `change` is to
+    the level `against`, which is the first; `p_holm` is corrected for all changes of the study. Raises Missing where no
+    factor has two levels.
     """
     rows = list(_rows(trials))
     if not rows:
@@ -35,14 +36,14 @@ def factor_effects(trials: pd.DataFrame) -> pd.DataFrame:
 
 def effects_table(trials: pd.DataFrame) -> pd.DataFrame:
     """`factor_effects` as people read it."""
-    table = factor_effects(trials)
+    table, digits = factor_effects(trials), metric_of(trials).digits
     return pd.DataFrame(
         {
             "factor": table["factor"],
             "arm": table["arm"],
             "level": table["level"],
-            "over kd": [with_interval(row[0], row[1], row[2], "+") for row in table[GAIN].to_numpy()],
-            "change": [with_interval(row[0], row[1], row[2], "+") for row in table[CHANGE].to_numpy()],
+            "over kd": [with_interval(row[0], row[1], row[2], "+", digits) for row in table[GAIN].to_numpy()],
+            "change": [with_interval(row[0], row[1], row[2], "+", digits) for row in table[CHANGE].to_numpy()],
             "p (Holm)": ["-" if np.isnan(p) else f"{p:.3f}" for p in table["p_holm"]],
         }
     )
@@ -54,7 +55,7 @@ def effects_in_words(trials: pd.DataFrame) -> Iterator[str]:
         table = factor_effects(trials)
     except Missing:
         return
-    changes = int(table["p_holm"].notna().sum())
+    changes, metric = int(table["p_holm"].notna().sum()), metric_of(trials)
     for (factor, arm), rows in table.groupby(["factor", "arm"], sort=False):
         last = rows.iloc[-1]
         if np.isnan(last["change"]):
@@ -63,7 +64,7 @@ def effects_in_words(trials: pd.DataFrame) -> Iterator[str]:
         sure = "holds" if last["p_holm"] < ALPHA else "doesn't hold"
         mean, low, high = (float(last[each]) for each in CHANGE)
         yield (
-            f"What {arm} adds to kd changes by {with_interval(mean, low, high, '+')} points from "
+            f"What {arm} adds to kd changes by {with_interval(mean, low, high, '+', metric.digits)} {metric.unit} from "
             f"{name} {last['against']} to {last['level']}, a mean over the other factors; this {sure} after Holm's "
             f"correction for {changes} such differences."
         )
@@ -126,7 +127,7 @@ def _gains(
 
 def _gain(arm: Measured, kd: Measured, units: set[int]) -> Right:
     arm, kd = (Measured(each.arm, each.rows[each.rows.index.isin(units, level=0)]) for each in (arm, kd))
-    right, other = arm.right(), kd.right()
+    right, other = arm.judged(), kd.judged()
     if right is not None and other is not None:
         return np.asarray(right - other)
     return np.asarray((arm.by_unit() - kd.by_unit()).to_numpy() / 100)

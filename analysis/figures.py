@@ -20,19 +20,29 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from takd.analysis.arms import REFERENCES, arms_table, comparisons
 from takd.analysis.cost import pareto_front
 from takd.analysis.evidence.sizes import by_size, sized_arms
-from takd.analysis.evidence.statistics import ALPHA, bounded_interval, mean_interval, spread_of_paths
+from takd.analysis.evidence.statistics import (
+    ALPHA,
+    Estimate,
+    Interval,
+    bounded_interval,
+    mean_interval,
+    spread_of_paths,
+)
 from takd.analysis.importance import importance
+from takd.analysis.metrics import column_of, label
 from takd.analysis.tables import (
     Missing,
     arm_order,
     assistants_of,
     chosen_students,
     confirmed,
+    metric_of,
     of_assistant,
     split_of,
     students,
 )
 from takd.search_spaces.arms import ANY_SIZE
+from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.stage import BINS
 
 # Okabe and Ito's palette: tells apart also without full colour vision, on white and on black.
@@ -113,8 +123,8 @@ def _students_of(trials: pd.DataFrame) -> pd.DataFrame:
     return rows
 
 
-def _accuracy_label(trials: pd.DataFrame) -> str:
-    return f"student's {split_of(trials)} accuracy (%)"
+def _value_label(trials: pd.DataFrame) -> str:
+    return f"student's {split_of(trials)} {label(metric_of(trials))}"
 
 
 # Accuracy by size
@@ -127,27 +137,27 @@ def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
     assisted = [arm for arm in table.index if arm not in FIXED]
     figure, axes = _figure(5)
     for place, arm in enumerate(assisted):
-        row, own = table.loc[arm], chosen.loc[chosen["arm"] == arm, "accuracy"]
+        row, own = table.loc[arm], chosen.loc[chosen["arm"] == arm, "value"]
         axes.plot([place - 0.16] * len(own), own, ".", color=colors[arm], alpha=0.6)
         _bar(axes, place, row, colors[arm])
     for arm in (arm for arm in table.index if arm in FIXED):
         row = table.loc[arm]
-        axes.axhline(row["accuracy"], color=colors[arm], linewidth=2)
-        if not np.isnan(row["low"]):
-            axes.axhspan(row["low"], row["high"], color=colors[arm], alpha=0.13, linewidth=0)
+        axes.axhline(row["value"], color=colors[arm], linewidth=2)
+        if not np.isnan(row["value_low"]):
+            axes.axhspan(row["value_low"], row["value_high"], color=colors[arm], alpha=0.13, linewidth=0)
     axes.set_xticks(range(len(assisted)), [_assistant_label(trials, arm) for arm in assisted])
     axes.set_xlim(-0.6, max(len(assisted), 1) - 0.4)
     axes.set_xlabel("teacher assistant (its parameters, its own validation accuracy), larger to smaller")
-    axes.set_ylabel(_accuracy_label(trials))
+    axes.set_ylabel(_value_label(trials))
     axes.set_title(f"{_what(chosen)}: what an assistant changes")
     axes.grid(axis="x", visible=False)
-    lowest = min(table["accuracy"].min(), table["low"].min(), chosen["accuracy"].quantile(0.05))
-    axes.set_ylim(
-        lowest - 0.1, max(chosen["accuracy"].quantile(0.99), table["high"].max(), table["accuracy"].max()) + 0.1
-    )
-    names = {"labels": "labels alone", "kd": "kd, no assistant"}
-    means = {arm: table.loc[arm, "accuracy"] for arm in table.index if arm in FIXED}
-    ends = [(f"{names.get(arm, arm)}\n{mean:.2f}", mean, colors[arm]) for arm, mean in means.items()]
+    lowest = min(table["value"].min(), table["value_low"].min(), chosen["value"].quantile(0.05))
+    highest = max(chosen["value"].quantile(0.99), table["value_high"].max(), table["value"].max())
+    margin = 0.1 if metric_of(trials).fraction else max(0.02 * (highest - lowest), 1e-4)
+    axes.set_ylim(lowest - margin, highest + margin)
+    names, digits = {"labels": "labels alone", "kd": "kd, no assistant"}, metric_of(trials).digits
+    means = {arm: table.loc[arm, "value"] for arm in table.index if arm in FIXED}
+    ends = [(f"{names.get(arm, arm)}\n{mean:.{digits}f}", mean, colors[arm]) for arm, mean in means.items()]
     _labels_apart(axes, ends, gap=0.1)
     return figure
 
@@ -158,18 +168,19 @@ def accuracy_by_size(trials: pd.DataFrame) -> Figure:
     arms = sized_arms(trials)
     if not arms:
         raise Missing("No size of an assistant was searched; `assistants: {models: {family: mlp, size: ...}}` does.")
-    found = {arm: by_size(trials, arm) for arm in arms}
+    found, metric = {arm: by_size(trials, arm) for arm in arms}, metric_of(trials)
+    digits = metric.digits
     figure, grid = _figure(4.6, 1, len(arms), squeeze=False, sharey=True)
     for axes, (arm, sized) in zip(grid[0], found.items(), strict=True):
         color, dots = arm_colors(trials)[arm], sized.configurations
-        axes.plot(dots["size"], dots["accuracy"], ".", color=color, alpha=0.5, label="one configuration")
+        axes.plot(dots["size"], dots["value"], ".", color=color, alpha=0.5, label="one configuration")
         for number, band in enumerate(sized.bands):
             ends = [band.smallest, max(band.largest, band.smallest * 1.02)]
             named = "mean of a range of sizes, 95 % interval" if number == 0 else None
             axes.fill_between(ends, band.low, band.high, color=color, alpha=0.18, linewidth=0)
-            axes.plot(ends, [band.accuracy] * 2, color=color, lw=2.5 if band.best else 1.5, label=named)
+            axes.plot(ends, [band.value] * 2, color=color, lw=2.5 if band.best else 1.5, label=named)
             axes.annotate(
-                f"{band.accuracy:.2f}", (np.sqrt(ends[0] * ends[1]), band.high), xytext=(0, 3),
+                f"{band.value:.{digits}f}", (np.sqrt(ends[0] * ends[1]), band.high), xytext=(0, 3),
                 textcoords="offset points", ha="center", fontsize=8, color=INK, weight="bold" if band.best else None,
             )  # fmt: skip
         if dots["size"].max() > 4 * dots["size"].min():
@@ -177,11 +188,14 @@ def accuracy_by_size(trials: pd.DataFrame) -> Figure:
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
-        low = min([float(dots["accuracy"].quantile(0.1)), *(band.low for band in sized.bands)])
-        axes.set_ylim(low - 0.3, max([float(dots["accuracy"].max()), *(band.high for band in sized.bands)]) + 0.3)
+        low, high = (0.1, 1.0) if metric.higher else (0.0, 0.9)  # the worst lie far out
+        low = min([float(dots["value"].quantile(low)), *(band.low for band in sized.bands)])
+        high = max([float(dots["value"].quantile(high)), *(band.high for band in sized.bands)])
+        margin = 0.3 if metric.fraction else 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
         axes.set_title(arm, fontsize=10, color=color)
         axes.set_xlabel(f"size of {next(each for each in assistants_of(arm)[::-1] if each.endswith(ANY_SIZE))}")
-    grid[0][0].set_ylabel("student's validation accuracy in the search (%)")
+    grid[0][0].set_ylabel(f"student's validation {metric.title} in the search{' (%)' if metric.fraction else ''}")
     handles, names = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=2, frameon=False, fontsize=9)
     return figure
@@ -189,8 +203,9 @@ def accuracy_by_size(trials: pd.DataFrame) -> Figure:
 
 def _bar(axes: Any, x: float, row: Any, color: str, **given: Any) -> None:
     """A mean with its interval; the mean alone where there is none."""
-    error = None if np.isnan(row["low"]) else [[row["accuracy"] - row["low"]], [row["high"] - row["accuracy"]]]
-    axes.errorbar(x, row["accuracy"], yerr=error, fmt="o", color=color, capsize=4, markersize=7, zorder=4, **given)
+    mean, low, high = row["value"], row["value_low"], row["value_high"]
+    error = None if np.isnan(low) else [[mean - low], [high - mean]]
+    axes.errorbar(x, mean, yerr=error, fmt="o", color=color, capsize=4, markersize=7, zorder=4, **given)
 
 
 def _what(chosen: pd.DataFrame) -> str:
@@ -247,7 +262,7 @@ def differences(trials: pd.DataFrame) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set_title(f"over {reference}")
     figure.supxlabel(
-        f"difference in {split_of(trials)} accuracy, paired by seed (percentage points)\n"
+        f"{_difference_label(trials)}, paired by seed\n"
         "bars: 95 % intervals; filled: p < 0.05 after Holm's correction", fontsize=10,
     )  # fmt: skip
     return figure
@@ -258,8 +273,8 @@ def differences(trials: pd.DataFrame) -> Figure:
 
 @styled
 def temperature_lambda_map(trials: pd.DataFrame) -> Figure:
-    """Mean validation accuracy of the search by temperature and lambda; one panel an arm, one scale for all."""
-    done = _distilled(trials)
+    """What the search reached on validation by temperature and lambda; one panel an arm, one scale for all."""
+    done, metric = _distilled(trials), metric_of(trials)
     arms = sorted(done["arm"].unique(), key=lambda arm: arm_order(trials, arm))
     columns = min(3, len(arms))
     rows = -(-len(arms) // columns)
@@ -267,7 +282,7 @@ def temperature_lambda_map(trials: pd.DataFrame) -> Figure:
     ts, ls = _bins(done["temperature"]), _bins(done["lambda"])
     maps = {
         arm: done[done["arm"] == arm].assign(t=lambda row: ts(row["temperature"]), l=lambda row: ls(row["lambda"]))
-        .pivot_table(index="l", columns="t", values="accuracy", aggfunc="mean")
+        .pivot_table(index="l", columns="t", values="value", aggfunc="mean")
         .reindex(index=range(len(ls.names)), columns=range(len(ts.names)))
         for arm in arms
     }  # fmt: skip
@@ -278,7 +293,9 @@ def temperature_lambda_map(trials: pd.DataFrame) -> Figure:
         for (lam, t), value in np.ndenumerate(maps[arm].to_numpy()):
             if np.isfinite(value):
                 ink = "#FFFFFF" if value < (low + high) / 2 else "#111111"
-                axes.text(t, lam, f"{value:.1f}", ha="center", va="center", fontsize=7, color=ink)
+                axes.text(
+                    t, lam, f"{value:.{1 if metric.fraction else 3}f}", ha="center", va="center", fontsize=7, color=ink
+                )
         axes.set_title(arm, color=arm_colors(trials)[arm], fontsize=10)
         axes.set_xticks(range(len(ts.names)), ts.names, fontsize=8, rotation=45 if max(map(len, ts.names)) > 3 else 0)
         axes.set_yticks(range(len(ls.names)), ls.names, fontsize=8)
@@ -287,7 +304,7 @@ def temperature_lambda_map(trials: pd.DataFrame) -> Figure:
         axes.axis("off")
     figure.supxlabel("temperature T")
     figure.supylabel("lambda, the weight of the soft targets")
-    figure.colorbar(drawn, ax=grid, label="validation accuracy (%)", shrink=0.8)
+    figure.colorbar(drawn, ax=grid, label=f"validation {label(metric)}", shrink=0.8)
     return figure
 
 
@@ -321,19 +338,21 @@ def _distilled(trials: pd.DataFrame) -> pd.DataFrame:
 
 @styled
 def slices(trials: pd.DataFrame) -> Figure:
-    """Validation accuracy of the search by temperature and by lambda, over all that the other was; one line an arm."""
-    done, colors = _distilled(trials), arm_colors(trials)
+    """What the search reached by temperature and by lambda, over all that the other was; one line an arm."""
+    done, colors, metric = _distilled(trials), arm_colors(trials), metric_of(trials)
     figure, (left, right) = _figure(4.2, 1, 2, sharey=True)
     arms = sorted(done["arm"].unique(), key=lambda arm: arm_order(trials, arm))
     for axes, name in ((left, "temperature"), (right, "lambda")):
         bins = _bins(done[name])
         for shift, arm in zip(np.linspace(-0.15, 0.15, len(arms)), arms, strict=True):
             rows = done[done["arm"] == arm]
-            groups = rows.groupby(bins(rows[name]))["accuracy"]
-            cells = {cell: bounded_interval(spread_of_paths(group / 100)) for cell, group in groups}
+            groups = rows.groupby(bins(rows[name]))["value"]
+            cells = {cell: _interval(group / metric.times, metric) for cell, group in groups}
             x = np.array(list(cells), float) + shift
-            means = np.array([100 * float(each.mean) for each in cells.values()])
-            ends = np.array([[100 * float(each.low), 100 * float(each.high)] for each in cells.values()]).T
+            means = np.array([metric.times * float(each.mean) for each in cells.values()])
+            ends = np.array(
+                [[metric.times * float(each.low), metric.times * float(each.high)] for each in cells.values()]
+            ).T
             axes.errorbar(
                 x,
                 means,
@@ -347,7 +366,7 @@ def slices(trials: pd.DataFrame) -> Figure:
             )
         axes.set_xticks(range(len(bins.names)), bins.names, rotation=45 if max(map(len, bins.names)) > 4 else 0)
         axes.set_xlabel({"temperature": "temperature T", "lambda": "lambda, the weight of the soft targets"}[name])
-    left.set_ylabel("validation accuracy (%)")
+    left.set_ylabel(f"validation {label(metric)}")
     figure.legend(
         *left.get_legend_handles_labels(), loc="outside upper left", ncols=min(4, len(arms)), frameon=False, fontsize=9
     )
@@ -412,7 +431,8 @@ def parameter_importance(trials: pd.DataFrame) -> Figure:
     axes.set_yticks(places, table["parameter"])
     axes.set_xlim(0, max(105.0, 100 * table["chance"].max() + 12))
     axes.set_xlabel(
-        "explained variance of the configurations' mean validation accuracy (%)\n"
+        "explained variance of the configurations' mean validation "
+        f"{metric_of(trials).title} (%)\n"
         "grey: what chance explains in 19 of 20 studies"
     )
     axes.grid(axis="y", visible=False)
@@ -434,7 +454,7 @@ def pareto(trials: pd.DataFrame) -> Figure:
         if not len(there):
             raise Missing("No path has ended as a whole yet.")
         front = there.set_index("arm").loc[pareto_front(there, cost)]
-        axes.plot(front[cost], front["accuracy"], color=OTHERS, lw=1.5, drawstyle="steps-post")
+        axes.plot(front[cost], front["value"], color=OTHERS, lw=1.5, drawstyle="steps-post")
         for row in there.to_dict("records"):
             _bar(axes, row[cost], row, colors[row["arm"]])
         axes.set_xscale("log")
@@ -443,8 +463,8 @@ def pareto(trials: pd.DataFrame) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_title(title, fontsize=10)
-    grid[0].set_ylabel(_accuracy_label(trials))
-    ends = [(row["arm"], row["accuracy"], colors[row["arm"]]) for row in table.to_dict("records")]
+    grid[0].set_ylabel(_value_label(trials))
+    ends = [(row["arm"], row["value"], colors[row["arm"]]) for row in table.to_dict("records")]
     _labels_apart(grid[1], ends)
     figure.supxlabel("seconds of training a student's path took (log scale); grey steps: the Pareto front", fontsize=10)
     return figure
@@ -461,8 +481,11 @@ def training_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
     if not len(rows):
         raise Missing("No epoch of the chosen students is in results/epochs.parquet.")
     figure, grid = _figure(4.2, 1, 2)
+    metric = metric_of(trials)
+    if metric.name == "loss" or (column_of(metric).searched or "") not in rows:
+        metric = ACCURACY
     for axes, column, scale, name in (
-        (grid[0], "val_accuracy", 100, "validation accuracy (%)"),
+        (grid[0], f"val_{metric.name}", metric.times, f"validation {label(metric)}"),
         (grid[1], "val_loss", 1, "validation loss, cross-entropy (nats)"),
     ):
         measured = rows.dropna(subset=[column])
@@ -478,6 +501,18 @@ def training_curves(trials: pd.DataFrame, epochs: pd.DataFrame) -> Figure:
         axes.set_ylabel(name)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=9)
     return figure
+
+
+def _interval(values: "pd.Series[float]", metric: Metric) -> Interval | Estimate:
+    return bounded_interval(spread_of_paths(values)) if metric.fraction else mean_interval(values)
+
+
+def _difference_label(trials: pd.DataFrame) -> str:
+    """`difference in test accuracy (percentage points)`; of a loss what it is less."""
+    metric = metric_of(trials)
+    unit = " (percentage points)" if metric.fraction else ""
+    what = "difference in" if metric.higher else "what is less of the"
+    return f"{what} {split_of(trials)} {metric.title}{unit}"
 
 
 def _by_epoch(rows: pd.DataFrame, column: str) -> tuple["pd.Series[float]", "pd.Series[float]", "pd.Series[float]"]:

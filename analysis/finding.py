@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from takd.analysis.arms import arms_table, comparisons, metric_text, percents, to_ship, with_interval
+from takd.analysis.arms import arms_table, comparisons, mean_text, to_ship, value_cell
 from takd.analysis.cost import pareto_front
 from takd.analysis.effects import effects_in_words, factor_word, values_of_cell
 from takd.analysis.evidence.certainty import choice_table, what_would_help
 from takd.analysis.evidence.sizes import best_sizes, sized_arms
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
-from takd.analysis.metrics import METRICS, NAMES
 from takd.analysis.tables import (
     Missing,
     assistants_of,
@@ -22,11 +21,13 @@ from takd.analysis.tables import (
     chosen_students,
     confirmed,
     is_another_method,
+    metric_of,
     smallest_effect,
     split_of,
     students,
 )
 from takd.analysis.teachers import WARNING, not_judged, teacher_warnings
+from takd.search_spaces.metrics import ACCURACY, Metric
 
 NOTHING_YET = "No student has ended yet, so there is no finding."
 
@@ -59,16 +60,20 @@ def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:
 
 def _best_by_metric(table: pd.DataFrame) -> Iterator[str]:
     """Who is best by what the search went by, where that is not the accuracy."""
-    if "metric" not in table or not table["metric_mean"].notna().any():
+    metric = metric_of(table)
+    if metric == ACCURACY or not table["score"].notna().any():
         return
-    metric = str(table["metric"].iloc[0])
-    ordered = table.dropna(subset=["metric_mean"]).sort_values("metric_mean", ascending=not METRICS[metric].higher)
-    best, unit = ordered.iloc[0], "" if metric == "loss" else " %"
+    best, unit = table.sort_values("score").dropna(subset=["score"]).iloc[-1], " %" if metric.fraction else ""
     kind = "test" if best["split"] == "test" else "validation (not test)"
     yield (
-        f"The search went by the {NAMES[metric]}: {'highest' if METRICS[metric].higher else 'lowest'} is the mean "
-        f"{kind} {NAMES[metric]} of {best['arm']}, {metric_text(best.to_dict()).replace(' (', f'{unit} (95 % CI ', 1)}."
+        f"The search went by the {metric.title}: {'highest' if metric.higher else 'lowest'} is the mean "
+        f"{kind} {metric.title} of {best['arm']}, {_with_unit(value_cell(best.to_dict(), metric), unit)}."
     )
+
+
+def _with_unit(cell: str, unit: str) -> str:
+    """`91.30 % (95 % CI 90.10 to 92.40)`"""
+    return cell.replace(" (", f"{unit} (", 1) if "no interval" in cell else cell.replace(" (", f"{unit} (95 % CI ", 1)
 
 
 def of_what(row: "pd.Series[Any]", trials: pd.DataFrame) -> str:
@@ -90,9 +95,10 @@ def _assistant(table: pd.DataFrame, compared: pd.DataFrame) -> str:
     arm, reference = pair
     row = compared[(compared["arm"] == arm) & (compared["reference"] == reference)]
     others = table[table["arm"].map(is_another_method)]
-    said = f"Of the arms with an assistant, {arm} has the highest mean. " if len(assisted) > 1 else ""
+    best = f"best mean {metric_of(table).title}" if metric_of(table) != ACCURACY else "highest mean"
+    said = f"Of the arms with an assistant, {arm} has the {best}. " if len(assisted) > 1 else ""
     if not len(assisted) and len(others) > 1:
-        said = f"Of the methods beside kd, {arm} has the highest mean. "
+        said = f"Of the methods beside kd, {arm} has the {best}. "
     return f"{said}{row['verdict'].iloc[0]}."
 
 
@@ -103,7 +109,8 @@ def _price(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     kd = there[there["arm"] == "kd"]
     if not len(assisted) or not len(kd):
         front = " and ".join(pareto_front(there)) if len(there) else "no arm"
-        return f"By the seconds of training of the whole path, {front} gave the most accuracy for the cost."
+        what = metric_of(table).title
+        return f"By the seconds of training of the whole path, {front} gave the best {what} for the cost."
     stand, row = to_ship(trials, assisted)
     plain = kd.iloc[0]
     who = f"{row['arm']}, which has the highest mean of the arms with an assistant"
@@ -127,7 +134,7 @@ def percent_more(ratio: float) -> str:
 
 def _by_cell(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
     """In which cells each arm is better or worse than kd, and kd than labels."""
-    number = table["cell"].nunique()
+    number, metric = table["cell"].nunique(), metric_of(table)
     yield (
         f"The arms were searched, chosen and confirmed in each of {number} cells of the factors. Holm's correction is "
         f"for all {len(compared)} comparisons of all cells together."
@@ -143,7 +150,8 @@ def _by_cell(compared: pd.DataFrame, table: pd.DataFrame) -> Iterator[str]:
         for word, part in (("better", sure[sure["difference"] > 0]), ("worse", sure[sure["difference"] < 0])):
             ordered = part.sort_values("difference", key=abs, ascending=False)
             most = (
-                f" (most by {abs(ordered['difference'].iloc[0]):.2f} points, at {_in_words(ordered['cell'].iloc[0])})"
+                f" (most by {abs(ordered['difference'].iloc[0]):.{metric.digits}f} {metric.unit}, at "
+                f"{_in_words(ordered['cell'].iloc[0])})"
                 if len(part)
                 else ""
             )
@@ -199,8 +207,9 @@ def choice(trials: pd.DataFrame) -> str:
 
 def _choice(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     stand, row = to_ship(trials, table)
-    ship, matters = str(row["arm"]), smallest_effect(trials)
-    why = "it has the highest mean"
+    ship, matters, metric = str(row["arm"]), smallest_effect(trials), metric_of(trials)
+    of = "" if metric == ACCURACY else f" of {metric.title}"
+    why = "it has the highest mean" if metric.higher else "it has the lowest mean"
     if ship != stand.best:
         why = (
             f"it is the cheapest of those that are as good as {stand.best}, the best, within the {matters:g} points "
@@ -211,8 +220,9 @@ def _choice(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     if close and matters is None:
         also += " Whether one of them is as good can be said where the space names a `smallest_effect`."
     return (
-        f"**{ship}**, {with_interval(row['accuracy'], row['low'], row['high'])} % on the {split_of(trials)} split at "
-        f"{row['path_seconds']:.1f} s of training: {why}.{also} `takd export STUDY --arm '{ship}' --out DIR` writes it."
+        f"**{ship}**, {value_cell(row.to_dict(), metric)}{' %' if metric.fraction else ''}{of} on the "
+        f"{split_of(trials)} split at {row['path_seconds']:.1f} s of training: {why}.{also} "
+        f"`takd export STUDY --arm '{ship}' --out DIR` writes it."
     )
 
 
@@ -248,9 +258,11 @@ def parameter_effect(trials: pd.DataFrame, name: str, symbol: str) -> Effect | N
     if done[name].nunique() < 2:
         return None
     cells = done[name] if done[name].nunique() <= 8 else pd.qcut(done[name], 4, duplicates="drop")
-    means = done.groupby(cells, observed=True)["accuracy"].mean()
+    means, metric = done.groupby(cells, observed=True)["score"].mean(), metric_of(trials)
+    of = f"{' %' if metric.fraction else ''}{'' if metric == ACCURACY else f' of {metric.title}'}"
     best, worst = (
-        f"{symbol} = {_cell(place)}: {_mean(done[cells == place])}" for place in (means.idxmax(), means.idxmin())
+        f"{symbol} = {_cell(place)}: {_mean(done[cells == place], metric)}{of}"
+        for place in (means.idxmax(), means.idxmin())
     )
     row = importance(trials).set_index("parameter").reindex([name]).iloc[0]
     chosen = {
@@ -284,9 +296,9 @@ def _cell(place: Any) -> str:
     return f"{place.left:.3g} to {place.right:.3g}" if isinstance(place, pd.Interval) else f"{place:.3g}"
 
 
-def _mean(rows: pd.DataFrame) -> str:
+def _mean(rows: pd.DataFrame, metric: Metric) -> str:
     """Over configurations, not students: those of one configuration share what was chosen."""
-    return percents(rows.groupby("configuration")["accuracy"].mean() / 100)
+    return mean_text(rows.groupby("configuration")["value"].mean(), metric)
 
 
 def _regulariser(trials: pd.DataFrame) -> str:
@@ -363,7 +375,8 @@ def _cost(trials: pd.DataFrame) -> str:
         return _cost_of_one(trials)
     fronts = {cell: arms_table(part).dropna(subset=["path_seconds"]) for cell, part in parts.items()}
     listed = [f"at {cell}: {', '.join(pareto_front(table))}" for cell, table in fronts.items() if len(table)]
-    return f"On the Pareto front of accuracy against training seconds are, from the cheapest:\n\n{_listed(listed)}"
+    what = metric_of(trials).title
+    return f"On the Pareto front of {what} against training seconds are, from the cheapest:\n\n{_listed(listed)}"
 
 
 def _cost_of_one(trials: pd.DataFrame) -> str:
@@ -414,7 +427,7 @@ def main_pair(table: pd.DataFrame) -> tuple[str, str] | None:
     assisted = table[table["arm"].map(lambda arm: bool(assistants_of(arm)))]
     others = assisted if len(assisted) else table[table["arm"].map(is_another_method)]
     if len(others) and "kd" in there:
-        return str(others.sort_values("accuracy")["arm"].iloc[-1]), "kd"
+        return str(others.sort_values("score")["arm"].iloc[-1]), "kd"
     return ("kd", "labels") if {"kd", "labels"} <= there else None
 
 

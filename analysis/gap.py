@@ -12,18 +12,20 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from takd.analysis.arms import arms_table, with_interval
+from takd.analysis.arms import VALUE, arms_table, value_cell
 from takd.analysis.cost import STUDENT_COSTS, on_front, students_by_size
 from takd.analysis.figures import INK, OTHERS, WIDTH, arm_colors, styled
-from takd.analysis.metrics import NAMES
+from takd.analysis.metrics import label as metric_label
 from takd.analysis.tables import (
     Missing,
     assistants_of,
     blocks_of,
     chosen_students,
+    metric_of,
     parameters_of,
     remembered,
 )
+from takd.search_spaces.metrics import Metric
 
 # By factor how it is called. What no other tells apart is a study's own.
 FACTORS = {
@@ -36,9 +38,16 @@ CLOSE = 0.09  # of the axis: names nearer to each other than that would cover ea
 PANELS = 4  # side by side
 
 
+def _over_label(metric: Metric) -> str:
+    """`accuracy over kd (percentage points)`; of a loss what it is less."""
+    unit = " (percentage points)" if metric.fraction else ""
+    return f"{metric.title} {'over' if metric.higher else 'below that of'} kd{unit}"
+
+
 @remembered
 def rows_of(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm of each study and cell: its `accuracy` and its difference to kd, with intervals.
+    """One row an arm of each study and cell: its `accuracy`, or what the study goes by, and its difference to kd, with
+    intervals.
 
     Columns: those of FACTORS; `student.model size` and `teacher.model size` in parameters; `arm`, `split`; `accuracy`,
     `low`, `high` in percent; `over_kd`, `over_kd_low`, `over_kd_high` in points.
@@ -52,7 +61,7 @@ def rows_of(trials: pd.DataFrame) -> pd.DataFrame:
 
 COLUMNS = [
     *FACTORS, "student.model size", "teacher.model size", "examples size", "arm", "split", "accuracy", "low", "high",
-    "over_kd", "over_kd_low", "over_kd_high",
+    "over_kd", "over_kd_low", "over_kd_high", "metric", "metric_title", "metric_higher", "metric_fraction",
 ]  # fmt: skip
 
 
@@ -61,6 +70,7 @@ def _rows_of_block(trials: pd.DataFrame) -> pd.DataFrame:
     if not len(chosen):
         return pd.DataFrame()
     table = arms_table(trials)
+    table[["accuracy", "low", "high"]] = table[VALUE]
     table["study"] = trials["study"].iloc[0]
     for role in ("teacher", "student"):
         lone = ~trials["arm"].str.startswith("ensemble")  # an ensemble's members are no one teacher
@@ -142,7 +152,7 @@ def gain_by_factor(trials: pd.DataFrame) -> Figure:
     gains = rows.drop(columns=["accuracy", "low", "high"]).rename(
         columns={"over_kd": "accuracy", "over_kd_low": "low", "over_kd_high": "high"}
     )
-    label = f"{_split(rows)} accuracy over kd (percentage points)"
+    label = f"{_split(rows)} {_over_label(metric_of(rows))}"
     figure = over_factor(gains, axis, varied, arm_colors(trials), label)
     for axes in figure.axes:
         axes.axhline(0, color=OTHERS, lw=1, zorder=1)
@@ -158,19 +168,16 @@ def students_front(trials: pd.DataFrame, latencies: Mapping[str, float]) -> Figu
 
 def front_table(trials: pd.DataFrame, latencies: Mapping[str, float]) -> pd.DataFrame:
     """The students on a front, the smallest first, and in which costs no other beats them."""
-    rows = _by_size(trials, latencies).sort_values(["parameters", "rank"], ascending=[True, False])
+    rows = _by_size(trials, latencies).sort_values(["parameters", "score"], ascending=[True, False])
     fronts = {cost: rows[f"front_of_{cost}"] for cost in STUDENT_COSTS}
     rows = rows[np.logical_or.reduce(list(fronts.values()))]
-    loss = _metric(rows) == "loss"
+    metric = metric_of(rows)
     return pd.DataFrame(
         {
             "student": rows["model"],
             "arm": rows["arm"],
             **({"cell": rows["cell"]} if rows["cell"].nunique() > rows["model"].nunique() else {}),
-            _metric_label(rows): [
-                f"{value:.4f} ({low:.4f} to {high:.4f})" if loss else with_interval(value, low, high)
-                for value, low, high in zip(rows["value"], rows["value_low"], rows["value_high"], strict=True)
-            ],
+            _metric_label(rows): [value_cell(row, metric) for row in rows.to_dict("records")],
             "parameters": [f"{each:,.0f}" for each in rows["parameters"]],
             "FLOPs an image": [f"{each:,.0f}" for each in rows["flops_per_image"]],
             "ms an image": ["not measured" if np.isnan(each) else f"{each:.3g}" for each in rows["milliseconds"]],
@@ -199,17 +206,12 @@ def _by_size(trials: pd.DataFrame, latencies: Mapping[str, float]) -> pd.DataFra
     if rows["model"].nunique() < 2:
         raise Missing("All students are of one size; `factors: {student.model: [...]}` compares several.")
     for cost in STUDENT_COSTS:  # of all studies together
-        rows[f"front_of_{cost}"] = on_front(rows[cost].to_numpy(float), rows["rank"].to_numpy(float))
+        rows[f"front_of_{cost}"] = on_front(rows[cost].to_numpy(float), rows["score"].to_numpy(float))
     return rows
 
 
-def _metric(rows: pd.DataFrame) -> str:
-    return str(rows["metric"].iloc[0]) if "metric" in rows and rows["metric"].notna().any() else "accuracy"
-
-
 def _metric_label(rows: pd.DataFrame) -> str:
-    metric = _metric(rows)
-    return f"student's {_split(rows)} {NAMES[metric]}" + ("" if metric == "loss" else " (%)")
+    return f"student's {_split(rows)} {metric_label(metric_of(rows))}"
 
 
 @styled
@@ -218,7 +220,7 @@ def _front(rows: pd.DataFrame, panels: Sequence[str], colors: Mapping[str, str])
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, cost in zip(grid, panels, strict=True):
         there = rows[rows[cost].notna()]
-        front = there[there[f"front_of_{cost}"]].sort_values([cost, "rank"])
+        front = there[there[f"front_of_{cost}"]].sort_values([cost, "score"])
         axes.plot(front[cost], front["value"], color=OTHERS, lw=1.5, drawstyle="steps-post", zorder=1)
         for arm, own in there.groupby("arm", sort=False):
             errors = np.nan_to_num([own["value"] - own["value_low"], own["value_high"] - own["value"]])
@@ -258,7 +260,7 @@ def _accuracy_over(trials: pd.DataFrame, axis: str) -> Figure:
     varied = varied_in(rows)
     if axis not in varied:
         raise Missing(_nothing_varies(rows, axis))
-    return over_factor(rows, axis, varied, arm_colors(trials), f"student's {_split(rows)} accuracy (%)")
+    return over_factor(rows, axis, varied, arm_colors(trials), _metric_label(rows))
 
 
 def _nothing_varies(rows: pd.DataFrame, axis: str) -> str:

@@ -24,7 +24,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 def importance(trials: pd.DataFrame) -> pd.DataFrame:
     """One row a varied parameter, the most important first; `explained` and `chance` are fractions."""
     done = students(trials)
-    means = done.groupby(["arm", "configuration"], sort=False)["accuracy"].mean().reset_index()
+    means = done.groupby(["arm", "configuration"], sort=False)["value"].mean().reset_index()
     chosen = pd.DataFrame([{"arm": row["arm"]} | parameters_of(row["configuration"]) for _, row in means.iterrows()])
     rows = []
     for name in chosen.columns:
@@ -32,11 +32,11 @@ def importance(trials: pd.DataFrame) -> pd.DataFrame:
         cells = _cells(chosen.loc[there, name])
         if there.sum() < FEWEST_CONFIGURATIONS or len(np.unique(cells)) < 2:
             continue
-        accuracy = means.loc[there, "accuracy"].to_numpy(float)
+        reached = means.loc[there, "value"].to_numpy(float)
         random = np.random.default_rng(0)
-        shuffled = np.array([omega_squared(random.permutation(accuracy), cells) for _ in range(SHUFFLES)])
-        explained = max(0.0, omega_squared(accuracy, cells))
-        rows.append((name, explained, float(np.quantile(shuffled, 0.95)), len(accuracy)))
+        shuffled = np.array([omega_squared(random.permutation(reached), cells) for _ in range(SHUFFLES)])
+        explained = max(0.0, omega_squared(reached, cells))
+        rows.append((name, explained, float(np.quantile(shuffled, 0.95)), len(reached)))
     table = pd.DataFrame(rows, columns=["parameter", "explained", "chance", "configurations"])
     return table.sort_values("explained", ascending=False, ignore_index=True)
 

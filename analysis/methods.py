@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from takd.analysis.metrics import NAMES
 from takd.analysis.tables import confirmed, students
 from takd.search_spaces import Recipe, Space, Training, examples_of, some
 from takd.search_spaces.methods import KD, METHODS
+from takd.search_spaces.metrics import METRICS
 from takd.search_spaces.stage import in_use
 
 NOT_READ = "This version of takd can't read the study's space.yaml, so there is no methods paragraph."
@@ -93,7 +93,7 @@ def _training(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> 
     sections |= own
     by_recipe: dict[str, list[str]] = {}
     for who, section in (sections | {"students": space.student}).items():
-        by_recipe.setdefault(_recipe(section, space.metric), []).append(who)
+        by_recipe.setdefault(_recipe(section, space), []).append(who)
     for recipe, trained in by_recipe.items():
         named = _and(trained)
         were = "was" if len(trained) == 1 and trained[0].startswith("the ") else "were"
@@ -105,7 +105,7 @@ def _training(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> 
         yield f"Of the assistants {_and(existing)} {were} given and not trained here."
 
 
-def _recipe(section: Training, metric: str) -> str:
+def _recipe(section: Training, space: Space) -> str:
     """`60 epochs in batches of 256 with Adam (...)`, and what is unusual."""
     first = {name: next(iter(examples_of(value)))[1] for name, value in section.recipe.items()}
     plain = Recipe.model_validate(in_use(first)).model_dump()
@@ -139,7 +139,8 @@ def _recipe(section: Training, metric: str) -> str:
     }
     extra = [text.format(told(name)) for name, text in said.items() if plain.get(name) not in (None, "float32")]
     extra += [f"starting from the weights {section.pretrained}"] if section.pretrained else []
-    by = NAMES[str(metric if plain["select_by"] is None else plain["select_by"])]
+    own = str(plain["select_by"] or space.metric)
+    by = space.goes_by.title if own == space.metric else METRICS[own].title if own in METRICS else own
     selected = f"the epoch with the best validation {by}" if plain["select"] == "best" else "the last epoch"
     return f"{', '.join([text, *extra])}, and the weights of {selected} were kept"
 
@@ -212,7 +213,7 @@ def _search(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Se
         ended = "Asynchronous successive halving (Li et al. 2020) ended weak students early."
     yield (
         f"{how}, {each} ({len(done):,} students in all), and each arm's best was chosen by mean validation "
-        f"{NAMES[space.metric]}."
+        f"{space.goes_by.title}."
     )
     yield ended
 

@@ -12,9 +12,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 from pyarrow.fs import FileSystem
 
-from takd.analysis.metrics import METRICS, NAMES
+from takd.analysis.metrics import Column, column_of
 from takd.search_spaces import InputError, is_called, parse_arm
 from takd.search_spaces.arms import ANY_SIZE
+from takd.search_spaces.metrics import ACCURACY, METRICS, Metric
 
 SEARCH_NOTE = (
     "These are validation numbers of the search: the split that chose the best configuration of each arm also measured "
@@ -88,24 +89,39 @@ def by_cell(trials: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def students(trials: pd.DataFrame) -> pd.DataFrame:
     """The search's finished students, one row a stage and cell, with the validation `accuracy` in percent.
 
-    `score` is what the search goes by, the higher the better: of the loss its negative, else in percent.
+    `value` is what the study goes by as people read it, in percent where it is a fraction, and `score` the same, but
+    the higher the better: of the loss its negative.
     """
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "search")]
     once = rows.drop_duplicates([*_cell_of(rows), "stage_key"])
-    once = once.assign(accuracy=lambda row: 100 * row["val_accuracy"])
-    return once.assign(score=lambda row: scores_of(row, metric_of(trials)))
+    metric = metric_of(trials)
+    return _judged(once.assign(accuracy=100 * once["val_accuracy"]), metric, column_of(metric).searched)
 
 
-def scores_of(rows: pd.DataFrame, metric: str) -> "pd.Series[float]":
-    """What the search goes by, the higher the better."""
-    kind = METRICS[metric]
-    return 100 * rows[kind.searched] if kind.higher else -rows[kind.searched]
+def _judged(rows: pd.DataFrame, metric: Metric, column: str | None) -> pd.DataFrame:
+    """With `value` and `score` of a metric by its column; NaN where nobody measured it."""
+    values = rows[column].astype(float) if column in rows else pd.Series(float("nan"), index=rows.index)
+    value = metric.times * values
+    return rows.assign(value=value, score=value if metric.higher else -value)
 
 
-def metric_of(trials: pd.DataFrame) -> str:
-    """What the search goes by; tables of an older version don't say it, and it is the accuracy."""
-    known = trials["metric"].dropna().unique().tolist() if "metric" in trials else []
-    return str(known[0]) if known else "accuracy"
+def metric_of(trials: pd.DataFrame) -> Metric:
+    """What the study goes by; tables of an older version don't say it, and it is the accuracy.
+
+    Several studies that go by several are shown by their accuracy, which all have.
+    """
+    if "metric" not in trials or (known := trials["metric"].dropna()).nunique() != 1:
+        return ACCURACY
+    name = str(known.iloc[0])
+    if name in METRICS:
+        return METRICS[name]
+    row = trials[trials["metric"] == name].iloc[0]
+    return Metric(name, str(row["metric_title"]), bool(row["metric_higher"]), bool(row["metric_fraction"]))
+
+
+def column_of_study(trials: pd.DataFrame) -> Column:
+    """Of what the study goes by."""
+    return column_of(metric_of(trials))
 
 
 def _cell_of(rows: pd.DataFrame) -> list[str]:
@@ -115,10 +131,14 @@ def _cell_of(rows: pd.DataFrame) -> list[str]:
 
 @remembered
 def confirmed(trials: pd.DataFrame) -> pd.DataFrame:
-    """The confirm phase's finished students, with the test `accuracy` in percent; empty before that phase."""
+    """The confirm phase's finished students, with the test `accuracy` in percent; empty before that phase.
+
+    `value` and `score` as of `students`, on test.
+    """
     rows = trials[(trials["role"] == "student") & (trials["status"] == "done") & (trials["phase"] == "confirm")]
     rows = rows[rows["test_accuracy"].notna()].drop_duplicates([*_cell_of(rows), "arm", "path_seed"])
-    return rows.assign(accuracy=lambda row: 100 * row["test_accuracy"])
+    metric = metric_of(trials)
+    return _judged(rows.assign(accuracy=100 * rows["test_accuracy"]), metric, column_of(metric).confirmed)
 
 
 def cells_of(trials: pd.DataFrame) -> list[str]:
@@ -147,11 +167,17 @@ def split_of(trials: pd.DataFrame) -> str:
 def arms_note(trials: pd.DataFrame) -> str:
     """What the columns of the table of arms are: said wherever it is shown."""
     return (
-        "In brackets are 95 % intervals. `over kd` is the difference to kd in percentage points, paired by "
+        f"In brackets are 95 % intervals. `over kd` is the difference to kd {_in_unit(metric_of(trials))}, paired by "
         f"{'path' if unit_of(trials) == 'path' else 'seed'}. `teacher` and `assistants` are their own accuracies, "
         "those of the assistants in the path's order. `path seconds` is the training time of teacher, assistants and "
         "student together."
     )
+
+
+def _in_unit(metric: Metric) -> str:
+    if metric == ACCURACY:
+        return "in percentage points"
+    return f"in {metric.unit}" if metric.fraction else f"{metric.unit}{'' if metric.higher else ', as what it is less'}"
 
 
 def note(trials: pd.DataFrame) -> str:
@@ -159,10 +185,11 @@ def note(trials: pd.DataFrame) -> str:
     final = set(confirmed(trials)["arm"])
     left_out = [arm for arm in students(trials)["arm"].unique() if arm not in final]
     sentences = [CONFIRM_NOTE if final else SEARCH_NOTE]
-    if metric_of(trials) != "accuracy":
+    if (metric := metric_of(trials)) != ACCURACY:
         sentences.append(
-            f"The search went by the validation {metric_name(trials)}: it chose each arm's configuration, and "
-            "accuracies are those of what it chose."
+            f"The search went by the validation {metric.title}: it chose each arm's configuration, differences between "
+            f"arms are {metric.unit}{'' if metric.higher else ', positive where there is less of it'}, and accuracies "
+            "are those of what was chosen."
         )
     if len(chosen_students(trials)):
         sentences.append(intervals_note(trials))
@@ -181,7 +208,8 @@ def note(trials: pd.DataFrame) -> str:
 def intervals_note(trials: pd.DataFrame) -> str:
     """What intervals hold for, and what they don't."""
     rows = chosen_students(trials)
-    images = "test_right" in rows and bool(rows["test_right"].notna().all())
+    by_accuracy = metric_of(trials) == ACCURACY
+    images = by_accuracy and "test_right" in rows and bool(rows["test_right"].notna().all())
     also = " and other test images" if images else ""
     if unit_of(trials) == "path":
         numbers = rows["replicate"].dropna().nunique()
@@ -193,7 +221,9 @@ def intervals_note(trials: pd.DataFrame) -> str:
             f"Intervals hold for other seeds{also}, and for this path alone; `confirm: {{paths: 5}}` draws whole paths "
             "anew."
         )
-    if split_of(trials) == "test" and not images:
+    if split_of(trials) == "test" and not by_accuracy:
+        said += f" Those of the {metric_of(trials).title} take the test images as fixed: no single image has one."
+    elif split_of(trials) == "test" and not images:
         said += (
             " They take the test images as fixed: an older takd kept no predictions of single images. `takd run` again "
             "adds them, and trains nothing."
@@ -237,11 +267,6 @@ def teachers_chosen(trials: pd.DataFrame) -> dict[str, str]:
     configurations = chosen_students(trials).groupby("arm")["configuration"].first().map(parameters_of)
     chosen = {str(arm): each["teacher.model"] for arm, each in configurations.items() if "teacher.model" in each}
     return {arm: chosen[arm] for arm in sorted(chosen, key=lambda arm: arm_order(trials, arm))}
-
-
-def metric_name(trials: pd.DataFrame) -> str:
-    """What the search goes by, for people."""
-    return NAMES[metric_of(trials)]
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.methods import METHODS, OWN_TEMPERATURE, RESERVED, Needs, Param
+from takd.search_spaces.metrics import Metric
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,6 +27,21 @@ NAME = re.compile(
     r"[a-z][a-z0-9_]*"
 )  # of a family, what follows whose first - is the size, or a method: as arms have it
 WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# What tables have as `val_NAME` or `test_NAME` that is no metric's: a test holds that these are all.
+COLUMNS = (
+    "images",
+    "majority",
+    "seconds",
+    "right",
+    "reliability",
+    "threshold",
+    "ece",
+    "agreement",
+    "auc_low",
+    "auc_high",
+    "accuracy_at_threshold",
+    "threshold_accuracy",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ class Table(dict[str, Any]):
             del self[name], self.origins[name]
 
 
-KINDS = ("model_family", "method", "augmentation", "optimizer", "schedule", "dataset")
+KINDS = ("model_family", "method", "augmentation", "optimizer", "schedule", "metric", "dataset")
 TABLES: Mapping[str, Table] = {kind: Table(kind) for kind in KINDS}
 
 
@@ -125,6 +141,8 @@ def model_family(
     recipe's, or its own default; without one the family takes none. A ValueError refuses a size.
     """
 
+    _needs_a_name("model_family", name)
+
     def define(build: Function) -> Function:
         origin = _origin(2)
         _check_name("model_family", name, NAME, origin)
@@ -182,6 +200,8 @@ def method(
     beside the student, and whose buffers are in its checkpoint: the function then gets it as `modules`. Shapes are
     those of one image. A function with an argument `indices` gets `[images]`, their places in the transfer set.
     """
+
+    _needs_a_name("method", name)
 
     def define(function: Function) -> Function:
         origin = _origin(2)
@@ -251,6 +271,8 @@ def augmentation(name: str, *, numbers: int | None = 1) -> Callable[[Function], 
     images of the same shape and type.
     """
 
+    _needs_a_name("augmentation", name)
+
     def define(function: Function) -> Function:
         origin = _origin(2)
         _check_name("augmentation", name, WORD, origin)
@@ -282,6 +304,8 @@ def optimizer(name: str, *, by_element: bool = False) -> Callable[[Function], Fu
     on its own gradients alone, so that several stages may train as lanes of one model.
     """
 
+    _needs_a_name("optimizer", name)
+
     def define(function: Function) -> Function:
         origin = _origin(2)
         _check_name("optimizer", name, WORD, origin)
@@ -299,6 +323,8 @@ def schedule(name: str) -> Callable[[Function], Function]:
     learning rate is multiplied by.
     """
 
+    _needs_a_name("schedule", name)
+
     def define(function: Function) -> Function:
         origin = _origin(2)
         _check_name("schedule", name, WORD, origin)
@@ -307,6 +333,61 @@ def schedule(name: str) -> Callable[[Function], Function]:
         return function
 
     return define
+
+
+@dataclass(frozen=True)
+class MetricKind:
+    """What measures logits `[images, classes]` beside labels `[images]`, and how people read what it says."""
+
+    function: Callable[..., Any]
+    title: str
+    higher: bool
+    fraction: bool
+
+
+def metric(
+    name: str, *, title: str | None = None, higher: bool = True, fraction: bool = True
+) -> Callable[[Function], Function]:
+    """Defines a metric, for `metric: NAME` and `recipe: {select: best, select_by: NAME}`.
+
+    The function is called with what a model says of all images of a split, logits float32 `[images, classes]`, and
+    their labels `[images]`, both on the CPU, and returns one number. `title` is what people read (the name); `higher`
+    says that more is better; `fraction` that it lies between 0 and 1 and is shown in percent.
+    """
+
+    _needs_a_name("metric", name)
+
+    def define(function: Function) -> Function:
+        origin = _origin(2)
+        _check_name("metric", name, WORD, origin)
+        if name in COLUMNS:
+            raise InputError(f"{_at(origin)}: metric {name!r}: tables have something else of that name; rename it")
+        for what, value, kind in (
+            ("title", title, str | None),
+            ("higher", higher, bool),
+            ("fraction", fraction, bool),
+        ):
+            if not isinstance(value, kind):
+                expected = "text" if what == "title" else "True or False"
+                raise InputError(f"{_at(origin)}: metric {name!r}: {what} is {value!r}; expected {expected}")
+        _parameters("metric", name, function, ("logits", "labels"), origin)
+        _add("metric", name, MetricKind(function, title or name.replace("_", " "), higher, fraction), origin)
+        return function
+
+    return define
+
+
+def metric_named(name: str) -> Metric:
+    """Of the table."""
+    kind, origin = TABLES["metric"][name], TABLES["metric"].origins[name]
+    return Metric(name, kind.title, kind.higher, kind.fraction, origin.digest)
+
+
+def _needs_a_name(kind: str, name: Any) -> None:
+    """Raises InputError where a decorator was put on a function itself, which would define nothing."""
+    if callable(name):
+        called = getattr(name, "__name__", "NAME")
+        raise InputError(f"{_at(_origin(3))}: @takd.{kind} takes a name: @takd.{kind}({called!r})")
 
 
 def _check_name(kind: str, name: Any, valid: "re.Pattern[str]", origin: Origin) -> None:

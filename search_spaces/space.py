@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
@@ -23,6 +23,7 @@ from takd.search_spaces.factors import (
 )
 from takd.search_spaces.method_rules import as_published, check_section, completed, taught
 from takd.search_spaces.methods import DKD, EMBEDDING, KD, METHODS, STAGE, TEMPERATURE, WEIGHT, Needs, compared_stages
+from takd.search_spaces.metrics import METRICS, Metric
 from takd.search_spaces.sections import (
     Asha,
     Assistants,
@@ -58,7 +59,7 @@ from takd.search_spaces.stage import (
     in_use,
     names_in,
 )
-from takd.search_spaces.values import NO_CODE, Flag, Integer, Number, Value, explain, may_be_own, shown
+from takd.search_spaces.values import NO_CODE, OWN, Flag, Integer, Number, Value, explain, may_be_own, shown
 from takd.search_spaces.varied import SIZE, Choices, Range, Scalar, Trial, Varied, examples_of, first_of
 
 # A stage's `pretrained`, or what is given of it, until its study starts; nothing can be trained with it.
@@ -84,6 +85,7 @@ _CHANGEABLE = {
     "code",  # its digests may not
     "features",
     "inside",
+    "metric_of_code",
 }
 
 
@@ -158,10 +160,11 @@ class Space(Value):
     trials: Integer | None = Field(None, ge=1, examples=[20])
     """Configurations to try, of all arms together, in each cell of `factors`. Required but for `sampler: grid`, where
     null is the whole grid."""
-    metric: SearchMetric = Field("accuracy", examples=["auc"])
+    metric: Annotated[SearchMetric, OWN] = Field("accuracy", examples=["auc"])
     """What the search goes by on the validation images, `select: best` and `asha` too: `accuracy`, `loss`
     (cross-entropy), `auc` (of the second class; of more than two the mean over classes, each against the others), or
-    `f1` (of the second class at the threshold where it is highest; of more than two the mean over classes)."""
+    `f1` (of the second class at the threshold where it is highest; of more than two the mean over classes), or one of
+    your code. Choices, differences between arms and `takd export` go by it too."""
     seeds: Integer = Field(1, ge=1, examples=[8])
     """Students of each trial, from seeds of their own; a trial is judged by their mean `metric`."""
     coverage: Integer = Field(1, ge=0, examples=[5])
@@ -175,8 +178,8 @@ class Space(Value):
     confirm: Confirm | None = Field(Confirm(), examples=[{"seeds": 20}])
     """The confirm phase, see confirm below; null has none, and never reads the test split."""
     smallest_effect: Number | None = Field(None, gt=0, examples=[0.3])
-    """The smallest difference in accuracy that matters, in percentage points. Null: no arm is called as good as
-    another, only that they can't be told apart."""
+    """The smallest difference that matters in what `metric` says, in percentage points; of a loss as it is. Null: no
+    arm is called as good as another, only that they can't be told apart."""
     resources: dict[Role, Resources] = Field(default_factory=dict, examples=[{"teacher": {"cpu": 2}}])
     """What a worker holds while it trains, by role, see resources below."""
     checkpoint_every: CheckpointEvery = Field(CheckpointEvery(seconds=10.0), examples=[{"epochs": 1}])
@@ -207,6 +210,8 @@ class Space(Value):
     inside: dict[str, dict[str, tuple[Integer, ...]]] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: of models that methods look into the shapes of what is compared, by layer, filled in
     when a study starts."""
+    metric_of_code: Metric | None = Field(None, examples=[None])
+    """Not to be written by hand: how people read a `metric` of your code, filled in when a study starts."""
     flops: dict[str, Integer] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: FLOPs of one image by model, filled in when a study with an arm `kd@ARM` starts."""
 
@@ -433,6 +438,11 @@ class Space(Value):
                 check_labels(recipe, loss)
             for each, term in itertools.product(parts, terms):
                 check_term(recipe.model_copy(update={"accumulate": each}), term)
+
+    @property
+    def goes_by(self) -> Metric:
+        """Its `metric`; one of code only where that was read."""
+        return METRICS.get(self.metric) or self.metric_of_code or Metric(self.metric, self.metric)
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:

@@ -128,15 +128,15 @@ class Recipe(Value):
     `+`, in turn."""
     views: Integer | Literal["per-epoch"] | None = Field(None, examples=["per-epoch"])
     """With `augment` only: how many seeded copies of the images there are, 2 or more, used in turn by epoch;
-    `per-epoch` has one for each epoch. Null is 8."""
+    `per-epoch` has one for each epoch. The first view, of the first epoch, is the images as they are. Null is 8."""
     class_weights: Literal["balanced"] | None = Field(None, examples=["balanced"])
     """`balanced` weighs the loss on labels so that all classes count the same; null weighs all examples alike."""
     evaluate_every: Integer = Field(1, ge=1, examples=[5])
     """Epochs between two looks at the validation images; the last epoch is always looked at."""
     select: Literal["best", "last"] = Field("last", examples=["best"])
     """The epoch whose weights are kept: the first that is best on the validation images, or the last."""
-    select_by: SearchMetric | None = Field(None, examples=["auc"])
-    """With `select: best` only: the metric that it goes by; null is the space's `metric`."""
+    select_by: Annotated[SearchMetric, OWN] | None = Field(None, examples=["auc"])
+    """With `select: best` only: the metric that it goes by, or one of your code; null is the space's `metric`."""
     head_epochs: Integer | None = Field(None, ge=1, examples=[5])
     """With `pretrained` only: how many of the epochs train the new last layer alone, before the others train too."""
     finetune_from: str | None = Field(None, examples=["layer3"])
@@ -501,6 +501,7 @@ def names_in(
     if recipe:
         found += [f"optimizer {recipe.optimizer}", f"schedule {recipe.schedule}"]
         found += [f"augmentation {part}" for part in altering(recipe.augment)]
+        found += [f"metric {recipe.select_by}"] if recipe.select_by else []
     found += [f"method {loss.divergence}"] if loss and loss.divergence else []
     return [*found, *(f"method {term.method}" for term in terms)]
 

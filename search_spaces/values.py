@@ -165,7 +165,7 @@ def _expected(error: "ErrorDetails") -> str:
     return f"{message[0].lower()}{message[1:]}{hint}"
 
 
-_CODED = {"optimizer", "schedule", "augment", "divergence"}  # what a user's code may define
+_CODED = {"optimizer", "schedule", "augment", "divergence", "metric", "select_by"}  # what a user's code may define
 
 
 def _hint(error: "ErrorDetails") -> str:

@@ -7,8 +7,6 @@ import argparse
 from contextlib import suppress
 from pathlib import Path
 
-from takd.analysis.metrics import METRICS
-
 
 def add_space(parser: argparse.ArgumentParser) -> None:
     from takd.search_spaces import presets
@@ -113,7 +111,7 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to create")
     parser.add_argument("--arm", metavar="A", help="only students of this arm (default: of all arms)")
-    parser.add_argument("--metric", choices=METRICS, help="what is best (default: the study's metric)")
+    parser.add_argument("--metric", metavar="NAME", help="what is best (default: the study's metric)")
     parser.add_argument("--max-params", type=_positive, metavar="N", help="only students of at most N parameters")
     parser.add_argument(
         "--max-latency",

@@ -26,7 +26,7 @@ from takd.search_spaces import (
 from takd.search_spaces.doubts import doubts
 from takd.search_spaces.methods import EMBEDDING, STAGE
 from takd.search_spaces.sections import LOGITS
-from takd.study.code_checks import use_code, with_code
+from takd.study.code_checks import try_metric, use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
@@ -145,7 +145,18 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
 
 
 def _check_metric(space: Space, dataset: Dataset, source: str) -> None:
-    """Raises InputError where a split has no image of a class, of which AUC and F1 say nothing then."""
+    """Raises InputError where a split has no image of a class, of which AUC and F1 say nothing then, and where a metric
+    of code can't measure the validation images.
+    """
+    names = {
+        space.metric,
+        *(str(value) for _, own, _ in _roles(space) for _, value in examples_of(own.recipe.get("select_by"))),
+    }
+    for name in sorted(names - {"None"}):
+        try:
+            try_metric(name, dataset.validation.labels, len(dataset.classes))
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
     for split in ("validation", "test") if space.confirm else ("validation",):
         counts = dataset.class_counts.get(split, ())
         for name, count in zip(dataset.classes, counts, strict=False):

@@ -3,16 +3,28 @@
 Models are tried where all models are built (`takd.trainables.models.families.check_model`).
 """
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import InputError, Recipe, Space, Training, examples_of
 from takd.search_spaces.augments import altering
 from takd.search_spaces.methods import LAYERS, METHODS, TEMPERATURE, WARMUP, WEIGHT, Needs
-from takd.search_spaces.registry import PAGE, TABLES, Augmentation, Method, Origin, blamed, nearest, origin_of
+from takd.search_spaces.registry import (
+    PAGE,
+    TABLES,
+    Augmentation,
+    Method,
+    Origin,
+    blamed,
+    metric_named,
+    nearest,
+    origin_of,
+)
 from takd.search_spaces.stage import names_in
 from takd.trainables.datasets.dataset import read_by_code
 from takd.trainables.own_code import Code, read_code, use
@@ -22,7 +34,7 @@ IMAGES, CLASSES, SHAPE = 8, 10, (3, 32, 32)  # that functions are tried on
 DONE = (0.0, 0.5, 0.99)  # of a run
 
 # Fields of a recipe that name what a user's code may define.
-FIELDS = {"optimizer": "optimizer", "schedule": "schedule", "augment": "augmentation"}
+FIELDS = {"optimizer": "optimizer", "schedule": "schedule", "augment": "augmentation", "select_by": "metric"}
 
 
 def use_code(space: Space, source: str) -> Code:
@@ -69,7 +81,8 @@ def with_code(space: Space, source: str) -> Space:
         needs = _needs(space)
     except ValueError as error:
         raise InputError(f"{source}: {error}") from None
-    return space.model_copy(update={"code_digests": digests, "needs": needs})
+    own = metric_named(space.metric) if f"metric {space.metric}" in digests else None
+    return space.model_copy(update={"code_digests": digests, "metric_of_code": own, "needs": needs})
 
 
 def _is_divergence(kind: Method) -> bool:
@@ -109,6 +122,7 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
         own = cell.space
         if own.loss.divergence:
             yield "loss.divergence", "method", own.loss.divergence
+        yield "metric", "metric", own.metric
         for name in dict.fromkeys(name for arm in own.all_arms for name in arm.methods):
             if name not in METHODS:
                 yield "arms: a method", "method", name
@@ -126,6 +140,57 @@ def _named(space: Space) -> Iterator[tuple[str, str, str]]:
         for model in (*own.teacher.models, *own.assistants.names, own.student.model):
             [family] = names_in(model)
             yield model, *family.split(" ", 1)  # type: ignore[misc]
+
+
+def try_metric(name: str, labels: Tensor, classes: int) -> None:
+    """One number of the labels of a split, the same whenever it is asked, and in the direction that its words say.
+
+    Raises InputError with the user's file and line; of takd's own nothing is tried.
+    """
+    origin = origin_of("metric", name)
+    if origin is None or not origin.digest:
+        return
+    kind, about = TABLES["metric"][name], f"{origin}: metric {name!r}"
+    right = 5 * nn.functional.one_hot(labels.long(), classes).float()
+    noise = torch.randn(len(labels), classes, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for what, logits in (
+        ("random answers", noise),
+        ("right answers", right + noise / 9),
+        ("wrong ones", noise / 9 - right),
+    ):
+        given, told = logits.clone(), labels.clone()
+        try:
+            values = [kind.function(given, told) for _ in range(2)]
+        except Exception as error:
+            raise blamed(error, about) from None
+        if not (torch.equal(given, logits) and torch.equal(told, labels)):
+            raise InputError(f"{about} changes what it is given; expected a function that only reads it")
+        value, again = values
+        many = isinstance(value, Tensor | np.ndarray) and value.ndim > 0
+        if many or isinstance(value, bool | str | bytes) or not isinstance(value, SupportsFloat):
+            got = f"{value.dtype} {list(value.shape)}" if many else type(value).__name__
+            raise InputError(f"{about} gives {got} of {len(labels)} images; expected one number")
+        found[what] = float(value)
+        if not math.isfinite(found[what]):
+            raise InputError(f"{about} gives {found[what]} of {what} to the validation images; expected a number")
+        if float(again) != found[what]:  # type: ignore[arg-type]
+            raise InputError(
+                f"{about} gives {found[what]:g} and then {float(again):g} of the same; expected one number"
+            )  # type: ignore[arg-type]
+        if kind.fraction and not -1e-6 <= found[what] <= 1 + 1e-6:
+            raise InputError(
+                f"{about} gives {found[what]:g} of {what}; expected a fraction, or fraction=False in the decorator"
+            )
+    best, worst = found["right answers"], found["wrong ones"]
+    if best == worst:
+        raise InputError(f"{about} gives {best:g} of right answers and of wrong ones: nothing can be chosen by it")
+    if (best < worst) if kind.higher else (best > worst):
+        more, other = ("more", "higher=False") if kind.higher else ("less", "higher=True")
+        raise InputError(
+            f"{about} gives {best:g} of right answers and {worst:g} of wrong ones, where {more} is better; say {other} "
+            "in the decorator"
+        )
 
 
 def _try(kind: str, name: str, origin: Origin) -> None:
@@ -160,7 +225,11 @@ def _try_method(kind: Method, about: str) -> None:
         named |= {"indices": torch.arange(IMAGES)} if "indices" in kind.takes else {}
         if kind.modules:
             named["modules"] = made_by(kind, student, teacher, CLASSES, labels, params)
-        found = kind.function(student, teacher, labels, *([temperature] if temperature else []), **named)
+        given, told = _copied(teacher), labels.clone()
+        torch.manual_seed(1)
+        found = kind.function(student, given, told, *([temperature] if temperature else []), **named)
+        if not (_same(given, teacher) and torch.equal(told, labels)):
+            raise InputError(f"{about} changes what it is given; expected a function that only reads it")
         if not isinstance(found, Tensor) or found.shape not in ((), (IMAGES,)):
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise InputError(f"{about} gives {got} of {IMAGES} images; expected one number, or [{IMAGES}]")
@@ -169,6 +238,13 @@ def _try_method(kind: Method, about: str) -> None:
         said = {"logits": "logits", "embedding": "embedding", "maps": "maps"}[kind.needs]
         if not found.requires_grad:
             raise InputError(f"{about} has no gradient of the student's {said}")
+        torch.manual_seed(2)
+        again = kind.function(student, _copied(teacher), labels, *([temperature] if temperature else []), **named)
+        if not kind.modules and not torch.allclose(found, again):  # a module may count what it was called
+            raise InputError(
+                f"{about} gives {found.mean().item():g} and then {again.mean().item():g} of the same {said}; "
+                "it may draw no random numbers"
+            )
         found.mean().backward()
         if leaf.grad is None or not leaf.grad.isfinite().all() or not leaf.grad.any():
             what = "no" if leaf.grad is None or not leaf.grad.any() else "no finite"
@@ -190,6 +266,15 @@ def _tried_on(kind: Method) -> tuple[Tensor, Any, Any]:
         return leaf, leaf, torch.randn(IMAGES, WIDTHS[1])
     leaf = torch.randn(IMAGES, WIDTHS[0], *SIDES, requires_grad=True)
     return leaf, (leaf,), (torch.randn(IMAGES, WIDTHS[1], *SIDES),)
+
+
+def _copied(given: Any) -> Any:
+    return tuple(each.clone() for each in given) if isinstance(given, tuple) else given.clone()
+
+
+def _same(given: Any, other: Any) -> bool:
+    pairs = zip(given, other, strict=True) if isinstance(given, tuple) else [(given, other)]
+    return all(torch.equal(one, two) for one, two in pairs)
 
 
 def _try_augmentation(kind: Augmentation, about: str) -> None:

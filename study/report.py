@@ -19,6 +19,7 @@ from takd.analysis.tables import (
     by_cell,
     chosen_students,
     confirmed,
+    metric_of,
     note,
     remembering,
     split_of,
@@ -26,6 +27,7 @@ from takd.analysis.tables import (
 )
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError, space_from
+from takd.search_spaces.metrics import ACCURACY
 from takd.search_spaces.yaml_text import read_yaml
 from takd.study.apart import apart
 from takd.study.folder import FIGURE, SPACE, StudyFolder, absolute_root, check_name
@@ -196,8 +198,10 @@ def print_comparison(root: str, names: Sequence[str], console: Console) -> None:
     else:
         console.print("their spaces are the same")
     blocks = blocks_of(pd.concat(studies.values(), ignore_index=True))
-    console.print(_rich(studies_table(blocks), "mean accuracy in %, with its 95 % interval"))
-    console.print(_rich(studies_table(blocks, "over_kd"), "over kd in percentage points, paired by seed"))
+    console.print(_rich(studies_table(blocks), "mean accuracy in %, or what the study goes by, with its 95 % interval"))
+    console.print(
+        _rich(studies_table(blocks, "over_kd"), "over kd, in percentage points where it is a fraction, paired by seed")
+    )
     first, *others = studies
     for other in others:
         _print_same_arms(first, other, studies, "dataset" not in set(differ["key"]), console)
@@ -219,12 +223,14 @@ def _print_same_arms(
         console.print(f"{other} against {first}: they have no arm in common")
         return
     cells = [row["cell"] for row in rows]
+    one, two = (metric_of(studies[name]) for name in (first, other))
+    metric = one if one == two else ACCURACY
     table = pd.DataFrame(
         ({"cell": cells} if any(cells) else {})
         | {
             "arm": [row["arm"] for row in rows],
-            "difference, points (95 % CI)": [
-                with_interval(row["difference"], row["low"], row["high"], "+") for row in rows
+            f"difference, {metric.unit} (95 % CI)": [
+                with_interval(row["difference"], row["low"], row["high"], "+", metric.digits) for row in rows
             ],
             "p (Holm)": ["-" if pd.isna(row["p"]) else f"{row['p']:.3f}" for row in rows],
             "how": [row["how"] for row in rows],

@@ -1,7 +1,7 @@
 """The Parquet tables of a study, rebuilt from Optuna's storage and the artifact store alone."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from takd.analysis.metrics import METRICS
+from takd.analysis.metrics import COLUMNS, column_of
 from takd.analysis.tables import assistant_size
 from takd.search_spaces import Path, Stage
+from takd.search_spaces.metrics import METRICS, Metric
 from takd.study.folder import EPOCHS as EPOCHS_FILE
 from takd.study.folder import TRIALS as TRIALS_FILE
 from takd.study.folder import StudyFolder
@@ -61,11 +62,14 @@ TRIALS = pa.schema(
         ("val_loss", pa.float64()),
         ("val_auc", pa.float64()),  # fractions, where the study goes by them
         ("val_f1", pa.float64()),
-        ("metric", pa.string()),  # that the search goes by
+        ("metric", pa.string()),  # that the study goes by
+        ("metric_title", pa.string()),  # as people read it
+        ("metric_higher", pa.bool_()),  # whether more of it is better
+        ("metric_fraction", pa.bool_()),  # whether it lies between 0 and 1
         ("val_images", pa.int64()),
         ("val_majority", pa.float64()),  # the largest class's share of them: what who knows nothing is right on
         # On test: of confirmed students and of those who taught them.
-        *((metric.confirmed, pa.float64()) for metric in METRICS.values()),
+        *((each.confirmed, pa.float64()) for each in COLUMNS.values()),
         ("test_images", pa.int64()),
         ("test_right", pa.binary()),  # a bit an image: 1 where its class was chosen
         ("test_auc_low", pa.float64()),  # 95 % interval over the images
@@ -132,11 +136,13 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
     rows: list[dict[str, Any]] = []
     test, right = read_test(folder), right_by_stage(folder)
     pruned = Pruned(folder.artifacts, folder.name).read() if search.space.asha else {}
+    metric = search.space.goes_by
     images, largest = search.dataset.sizes.get("validation"), search.largest_class
     about = {
         "val_images": images,
         "val_majority": largest / images if images and largest is not None else None,
-        "metric": search.space.metric,
+        "metric": metric.name,
+        **{f"metric_{name}": getattr(metric, name) for name in ("title", "higher", "fraction")},
         "smallest_effect": search.space.smallest_effect,
         "smallest_effect_before": search.smallest_effect_before,
         "test_images": search.dataset.sizes.get("test"),
@@ -149,7 +155,7 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
                 if stage.key not in found:
                     found[stage.key] = known.get(stage.key) or folder.artifacts.describe(stage.key)
             use = {"study": folder.name, "use": proposal.use(path)}
-            for row in _path_rows(proposal, ended, path, found, use):
+            for row in _path_rows(proposal, ended, path, found, use, metric):
                 measured = {}
                 if proposal.phase == "confirm":
                     measured = test.get(row["stage_key"], {}) | {"test_right": right.get(row["stage_key"])}
@@ -157,11 +163,23 @@ def build_results(folder: StudyFolder, search: Search, known: dict[str, Descript
                 row["late_cell"] = proposal.cell in late
                 rows.append({"study": folder.name, **about, **row, **measured})
     known |= {key: description for key, description in found.items() if description}
-    epochs = [row for description in found.values() if description for row in _epoch_rows(folder.name, description)]
+    own = _own_columns(metric)
+    epochs = [row for each in found.values() if each for row in _epoch_rows(folder.name, each, metric)]
     for row in _of_pruned(rows, found, pruned):
         shown: dict[str, Any] = {name: row[name] for name in ("study", "stage_key", "role", "model")}
         epochs += [shown | epoch for epoch in pruned[row["stage_key"]]]
-    return Tables(pa.Table.from_pylist(rows, TRIALS), pa.Table.from_pylist(epochs, EPOCHS))
+    trials, by_epoch = (_with(TRIALS, own), _with(EPOCHS, own[:1]))
+    return Tables(pa.Table.from_pylist(rows, trials), pa.Table.from_pylist(epochs, by_epoch))
+
+
+def _own_columns(metric: Metric) -> list[str]:
+    """Of a metric of a user's, on validation and on test: beside those of TRIALS."""
+    column = column_of(metric)
+    return [] if metric.name in METRICS else [column.searched or "", column.confirmed]
+
+
+def _with(schema: pa.Schema, columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([*schema, *(pa.field(name, pa.float64()) for name in columns)])
 
 
 def read_test(folder: StudyFolder) -> dict[str, dict[str, Any]]:
@@ -191,7 +209,12 @@ def _proposals(search: Search, pruned: dict[str, list[dict[str, Any]]]) -> Itera
 
 
 def _path_rows(
-    proposal: Proposal, ended: _Ended, path: Path, found: dict[str, Description | None], use: dict[str, str]
+    proposal: Proposal,
+    ended: _Ended,
+    path: Path,
+    found: dict[str, Description | None],
+    use: dict[str, str],
+    metric: Metric,
 ) -> Iterator[dict[str, Any]]:
     there = {stage.key: found[stage.key] for stage in path.stages}
     outcomes = {key: description["outcome"] for key, description in there.items() if description}
@@ -214,11 +237,11 @@ def _path_rows(
             "error": None if outcome else ended.failures.get(stage.key),
         }
         if outcome:
-            row |= _outcome_row(outcome)
+            row |= _outcome_row(outcome, metric)
             if stage.recipe.patience is not None and not stage.given:  # it may have ended early
                 row["whole_epochs"] = max(0.0, row["whole_epochs"] - stage.recipe.epochs + row["epochs"])
         elif stage.key in ended.epochs and stage.role == "student":
-            row |= _pruned_row(ended.epochs[stage.key])
+            row |= _pruned_row(ended.epochs[stage.key], metric)
         yield row
 
 
@@ -237,7 +260,7 @@ def _stage_row(stage: Stage) -> dict[str, Any]:
     }
 
 
-def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
+def _outcome_row(outcome: dict[str, Any], metric: Metric) -> dict[str, Any]:
     validation = outcome["metrics"]["validation"] or {}  # null of one whose answers to these images nobody has
     return {
         "parameters": outcome["parameters"],
@@ -248,6 +271,7 @@ def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
         "val_loss": validation.get("loss"),
         "val_auc": validation.get("auc"),
         "val_f1": validation.get("f1"),
+        f"val_{metric.name}": validation.get(metric.kept),
         "train_seconds": outcome["train_seconds"],
         "host": outcome.get("host"),
         "process": outcome.get("process"),
@@ -256,7 +280,7 @@ def _outcome_row(outcome: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pruned_row(epochs: list[dict[str, Any]]) -> dict[str, Any]:
+def _pruned_row(epochs: list[dict[str, Any]], metric: Metric) -> dict[str, Any]:
     """What a student had reached when it was ended."""
     looks = [each for each in epochs if each["val_accuracy"] is not None]
     return {
@@ -265,6 +289,7 @@ def _pruned_row(epochs: list[dict[str, Any]]) -> dict[str, Any]:
         "val_loss": looks[-1]["val_loss"] if looks else None,
         "val_auc": looks[-1].get("val_auc") if looks else None,
         "val_f1": looks[-1].get("val_f1") if looks else None,
+        f"val_{metric.name}": looks[-1].get(f"val_{metric.name}") if looks else None,
         "train_seconds": sum(each["seconds"] for each in epochs),
     }
 
@@ -285,7 +310,7 @@ def _status(stage: Stage, ended: _Ended, outcome: dict[str, Any] | None) -> str:
     return "pruned" if stage.role == "student" and (ended.pruned or stage.key in ended.epochs) else "unfinished"
 
 
-def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]]:
+def _epoch_rows(study: str, description: Description, metric: Metric) -> Iterator[dict[str, Any]]:
     outcome = description["outcome"]
     about = {
         "study": study,
@@ -293,7 +318,10 @@ def _epoch_rows(study: str, description: Description) -> Iterator[dict[str, Any]
         "role": outcome["role"],
         "model": description["input"].get("model"),  # of logits there is none, and no epoch either
     }
-    return (about | epoch for epoch in outcome["epochs"])
+    # Of a metric of code the artifact says whose code it was, and its epochs do not.
+    other = metric.digest is not None and metric.kept not in (outcome["metrics"]["validation"] or {})
+    hidden = {f"val_{metric.name}": None} if other else {}
+    return (about | epoch | hidden for epoch in outcome["epochs"])
 
 
 def _parquet(table: pa.Table) -> bytes:

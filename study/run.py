@@ -244,10 +244,10 @@ def _train(
     pruned = Pruned(folder.artifacts, folder.name).read() if asha else {}
     look_every = asha.grace_epochs if asha else None
     graph = StageGraph(
-        folder.artifacts, search.lasting, pruned, look_every, search.space.fixed_lanes, search.space.metric
+        folder.artifacts, search.lasting, pruned, look_every, search.space.fixed_lanes, search.space.goes_by
     )
     profile = Profile(slots, began) if options.profile else None
-    progress = Progress(folder.name, search.space.seeds, slots, console, search.space.metric)
+    progress = Progress(folder.name, search.space.seeds, slots, console, search.space.goes_by)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
 
     def confirm() -> list[Proposal]:

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from takd.analysis.metrics import METRICS, value_text
+from takd.analysis.metrics import value_text
 from takd.analysis.tables import metric_of, students
 from takd.search_spaces import ROLES
 from takd.study.folder import StudyFolder
@@ -72,8 +72,9 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
         f"study {search.study.study_name}: {search.asked} of {max(search.asked, search.space.budget)} trials started "
         f"({proposed})" + (f", about {clock(left)} left" if left else "")
     ]
+    metric = metric_of(trials)
     best = [
-        f"best {row['arm']:<16} {value_text(row['value'], metric_of(trials))}  ({row['configuration']})"
+        f"best {row['arm']:<16} {value_text(row['value'] / metric.times, metric)}  ({row['configuration']})"
         for _, row in best_by_arm(trials).iterrows()
     ]
     return Group(*map(Text, lines), _counts(trials), *map(Text, [*_workers(trials), *best]))
@@ -81,8 +82,8 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
 
 def best_by_arm(trials: pd.DataFrame) -> pd.DataFrame:
     """By cell and arm, the best arm first, its best configuration, the mean validation `accuracy` in percent, and the
-    mean `value` of the metric that the search goes by."""
-    done = students(trials).assign(value=lambda rows: rows[METRICS[metric_of(trials)].searched])
+    mean `value` of what the search goes by, in percent where it is a fraction."""
+    done = students(trials)
     means = done.groupby(["cell", "arm", "configuration"])[["accuracy", "value", "score"]].mean().reset_index()
     ordered = means.sort_values("score").groupby(["cell", "arm"]).tail(1)
     return ordered.sort_values(["cell", "score"], ascending=[True, False])

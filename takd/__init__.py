@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from takd.search_spaces import InputError, Space, Stage, load_space
     from takd.search_spaces.methods import Param
-    from takd.search_spaces.registry import augmentation, method, model_family, optimizer, schedule
+    from takd.search_spaces.registry import augmentation, method, metric, model_family, optimizer, schedule
     from takd.study.stopping import Stop, StoppedError
     from takd.study.study import Study, open_study, run
     from takd.trainables.datasets.built_in import dataset
@@ -31,6 +31,7 @@ __all__ = [
     "dataset",
     "load_space",
     "method",
+    "metric",
     "model_family",
     "open_study",
     "optimizer",
@@ -50,7 +51,9 @@ _WHERE = {
     "load_space": "takd.search_spaces",
     "open_study": "takd.study.study",
     "run": "takd.study.study",
-    **dict.fromkeys(("augmentation", "method", "model_family", "optimizer", "schedule"), "takd.search_spaces.registry"),
+    **dict.fromkeys(
+        ("augmentation", "method", "metric", "model_family", "optimizer", "schedule"), "takd.search_spaces.registry"
+    ),
 }
 
 if not TYPE_CHECKING:  # a checker would take any name for one that there is

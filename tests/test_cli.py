@@ -109,10 +109,6 @@ def trials_of(root: Path) -> pd.DataFrame:
         (["results", "nothing"], ["study nothing: none in"]),
         (["export", "nothing", "--out", "out"], ["study nothing: none in"]),
         (["export", "nothing"], ["--out"]),
-        (
-            ["export", "tiny", "--out", "out", "--metric", "beauty"],
-            ["--metric", "accuracy", "loss", "ece", "agreement"],
-        ),
         (["export", "tiny", "--out", "out", "--max-latency", "0"], ["--max-latency", "'0'", "milliseconds"]),
         (["verify", "nothing"], ["nothing/model_card.json", "takd export"]),
         (["predict", "nothing", "a.png"], ["nothing/model_card.json", "takd export"]),

@@ -22,6 +22,7 @@ from pydantic import Discriminator
 from pydantic.fields import FieldInfo
 
 from takd.search_spaces import Loss, Recipe, Role, Space
+from takd.search_spaces.metrics import Metric
 from takd.search_spaces.sections import (
     Asha,
     Assistants,
@@ -188,7 +189,7 @@ def kinds_of(annotation: Any) -> list[str]:
         return ["section"] if parts[1] == Varied else [f"{' or '.join(kinds_of(parts[1]))} by {by}"]
     if annotation is Choices:
         return ["choice"]
-    return ["section"] if issubclass(annotation, Value) else [PLAIN[annotation]]
+    return ["section"] if issubclass(annotation, Value | Metric) else [PLAIN[annotation]]
 
 
 def page(now: str) -> str:

@@ -12,6 +12,8 @@ import safetensors.torch
 import torch
 
 from takd.search_spaces import LeftName, Stage, What, learned_by, names_of
+from takd.search_spaces.metrics import ACCURACY, Metric
+from takd.search_spaces.registry import metric_named
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
 from takd.trainables.derivation import CPU, frozen, publish_left
 from takd.trainables.looks import looks
@@ -24,7 +26,6 @@ from takd.trainables.training.devices import device_of, fix_algorithms, keep_wit
 from takd.trainables.training.features import Frozen
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import SOFT_TARGETS, StageTraining, Trained
-from takd.trainables.training.scores import SCORES
 from takd.trainables.training.teaching import ByView, Lessons
 from takd.trainables.width import best_width, widest
 
@@ -55,7 +56,7 @@ class StageBatch:
         measure_width: bool,
         origin: Mapping[str, Mapping[str, str]],
         whole: bool = False,
-        metric: str = "accuracy",
+        metric: Metric = ACCURACY,
         device: torch.device = CPU,
         gpus: float = 0.0,
     ) -> None:
@@ -163,7 +164,7 @@ class StageBatch:
         upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric)
+        return StageTraining(stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric.name)
 
     def _dataset(self, stage: Stage) -> Dataset:
         """What it is trained and measured on."""
@@ -212,7 +213,7 @@ class StageBatch:
     def values(self) -> dict[str, float]:
         """Of the running stages that had a look at the validation split, the metric by key."""
         running = self.training.running if self.training else []
-        return {lane.stage.key: value for lane in running if (value := lane.value(self.metric)) is not None}
+        return {lane.stage.key: value for lane in running if (value := lane.value(self.metric.name)) is not None}
 
     def values_before(self, every: int) -> dict[str, dict[int, float]]:
         """What the checkpoints that the running stages went on from say of each of so many epochs, by key."""
@@ -293,7 +294,7 @@ class StageBatch:
 
 def _measured(selected: EpochMetrics) -> dict[str, float | None]:
     """By metric, on the validation split."""
-    more = {name: value for name in SCORES if (value := selected.value(name)) is not None}
+    more = {metric_named(name).kept: value for name, value in selected.scores.items()}
     return {"accuracy": selected.val_accuracy, "loss": selected.val_loss, **more}
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from takd.search_spaces import DatasetFingerprint, Left, LeftName, Stage, ViewName, derived_of
+from takd.search_spaces.metrics import Metric
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.pretrained import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
@@ -34,7 +35,7 @@ def derive(
     store: ArtifactStore,
     threads: int,
     origin: Mapping[str, str],
-    metric: str | None = None,
+    metric: Metric | None = None,
     device: torch.device = CPU,
 ) -> None:
     """Computes what the store lacks of what a stage leaves by these names; of a given one its artifact first.
@@ -51,7 +52,7 @@ def derive(
         description = store.artifact(stage)
     if description is None:
         return
-    if metric and metric not in description["outcome"]["metrics"]["validation"]:
+    if metric and metric.kept not in description["outcome"]["metrics"]["validation"]:
         store.add_metrics(stage.key, source.scores(metric))
     if not (lacking := store.lacking(stage, description, names)):
         return
@@ -125,10 +126,12 @@ class _Source:
             return None if logits is None else torch.from_numpy(logits).t().unsqueeze(0)
         return predict(self.model, self._pixels(self.dataset.validation.images))
 
-    def scores(self, metric: str) -> dict[str, float]:
-        """On the validation split."""
+    def scores(self, metric: Metric) -> dict[str, float]:
+        """On the validation split, as an artifact keeps it."""
         validation, labels = self._validation(), self.dataset.validation.labels
-        return {} if validation is None else scores(validation[0], labels, [metric])
+        if validation is None:
+            return {}
+        return {metric.kept: scores(validation[0], labels, [metric.name])[metric.name]}
 
     def left(self, left: Left) -> Array:
         """`[train examples, ...]`"""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import ray
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 
+from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.trainables.looks import Looks
 
 
@@ -15,11 +16,11 @@ class Halving:
     One for a whole study: workers ask it, because what it decides is about lanes, of which Tune knows nothing.
     """
 
-    def __init__(self, grace_epochs: int, reduction_factor: int, metric: str = "accuracy") -> None:
+    def __init__(self, grace_epochs: int, reduction_factor: int, metric: Metric = ACCURACY) -> None:
         self.scheduler = ASHAScheduler(
             time_attr="epoch",
             metric="value",
-            mode="min" if metric == "loss" else "max",
+            mode="max" if metric.higher else "min",
             grace_period=grace_epochs,
             reduction_factor=reduction_factor,
             max_t=10**9,  # a student ends by its recipe
@@ -48,7 +49,7 @@ class Halving:
         return self.scheduler.on_trial_result(None, student, {"epoch": epoch, "value": value})
 
 
-def start_halving(grace_epochs: int, reduction_factor: int, metric: str = "accuracy") -> "ray.actor.ActorHandle":
+def start_halving(grace_epochs: int, reduction_factor: int, metric: Metric = ACCURACY) -> "ray.actor.ActorHandle":
     """The actor, on this machine: it lives as long as the study's process."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), False)
     actor = ray.remote(Halving).options(num_cpus=0, scheduling_strategy=here)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from takd.search_spaces import WIDEST, InputError, Path, Stage
+from takd.search_spaces.metrics import ACCURACY, Metric
+from takd.search_spaces.registry import TABLES
 from takd.search_spaces.stage import BINS
 from takd.trainables.binary import best_threshold, binary_metrics
 from takd.trainables.datasets.dataset import Dataset, load_for
@@ -18,7 +20,7 @@ from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, need
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.losses import measure
-from takd.trainables.training.scores import SCORES, scores
+from takd.trainables.training.scores import scores
 from takd.trainables.width import widest
 
 CPU = torch.device("cpu")
@@ -27,7 +29,7 @@ CPU = torch.device("cpu")
 def measure_on_test(
     store: ArtifactStore,
     stages: Sequence[Stage],
-    metric: str = "accuracy",
+    metric: Metric = ACCURACY,
     threads: int | None = None,
     device: torch.device = CPU,
 ) -> Measured:
@@ -37,9 +39,8 @@ def measure_on_test(
     (the part of the images where stage and teacher choose the same class; an ensemble's is that of its mean
     probabilities; none where it is not known what a teacher says of these images), `test_reliability` (by bin of
     confidence: mean confidence, accuracy, count). With two classes, of which the second is the positive one, also those
-    of `binary_metrics`, at the threshold of the best F1 on validation; with more classes the `metric` that the study
-    goes by, where it is AUC or F1, as a mean over classes. A given teacher whose logits leave out the test
-    images has none.
+    of `binary_metrics`, at the threshold of the best F1 on validation; always the `metric` that the study
+    goes by. A given teacher whose logits leave out the test images has none.
     """
     torch.set_num_threads(threads or torch.get_num_threads())
     new = {stage.key: stage for stage in stages}
@@ -70,7 +71,7 @@ def _names(dataset: Dataset) -> Sequence[str] | None:
 
 
 def measure_on_validation(
-    store: ArtifactStore, stages: Sequence[Stage], metric: str = "accuracy"
+    store: ArtifactStore, stages: Sequence[Stage], metric: Metric = ACCURACY
 ) -> dict[str, dict[str, Any]]:
     """By key what `measure_on_test` measures, of the images that choose, under the same names without `test_`.
 
@@ -90,7 +91,7 @@ def measure_on_validation(
 
 
 def _measures(
-    stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None, metric: str
+    stage: Stage, logits: Mapping[str, Tensor], labels: Tensor, threshold: float | None, metric: Metric
 ) -> dict[str, Any]:
     """Of one stage, by the logits of all on the same images; nothing where it is not known what it says of them."""
     if stage.key not in logits:
@@ -99,8 +100,8 @@ def _measures(
     found = measure_logits(own, labels)
     if threshold is not None:
         found |= binary_metrics(positive_scores(own), labels.numpy() == 1, threshold)
-    elif metric in SCORES:
-        found |= {f"test_{name}": value for name, value in scores(own, labels, [metric]).items()}
+    if metric.name in TABLES["metric"] and f"test_{metric.name}" not in found:
+        found |= {f"test_{name}": value for name, value in scores(own, labels, [metric.name]).items()}
     above = _teachers_of(stage)
     if above and all(each.key in logits for each in above):  # else it is not known what they say of these images
         taught = torch.stack([logits[each.key].softmax(dim=0) for each in above]).mean(dim=0)

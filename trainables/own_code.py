@@ -30,6 +30,7 @@ BUILT_IN = (
     "takd.trainables.training.losses",
     "takd.trainables.training.methods.table",
     "takd.trainables.training.lanes",
+    "takd.trainables.training.scores",
     "takd.trainables.training.schedules",
 )
 

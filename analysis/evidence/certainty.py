@@ -23,16 +23,16 @@ from takd.analysis.tables import (
     best_configurations,
     by_cell,
     chosen_students,
+    column_of_study,
     confirmed,
     hyperparameters_of,
-    metric_name,
     metric_of,
     order_of_setting,
-    scores_of,
     smallest_effect,
     students,
     unit_of,
 )
+from takd.search_spaces.metrics import ACCURACY, Metric
 
 MORE_PATHS, MORE_STUDENTS, MORE_IMAGES = 5, 50, 10
 
@@ -50,7 +50,8 @@ def variance_table(trials: pd.DataFrame) -> pd.DataFrame:
                 rows.append({"cell": cell, "of": name} | _deviations(found, unit))
     if not rows:
         raise Missing(
-            "What moves the numbers needs the confirm phase, with two paths or two seeds and its predictions."
+            "What moves the numbers is known of accuracies: it needs a study that goes by them, and a confirm phase "
+            "with two paths or two seeds and its predictions."
         )
     table = pd.DataFrame(rows)
     return table if table["cell"].nunique() > 1 else table.drop(columns="cell")
@@ -173,8 +174,8 @@ def _choices(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
             "next": f"{hyperparameters_of(second, cell)} ({_share(others[second])})",
         }
         if len(final) and chosen in by_setting.index:
-            fresh_of = final.assign(score=scores_of(final, metric) / 100)
-            name = "points" if metric == "accuracy" else metric_name(trials)
+            fresh_of = final.assign(score=final[column_of_study(trials).searched].map(metric.score) / 100)
+            name = "points" if metric == ACCURACY else metric.title
             row[f"search minus fresh validation, {name}"] = _flattered(by_setting.T[chosen].dropna(), fresh_of, metric)
         yield row
 
@@ -183,14 +184,14 @@ def _share(part: float) -> str:
     return "-" if np.isnan(part) else f"{100 * part:.0f} %"
 
 
-def _flattered(search: "pd.Series[float]", fresh: pd.DataFrame, metric: str) -> str:
+def _flattered(search: "pd.Series[float]", fresh: pd.DataFrame, metric: Metric) -> str:
     """By how much; of a loss, which is flattered where it was lower in the search, that much."""
     values = fresh["score"].astype(float)
     if "replicate" in fresh and fresh["replicate"].notna().all():
         values = values.groupby(fresh["replicate"]).mean()
     found = winners_curse(search.to_numpy() / 100, values.to_numpy())
     mean, low, high = (100 * float(each) for each in (found.mean, found.low, found.high))
-    form = "+.4f" if metric == "loss" else "+.2f"
+    form = f"+.{metric.digits}f"
     return f"{mean:{form}}" + ("" if np.isnan(low) else f" ({low:{form}} to {high:{form}})")
 
 

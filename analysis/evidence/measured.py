@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.evidence.statistics import Spread, spread_of_images, spread_of_paths
-from takd.analysis.tables import arm_order, chosen_students, remembered
+from takd.analysis.tables import arm_order, chosen_students, metric_of, remembered
+from takd.search_spaces.metrics import ACCURACY
 
 Right = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -28,8 +29,8 @@ class Measured:
     def units(self) -> int:
         return self.rows.index.get_level_values(0).nunique()
 
-    def by_unit(self, column: str = "accuracy") -> "pd.Series[float]":
-        """The mean of its students, by unit; of the accuracy in percent."""
+    def by_unit(self, column: str = "score") -> "pd.Series[float]":
+        """The mean of its students, by unit; of what the study goes by, the higher the better, in percent."""
         return self.rows[column].astype(float).groupby(level=0).mean()
 
     def bits(self) -> Right | None:
@@ -48,9 +49,13 @@ class Measured:
         units = self.rows.index.get_level_values(0)
         return np.stack([bits[units == unit].mean(axis=0) for unit in units.unique()])
 
+    def judged(self) -> Right | None:
+        """As `right`, where the study goes by the accuracy: no single image has another metric."""
+        return self.right() if metric_of(self.rows) == ACCURACY else None
+
     def by_student(self) -> Right | None:
         """As `bits`, `[units, students of each, images]`; None where units have not as many each, or it isn't known."""
-        bits = self.bits()
+        bits = self.bits() if metric_of(self.rows) == ACCURACY else None
         counts = self.rows.groupby(level=0).size()
         if bits is None or counts.nunique() != 1:
             return None
@@ -63,11 +68,13 @@ class Measured:
 
 
 def spread_between(arm: Measured, reference: Measured) -> Spread:
-    """Of their paired differences, as fractions: over units and images where single images are known, else over units.
+    """Of their paired differences, as fractions, positive where the arm is better.
+
+    Over units and images where single images are known, else over units.
 
     Both have the same students, see `Measured.beside`.
     """
-    right, other = arm.right(), reference.right()
+    right, other = arm.judged(), reference.judged()
     if right is not None and other is not None:
         return spread_of_images(right - other)
     return spread_of_paths((arm.by_unit() - reference.by_unit()).to_numpy() / 100)

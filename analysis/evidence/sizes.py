@@ -1,8 +1,8 @@
-"""How the size of an assistant moves the student's accuracy, where the search chose it: bands of sizes, held apart.
+"""How the size of an assistant moves what the student reaches, where the search chose it: bands of sizes, held apart.
 
 A search draws temperature and lambda with the size, and TPE draws them better the longer it goes on; so the mean over a
 band of sizes is also that of what was drawn with it. Here bands are compared with all else that was drawn held equal:
-an analysis of covariance (Fisher 1932) of the configurations' mean validation accuracies on the band, and on each other
+an analysis of covariance (Fisher 1932) of the configurations' mean validation values on the band, and on each other
 number that was varied and its square.
 """
 
@@ -13,7 +13,7 @@ import pandas as pd
 from scipy import special
 
 from takd.analysis.evidence.statistics import ALPHA, Floats, holm
-from takd.analysis.tables import Missing, assistants_of, parameters_of, students
+from takd.analysis.tables import Missing, assistants_of, metric_of, parameters_of, students
 from takd.search_spaces.arms import ANY_SIZE
 
 BANDS = 5  # at most
@@ -23,16 +23,16 @@ FREEDOM = 6  # degrees of freedom that must be left where other parameters are h
 
 @dataclass(frozen=True)
 class Band:
-    """Sizes next to each other. Accuracies are in percent, with 95 % intervals over configurations."""
+    """Sizes next to each other. Values are of what the search went by, with 95 % intervals over configurations."""
 
     smallest: int
     largest: int
     sizes: int  # that were tried
     configurations: int
-    accuracy: float
+    value: float
     low: float
     high: float
-    best: bool  # it has the highest mean
+    best: bool  # it has the best mean
     p: float  # of the difference to the best band after Holm's correction; NaN of the best one
 
     @property
@@ -49,7 +49,7 @@ class Band:
 class Sized:
     """What a search with sizes showed of one arm."""
 
-    configurations: pd.DataFrame  # a row each: `size`, `accuracy` (mean of its students), `students`
+    configurations: pd.DataFrame  # a row each: `size`, `value` (mean of its students), `students`
     bands: tuple[Band, ...]  # by size
     held_equal: tuple[str, ...]  # parameters that bands are compared at the same values of
 
@@ -68,7 +68,7 @@ def by_size(trials: pd.DataFrame, arm: str) -> Sized:
     done = done[(done["arm"] == arm) & done["assistant_size"].notna()]
     found = (
         done.groupby("configuration", sort=False)
-        .agg(size=("assistant_size", "first"), accuracy=("accuracy", "mean"), students=("accuracy", "size"))
+        .agg(size=("assistant_size", "first"), value=("value", "mean"), students=("value", "size"))
         .reset_index()
         .astype({"size": int})
         .sort_values("size", ignore_index=True)
@@ -80,21 +80,22 @@ def by_size(trials: pd.DataFrame, arm: str) -> Sized:
         )
     band = _bands(found["size"].to_numpy())
     others = _others(found["configuration"], len(found) - int(band.max()) - 1)
-    means, covariance, freedom = _adjusted(found["accuracy"].to_numpy(float), band, others)
-    best = int(means.argmax())
+    means, covariance, freedom = _adjusted(found["value"].to_numpy(float), band, others)
+    metric = metric_of(trials)
+    best = int(means.argmax() if metric.higher else means.argmin())
     half = special.stdtrit(freedom, 1 - ALPHA / 2) * np.sqrt(np.diag(covariance))
     p = _against(best, means, covariance, freedom)
     bands = []
     for number, (mean, width) in enumerate(zip(means, half, strict=True)):
         own = found.loc[band == number, "size"]
-        low, high = (float(end) for end in np.clip([mean - width, mean + width], 0, 100))
+        low, high = (float(end) for end in np.clip([mean - width, mean + width], 0, 100 if metric.fraction else None))
         bands.append(
             Band(
                 smallest=int(own.min()),
                 largest=int(own.max()),
                 sizes=own.nunique(),
                 configurations=len(own),
-                accuracy=float(mean),
+                value=float(mean),
                 low=low,
                 high=high,
                 best=number == best,
@@ -156,15 +157,17 @@ def _against(best: int, means: Floats, covariance: Floats, freedom: int) -> Floa
 
 def best_sizes(trials: pd.DataFrame, arm: str) -> str:
     """The sentence on the best range of sizes; raises Missing as `by_size` does."""
-    found = by_size(trials, arm)
+    found, metric = by_size(trials, arm), metric_of(trials)
+    digits = metric.digits
     close = [band for band in found.bands if band.close]
     [best] = [band for band in found.bands if band.best]
     sizes = found.configurations["size"]
     held = f", with {' and '.join(found.held_equal)} held equal" if found.held_equal else ""
     text = (
         f"Of {sizes.nunique()} sizes from {sizes.min()} to {sizes.max()} that the search tried for {arm}, those of "
-        f"{best.text} have the highest mean validation accuracy: {best.accuracy:.2f} % (95 % CI {best.low:.2f} to "
-        f"{best.high:.2f}, {best.configurations} configurations){held}."
+        f"{best.text} have the {'highest' if metric.higher else 'lowest'} mean validation {metric.title}: "
+        f"{best.value:.{digits}f}{' %' if metric.fraction else ''} (95 % CI {best.low:.{digits}f} to "
+        f"{best.high:.{digits}f}, {best.configurations} configurations){held}."
     )
     if len(close) == len(found.bands):
         return f"{text} No range of sizes is shown to be worse, so any of these sizes may be the best."

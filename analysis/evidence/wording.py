@@ -11,11 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 from takd.analysis.evidence.statistics import ALPHA
+from takd.search_spaces.metrics import ACCURACY, Metric
 
 
 @dataclass(frozen=True)
 class Compared:
-    """An arm against a reference, in percentage points, with the 95 % interval; NaN where there is none."""
+    """An arm against a reference, in percentage points of the metric, or as it is where that is no fraction; positive
+    where the arm is better. With the 95 % interval; NaN where there is none.
+    """
 
     arm: str
     reference: str
@@ -27,6 +30,7 @@ class Compared:
     p: float = np.nan  # Holm's, over all comparisons of the study
     comparisons: int = 1
     matters: float | None = None  # the smallest difference that does
+    metric: Metric = ACCURACY
     scope: str = ""  # what was the same in all units, `with this teacher`
 
     @property
@@ -55,34 +59,34 @@ VERDICTS: Mapping[str, Wording] = {
     "one unit": Wording(
         "they share one",
         lambda each: each.units == 1,
-        "{arm} is {size} points {above} {reference} on one {unit}; from one {unit} nothing can be said",
+        "{arm} is {size} {points} {above} {reference} on one {unit}; from one {unit} nothing can be said",
     ),
     "no spread": Wording(
         "no interval can be computed",
         lambda each: not each.low < each.high,
-        "{arm} is {size} points {above} {reference} in each of {units} {unit}s; without any spread nothing can be said "
-        "of chance",
+        "{arm} is {size} {points} {above} {reference} in each of {units} {unit}s; without any spread nothing can be "
+        "said of chance",
     ),
     "better": Wording(
         "p < 0.05 after Holm's correction, the difference is positive",
         lambda each: each.sure and each.difference > 0,
-        "{arm} is better than {reference} by {size} points ({interval})",
+        "{arm} is better than {reference} by {size} {points} ({interval})",
     ),
     "worse": Wording(
         "p < 0.05 after Holm's correction, the difference is negative",
         lambda each: each.sure and each.difference < 0,
-        "{arm} is worse than {reference} by {size} points ({interval})",
+        "{arm} is worse than {reference} by {size} {points} ({interval})",
     ),
     "luck": Wording(
         "its own interval leaves out 0, but not after Holm's correction",
         lambda each: each.one_sided,
-        "{arm} is {size} points {above} {reference} ({interval}), but that may be luck: it is one of {comparisons} "
+        "{arm} is {size} {points} {above} {reference} ({interval}), but that may be luck: it is one of {comparisons} "
         "comparisons (p = {p:.2f} after Holm's correction)",
     ),
     "not told apart": Wording(
         "else",
         lambda each: True,
-        "{arm} and {reference} can't be told apart ({difference:+.2f} points, {interval})",
+        "{arm} and {reference} can't be told apart ({difference} {points}, {interval}{better})",
     ),
 }
 MARGINS: Mapping[str, Wording] = {
@@ -100,7 +104,7 @@ MARGINS: Mapping[str, Wording] = {
     "less than matters": Wording(
         "the whole interval is within what matters",
         lambda each: _within(each),
-        ", so {arm} is as good as {reference}: less than the {matters:g} points that matter lie between them",
+        ", so {arm} is as good as {reference}: less than the {matters:g} {points} that matter lie between them",
     ),
     "not worse": Wording(
         "the interval holds 0 and lies above minus what matters",
@@ -123,15 +127,18 @@ def verdict(each: Compared) -> str:
     """One comparison in one sentence, without its full stop."""
     said = _first(VERDICTS, each).text
     said += _first(MARGINS, each).text if each.matters is not None else ""
+    digits = each.metric.digits
     sentence = said.format(
         arm=each.arm,
         reference=each.reference,
         unit=each.unit,
         units=each.units,
-        size=f"{abs(each.difference):.2f}",
-        above="below" if each.difference < 0 else "above",
-        difference=without_minus_zero(each.difference),
-        interval=interval_text(each.low, each.high),
+        size=f"{abs(each.difference):.{digits}f}",
+        above="below" if (each.difference < 0) == each.metric.higher else "above",
+        points=each.metric.unit,
+        better="" if each.metric.higher else "; more is better",
+        difference=f"{without_minus_zero(each.difference, digits):+.{digits}f}",
+        interval=interval_text(each.low, each.high, digits),
         p=each.p,
         comparisons=each.comparisons,
         matters=each.matters or 0.0,
@@ -143,13 +150,14 @@ def _first(wordings: Mapping[str, Wording], each: Compared) -> Wording:
     return next(wording for wording in wordings.values() if wording.holds(each))
 
 
-def interval_text(low: float, high: float) -> str:
+def interval_text(low: float, high: float, digits: int = 2) -> str:
     """`95 % CI 0.08 to 0.34`, in the direction of the words: of the size where that is sure, else with signs."""
     if low > 0:
-        return f"95 % CI {low:.2f} to {high:.2f}"
+        return f"95 % CI {low:.{digits}f} to {high:.{digits}f}"
     if high < 0:
-        return f"95 % CI {-high:.2f} to {-low:.2f}"
-    return f"95 % CI {without_minus_zero(low):+.2f} to {without_minus_zero(high):+.2f}"
+        return f"95 % CI {-high:.{digits}f} to {-low:.{digits}f}"
+    low, high = without_minus_zero(low, digits), without_minus_zero(high, digits)
+    return f"95 % CI {low:+.{digits}f} to {high:+.{digits}f}"
 
 
 def without_minus_zero(value: float, digits: int = 2) -> float:

@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from takd.analysis.metrics import METRICS, Metric
+from takd.analysis.metrics import COLUMNS, Column, column_of
 from takd.analysis.tables import confirmed, metric_of, students
 from takd.analysis.teachers import teacher_warnings
 from takd.search_spaces import InputError, Path, Stage
+from takd.search_spaces.metrics import Metric
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description
 from takd.trainables.datasets.conversion import Normalization
@@ -26,7 +27,7 @@ class Candidate:
     """A configuration's best student, beside the metric of all its students."""
 
     row: Mapping[Any, Any]  # of results/trials.parquet
-    metric: str
+    metric: Metric
     phase: str  # whose students these are: confirm, fresh ones of what was chosen, else search
     by_seed: Sequence[float]  # on validation: it chooses
     on_test: Sequence[float]  # of the same students: it reports; empty of the search's
@@ -53,15 +54,15 @@ class Candidate:
 
 
 def find_candidates(
-    trials: pd.DataFrame, study: str, metric: str, arm: str | None, measure: Measure
+    trials: pd.DataFrame, study: str, metric: Metric, arm: str | None, measure: Measure
 ) -> list[Candidate]:
-    """Best first: configurations by their mean on validation, each with its student of the best validation accuracy, or
-    of the best metric where the study goes by another.
+    """Best first: configurations by their mean on validation, each with its student of the best
+    one.
 
     Of the confirm phase's fresh students where there are any, else of the search's. Nothing is chosen by the test
     split. `measure` is asked for a metric that the tables have of the test split alone.
     """
-    final, kind = confirmed(trials), METRICS[metric]
+    final, kind = confirmed(trials), column_of(metric)
     fresh = len(final) > 0
     rows = final if fresh else students(trials)
     if not len(rows):
@@ -70,25 +71,25 @@ def find_candidates(
     rows = rows[rows["arm"] == arm] if arm is not None else rows
     if not len(rows):
         raise InputError(f"--arm {arm}: no finished student; arms with one: {known}")
-    columns = {name: each.confirmed if fresh else each.searched for name, each in METRICS.items()}
+    known_columns = {**COLUMNS, own.name: column_of(own)} if (own := metric_of(trials)).name not in COLUMNS else COLUMNS
+    columns = {name: each.confirmed if fresh else each.searched for name, each in known_columns.items()}
     valid = [name for name, column in columns.items() if column in rows and rows[column].notna().any()]
-    if metric not in valid:
+    if metric.name not in valid:
         whose = f"study {study}" if arm is None else f"arm {arm} of study {study}"
         kind_of = "confirmed student" if fresh else "student (none is confirmed)"
-        raise InputError(f"--metric {metric}: no {kind_of} of {whose} has it; valid: {', '.join(valid)}")
-    rows = rows[rows[columns[metric]].notna()]
+        raise InputError(f"--metric {metric.name}: no {kind_of} of {whose} has it; valid: {', '.join(valid)}")
+    rows = rows[rows[columns[metric.name]].notna()]
     rows = rows.assign(chosen_by=_on_validation(rows, kind, measure))
     found = []
     for _, group in rows.groupby("configuration"):
-        own = "val_accuracy" if metric_of(trials) == "accuracy" else "chosen_by"
-        best = group.sort_values([own, "seed"], ascending=[own == "chosen_by" and not kind.higher, True]).iloc[0]
+        best = group.sort_values(["chosen_by", "seed"], ascending=[not metric.higher, True]).iloc[0]
         by_seed, on_test = group["chosen_by"].tolist(), group[kind.confirmed].tolist() if fresh else []
         phase, itself = "confirm" if fresh else "search", group.loc[[best.name]]
         found.append(Candidate(best.to_dict(), metric, phase, by_seed, on_test, trials, itself))
-    return sorted(found, key=lambda each: -each.mean if kind.higher else each.mean)
+    return sorted(found, key=lambda each: -each.mean if metric.higher else each.mean)
 
 
-def _on_validation(rows: pd.DataFrame, kind: Metric, measure: Measure) -> "pd.Series[float]":
+def _on_validation(rows: pd.DataFrame, kind: Column, measure: Measure) -> "pd.Series[float]":
     """Of each student: as the tables have it, else measured now."""
     if kind.searched in rows and rows[kind.searched].notna().all():
         return rows[kind.searched]

@@ -12,9 +12,11 @@ import torch
 from rich.console import Console
 from torch.export import ExportedProgram
 
+from takd.analysis.metrics import COLUMNS
 from takd.analysis.tables import metric_of
 from takd.search_spaces import InputError, Stage
-from takd.search_spaces.registry import blamed
+from takd.search_spaces.metrics import Metric
+from takd.search_spaces.registry import blamed, nearest
 from takd.study.export.candidates import Candidate, Student, find_candidates, student_of
 from takd.study.export.exported import (
     BYTECODE,
@@ -87,7 +89,7 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     _check_place(out, wanted.force)
     study.use_code()
 
-    metric = wanted.metric or metric_of(study.trials)
+    metric = _metric(study, wanted.metric)
 
     def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
         return measure_on_validation(study.folder.artifacts, [study.stages[key] for key in keys], metric)
@@ -113,17 +115,28 @@ def export_best(study: Study, out: Path, wanted: Wanted) -> list[Exported]:
     ]
 
 
+def _metric(study: Study, asked: str | None) -> Metric:
+    """What is asked for, else what the study went by; raises InputError on a name that nothing has."""
+    own = metric_of(study.trials)
+    if asked is None or asked == own.name:
+        return own
+    if asked not in COLUMNS:
+        valid = dict.fromkeys([own.name, *COLUMNS])
+        raise InputError(f"--metric {asked}: there is none; {nearest(asked, list(valid))}valid: {', '.join(valid)}")
+    return COLUMNS[asked].metric
+
+
 def print_export(exported: Exported, console: Console) -> None:
     """Who was exported, what chose it, and what the test split says of it."""
     candidate, card = exported.candidate, exported.card
     whose = "fresh students of the confirm phase" if candidate.phase == "confirm" else "the search (none is confirmed)"
     console.print(f"exported {candidate} to {exported.folder}")
     console.print(
-        f"chosen on validation, by the mean {candidate.metric} of {whose}: {candidate.mean:.4f}; "
+        f"chosen on validation, by the mean {candidate.metric.title} of {whose}: {candidate.mean:.4f}; "
         f"stage {card['stage_key']}"
     )
     if tested := card["chosen_by"]["on_test"]:
-        console.print(f"on test the mean {candidate.metric} of the same students is {tested['mean']:.4f}")
+        console.print(f"on test the mean {candidate.metric.title} of the same students is {tested['mean']:.4f}")
     accuracy = card["metrics"]["test"]["accuracy"]["value"]
     console.print(f"test accuracy {100 * accuracy:.2f} %; {exported.folder}/MODEL_CARD.md says more")
     if about := card["files"].get(INT8):

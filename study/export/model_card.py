@@ -25,6 +25,7 @@ from takd.analysis.evidence.statistics import (
     spread_of_paths,
 )
 from takd.search_spaces import Stage, some
+from takd.search_spaces.metrics import Metric
 from takd.search_spaces.stage import BINS
 from takd.study.export.candidates import Student
 from takd.study.export.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
@@ -77,7 +78,8 @@ def model_card(
         },
         "output": {"name": PROBABILITIES if raw else LOGITS, "shape": ["batch", len(dataset.classes)]},
         "chosen_by": {
-            "metric": candidate.metric,
+            "metric": candidate.metric.name,
+            "title": candidate.metric.title,
             "split": "validation",
             "phase": candidate.phase,
             "mean": candidate.mean,
@@ -113,13 +115,13 @@ def _interval(estimate: Any) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def _mean_and_interval(values: Sequence[float], metric: str) -> dict[str, float | None] | None:
+def _mean_and_interval(values: Sequence[float], metric: Metric) -> dict[str, float | None] | None:
     return {"mean": sum(values) / len(values), **_interval(_estimate(values, metric))} if len(values) else None
 
 
-def _estimate(values: Sequence[float], metric: str) -> Estimate | Interval:
-    """All but the loss lie in [0, 1]."""
-    return mean_interval(values) if metric == "loss" else bounded_interval(spread_of_paths(values))
+def _estimate(values: Sequence[float], metric: Metric) -> Estimate | Interval:
+    """Fractions lie in [0, 1]."""
+    return mean_interval(values) if not metric.fraction else bounded_interval(spread_of_paths(values))
 
 
 def _stages(student: Student, logits: Tensor, labels: Tensor) -> list[dict[str, Any]]:
@@ -330,8 +332,9 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"| mean confidence | {100 * test['mean_confidence']:.2f} % | |"
     yield ""
     whose = "fresh students of the confirm phase" if chosen["phase"] == "confirm" else "students of the search"
+    by = chosen.get("title", chosen["metric"])  # an older card has a name alone
     yield _paragraph(
-        f"It was chosen on validation images: by each configuration's mean {chosen['metric']} there, over its {whose}.",
+        f"It was chosen on validation images: by each configuration's mean {by} there, over its {whose}.",
         f"That of `{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}",
         f"{_seeds_interval(chosen)}. Of these students it is the best on validation,",
         f"{100 * card['metrics']['validation']['accuracy']:.2f} %. No test image chose anything.",
@@ -339,7 +342,7 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     if tested := chosen["on_test"]:
         yield ""
         yield _paragraph(
-            f"On the test split the mean {chosen['metric']} of the same students is {tested['mean']:.4f}",
+            f"On the test split the mean {by} of the same students is {tested['mean']:.4f}",
             f"{_seeds_interval(tested)}.",
         )
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from takd.analysis.cost import LATENCY_FILE, STUDENT_COSTS, on_front
-from takd.analysis.metrics import METRICS, NAMES, shown
+from takd.analysis.metrics import shown
 from takd.search_spaces import DatasetFingerprint, InputError
+from takd.search_spaces.metrics import ACCURACY
 from takd.study.export.candidates import Candidate
 from takd.study.export.onnx_file import LOGITS, latency, needs_onnx, onnx_file
 from takd.study.export.torch_files import traced
@@ -57,7 +58,7 @@ def front_of(candidates: Sequence[Candidate], milliseconds: Callable[[Candidate]
         }
         for model, each in best.items()
     }
-    higher = METRICS[candidates[0].metric].higher
+    higher = candidates[0].metric.higher
     values = np.array([each.mean if higher else -each.mean for each in best.values()])
     fronts = {name: on_front(np.array([own[name] for own in costs.values()]), values) for name in STUDENT_COSTS}
     found = [
@@ -77,12 +78,11 @@ def tables(front: Sequence[OnFront], cards: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _sentence(candidate: Candidate) -> str:
-    name = NAMES.get(candidate.metric, candidate.metric)
     whose = "fresh students of the confirm phase" if candidate.phase == "confirm" else "the students of the search"
     return (
-        f"Each student is the best of its size: chosen on validation, by the mean {name} of {whose}. None is left out "
-        "that no other beats in that mean at a lower cost; the last column says in which costs. Test results chose "
-        "nothing."
+        f"Each student is the best of its size: chosen on validation, by the mean {candidate.metric.title} of {whose}. "
+        "None is left out that no other beats in that mean at a lower cost; the last column says in which costs. Test "
+        "results chose nothing."
     )
 
 
@@ -92,15 +92,14 @@ def _row(cells: Any) -> str:
 
 def _cells(front: Sequence[OnFront], cards: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
     metric = front[0].candidate.metric
-    name = NAMES.get(metric, metric)
-    yield ["folder", "arm", f"mean validation {name}", "test accuracy", *TITLES.values(), "on the front of"]
+    yield ["folder", "arm", f"mean validation {metric.title}", "test accuracy", *TITLES.values(), "on the front of"]
     for each, card in zip(front, cards, strict=True):
         costs = each.costs
         yield [
             each.folder,
             str(each.candidate.row["arm"]),
             shown(each.candidate.mean, metric),
-            shown(card["metrics"]["test"]["accuracy"]["value"], "accuracy"),
+            shown(card["metrics"]["test"]["accuracy"]["value"], ACCURACY),
             f"{costs['parameters']:,.0f}",
             f"{costs['flops_per_image']:,.0f}",
             f"{costs['milliseconds']:.3g}",
@@ -112,7 +111,7 @@ def _numbers(front: Sequence[OnFront], cards: Sequence[Mapping[str, Any]]) -> It
     yield ["folder", "model", "arm", "configuration", "metric", "validation_mean", "test_accuracy", *TITLES, "fronts"]
     for each, card in zip(front, cards, strict=True):
         row, measured = each.candidate.row, card["metrics"]["test"]["accuracy"]["value"]
-        about = [each.folder, row["model"], row["arm"], row["configuration"], each.candidate.metric]
+        about = [each.folder, row["model"], row["arm"], row["configuration"], each.candidate.metric.name]
         numbers = [each.candidate.mean, measured, *each.costs.values()]
         yield [*map(str, about), *(repr(float(number)) for number in numbers), " ".join(each.fronts)]
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from takd.analysis.files import read_results
-from takd.analysis.tables import chosen_students, split_of
+from takd.analysis.metrics import value_text
+from takd.analysis.tables import chosen_students, metric_of, split_of
 from takd.search_spaces import InputError
 from takd.study.folder import SPACE, StudyFolder, can_be_name, study_folder
 from takd.study.search.lease import acquire_lease, lease_of, runner
@@ -34,7 +35,10 @@ class Standing:
     budget: int | None = None
     best_arm: str | None = None
     best_accuracy: float | None = None  # percent, mean over seeds
-    split: str | None = None  # that the accuracy was measured on
+    metric: str | None = None  # what the study goes by, and so what the arm is best in
+    best_value: float | None = None  # its mean, in percent where it is a fraction
+    best: str | None = None  # the same for people
+    split: str | None = None  # that these were measured on
     bytes: int = 0  # of its folder, artifacts left out
     changed: str | None = None  # the last file, ISO 8601, UTC
     problem: str | None = None  # why it can't be read
@@ -97,9 +101,16 @@ def _best(folder: StudyFolder) -> dict[str, Any]:
     if trials is None or not len(chosen := chosen_students(trials)):
         return {}
     cell = chosen["cell"].fillna("") if "cell" in chosen else pd.Series("", index=chosen.index)
-    means = chosen.groupby([cell.rename("cell"), chosen["arm"]])["accuracy"].mean().reset_index()
-    best = means.sort_values("accuracy", kind="stable").iloc[-1]
-    return {"best_arm": str(best["arm"]), "best_accuracy": float(best["accuracy"]), "split": split_of(trials)}
+    means = chosen.groupby([cell.rename("cell"), chosen["arm"]])[["accuracy", "value", "score"]].mean().reset_index()
+    best, metric, split = means.sort_values("score", kind="stable").iloc[-1], metric_of(trials), split_of(trials)
+    return {
+        "best_arm": str(best["arm"]),
+        "best_accuracy": float(best["accuracy"]),
+        "metric": metric.name,
+        "best_value": float(best["value"]),
+        "best": value_text(best["value"] / metric.times, metric).replace("validation", split),
+        "split": split,
+    }
 
 
 def list_studies(root: str | None, database: str | None) -> list[dict[str, Any]]:
@@ -117,7 +128,7 @@ def print_studies(root: str | None, database: str | None, console: Console) -> N
     for column in ("study", "state", "data set", "student", "trials", "best", "size", "last change"):
         table.add_column(column, justify="right" if column in ("trials", "size") else "left", overflow="fold")
     for each in found:
-        best = f"{each.best_arm} {each.best_accuracy:.2f} % {each.split}" if each.best_arm else "-"
+        best = f"{each.best_arm} {each.best}" if each.best_arm else "-"
         trials = f"{each.trials}/{each.budget}" if each.trials is not None else "-"
         when = each.changed[:16].replace("T", " ") if each.changed else "-"
         cells = (each.dataset or "-", each.student or "-", trials, best, size(each.bytes), when)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from takd.search_spaces import Path
+from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.study.search.graph import Description
 
 
@@ -14,31 +15,25 @@ def proposal_attributes(paths: Iterable[Path]) -> dict[str, Any]:
     return {"stages": list(stages.values())}
 
 
-def shown_times(metric: str) -> int:
-    """What values are multiplied by for people: all but the loss are shown in percent."""
-    return 1 if metric == "loss" else 100
-
-
 def outcome_attributes(
-    paths: Iterable[Path], found: Mapping[str, Description | None], metric: str = "accuracy"
+    paths: Iterable[Path], found: Mapping[str, Description | None], metric: Metric = ACCURACY
 ) -> dict[str, Any]:
     """What they say when it has ended; `found` has descriptions by stage key."""
     outcomes = {key: description["outcome"] for key, description in found.items() if description}
     stages = {stage.key: stage for path in paths for stage in path.stages}
     values = {
-        path.student.seed: outcomes[path.student.key]["metrics"]["validation"].get(metric)
+        path.student.seed: outcomes[path.student.key]["metrics"]["validation"].get(metric.kept)
         for path in paths
         if path.student.key in outcomes
     }
-    digits = 4 if metric == "loss" else 2
     students = {
-        str(seed): round(shown_times(metric) * value, digits) for seed, value in values.items() if value is not None
+        str(seed): round(metric.times * value, metric.digits) for seed, value in values.items() if value is not None
     }
     seconds = sum(outcomes[key]["train_seconds"] for key in stages if key in outcomes)
     return {"students": json.dumps(students), "path_seconds": round(seconds, 2)}
 
 
 def students_of(attributes: Mapping[str, Any]) -> dict[str, float]:
-    """By seed the metric, in percent but for the loss, of a trial's students that were trained to their end."""
+    """By seed the metric, in percent where it is a fraction, of a trial's students that were trained to their end."""
     found: dict[str, float] = json.loads(attributes.get("students", "{}"))
     return found

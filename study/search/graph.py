@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from takd.search_spaces import ROLES, LeftName, Path, Role, Stage, needed_by
 from takd.search_spaces.augments import view_number
+from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.stage import Phase
 from takd.trainables.looks import Looks, looks
 
@@ -123,13 +124,13 @@ class Node:
 
     @property
     def val_accuracy(self) -> float | None:
-        return self.value("accuracy")
+        return self.value(ACCURACY)
 
-    def value(self, metric: str) -> float | None:
+    def value(self, metric: Metric) -> float | None:
         """Of a metric on the validation split; None where nobody measured it."""
         if self.description is None:
             return None
-        found: float | None = (self.description["outcome"]["metrics"]["validation"] or {}).get(metric)
+        found: float | None = (self.description["outcome"]["metrics"]["validation"] or {}).get(metric.kept)
         return found
 
 
@@ -166,7 +167,7 @@ class StageGraph:
         pruned: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
         look_every: int | None = None,
         fixed_lanes: int | None = None,
-        metric: str = "accuracy",
+        metric: Metric = ACCURACY,
     ) -> None:
         """`lasting` has the reasons of stages, by key, that fail whenever they are trained: they are not.
 
@@ -451,7 +452,7 @@ class StageGraph:
     def best_by_arm(self) -> dict[str, float]:
         """The metric's mean on validation over all seeds of each arm's best configuration."""
         best: dict[str, float] = {}
-        better = min if self.metric == "loss" else max
+        better = max if self.metric.higher else min
         for (arm, _), values in self._values.items():
             if values:
                 best[arm] = better(best.get(arm, fmean(values)), fmean(values))

@@ -28,7 +28,7 @@ from takd.search_spaces import (
 )
 from takd.search_spaces.factors import same_value, value_text
 from takd.study.folder import StudyFolder
-from takd.study.search.attributes import outcome_attributes, proposal_attributes, shown_times, students_of
+from takd.study.search.attributes import outcome_attributes, proposal_attributes, students_of
 from takd.study.search.graph import Node, Proposal, StageGraph
 from takd.study.search.storages import open_optuna
 from takd.study.search.stored_choices import AsStored, StoredChoices, parameters_of, told_to
@@ -153,7 +153,7 @@ class Search:
                 known = self.study.user_attrs.get("confirm_lasting", {})
                 self.study.set_user_attr("confirm_lasting", known | lasting)
             return
-        metric = self.space.metric
+        metric = self.space.goes_by
         values = [value for node in graph.students(proposal) if (value := node.value(metric)) is not None]
         trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
         found = {key: graph.nodes[key].description for key in keys}
@@ -198,7 +198,7 @@ class Search:
     def _values_of_students(self, trial: FrozenTrial) -> list[float]:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
             return [trial.value] * len(trial.user_attrs["seeds"])
-        return [value / shown_times(self.space.metric) for value in students_of(trial.user_attrs).values()]
+        return [value / self.space.goes_by.times for value in students_of(trial.user_attrs).values()]
 
     def choose(self, best: Iterable[str]) -> None:
         """Records the configurations that are to be confirmed, by their names: one of each arm in each cell."""
@@ -372,7 +372,7 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
 
 
 def _direction(space: Space) -> Literal["minimize", "maximize"]:
-    return "minimize" if space.metric == "loss" else "maximize"
+    return "maximize" if space.goes_by.higher else "minimize"
 
 
 def open_search(folder: StudyFolder) -> Search:
@@ -427,7 +427,7 @@ def _sampler(
     spent = _spent_arms(space, number, trials)
     seen = [each for each in trials if each.params.get("arm") not in spent] if spent else trials
     if not whole or len(seen) > HISTORY:
-        sampler = RecentHistory(sampler, seen, lowest=space.metric == "loss")
+        sampler = RecentHistory(sampler, seen, lowest=not space.goes_by.higher)
     return OtherArms(sampler, spent, seen) if spent else sampler
 
 

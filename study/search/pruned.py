@@ -36,7 +36,7 @@ def looks_before(search: Search, store: ArtifactStore, pruned: Mapping[str, Epoc
 
     Those that were in training say it themselves, when they go on from their checkpoints.
     """
-    metric = search.space.metric
+    metric = search.space.goes_by
     found: dict[str, Looks] = {key: looks(epochs, every, metric) for key, epochs in pruned.items()}
     for trial in search.proposed():
         for key in (path.student.key for path in search.paths_of(trial)):

@@ -120,7 +120,7 @@ class PathSearcher(Searcher):
         """None where no student is ended early."""
         if (asha := self.search.space.asha) is None:
             return None
-        halving = start_halving(**asha.model_dump(), metric=self.search.space.metric)
+        halving = start_halving(**asha.model_dump(), metric=self.search.space.goes_by)
         if before := looks_before(self.search, self.artifacts, self.pruned.read(), asha.grace_epochs):
             halving.record.remote(before)
         return halving
@@ -321,7 +321,7 @@ class PathSearcher(Searcher):
                 "work": "measure",
                 "stages": [stage.model_dump(mode="json") for stage in stages],
                 "threads": space.resources_of("student").cpu if space.deterministic else None,
-                "metric": space.metric,
+                "metric": space.goes_by,
             }
         )
 
@@ -336,7 +336,7 @@ class PathSearcher(Searcher):
             # The rounding of sums depends on them, and what a worker holds on how many slots there are.
             "threads": space.resources_of(group.role).cpu if space.deterministic else None,
             "whole": space.deterministic,
-            "metric": space.metric,
+            "metric": space.goes_by,
             "halving": self.halving if (group.role, group.phase) == ("student", "search") else None,
             "halving_epochs": space.asha.grace_epochs if space.asha else None,
             "checkpoint_every": space.checkpoint_every.model_dump(exclude_none=True),

@@ -15,8 +15,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from takd.analysis.metrics import METRICS, value_text
+from takd.analysis.metrics import value_text
 from takd.search_spaces import ROLES, Role
+from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.study.search.graph import Node, StageGraph
 
 PLAIN_SECONDS = 15.0
@@ -28,7 +29,7 @@ SHOWN_STATES = ("done", "cached", "running", "ready", "waiting", "failed", "prun
 class Progress:
     """An observer that draws; the numbers are a snapshot taken in the driver's thread."""
 
-    def __init__(self, study: str, seeds: int, slots: int, console: Console, metric: str = "accuracy") -> None:
+    def __init__(self, study: str, seeds: int, slots: int, console: Console, metric: Metric = ACCURACY) -> None:
         self.metric = metric
         self.study, self.seeds, self.slots, self.console = study, seeds, slots, console
         self.started = time.monotonic()
@@ -106,7 +107,7 @@ class Progress:
         return f"[{self._elapsed()}] {' | '.join(roles) or 'starting'}{found}{self._remaining()}"
 
     def _best_first(self) -> list[tuple[str, float]]:
-        return sorted(self.snapshot.best.items(), key=lambda item: item[1], reverse=METRICS[self.metric].higher)
+        return sorted(self.snapshot.best.items(), key=lambda item: item[1], reverse=self.metric.higher)
 
     def _elapsed(self) -> str:
         return clock(time.monotonic() - self.started)

@@ -70,7 +70,7 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
     content = json.dumps({"columns": columns, "data": rows}).encode()
     media = {"arms": _Media("table-file", "table", "table.json", content)} | _figures(folder)
     chosen_ones = [name for rows in by_cell(trials).values() for name in chosen_configurations(rows).values()]
-    best = done[done["configuration"].isin(chosen_ones)].nlargest(1, "accuracy").iloc[0]
+    best = done[done["configuration"].isin(chosen_ones)].nlargest(1, "score").iloc[0]
     chosen = stages[best["stage_key"]]
     now = time.time()
     write_run(
@@ -97,6 +97,7 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
             ],
             summary={
                 **{f"accuracy {_name_of(row)}": _plain(row["accuracy"]) for row in table.to_dict("records")},
+                **_judged(table),
                 **_taught(table),
                 "warnings": [each for rows in by_cell(trials).values() for each in teacher_warnings(rows)],
                 "best arm": best["arm"],
@@ -109,6 +110,13 @@ def write_study_run(folder: StudyFolder, writer: RunWriter, stages: Mapping[str,
         ),
     )
     return 1
+
+
+def _judged(table: "pd.DataFrame") -> dict[str, Any]:
+    """What each arm reaches in what the study goes by, where that is not the accuracy."""
+    if "metric" not in table:
+        return {}
+    return {f"{row['metric_title']} {_name_of(row)}": _plain(row["value"]) for row in table.to_dict("records")}
 
 
 def _taught(table: "pd.DataFrame") -> dict[str, Any]:

@@ -62,9 +62,9 @@ def test_the_best_range_holds_the_best_size_and_others_are_told_from_it():
 def test_what_was_drawn_with_a_size_is_held_equal():
     """Here the temperature alone matters, and it rose with the size: no size is better."""
     found = by_size(searched(lambda size, temperature: 80 + np.log(temperature)), ARM)
-    raw = found.configurations.groupby(pd.qcut(found.configurations["size"], 5))["accuracy"].mean()
+    raw = found.configurations.groupby(pd.qcut(found.configurations["size"], 5))["value"].mean()
     assert np.ptp(raw) > 1
-    assert np.ptp([band.accuracy for band in found.bands]) < 0.5
+    assert np.ptp([band.value for band in found.bands]) < 0.5
     assert all(band.close for band in found.bands)
 
 

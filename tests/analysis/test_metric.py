@@ -3,29 +3,36 @@
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Study, make_stage, run, tiny_space
 
-from takd.analysis.arms import accuracy_table
+from takd.analysis.arms import accuracy_table, arms_table, comparisons
 from takd.analysis.cost import on_front
-from takd.analysis.figures import image
+from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.finding import finding
 from takd.analysis.gap import front_table, students_front
-from takd.analysis.metrics import value_text
+from takd.analysis.metrics import COLUMNS, value_text
 from takd.analysis.tables import Missing, best_configurations, note, students
 from takd.search_spaces import InputError
+from takd.search_spaces.metrics import METRICS
+from takd.search_spaces.registry import COLUMNS as RESERVED
+from takd.search_spaces.registry import TABLES, metric_named
+from takd.search_spaces.stage import SearchMetric
 from takd.study.checks import check_space
 from takd.study.export.candidates import Candidate
 from takd.study.export.pareto import front_of, tables
 from takd.study.folder import study_folder
+from takd.study.results import EPOCHS, TRIALS
 from takd.study.search.optimization import RecentHistory, open_search
 from takd.study.status import best_by_arm
 from takd.trainables.datasets import dataset as datasets
 from takd.trainables.halving import Halving
+from takd.trainables.own_code import NO_CODE, use
+from takd.trainables.training.lanes import EpochMetrics
 
 
 def space(**changes: Any) -> Any:
@@ -62,8 +69,8 @@ def test_a_search_by_another_metric_chooses_tells_and_shows_it_and_trains_no_stu
     assert "The search went by the validation AUC" in note(trials)
     assert "% validation AUC" in by_auc.output  # of the progress lines' best
     best = best_by_arm(trials).iloc[0]
-    assert value_text(best["value"], "auc").endswith("% validation AUC")
-    assert best["value"] == pytest.approx(means.max())
+    assert value_text(best["value"] / 100, METRICS["auc"]).endswith("% validation AUC")
+    assert best["value"] == pytest.approx(100 * means.max())
 
 
 @pytest.mark.usefixtures("ray_slots", "cache")
@@ -103,7 +110,7 @@ def test_the_stages_key_has_the_metric_where_the_weights_depend_on_it_and_nowher
 
 def test_halving_ends_those_with_the_higher_loss():
     for metric, ended in (("loss", "b"), ("accuracy", "a")):
-        halving = Halving(1, 2, metric)
+        halving = Halving(1, 2, METRICS[metric])
         assert halving.stop(1, {"a": 0.1}) == []
         assert halving.stop(1, {"b": 0.9, "c": 0.5 if metric == "loss" else 0.05})[0] == ("b" if ended == "b" else "c")
 
@@ -143,7 +150,7 @@ def test_on_the_front_is_who_no_other_beats_at_a_lower_cost():
 def candidate(model: str, mean: float, parameters: int, metric: str = "auc") -> Candidate:
     row = {"model": model, "parameters": parameters, "flops_per_image": 2 * parameters, "arm": "kd"}
     row |= {"configuration": f"kd student.model={model}"}
-    return Candidate(row, metric, "confirm", [mean], [mean], pd.DataFrame(), pd.DataFrame())
+    return Candidate(row, METRICS[metric], "confirm", [mean], [mean], pd.DataFrame(), pd.DataFrame())
 
 
 MILLISECONDS = {"mlp-4": 0.3, "mlp-8": 0.2, "mlp-16": 0.4, "mlp-32": 0.5}
@@ -207,3 +214,43 @@ def test_the_report_draws_the_front_of_students_over_all_cells_in_the_metric_tha
     assert (front_table(trials, {})["ms an image"] == "not measured").all()
     with pytest.raises(Missing, match="All students are of one size"):
         front_table(trials[trials["model"] == "mlp-4"], {})
+
+
+# What is in the table
+
+
+def test_takds_own_metrics_are_in_the_table_as_spaces_and_reports_know_them():
+    use(NO_CODE)
+    assert {name: metric_named(name) for name in TABLES["metric"]} == dict(METRICS)
+    assert set(get_args(SearchMetric)) == set(METRICS)
+
+
+def test_a_metric_of_code_can_not_have_the_name_of_another_column():
+    names = [name for schema in (TRIALS, EPOCHS) for name in schema.names]
+    taken = {name.partition("_")[2] for name in names if name.startswith(("val_", "test_"))} | set(COLUMNS)
+    assert taken == {*RESERVED, *METRICS}
+
+
+def test_an_epochs_row_is_read_as_it_was_written_whatever_was_measured():
+    metrics = EpochMetrics(1, 0.1, 0.5, 0.6, 0.7, 1.0, 0.1, {"auc": 0.9, "brier": 0.2})
+    row = metrics.row()
+    assert (row["val_auc"], row["val_brier"]) == (0.9, 0.2)
+    assert EpochMetrics.of_row(row) == metrics
+    assert "scores" not in row
+
+
+def test_arms_differ_in_what_the_study_goes_by_and_positive_is_better():
+    trials = sized_students()
+    trials = trials[trials["model"] == "mlp-8"].assign(cell="")
+    trials["test_loss"] = trials["val_loss"] = 1 - 2 * trials["val_accuracy"]  # kd has less of it
+    by = {
+        metric: arms_table(trials.assign(metric=metric)).set_index("arm").loc["kd", "over_labels"]
+        for metric in ("accuracy", "auc", "loss")
+    }
+    assert by["accuracy"] == by["auc"] == pytest.approx(2.0)  # points
+    assert by["loss"] == pytest.approx(0.04)
+    by_loss = trials.assign(metric="loss")
+    [sentence] = comparisons(by_loss)["verdict"]
+    assert "0.0400 of loss below labels" in sentence or "by 0.0400 of loss" in sentence
+    assert "lowest is the mean test loss of kd" in " ".join(finding(by_loss))
+    assert accuracy_by_assistant(by_loss).axes[0].get_ylabel() == "student's test loss"

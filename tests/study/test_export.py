@@ -25,6 +25,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from torch import Tensor, nn
 
+from takd.analysis.metrics import COLUMNS
 from takd.analysis.tables import confirmed as confirmed_rows
 from takd.analysis.tables import students
 from takd.search_spaces import InputError, key_of
@@ -381,7 +382,8 @@ def candidates(
     def measure(keys: Sequence[str]) -> Mapping[str, Mapping[str, float]]:
         return measure_on_validation(study.folder.artifacts, [stages[key] for key in keys])
 
-    return find_candidates(opened.trials if trials is None else trials, "tiny", metric, arm, measure)
+    by = COLUMNS[metric].metric
+    return find_candidates(opened.trials if trials is None else trials, "tiny", by, arm, measure)
 
 
 def order(*given: Any, **named: Any) -> list[str]:
@@ -429,6 +431,10 @@ def test_without_a_confirm_phase_the_search_chooses_and_the_export_says_so(takd,
         (
             ["--metric", "auc"],
             "--metric auc: no confirmed student of study tiny has it; valid: accuracy, loss, ece, agr",
+        ),
+        (
+            ["--metric", "acuracy"],
+            "--metric acuracy: there is none; did you mean 'accuracy'? valid: accuracy, loss, ece",
         ),
         (["--metric", "auc", "--arm", "none"], "--arm none: no finished student; arms with one: "),
         (

@@ -165,7 +165,8 @@ def test_stacked_members_compute_what_each_does_alone(written):
 def test_a_model_that_looks_at_its_numbers_can_be_measured(written):
     """On torch's meta device, where sizes are counted, there are none."""
     looking = (
-        "class Looking(nn.Linear):\n    def forward(s, x): return super().forward(x.flatten(1) * (1 + x.sum().item()))"
+        "class Looking(nn.Linear):\n"
+        "    def forward(s, x): return super().forward(x.flatten(1) * (1 + 0 * x.sum().item()))"
     )
     used(written(nets=family("return Looking(64, 10)", looking)))
     assert check_model("odd-1", SHAPE, 10) is not None
@@ -244,11 +245,30 @@ def test_code_that_changed_is_not_taken_for_what_trained(written):
         (family("pass").replace("'odd'", "'od-d'"), "4: model_family 'od-d': a name is letters, digits and _"),
         (family("pass").replace("size, ", ""), "4: model_family 'odd': is called with (size, image_shape, classes)"),
         ("import takd\n@takd.method('m')\ndef m(student): pass", "2: method 'm': is called with (student, teacher, "),
+        ("import takd\n@takd.method\ndef m(s): pass", "2: @takd.method takes a name: @takd.method('m')"),
+        ("import takd\n@takd.metric('images')\ndef m(a, b): pass", "2: metric 'images': tables have something else"),
+        (
+            "import takd\n@takd.metric('m', higher=1)\ndef m(a, b): pass",
+            "2: metric 'm': higher is 1; expected True or ",
+        ),
         ("import takd\n@takd.method('m', needs='x')\ndef m(s): pass", "2: method 'm': needs is 'x'; valid: logits, "),
     ],
 )
 def test_code_that_can_not_be_used_is_one_line(written, source, said):
     assert refused(written, source).startswith(said)
+
+
+HEADS = {
+    "Drawn": (
+        "class Drawn(nn.Module):\n    def __init__(s):\n        super().__init__()\n        s.l = nn.Linear(64, 10)\n"
+        "    def forward(s, x): return s.l(nn.functional.dropout(x.flatten(1), 0.5, s.training))"
+    ),
+    "Ending": (
+        "class Ending(nn.Module):\n    def __init__(s, end):\n        super().__init__()\n        s.e = end\n"
+        "        s.l = nn.Linear(64, 10)\n"
+        "    def forward(s, x): return s.e(s.l(x.flatten(1)))"
+    ),
+}
 
 
 @pytest.mark.parametrize(
@@ -274,19 +294,29 @@ def test_code_that_can_not_be_used_is_one_line(written, source, said):
             "return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)",
             "4: model odd-2 has no weights",
         ),
+        (
+            "return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))",
+            "4: model odd-2: 1.weight has no size yet, as of a la",
+        ),
+        (
+            "m = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)); m[1].bias.data.fill_(float('nan')); return m",
+            "4: model odd-2 gives logits that are no finite numbers",
+        ),
+        (
+            "return globals().setdefault('kept', nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))",
+            "4: model odd-2 has the same weights each time it is built (1.weight)",
+        ),
+        ("return Ending(lambda y: y.squeeze())", "4: model odd-2 gives [10] of one image; expected logits [1, 10]"),
+        (
+            "return Ending(lambda y: y - y.mean(0))",
+            "4: model odd-2 says something else of an image in evaluation where",
+        ),
     ],
 )
 def test_a_model_that_can_not_be_trained_is_one_line(written, body, said):
-    drawn = (
-        (
-            "class Drawn(nn.Module):\n    def __init__(s):\n        super().__init__(); s.l = nn.Linear(64, 10)\n"
-            "    def forward(s, x): return s.l(nn.functional.dropout(x.flatten(1), 0.5, s.training))"
-        ).replace("\n", "\n")
-        if "Drawn" in body
-        else ""
-    )
+    drawn = next((head for name, head in HEADS.items() if f"{name}(" in body), "")
     said_of = refused(written, family(body, drawn), "odd-2")
-    shift = drawn.count("\n") if drawn else 0
+    shift = drawn.count("\n")
     line, _, rest = said.partition(":")
     assert said_of.startswith(f"{int(line) + shift}:{rest}"), said_of
 
@@ -557,6 +587,6 @@ def test_what_the_page_shows_can_be_used(written):
         check_model("small", SHAPE, 10)
     used(written(nets="\n".join([*blocks, "import torch", "import numpy as np", "from pathlib import Path"])))
     expected = {"model_family": "small", "method": "square", "augmentation": "dim", "optimizer": "plain_sgd"}
-    expected |= {"schedule": "linear", "dataset": "cells"}
+    expected |= {"schedule": "linear", "metric": "balanced", "dataset": "cells"}
     assert {kind: name for kind, table in TABLES.items() for name in table if table.origins[name].digest} == expected
     assert check_model("small-8", SHAPE, 10) is not None

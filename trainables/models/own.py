@@ -69,6 +69,7 @@ def check_own(make: Callable[[], nn.Module], origin: Origin, model: str, image_s
     """
     with _random_kept(), torch.device("cpu"):
         module, again = (_from_seed(make) for _ in range(2))
+        _own_weights(module, again, origin, model)
         _same_weights(module, again, origin, model)
         images = torch.randn(IMAGES, *image_shape, generator=torch.Generator().manual_seed(0))
         first, second = (_pass(each, images, origin, model, seed) for seed, each in enumerate((module, again)))
@@ -78,13 +79,16 @@ def check_own(make: Callable[[], nn.Module], origin: Origin, model: str, image_s
             raise InputError(
                 f"{origin}: model {model} gives {got} of {IMAGES} images; expected logits {expected}, one a class"
             )
-        if not torch.allclose(first, second, atol=CLOSE, rtol=CLOSE, equal_nan=True):
+        if not first.isfinite().all():
+            raise InputError(f"{origin}: model {model} gives logits that are no finite numbers")
+        if not torch.allclose(first, second, atol=CLOSE, rtol=CLOSE):
             raise InputError(
                 f"{origin}: model {model} draws random numbers while it computes; of these only nn.Dropout's follow "
                 "from seeds"
             )
         if not first.requires_grad:
             raise InputError(f"{origin}: model {model} has no weights that its logits have a gradient of")
+        _each_image_alone(module, images, origin, model)
 
 
 def _from_seed(make: Callable[[], nn.Module]) -> nn.Module:
@@ -92,10 +96,42 @@ def _from_seed(make: Callable[[], nn.Module]) -> nn.Module:
     return make()
 
 
+def _own_weights(module: nn.Module, again: nn.Module, origin: Origin, model: str) -> None:
+    """Two builds have weights of their own, which are there."""
+    tensors = [dict(each.named_parameters()) | dict(each.named_buffers()) for each in (module, again)]
+    for name, tensor in tensors[0].items():
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(f"{origin}: model {model}: {name} has no size yet, as of a lazy layer; say its size")
+        if tensor.numel() and any(tensor.data_ptr() == each.data_ptr() for each in tensors[1].values()):
+            raise InputError(
+                f"{origin}: model {model} has the same weights each time it is built ({name}); make its layers in the "
+                "function"
+            )
+
+
+def _each_image_alone(module: nn.Module, images: Tensor, origin: Origin, model: str) -> None:
+    """In evaluation a model says of an image what it says of it beside others; then any batch may be asked of it."""
+    with torch.no_grad():
+        together = module.eval()(images)
+        try:
+            alone = module(images[:1])
+        except Exception as error:
+            raise blamed(error, f"{origin}: model {model} with one image in evaluation") from None
+    if not isinstance(alone, Tensor) or list(alone.shape) != [1, *together.shape[1:]]:
+        got = list(alone.shape) if isinstance(alone, Tensor) else type(alone).__name__
+        expected = [1, *together.shape[1:]]
+        raise InputError(f"{origin}: model {model} gives {got} of one image; expected logits {expected}")
+    if not torch.allclose(alone, together[:1], atol=CLOSE, rtol=CLOSE):
+        raise InputError(
+            f"{origin}: model {model} says something else of an image in evaluation where others are in its batch"
+        )
+
+
 def _same_weights(module: nn.Module, again: nn.Module, origin: Origin, model: str) -> None:
     one, other = module.state_dict(), again.state_dict()
     for name, tensor in one.items():
-        if name not in other or tensor.shape != other[name].shape or not torch.equal(tensor, other[name]):
+        there = name in other and tensor.shape == other[name].shape
+        if not there or not torch.allclose(tensor, other[name], atol=0, rtol=0, equal_nan=True):
             raise InputError(
                 f"{origin}: model {model} is another each time it is built from one seed ({name} differs); draw from "
                 "torch alone, not from Python's random or NumPy"

@@ -43,7 +43,7 @@ class Checkpoint:
             about = json.loads(head)
             if about["format"] != CHECKPOINT_FORMAT:
                 raise ValueError(f"its format is {about['format']}")
-            return cls([EpochMetrics(**epoch) for epoch in about["epochs"]], safetensors.torch.load(tensors))
+            return cls([EpochMetrics.of_row(epoch) for epoch in about["epochs"]], safetensors.torch.load(tensors))
         except (ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             raise ValueError(f"no checkpoint: {error}") from None
 

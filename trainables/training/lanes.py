@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.weights_files import Pretrained, put_into
 from takd.trainables.training.averaging import Average
 from takd.trainables.training.optimizers import RULES, ByRule, FusedAdam, FusedSGD, Optimizer, Rule
-from takd.trainables.training.scores import SCORES
 from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
 
@@ -36,24 +35,30 @@ class EpochMetrics:
     val_accuracy: float | None
     seconds: float  # a lane's share of the epoch's
     val_seconds: float  # of these, for the look at the validation split
-    val_auc: float | None = None  # fractions; None where nobody goes by them
-    val_f1: float | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)  # of the other metrics that somebody goes by
 
     def value(self, metric: str | None) -> float | None:
         """Of a metric on the validation split; None is the accuracy."""
-        found: float | None = getattr(self, f"val_{metric or 'accuracy'}")
-        return found
+        measured = {"accuracy": self.val_accuracy, "loss": self.val_loss}
+        return {**self.scores, **measured}.get(metric or "accuracy")
 
     def row(self) -> dict[str, Any]:
-        """As it is told and kept: without those of AUC and F1 that nobody measured."""
-        unmeasured = {f"val_{name}" for name in SCORES if self.value(name) is None}
-        return {name: value for name, value in asdict(self).items() if name not in unmeasured}
+        """As it is told and kept: what was measured beside accuracy and loss is `val_METRIC`."""
+        own = asdict(self)
+        return own | {f"val_{name}": value for name, value in own.pop("scores").items()}
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> "EpochMetrics":
+        """What `row` gave."""
+        own = {each.name for each in fields(cls)}
+        scores = {name.removeprefix("val_"): value for name, value in row.items() if name not in own}
+        return cls(**{name: row[name] for name in own & set(row)}, scores=scores)
 
     def is_better(self, other: "EpochMetrics | None", metric: str | None) -> bool:
         own, others = self.value(metric), other.value(metric) if other else None
         if own is None or others is None:
             return own is not None
-        return own < others if metric == "loss" else own > others
+        return own > others if TABLES["metric"][metric or "accuracy"].higher else own < others
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
 from takd.trainables.training.schedules import rate_factor
-from takd.trainables.training.scores import SCORES, scores
+from takd.trainables.training.scores import MEASURED, scores
 from takd.trainables.training.teaching import ByView, Lessons, Teaching, soft_targets, teaching_of
 from takd.trainables.training.terms import MethodTeaching
 
@@ -68,7 +68,8 @@ class StageTraining:
         if (first.pretrained is None) != (pretrained is None):
             raise ValueError(f"{first.name} starts from pretrained weights: {first.pretrained}")
         self.recipe, self.epoch = first.recipe, 0
-        self.scores = [name for name in SCORES if name in (metric, first.recipe.select_by)]
+        wanted = dict.fromkeys(filter(None, (metric, first.recipe.select_by)))
+        self.scores = [name for name in wanted if name not in MEASURED]
         _, layout = form_of(first.model, dataset)
         self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
@@ -119,7 +120,7 @@ class StageTraining:
         seconds, val_seconds = ((time.perf_counter() - since) / len(self.running) for since in (started, looked))
         for number, (lane, loss, look) in enumerate(zip(self.running, train_losses, looks, strict=True)):
             rate = lane.stage.recipe.learning_rate * factor
-            metrics = EpochMetrics(self.epoch, rate, loss, *look.pair, seconds, val_seconds, **look.scores)
+            metrics = EpochMetrics(self.epoch, rate, loss, *look.pair, seconds, val_seconds, look.scores)
             lane.failure = _failure(metrics, self.recipe.epochs)
             if lane.failure is None:
                 self.taught.note(number, metrics)
@@ -219,10 +220,7 @@ class StageTraining:
         with self.taught.evaluated():
             logits, labels = predict(self.feed.model, self.feed.validation), self.inputs.validation_labels
         more = [scores(each, labels, self.scores) for each in logits]
-        return [
-            _Look(pair, {f"val_{name}": value for name, value in found.items()})
-            for pair, found in zip(measure(logits, labels), more, strict=True)
-        ]
+        return [_Look(pair, found) for pair, found in zip(measure(logits, labels), more, strict=True)]
 
     def end(self, lanes: Sequence[Lane]) -> None:
         """Goes on without these; the others are not touched."""
@@ -293,6 +291,9 @@ def _failure(metrics: EpochMetrics, epochs: int) -> str | None:
     for split, loss in (("training", metrics.train_loss), ("validation", metrics.val_loss)):
         if loss is not None and not math.isfinite(loss):
             return f"the {split} loss became {loss} in epoch {metrics.epoch} of {epochs}"
+    for name, value in metrics.scores.items():
+        if not math.isfinite(value):
+            return f"the metric {name} became {value} in epoch {metrics.epoch} of {epochs}"
     return None
 
 
