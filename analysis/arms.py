@@ -186,13 +186,14 @@ def _interval_of(values: "np.ndarray[Any, Any]", metric: Metric) -> list[float]:
 
 def value_cell(row: Mapping[Any, Any], metric: Metric) -> str:
     """`91.30 (90.10 to 92.40)`"""
-    return with_interval(*(row[name] for name in VALUE), digits=metric.digits)
+    mean, low, high = (float(row[name]) for name in VALUE)
+    return with_interval(mean, low, high, digits=metric.digits)
 
 
 def mean_text(values: "pd.Series[float]", metric: Metric) -> str:
     """The mean of values as people read them, one a unit, with its interval."""
-    found = _interval_of(values.to_numpy(float), metric) if len(values) else [np.nan] * 3
-    return with_interval(*found, digits=metric.digits)
+    mean, low, high = _interval_of(values.to_numpy(float), metric) if len(values) else [np.nan] * 3
+    return with_interval(mean, low, high, digits=metric.digits)
 
 
 def accuracy_interval(reached: Measured) -> Interval:

@@ -174,10 +174,10 @@ def try_metric(name: str, labels: Tensor, classes: int) -> None:
         found[what] = float(value)
         if not math.isfinite(found[what]):
             raise InputError(f"{about} gives {found[what]} of {what} to the validation images; expected a number")
-        if float(again) != found[what]:  # type: ignore[arg-type]
+        if float(again) != found[what]:
             raise InputError(
                 f"{about} gives {found[what]:g} and then {float(again):g} of the same; expected one number"
-            )  # type: ignore[arg-type]
+            )
         if kind.fraction and not -1e-6 <= found[what] <= 1 + 1e-6:
             raise InputError(
                 f"{about} gives {found[what]:g} of {what}; expected a fraction, or fraction=False in the decorator"
