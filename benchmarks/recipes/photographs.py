@@ -193,7 +193,7 @@ def platform(dataset: Dataset, given: Pretrained, epochs: int, seed: int) -> Run
         losses.append(found.item())
         return found
 
-    training.train_step = noted  # type: ignore[method-assign]
+    training.train_step = noted  # type: ignore[assignment, method-assign]
     while not training.done:
         training.run_epoch()
     [(_, trained)] = training.finish()
