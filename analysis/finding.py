@@ -183,8 +183,9 @@ def _changed(trials: pd.DataFrame) -> Iterator[str]:
             f"{WARNING}smallest_effect is {now} now and was {then} when the confirm phase began: what is called as "
             "good was decided with the numbers known."
         )
-    late = trials["late_cell"].fillna(False).astype(bool) if "late_cell" in trials else trials["cell"].isna()
-    if number := trials.loc[late, "cell"].nunique():
+    if "late_cell" not in trials:
+        return
+    if number := trials.loc[trials["late_cell"].fillna(False).astype(bool), "cell"].nunique():
         yield (
             f"{WARNING}{number} of {trials['cell'].nunique()} cells were added when the confirm phase of the others "
             "had begun: that they are compared was decided with numbers known."

@@ -12,7 +12,7 @@ from takd.analysis.effects import factor_word, values_of_cell
 from takd.analysis.evidence.certainty import choice_table, help_with
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.finding import main_pair, parameter_effect, percent_more
-from takd.analysis.tables import Missing, assistants_of, chosen_students
+from takd.analysis.tables import Missing, assistants_of, chosen_students, is_another_method
 
 SURE = "*"  # after a difference that holds after Holm's correction
 LEGEND = (
@@ -84,6 +84,11 @@ def _assistants(study: pd.DataFrame, block: pd.DataFrame) -> Row:
     return _differences(study, block, [(arm, reference) for reference in ("kd", "labels") for arm in assisted])
 
 
+def _methods(study: pd.DataFrame, block: pd.DataFrame) -> Row:
+    arms = [arm for arm in dict.fromkeys(_compared(study, block)["arm"]) if is_another_method(arm)]
+    return _differences(study, block, [(arm, "kd") for arm in arms])
+
+
 def _differences(study: pd.DataFrame, block: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> Row:
     compared = _compared(study, block).set_index(["arm", "reference"])
     found = {}
@@ -144,6 +149,7 @@ ANSWERS: Mapping[str, tuple[Any, str]] = {
     "How does lambda balance labels and soft targets?": (_lambda, "Lambda was not varied."),
     "Is distillation a regulariser here?": (_regulariser, "It needs the arms kd and labels, or label_smoothing."),
     "What does a teacher assistant change?": (_assistants, "It needs an arm with an assistant beside kd or labels."),
+    "What does another method change?": (_methods, "It needs an arm of another method beside kd."),
     "What does it cost?": (_cost, "No path has ended as a whole yet."),
     "How sure is it?": (
         _certainty,

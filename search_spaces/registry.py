@@ -176,6 +176,11 @@ class Method:
     takes: frozenset[str] = frozenset()  # the names of the function's arguments
     by_lane: bool = False  # a user's: called a lane at a time, since it may do what `torch.func.vmap` can't do
 
+    @property
+    def is_divergence(self) -> bool:
+        """Whether it may stand in the place of KL."""
+        return self.needs == "soft_targets" or (self.needs == "logits" and not self.params and not self.modules)
+
 
 def method(
     name: str,

@@ -62,11 +62,12 @@ def with_code(space: Space, source: str) -> Space:
         if origin is None and f"{kind} {name}" in space.code_digests:
             raise InputError(f"{source}: {kind} {name!r} is of code that is not given; give the space that names it")
         if origin is None and kind != "model_family":  # a model's error lists them
+            valid = [each for each in TABLES[kind] if place != "loss.divergence" or TABLES[kind][each].is_divergence]
             raise InputError(
-                f"{source}: {place} is {name!r}; valid: {', '.join(TABLES[kind])}; "
-                f"{nearest(name, TABLES[kind])}{PAGE} says how to bring one of your own"
+                f"{source}: {place} is {name!r}; valid: {', '.join(valid)}; "
+                f"{nearest(name, valid)}{PAGE} says how to bring one of your own"
             )
-        if place == "loss.divergence" and not _is_divergence(TABLES["method"][name]):
+        if place == "loss.divergence" and not TABLES["method"][name].is_divergence:
             raise InputError(
                 f"{source}: loss.divergence is {name!r}, which has parameters of its own or compares other things than "
                 f"logits; name it in an arm: {name}, or {name}+kd"
@@ -83,11 +84,6 @@ def with_code(space: Space, source: str) -> Space:
         raise InputError(f"{source}: {error}") from None
     own = metric_named(space.metric) if f"metric {space.metric}" in digests else None
     return space.model_copy(update={"code_digests": digests, "metric_of_code": own, "needs": needs})
-
-
-def _is_divergence(kind: Method) -> bool:
-    """Whether it may stand in the place of KL."""
-    return kind.needs == "soft_targets" or (kind.needs == "logits" and not kind.params and not kind.modules)
 
 
 def _needs(space: Space) -> dict[str, Needs]:

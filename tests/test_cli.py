@@ -88,7 +88,7 @@ def trials_of(root: Path) -> pd.DataFrame:
         (["run"], ["SPACE"]),
         (["run", "mnist-gap", "--frob"], ["--frob"]),
         (["run", "mnist-gap", "--trial", "3"], ["--trial"]),  # no abbreviations
-        (["run", "no-such-preset"], ["space no-such-preset", "mnist-gap, mnist-temperature"]),
+        (["run", "no-such-preset"], ["space no-such-preset", "mnist-gap, mnist-methods, mnist-temperature"]),
         (["plan", "no/such/file.yaml"], ["space no/such/file.yaml", "no such file"]),
         (["run", "mnist-gap", "--trials", "0"], ["--trials", "'0'", "at least 1"]),
         (["run", "mnist-gap", "--trials", "many"], ["--trials", "'many'"]),
@@ -158,7 +158,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(takd, tmp_path, arguments,
         ("student: {{model}}", ["line 1", "not YAML", "unhashable"]),
         ("- a\n- list\n", ["a space is a mapping"]),
         ("", ["a space is a mapping"]),
-        (b"\xff\xfe\x00", ["mnist-gap, mnist-temperature"]),
+        (b"\xff\xfe\x00", ["mnist-gap, mnist-methods, mnist-temperature"]),
         ("teacher: \x00", ["not YAML"]),
     ],
     ids=[

@@ -185,7 +185,7 @@ def test_a_path_with_a_stage_that_has_not_ended_has_no_cost():
 
 
 def test_the_pareto_front_has_what_nothing_cheaper_beats():
-    table = pd.DataFrame({"arm": list("abcd"), "path_seconds": [4.0, 1, 2, 3], "accuracy": [90.0, 80, 85, 84]})
+    table = pd.DataFrame({"arm": list("abcd"), "path_seconds": [4.0, 1, 2, 3], "score": [90.0, 80, 85, 84]})
     assert pareto_front(table) == ["b", "c", "a"]
 
 

@@ -447,7 +447,7 @@ def test_smoothing_is_varied_in_one_place():
         ("student.recipe.examples_seed=-1", "examples_seed is -1"),
         ("description=!!int many", "--set description: not YAML of plain values: invalid literal for int"),
         ("student.temperature=.inf", "student.temperature is inf; expected one plain value$"),
-        ("student.lambda={low: a, high: 1}", "student.lambda.low is 'a'; expected one plain value$"),
+        ("student.lambda={low: a, high: 1}", "student.lambda.low is 'a'; expected a number$"),
     ],
 )
 def test_values_that_are_none_are_one_line(override, words):

@@ -105,8 +105,14 @@ def test_every_name_is_there_and_no_other():
         takd.nonsense  # noqa: B018
 
 
-def test_the_command_line_calls_the_same():
-    assert (cli.load_space, cli.run, cli.open_study) == (takd.load_space, takd.run, takd.open_study)
+def test_the_command_line_calls_the_same(monkeypatch, capsys, tmp_path):
+    def called(*given: object, **named: object) -> None:
+        raise takd.InputError("called")
+
+    monkeypatch.setattr("takd.study.study.run", called)
+    monkeypatch.setattr("takd.study.study.open_study", called)
+    for command in (["run", "mnist-gap"], ["status", "any"], ["results", "any"], ["export", "any", "--out", "out"]):
+        assert (cli.main([*command, "--root", str(tmp_path)]), capsys.readouterr().err) == (2, "takd: called\n")
 
 
 # Spaces

@@ -242,7 +242,10 @@ def test_code_that_changed_is_not_taken_for_what_trained(written):
         ("import sys\nsys.exit(3)", "2: SystemExit: 3"),
         (family("pass") + family("pass"), "10: model_family 'odd' is there already: "),
         (family("pass").replace("'odd'", "'mlp'"), "4: model_family 'mlp' is there already: takd's own"),
-        (family("pass").replace("'odd'", "'od-d'"), "4: model_family 'od-d': a name is letters, digits and _"),
+        (
+            family("pass").replace("'odd'", "'od-d'"),
+            "4: model_family 'od-d': a name is small letters, digits and _",
+        ),
         (family("pass").replace("size, ", ""), "4: model_family 'odd': is called with (size, image_shape, classes)"),
         ("import takd\n@takd.method('m')\ndef m(student): pass", "2: method 'm': is called with (student, teacher, "),
         ("import takd\n@takd.method\ndef m(s): pass", "2: @takd.method takes a name: @takd.method('m')"),

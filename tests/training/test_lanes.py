@@ -17,6 +17,7 @@ import torch
 from conftest import Watcher, artifacts, make_stage, run, run_watched, tiny_space
 
 from takd.search_spaces import WIDEST, Stage
+from takd.search_spaces.metrics import ACCURACY
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.search.graph import Node
 from takd.trainables.datasets.dataset import load
@@ -47,7 +48,7 @@ def worker(root: Path, of: list[Stage], cpu: int = 1) -> StageTrainable:
         "measure_width": False,
         "threads": None,
         "whole": False,
-        "metric": "accuracy",
+        "metric": ACCURACY,
         "halving": None,
         "halving_epochs": None,
         "checkpoint_every": {"epochs": 1},
