@@ -95,7 +95,12 @@ def run_study(
         folder.write_space(space)
         if search.asked > space.budget:
             console.print(more_than_asked(search.asked, space.budget), style="yellow")
-        if search.is_open or _choose_and_look(folder, search) or unmeasured(folder, search):
+        if (
+            search.is_open
+            or _choose_and_look(folder, search)
+            or unmeasured(folder, search)
+            or search.incomplete(store.keys())
+        ):
             result = _train_and_track(folder, search, options, console, stop, began, code)
         else:
             result = RunResult(finished=True, search=search, tables=_conclude(folder, search))

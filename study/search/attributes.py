@@ -8,11 +8,20 @@ from takd.search_spaces import Path
 from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.study.search.graph import Description
 
+KEY_DIGITS = 12  # of a stage's key, among what a trial says of it
+
 
 def proposal_attributes(paths: Iterable[Path]) -> dict[str, Any]:
     """What a trial's user attributes say of its paths when it is proposed, beside arm, path and seeds."""
-    stages = {stage.key: f"{stage.role} {stage.model} {stage.key[:12]}" for path in paths for stage in path.stages}
+    stages = {
+        stage.key: f"{stage.role} {stage.model} {stage.key[:KEY_DIGITS]}" for path in paths for stage in path.stages
+    }
     return {"stages": list(stages.values())}
+
+
+def keys_of(attributes: Mapping[str, Any]) -> list[str]:
+    """The first digits of the keys of a trial's stages; none of one of an older version."""
+    return [each.rpartition(" ")[2] for each in attributes.get("stages", ())]
 
 
 def outcome_attributes(

@@ -28,7 +28,7 @@ from takd.search_spaces import (
 )
 from takd.search_spaces.factors import same_value, value_text
 from takd.study.folder import StudyFolder
-from takd.study.search.attributes import outcome_attributes, proposal_attributes, students_of
+from takd.study.search.attributes import KEY_DIGITS, keys_of, outcome_attributes, proposal_attributes, students_of
 from takd.study.search.graph import Node, Proposal, StageGraph
 from takd.study.search.storages import open_optuna
 from takd.study.search.stored_choices import AsStored, StoredChoices, parameters_of, told_to
@@ -153,6 +153,8 @@ class Search:
                 known = self.study.user_attrs.get("confirm_lasting", {})
                 self.study.set_user_attr("confirm_lasting", known | lasting)
             return
+        if self._trials()[proposal.number].state.is_finished():
+            return  # a stage of it was trained again
         metric = self.space.goes_by
         values = [value for node in graph.students(proposal) if (value := node.value(metric)) is not None]
         trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
@@ -175,6 +177,13 @@ class Search:
     def reclaim(self) -> list[Proposal]:
         """Trials that were running when an earlier process ended; what it had not proposed whole is proposed now."""
         return [self._proposal(trial) for trial in self._trials() if trial.state == TrialState.RUNNING]
+
+    def incomplete(self, artifacts: Sequence[str]) -> list[Proposal]:
+        """Trials that are complete, a stage of which has no artifact any more: it was found damaged and set aside when
+        others had learned from it, and the run ended before it was trained again."""
+        there = {key[:KEY_DIGITS] for key in artifacts}
+        complete = (trial for trial in self.proposed() if trial.state == TrialState.COMPLETE)
+        return [self.proposal_of(trial) for trial in complete if not there.issuperset(keys_of(trial.user_attrs))]
 
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         if "seeds" in trial.user_attrs:

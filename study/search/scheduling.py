@@ -112,7 +112,7 @@ class PathSearcher(Searcher):
         self.over = False  # nothing is left to train
         for arm, configuration, accuracies in search.finished():
             graph.note(arm, configuration, accuracies)
-        for proposal in search.reclaim():
+        for proposal in (*search.reclaim(), *search.incomplete(self.artifacts.keys())):
             graph.add(proposal)
         self._close_finished()
 

@@ -208,3 +208,15 @@ def test_a_gpu_that_is_not_there_is_one_line_and_no_endless_wait(folder):
     with pytest.raises(InputError, match=r"resources.teacher.gpu is 0.5; Ray has 0 GPUs"):
         run(folder, tiny_space(resources={"teacher": {"gpu": 0.5}}))
     assert not folder.journal.exists()
+
+
+def test_what_was_lost_after_all_trials_had_ended_is_trained_again(root, finished):
+    """A teacher that was found damaged while its students trained, say, and whose study was stopped then."""
+    folder = study_folder(str(root), "tiny")
+    before = pd.read_parquet(folder.trials)
+    [teacher] = before.query("role == 'teacher'")["stage_key"].unique()
+    shutil.rmtree(artifacts(folder) / teacher)
+    assert run(folder, finished.space).result.trained == 1
+    columns = ["trial", "path_seed", "role", "stage_key", "status", "val_accuracy", "epochs"]
+    pd.testing.assert_frame_equal(pd.read_parquet(folder.trials)[columns], before[columns])
+    assert run(folder, finished.space).result.trained == 0

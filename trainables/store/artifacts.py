@@ -53,6 +53,10 @@ class ArtifactStore:
             self.storage.sweep(f"{DATASETS}/{name}")
         self.derived.collect(self._has_file)
 
+    def keys(self) -> list[str]:
+        """Of all artifacts, sorted."""
+        return [name for name in self.storage.names(ARTIFACTS) if not name.startswith(".")]
+
     def _has_file(self, key: str, digest: str) -> bool:
         description = self.describe(key)
         return description is not None and digest in description["files"].values()
