@@ -55,12 +55,10 @@ def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: Stu
     """Puts below the root what nodes may lack and the root doesn't have: the data set, and weights."""
     use(code)
     dataset = load_for(data, folder.artifacts)
-    if is_own(dataset.name) and not folder.artifacts.has_dataset(data):
-        folder.artifacts.keep_dataset(data, dataset.folder)
-    if space.transfer is not None and space.transfer_data is not None and is_own(space.transfer.dataset):
-        other = load_for(DatasetFingerprint.model_validate_json(space.transfer_data), folder.artifacts)
-        if not folder.artifacts.has_dataset(other.fingerprint):
-            folder.artifacts.keep_dataset(other.fingerprint, other.folder)
+    other = [DatasetFingerprint.model_validate_json(space.transfer_data)] if space.transfer_data is not None else []
+    for each in (data, *other):
+        if is_own(each.name) and not folder.artifacts.has_dataset(each):
+            folder.artifacts.keep_dataset(each, load_for(each, folder.artifacts).folder)
     keep_pretrained(space, source, folder, dataset)
 
 
@@ -229,9 +227,8 @@ def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, 
                             check_map(model, shape, classes, layer)
                             own[layer] = maps[layer]
                     except InputError as error:
-                        raise InputError(
-                            f"{cell.where}{term.method} compares {term.needed}s: {error}".replace("ss: ", "s: ")
-                        ) from None
+                        what = "embeddings" if term.needed == "embedding" else term.needed
+                        raise InputError(f"{cell.where}{term.method} compares {what}: {error}") from None
                 own_layers, their_layers = term.student_layers, term.teacher_layers
                 if own_layers and their_layers and len(own_layers) != len(their_layers):
                     raise InputError(

@@ -231,21 +231,21 @@ def _try_method(kind: Method, about: str) -> None:
             raise InputError(f"{about} gives {got} of {IMAGES} images; expected one number, or [{IMAGES}]")
         if not found.isfinite().all():
             raise InputError(f"{about} gives {found.mean().item()} at temperature {temperature:g}; expected numbers")
-        said = {"logits": "logits", "embedding": "embedding", "maps": "maps"}[kind.needs]
         if not found.requires_grad:
-            raise InputError(f"{about} has no gradient of the student's {said}")
-        torch.manual_seed(2)
-        again = kind.function(student, _copied(teacher), labels, *([temperature] if temperature else []), **named)
-        if not kind.modules and not torch.allclose(found, again):  # a module may count what it was called
-            raise InputError(
-                f"{about} gives {found.mean().item():g} and then {again.mean().item():g} of the same {said}; "
-                "it may draw no random numbers"
-            )
+            raise InputError(f"{about} has no gradient of the student's {kind.needs}")
+        if not kind.modules:  # which may count how often they were called
+            torch.manual_seed(2)
+            again = kind.function(student, _copied(teacher), labels, *([temperature] if temperature else []), **named)
+            if not torch.allclose(found, again):
+                raise InputError(
+                    f"{about} gives {found.mean().item():g} and then {again.mean().item():g} of the same {kind.needs}; "
+                    "it may draw no random numbers"
+                )
         found.mean().backward()
         if leaf.grad is None or not leaf.grad.isfinite().all() or not leaf.grad.any():
             what = "no" if leaf.grad is None or not leaf.grad.any() else "no finite"
             at = f" at temperature {temperature:g}" if temperature else ""
-            raise InputError(f"{about} has {what} gradient of the student's {said}{at}")
+            raise InputError(f"{about} has {what} gradient of the student's {kind.needs}{at}")
 
 
 WIDTHS = (6, 12)  # of the embeddings that methods are tried on, student's and teacher's; and channels of maps of:
