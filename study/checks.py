@@ -48,16 +48,21 @@ def check(space: Space, source: str, folder: StudyFolder) -> Checked:
     dataset, warnings = check_space(space, source, folder)
     largest = max(dataset.class_counts["validation"])
     checked = with_weights(space, dataset, source, folder)
-    return Checked(checked, dataset.fingerprint, largest, warnings, code, is_own(dataset.name))
+    return Checked(checked, dataset.fingerprint, largest, warnings, code, own_data(checked, dataset.fingerprint))
+
+
+def own_data(space: Space, data: DatasetFingerprint) -> tuple[DatasetFingerprint, ...]:
+    """Of all images that a checked space learns from those that were converted from a user's files."""
+    other = [DatasetFingerprint.model_validate_json(space.transfer_data)] if space.transfer_data is not None else []
+    return tuple(each for each in (data, *other) if is_own(each.name))
 
 
 def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: StudyFolder, code: Code = NO_CODE) -> None:
     """Puts below the root what nodes may lack and the root doesn't have: the data set, and weights."""
     use(code)
     dataset = load_for(data, folder.artifacts)
-    other = [DatasetFingerprint.model_validate_json(space.transfer_data)] if space.transfer_data is not None else []
-    for each in (data, *other):
-        if is_own(each.name) and not folder.artifacts.has_dataset(each):
+    for each in own_data(space, data):
+        if not folder.artifacts.has_dataset(each):
             folder.artifacts.keep_dataset(each, load_for(each, folder.artifacts).folder)
     keep_pretrained(space, source, folder, dataset)
 
@@ -106,9 +111,15 @@ def _dataset(name: str, folder: StudyFolder | None) -> Dataset:
         return load(name)
     except InputError:
         search = find_search(folder) if folder else None
-        if folder is None or search is None or search.dataset.name != name:
+        if folder is None or search is None:
             raise
-        return load_for(search.dataset, folder.artifacts)
+        known = [search.dataset]
+        if search.space.transfer_data is not None:
+            known.append(DatasetFingerprint.model_validate_json(search.space.transfer_data))
+        for each in known:
+            if each.name == name:
+                return load_for(each, folder.artifacts)
+        raise
 
 
 def check_space(space: Space, source: str, folder: StudyFolder | None = None) -> tuple[Dataset, list[str]]:
@@ -121,7 +132,7 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     _check_metric(space, dataset, source)
-    transfer_data(space, dataset, source)
+    transfer_data(space, dataset, source, folder)
     odd: dict[str, list[str]] = {}  # cells by what is odd in them
     try:
         space = space.model_copy(update={"flops": flops_of(space, dataset)})
@@ -318,13 +329,13 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
                 f"{source}: factors: {role} {model} starts from other weights in one cell than in another; compare "
                 "null and one of them, or make two studies"
             )
-    other = transfer_data(space, dataset, source)
+    other = transfer_data(space, dataset, source, folder)
     data = other.fingerprint.model_dump_json() if other else None
     whole = space.model_copy(update={"weights": found, "flops": flops_of(space, dataset), "transfer_data": data})
     return whole.model_copy(update={"inside": inside_of(whole, dataset)})
 
 
-def transfer_data(space: Space, dataset: Dataset, source: str) -> Dataset | None:
+def transfer_data(space: Space, dataset: Dataset, source: str, folder: StudyFolder | None) -> Dataset | None:
     """The data set whose training images students are taught on; raises InputError where that can't be."""
     found: dict[str, Dataset] = {}
     for cell in space.cells:
@@ -333,7 +344,7 @@ def transfer_data(space: Space, dataset: Dataset, source: str) -> Dataset | None
         if cell.space.teacher.logits is not None:
             raise InputError(f"{source}: transfer: of the teacher logits alone are given, and none on other images")
         try:
-            other = load(own.dataset)
+            other = _dataset(own.dataset, folder)
             if own.examples is not None:
                 any_examples(other.sizes["train"], own.examples, 0)
         except InputError as error:

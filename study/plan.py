@@ -25,9 +25,9 @@ from takd.study.results import build_results
 from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.study.search.stored_choices import parameters_of
-from takd.trainables.datasets.dataset import Dataset, load, most_balanced, taught_on
+from takd.trainables.datasets.dataset import Dataset, load_for, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
-from takd.trainables.store.artifacts import needed_files
+from takd.trainables.store.artifacts import ArtifactStore, needed_files
 from takd.trainables.training.devices import device_of
 from takd.trainables.training.features import Frozen, embedding_in, maps_in
 from takd.trainables.training.lanes import form_of
@@ -182,7 +182,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
-            seconds = estimate_seconds(stage, dataset, number - cached, lanes, device_of(gpu))
+            seconds = estimate_seconds(stage, dataset, number - cached, lanes, device_of(gpu), folder.artifacts)
         except (RuntimeError, MemoryError) as error:
             known = (MemoryError, torch.OutOfMemoryError)
             if not isinstance(error, known) and "can't allocate memory" not in str(error):
@@ -315,14 +315,19 @@ def _gpu_here(space: Space, role: Role) -> float:
 
 
 def estimate_seconds(
-    stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None, device: torch.device = CPU
+    stage: Stage,
+    dataset: Dataset,
+    number: int = 1,
+    lanes: int | None = None,
+    device: torch.device = CPU,
+    store: ArtifactStore | None = None,
 ) -> float:
     """Seconds to train one of a number of stages alike, from a few timed steps.
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
     if stage.transfer:
-        dataset = taught_on(dataset, load(stage.transfer.name))
+        dataset = taught_on(dataset, load_for(stage.transfer, store))
     wanted = stage.images
     examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
