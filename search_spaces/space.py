@@ -22,7 +22,18 @@ from takd.search_spaces.factors import (
     without_places,
 )
 from takd.search_spaces.method_rules import as_published, check_section, completed, taught
-from takd.search_spaces.methods import DKD, EMBEDDING, KD, METHODS, STAGE, TEMPERATURE, WEIGHT, Needs, compared_stages
+from takd.search_spaces.methods import (
+    DKD,
+    EMBEDDING,
+    KD,
+    METHODS,
+    STAGE,
+    TEMPERATURE,
+    WEIGHT,
+    Needs,
+    compared_stages,
+    reuses_head,
+)
 from takd.search_spaces.metrics import METRICS, Metric
 from takd.search_spaces.sections import (
     Asha,
@@ -340,7 +351,7 @@ class Space(Value):
     def _transfer_teaches_classes(self) -> None:
         """Of images without labels a student learns classes from soft targets alone."""
         for arm in self.all_arms if self.transfer is not None else ():
-            if arm.distilled and not {KD, DKD, "dist"} & {*arm.methods}:
+            if arm.distilled and not {KD, DKD, "dist"} & {*arm.methods} and not any(map(reuses_head, arm.methods)):
                 told = "+".join([*arm.methods, KD])
                 raise ValueError(
                     f"arms: {arm.name!r}: transfer uses no labels, and {arm.name} has nothing else that says what a "
@@ -360,6 +371,8 @@ class Space(Value):
         chains = [arm for arm in self.all_arms if arm.assistants]
         ways += [("assistants.method: ", arm, self.assistants.method) for arm in chains]
         for where, arm, method in ways:
+            if reuses_head(method) and where.startswith("assistants"):
+                raise ValueError(f"{where}a student of {method} ends in its teacher's head; assistants have their own")
             if needs.get(method, "logits") == "logits":
                 continue
             what = f"{method} compares what is inside of models"

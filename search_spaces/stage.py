@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from takd.search_spaces.augments import NamedView, ViewName, altering, check_augment, mixes
-from takd.search_spaces.methods import METHODS, Needs
+from takd.search_spaces.methods import METHODS, Needs, reuses_head
 from takd.search_spaces.recipe_rules import check_recipe
 from takd.search_spaces.values import OWN, Flag, Integer, Number, Value
 
@@ -459,12 +459,19 @@ class Stage(Value):
     def loss_name(self) -> str:
         """For people: `convex`, `cross-entropy`, `cross-entropy + 0.1 rkd`."""
         form = self.loss.form if self.loss else "cross-entropy"
+        if self.head_of is not None:
+            return self.methods
         return " + ".join([form, *(f"{term.weight:g} {term.method}" for term in self.terms or ())])
 
     @property
     def methods(self) -> str:
         """That teach it beside labels and soft targets, and cost something: `rkd`, or `crd+rkd`; empty: none."""
         return "+".join(term.method for term in self.terms or ())
+
+    @property
+    def head_of(self) -> "Stage | None":
+        """Whose head its model ends in, as that stands, and there are no labels in its loss; mostly nobody's."""
+        return self.upstream[0] if any(reuses_head(term.method) for term in self.terms or ()) else None
 
     @property
     def has_weights(self) -> bool:
@@ -528,6 +535,11 @@ def check_term(recipe: Recipe, term: Term) -> None:
         raise ValueError(
             f"augment is {recipe.augment}, whose images have two labels, but the method {term.method} takes one; leave "
             "one of them out"
+        )
+    if recipe.head_epochs is not None and reuses_head(term.method):
+        raise ValueError(
+            f"head_epochs is {recipe.head_epochs}, but a student of {term.method} has no head of its own to train; "
+            "leave it out"
         )
     if recipe.accumulate is not None:
         raise ValueError(

@@ -18,6 +18,7 @@ from takd.search_spaces import (
     Role,
     Space,
     Stage,
+    Term,
     Training,
     examples_of,
     first_of,
@@ -31,9 +32,11 @@ from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
+from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.families import check_model, family_of, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
+from takd.trainables.models.stage_models import check_heads, check_takes_means
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
@@ -240,6 +243,10 @@ def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, 
                     except InputError as error:
                         what = "embeddings" if term.needed == "embedding" else term.needed
                         raise InputError(f"{cell.where}{term.method} compares {what}: {error}") from None
+                try:
+                    _check_head(stage, term, shape, classes)
+                except InputError as error:
+                    raise InputError(f"{cell.where}{term.method}: {error}") from None
                 own_layers, their_layers = term.student_layers, term.teacher_layers
                 if own_layers and their_layers and len(own_layers) != len(their_layers):
                     raise InputError(
@@ -247,6 +254,21 @@ def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, 
                         f"teacher_layers {len(their_layers)}"
                     )
     return found
+
+
+def _check_head(stage: Stage, term: Term, shape: ImageShape, classes: int) -> None:
+    """Raises InputError where a student's model can't end in its teacher's head."""
+    if (teacher := stage.head_of) is None:
+        return
+    check_heads(stage.model, teacher.model, image_shape=shape, classes=classes)
+    if term.needed != "maps":
+        return
+    for model, named in ((stage.model, term.student_layers), (teacher.model, term.teacher_layers)):
+        if len(named or (1,)) > 1:
+            raise InputError(
+                f"one layer of each model is projected, its last before the head; {named} are {len(named)}"
+            )
+        check_takes_means(model, shape, classes, named[0] if named else stages_in(model, shape, classes)[-1])
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:

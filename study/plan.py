@@ -27,6 +27,7 @@ from takd.study.search.optimization import Search, find_search, refuse_another_s
 from takd.study.search.stored_choices import parameters_of
 from takd.trainables.datasets.dataset import Dataset, load_for, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
+from takd.trainables.models.stage_models import head_in
 from takd.trainables.store.artifacts import ArtifactStore, needed_files
 from takd.trainables.training.devices import device_of
 from takd.trainables.training.features import Frozen, embedding_in, maps_in
@@ -339,7 +340,8 @@ def estimate_seconds(
     def start(some: Sequence[Stage]) -> StageTraining:
         by_view = [logits] * recipe.view_count
         lessons = [_zeros(stage, each, by_view, dataset, device) for each in stage.upstream]
-        return StageTraining(some, dataset, [lessons] * len(some), device)
+        heads = [_zero_head(stage.head_of, dataset)] * len(some) if stage.head_of else None
+        return StageTraining(some, dataset, [lessons] * len(some), device, heads=heads)
 
     width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
@@ -350,6 +352,14 @@ def estimate_seconds(
         training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
     return per_image * wanted * stage.recipe.whole_epochs
+
+
+def _zero_head(upstream: Stage, dataset: Dataset) -> dict[str, torch.Tensor]:
+    about = dataset.image_shape, len(dataset.classes)
+    return {
+        name: each.zero_()
+        for name, each in head_in(upstream.model, build(upstream.model, *about).state_dict(), *about).items()
+    }
 
 
 def _zeros(stage: Stage, upstream: Stage, logits: ByView, dataset: Dataset, device: torch.device) -> Lessons:

@@ -15,7 +15,7 @@ from torch import Tensor
 from takd.search_spaces import DatasetFingerprint, Left, LeftName, Stage, ViewName, derived_of
 from takd.search_spaces.metrics import Metric
 from takd.trainables.datasets.dataset import Dataset, load_for
-from takd.trainables.models.pretrained import finished_module
+from takd.trainables.models.stage_models import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
@@ -82,6 +82,11 @@ def frozen(stage: Stage, store: ArtifactStore, device: torch.device) -> Frozen:
     """A finished stage's model, to run beside those that learn from it."""
     source = _Source(stage, store, device)
     return Frozen(source.model, stage.model, source.dataset)
+
+
+def weights_of(stage: Stage, store: ArtifactStore) -> dict[str, Tensor]:
+    """Of a finished stage's model, by name."""
+    return safetensors.torch.load(_Source(stage, store, CPU).content())
 
 
 class _Source:

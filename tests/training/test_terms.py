@@ -20,6 +20,7 @@ from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import load, taught_on
 from takd.trainables.derivation import derive
 from takd.trainables.models.families import build
+from takd.trainables.models.stage_models import check_takes_means, finished_module, size_of_stage
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.features import Frozen, check_map, embedding_in, left_by, maps_in, stages_in
@@ -54,6 +55,13 @@ def lessons(features: int = 16, seed: int = 0) -> dict[Any, Any]:
     return {(what, None): [random.normal(size=shape).astype(np.float32)] for what, shape in drawn.items()}
 
 
+def heads(*stages: Stage) -> list[dict[str, torch.Tensor]] | None:
+    """Of the teacher of each, drawn, where students end in that."""
+    torch.manual_seed(7)
+    drawn = [{"weight": torch.randn(CLASSES, 16), "bias": torch.randn(CLASSES)} for _ in stages]
+    return drawn if stages[0].head_of else None
+
+
 def weights_of(training: StageTraining) -> list[dict[str, torch.Tensor]]:
     while not training.done:
         training.run_epoch()
@@ -76,12 +84,13 @@ def test_lanes_of_a_method_are_as_if_alone_and_go_on_from_checkpoints_when_a_nei
     stages = [student(term(method, weight), seed=seed, learning_rate=0.01 / (seed + 1))
               for seed, weight in enumerate((0.1, 1.0, 2.0))]  # fmt: skip
     upstream = [[shared], [other], [shared]]
-    together = weights_of(StageTraining(stages, MNIST, upstream))
-    close(together[:1], weights_of(StageTraining(stages[:1], MNIST, upstream[:1])))
-    first = StageTraining(stages, MNIST, upstream)
+    own = heads(*stages)
+    together = weights_of(StageTraining(stages, MNIST, upstream, heads=own))
+    close(together[:1], weights_of(StageTraining(stages[:1], MNIST, upstream[:1], heads=own and own[:1])))
+    first = StageTraining(stages, MNIST, upstream, heads=own)
     first.run_epoch()
     kept = [Checkpoint.parse(first.checkpoint(lane)) for lane in first.lanes]
-    again = StageTraining(stages, MNIST, upstream)
+    again = StageTraining(stages, MNIST, upstream, heads=own)
     again.restore(kept)
     again.run_epoch()
     again.end([again.lanes[1]])
@@ -139,13 +148,13 @@ def test_the_embedding_is_what_enters_the_head(model):
     assert entered[0].shape[1] == found.features
 
 
-def convolutional(method: str) -> Stage:
-    """A student of another, of two stages each; with all that a space fills in of layers."""
-    teacher = make_stage("plain-4", role="teacher", dataset=MNIST.fingerprint)
-    own, theirs = compared_stages(method, *(stages_in(each, SHAPE, CLASSES) for each in ("plain-2", "plain-4")))
+def convolutional(method: str, models: tuple[str, str] = ("plain-2", "plain-4")) -> Stage:
+    """A student of another, with all that a space fills in of layers."""
+    teacher = make_stage(models[1], role="teacher", dataset=MNIST.fingerprint)
+    own, theirs = compared_stages(method, *(stages_in(each, SHAPE, CLASSES) for each in models))
     layers = {"student_layers": own, "teacher_layers": theirs} if METHODS[method].needs == "maps" else {}
     recipe = {"batch_size": 16, "epochs": 1, "examples": 40, "learning_rate": 0.01, "optimizer": "sgd"}
-    stage = make_stage("plain-2", upstream=(teacher,), dataset=MNIST.fingerprint, **recipe)
+    stage = make_stage(models[0], upstream=(teacher,), dataset=MNIST.fingerprint, **recipe)
     own_fields = {"terms": (term(method, **layers),), "loss": None, "temperature": None, "lambda_": None}
     return stage.model_copy(update=own_fields)
 
@@ -174,6 +183,51 @@ def test_what_is_derived_and_a_model_in_the_loop_make_the_same_student(method):
         batch = torch.arange(10 * step, 10 * step + 16) % 40
         assert float(kept.train_step(batch, 1.0)) == pytest.approx(float(looped.train_step(batch, 1.0)), rel=1e-4)
     close([kept.taught.weights(0)], [looped.taught.weights(0)], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["simkd", "simkd_linear"])
+def test_a_student_of_simkd_learns_by_the_regression_alone_and_ends_in_its_teachers_head(method):
+    """Which stands still; body and projector are trained, and with the head they are what is kept and measured."""
+    stage = convolutional(method, ("resnet-8", "resnet-8"))
+    torch.manual_seed(0)
+    teacher = build("resnet-8", SHAPE, CLASSES)
+    head = {name: each.detach() for name, each in teacher.fc.named_parameters()}
+    layer = "layer3" if METHODS[method].needs == "maps" else None
+    lanes = Alone([teacher]).to(memory_format=torch.channels_last)
+    inputs = Inputs(MNIST, stage.recipe, torch.device("cpu"), torch.channels_last)
+    rows = left_by(lanes, "resnet-8", MNIST, inputs.images, layer).numpy()
+    whole = np.zeros((50_000, *rows.shape[1:]), np.float32)
+    whole[inputs.transfer_set] = rows
+    training = StageTraining([stage], MNIST, [[{kind: [whole] for kind in learned_by(stage)}]], heads=[head])
+    module = training.taught.model.layers
+    before = {name: each.detach().clone() for name, each in module.named_parameters()}
+    batch = torch.arange(16)
+    with torch.no_grad():  # what it says is its own; batch normalisation is as in training
+        entered: list[torch.Tensor] = []
+        place = module.get_submodule("layer3" if layer else "fc.projector")
+        hook = place.register_forward_hook(lambda _, __, result: entered.append(result.clone()))
+        logits = module(inputs.images[batch])
+        hook.remove()
+    said = float(training.train_step(batch, 1.0))
+    taught = torch.from_numpy(rows[:16])
+    assert said == pytest.approx(float((entered[0] - taught).square().mean()), rel=1e-4)
+    pooled = entered[0].mean(dim=(2, 3)) if layer else entered[0]
+    torch.testing.assert_close(logits, pooled @ head["weight"].T + head["bias"], atol=1e-4, rtol=1e-4)
+    moved = {name for name, each in module.named_parameters() if not torch.equal(each, before[name])}
+    assert moved == set(before) - {"fc.head.weight", "fc.head.bias"}
+    assert any("projector" in name for name in moved)
+    kept = safetensors.torch.save(training.taught.weights(0))
+    finished = finished_module(stage, MNIST, kept).eval()
+    torch.testing.assert_close(finished.fc.head.weight, head["weight"])
+    parameters = sum(each.numel() for each in finished.parameters())
+    assert size_of_stage(stage, MNIST).parameters == parameters
+    assert parameters > size_of_stage(stage.model_copy(update={"terms": None, "upstream": ()}), MNIST).parameters
+
+
+def test_a_head_that_takes_no_means_over_places_is_nobody_elses():
+    check_takes_means("resnet-8", SHAPE, CLASSES, "layer3")
+    with pytest.raises(InputError, match=r"the head of plain-4 does not take the means .*; take simkd_linear"):
+        check_takes_means("plain-4", SHAPE, CLASSES, stages_in("plain-4", SHAPE, CLASSES)[-1])
 
 
 def test_a_models_stages_are_its_layers_of_one_size_of_maps_each_by_its_last_layer():

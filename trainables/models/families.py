@@ -217,15 +217,21 @@ def _size_of(model: str, image_shape: ImageShape, classes: int, digest: str | No
     parameters = parameters_of(model, image_shape, classes)
     with torch.device("meta"):
         module = build(model, image_shape, classes).eval()
-        if stack_together(module):
-            return ModelSize(parameters, sum(2 * each.numel() for each in module.parameters() if each.dim() == 2))
         try:
-            return ModelSize(parameters, _flops(module, image_shape))
+            return size_of_module(module, image_shape)
         except (NotImplementedError, RuntimeError):
             if digest is None:
                 raise
     # What a user's code does with numbers, such as `.item()`, needs some.
     return ModelSize(parameters, _flops(build(model, image_shape, classes).eval(), image_shape))
+
+
+def size_of_module(module: nn.Module, image_shape: ImageShape) -> ModelSize:
+    """On torch's default device, where the module is."""
+    parameters = sum(weight.numel() for weight in module.parameters())
+    if stack_together(module):
+        return ModelSize(parameters, sum(2 * each.numel() for each in module.parameters() if each.dim() == 2))
+    return ModelSize(parameters, _flops(module, image_shape))
 
 
 def _flops(module: nn.Module, image_shape: ImageShape) -> int:

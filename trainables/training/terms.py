@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from takd.search_spaces import NamedView, Term, What
 from takd.search_spaces.registry import Method
-from takd.trainables.training.features import Frozen, by_lane, embedding_in, entering, leaving, maps_in
+from takd.trainables.models.stage_models import reused_head
+from takd.trainables.training.features import Embedding, Frozen, by_lane, embedding_in, entering, leaving, maps_in
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs
 from takd.trainables.training.lanes import LaneModel, LaneOptimizer, Lanes
@@ -287,8 +288,13 @@ class MethodTeaching(Teaching):
         self.weights = self._weights()
         self.view: int | None = None
         self.inside = None
+        # A student whose head is its teacher's learns by that alone; what enters that head is what is compared.
+        self.alone = stage.head_of is not None
         if any(each.term.needed == "embedding" for each in self.terms):
-            self.inside = embedding_in(stage.model, inputs.dataset.image_shape, len(inputs.dataset.classes))
+            about = stage.model, inputs.dataset.image_shape, len(inputs.dataset.classes)
+            self.inside = embedding_in(*about)
+            if self.alone:
+                self.inside = Embedding(reused_head(*about), self.terms[0].guides[0][0].shape[0])
         self.layers = list(dict.fromkeys(layer for each in self.terms for layer in each.layers))
         self.entered: list[Tensor] = []
         self.maps: dict[str, Tensor] = {}
@@ -354,7 +360,7 @@ class MethodTeaching(Teaching):
                 guide.show(view, self.inputs)
 
     def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
-        losses = self.base.losses(logits, labels, batch, number)
+        losses = logits.new_zeros(len(logits)) if self.alone else self.base.losses(logits, labels, batch, number)
         embedding = by_lane(self.entered.pop(), self.taught.model.stacked) if self.inside else None
         maps, said = {name: each.float() for name, each in self.maps.items()}, self._said(batch)
         self.maps.clear()
