@@ -510,6 +510,14 @@ class Transfer(Value):
     taken; the search, and the confirm phase, measure on the space's own."""
     examples: Integer | None = Field(None, ge=1, examples=[20000])
     """How many of them, drawn by `examples_seed` of the student's recipe; null is all of them."""
+    with_own: Flag | None = Field(None, examples=[True])
+    """`true`: on the space's own training images as well, whose labels are not used either; null and false: on the
+    others alone. `examples` are then drawn from both."""
+
+    @field_validator("with_own")
+    @classmethod
+    def _one_way_to_say_no(cls, flag: bool | None) -> bool | None:
+        return flag or None
 
 
 class Features(Value):

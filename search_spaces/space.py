@@ -796,6 +796,7 @@ class Space(Value):
         if upstream and role == "student" and self.transfer is not None:
             known = self.transfer_data
             fields["transfer"] = DatasetFingerprint.model_validate_json(known) if known else UNKNOWN_IMAGES
+            fields["with_own"] = self.transfer.with_own
             recipe["examples"] = self.transfer.examples
         if upstream and isinstance(section, Distillation):
             ensemble = len({stage.role for stage in upstream}) == 1 and len(upstream) > 1
@@ -815,6 +816,7 @@ class Space(Value):
             fields["pretrained"] = self.weights.get(role, {}).get(model, UNRESOLVED)
         whole = Recipe.model_validate(in_use(recipe))
         of_images = fields.get("transfer", dataset).sizes.get("train", 0)
+        of_images += dataset.sizes.get("train", 0) if fields.get("with_own") else 0
         if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
         return Stage(

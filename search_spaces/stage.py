@@ -371,6 +371,7 @@ class Stage(Value):
     lambda_: Number | None = Field(None, alias="lambda")
     terms: tuple[Term, ...] | None = None  # methods beside that, or in its place; by their names
     transfer: DatasetFingerprint | None = None  # whose training images it learns from, without labels; null: its own
+    with_own: Flag | None = None  # whether it learns from its own training images too, without labels
     in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
 
     @model_validator(mode="after")
@@ -413,6 +414,7 @@ class Stage(Value):
             "lambda": self.lambda_,
             "terms": [term.model_dump(mode="json", exclude_none=True) for term in self.terms] if self.terms else None,
             "transfer": self.transfer.model_dump(mode="json") if self.transfer else None,
+            "with_own": self.with_own,
         }
         return {name: value for name, value in everything.items() if value is not None}
 
@@ -445,7 +447,7 @@ class Stage(Value):
         shared += [self._loss_input(), len(self.upstream)]
         shared += [self.given.digest] if self.given else []
         shared += [self.code] if self.code else []
-        shared += [self.transfer.model_dump(mode="json")] if self.transfer else []
+        shared += [self.transfer.model_dump(mode="json"), self.with_own] if self.transfer else []
         if self.terms:  # what a layer gives has as many features as its model says
             shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
         return json.dumps(shared, sort_keys=True)
@@ -453,7 +455,10 @@ class Stage(Value):
     @property
     def images(self) -> int:
         """That it is trained on."""
-        return 0 if self.given else self.recipe.examples or (self.transfer or self.dataset).sizes["train"]
+        if self.given:
+            return 0
+        own = self.dataset.sizes["train"] if self.with_own else 0
+        return self.recipe.examples or own + (self.transfer or self.dataset).sizes["train"]
 
     @property
     def loss_name(self) -> str:

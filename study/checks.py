@@ -368,7 +368,7 @@ def transfer_data(space: Space, dataset: Dataset, source: str, folder: StudyFold
         try:
             other = _dataset(own.dataset, folder)
             if own.examples is not None:
-                any_examples(other.sizes["train"], own.examples, 0)
+                any_examples(other.sizes["train"] + dataset.sizes["train"] * bool(own.with_own), own.examples, 0)
         except InputError as error:
             raise InputError(f"{source}: transfer: {error}") from None
         if other.image_shape != dataset.image_shape:

@@ -328,7 +328,7 @@ def estimate_seconds(
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
     if stage.transfer:
-        dataset = taught_on(dataset, load_for(stage.transfer, store))
+        dataset = taught_on(dataset, load_for(stage.transfer, store), bool(stage.with_own))
     wanted = stage.images
     examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}

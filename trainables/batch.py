@@ -181,7 +181,9 @@ class StageBatch:
     def _dataset(self, stage: Stage) -> Dataset:
         """What it is trained and measured on."""
         own = load_for(stage.dataset, self.store)
-        return taught_on(own, load_for(stage.transfer, self.store)) if stage.transfer else own
+        if stage.transfer is None:
+            return own
+        return taught_on(own, load_for(stage.transfer, self.store), bool(stage.with_own))
 
     def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
         """All that a stage learns from one of its upstream stages."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from takd.search_spaces import DatasetFingerprint, Left, LeftName, Stage, ViewName, derived_of
 from takd.search_spaces.metrics import Metric
-from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
 from takd.trainables.models.stage_models import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
@@ -151,8 +151,9 @@ class _Source:
         return found
 
     def _of_others(self, left: Left) -> Array:
-        """On the training images of another data set."""
+        """On the training images of another data set, or of both."""
         other = load_for(DatasetFingerprint.model_validate_json(left.images or ""), self.store)
+        other = taught_on(self.dataset, other, with_own=True) if left.with_own else other
         if not self.stage.has_weights:
             raise ValueError(f"{self.stage.name}: logits are all that is known of it, and of other images none")
         images = self._pixels(other.train.images)

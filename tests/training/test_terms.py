@@ -12,7 +12,18 @@ import torch
 from conftest import make_stage
 from torch import nn
 
-from takd.search_spaces import InputError, Left, Loss, Recipe, Stage, Term, learned_by, names_of, needed_by
+from takd.search_spaces import (
+    InputError,
+    Left,
+    Loss,
+    Recipe,
+    Stage,
+    Term,
+    derived_of,
+    learned_by,
+    names_of,
+    needed_by,
+)
 from takd.search_spaces import Path as StudyPath
 from takd.search_spaces.methods import METHODS, compared_stages
 from takd.study.search.graph import Proposal, StageGraph
@@ -312,6 +323,31 @@ def test_a_student_of_other_images_learns_from_its_teacher_alone(tmp_path: Path)
     assert len(known.inputs.labels) == pupil.recipe.examples
     for batch in (torch.arange(64), torch.arange(64, 128)):
         assert float(known.train_step(batch, 1.0)) == float(other.train_step(batch, 1.0))
+
+
+def test_a_student_of_other_images_and_its_own_learns_from_both_under_another_key(tmp_path: Path):
+    """Its own come first; what a teacher says of both is derived as one thing, in each view."""
+    own, other = load("mnist"), load("mnist")
+    both = taught_on(own, other, with_own=True)
+    assert (both.sizes["train"], len(both.train.labels)) == (100_000, 100_000)
+    pupil = student(term("rkd"), kd=True).model_copy(update={"transfer": MNIST.fingerprint, "lambda_": 1.0})
+    with_own = pupil.model_copy(update={"with_own": True})
+    assert with_own.key != pupil.key
+    assert with_own.shape != pupil.shape
+    assert with_own.model_copy(update={"recipe": Recipe()}).images == 100_000
+    names = [*needed_by(pupil), *needed_by(with_own)]
+    assert [Left.parse(name).with_own for name in names] == [False, False, True, True]
+    assert [Left.parse(name).name for name in names] == names
+    keys = {derived_of(TEACHER, "w", name).key for name in names}
+    assert len(keys) == 4
+    store = ArtifactStore(str(tmp_path))
+    store.prepare()
+    teacher = make_stage("mlp-4", role="teacher", dataset=MNIST.fingerprint, epochs=1)
+    trained([teacher], store)
+    derive(teacher, needed_by(with_own)[:1], store, 1, {})
+    [found] = store.left(teacher, needed_by(with_own)[:1])
+    assert found.shape == (100_000, CLASSES)
+    np.testing.assert_allclose(found[:50_000], found[50_000:], atol=1e-4)
 
 
 def graph_of(store: ArtifactStore, *students: Stage) -> StageGraph:
