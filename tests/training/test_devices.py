@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from takd.search_spaces import MIXING, InputError, Loss
+from takd.search_spaces.methods import METHODS, SOFTENED
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.trainables import batch as batches
@@ -229,10 +230,11 @@ VARIANTS = (
     "mlp, lanes, dropout", "rates by lane, adam", "rates by lane, adamw", "sgd, smoothing, weights", "additive, mean",
     "decoupled", "standardised", "ensemble", "dropped guides", "cnn, crop-flip", "plain, flip-rotate", "resnet, tf32",
     "torchvision", "crops, colours", "operations", "mixup", "cutmix, averaged", "clipped, in parts", *RULES,
+    *(name for name in METHODS if name not in SOFTENED), "wide", "vgg", "shuffled",
 )  # fmt: skip
 
 
-def test_steps_are_tried_of_every_family_loss_augmentation_and_optimizer(benchmark):
+def test_steps_are_tried_of_every_family_loss_method_augmentation_and_optimizer(benchmark):
     assert set(VARIANTS) == set(benchmark.VARIANTS)
     kinds = list(benchmark.VARIANTS.values())
     losses = [given["loss"] for _, _, given in kinds if "loss" in given] + [Loss()]
