@@ -817,6 +817,8 @@ class Space(Value):
         whole = Recipe.model_validate(in_use(recipe))
         of_images = fields.get("transfer", dataset).sizes.get("train", 0)
         of_images += dataset.sizes.get("train", 0) if fields.get("with_own") else 0
+        if self.features.dtype == "float16" and any(term.needed != "logits" for term in fields.get("terms") or ()):
+            fields["features"] = "float16"
         if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
         return Stage(
@@ -852,7 +854,8 @@ class Space(Value):
         for each in upstream if layers else ():
             shapes = self.inside.get(each.model, {})
             numbers = sum(math.prod(shapes.get(layer) or shapes.get(STAGE + layer) or (0,)) for layer in layers)
-            if 4 * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
+            each_takes = 2 if self.features.dtype == "float16" else 4
+            if each_takes * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
                 return True
         return False
 

@@ -372,6 +372,7 @@ class Stage(Value):
     terms: tuple[Term, ...] | None = None  # methods beside that, or in its place; by their names
     transfer: DatasetFingerprint | None = None  # whose training images it learns from, without labels; null: its own
     with_own: Flag | None = None  # whether it learns from its own training images too, without labels
+    features: Literal["float16"] | None = None  # in which embeddings and maps are taught; null: float32
     in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
 
     @model_validator(mode="after")
@@ -415,6 +416,7 @@ class Stage(Value):
             "terms": [term.model_dump(mode="json", exclude_none=True) for term in self.terms] if self.terms else None,
             "transfer": self.transfer.model_dump(mode="json") if self.transfer else None,
             "with_own": self.with_own,
+            "features": self.features,
         }
         return {name: value for name, value in everything.items() if value is not None}
 
@@ -450,6 +452,7 @@ class Stage(Value):
         shared += [self.transfer.model_dump(mode="json"), self.with_own] if self.transfer else []
         if self.terms:  # what a layer gives has as many features as its model says
             shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
+            shared += [self.features] if self.features else []
         return json.dumps(shared, sort_keys=True)
 
     @property

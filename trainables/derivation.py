@@ -19,7 +19,7 @@ from takd.trainables.models.stage_models import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
-from takd.trainables.training.features import Frozen, left_by
+from takd.trainables.training.features import Frozen, halved, left_by
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import LaneModel, form_of
 from takd.trainables.training.losses import measure
@@ -140,6 +140,10 @@ class _Source:
 
     def left(self, left: Left) -> Array:
         """`[train examples, ...]`"""
+        found = self._left(left)
+        return halved(torch.from_numpy(found)).numpy() if left.dtype else found
+
+    def _left(self, left: Left) -> Array:
         if left.images is not None:
             return self._of_others(left)
         if left.what == "soft_targets":

@@ -170,6 +170,15 @@ def test_transfer_changes_the_students_that_somebody_teaches_and_nobody_else():
         tiny_space(arms=["rkd"], transfer={"dataset": "other"})
 
 
+def test_float16_features_are_in_the_keys_of_those_alone_who_learn_from_them():
+    half = {"features": {"dtype": "float16"}}
+    assert student("rkd", **half).key != student("rkd").key
+    assert student("rkd", **half).key_input()["features"] == "float16"
+    for arm in ("kd", "dist", "dkd"):
+        assert student(arm, **half).key == student(arm).key
+    assert student("rkd", features={"dtype": "float32"}).key == student("rkd").key
+
+
 def test_a_method_of_code_may_be_in_an_arm_and_without_code_may_not():
     assert parse_arm("mine+kd:mlp-16", any_method=True).methods == ("mine", "kd")
     assert student("mine", code=["nets.py"]).terms[0].model_dump(exclude_none=True) == {"method": "mine", "weight": 1.0}

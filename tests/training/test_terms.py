@@ -34,7 +34,7 @@ from takd.trainables.models.families import build
 from takd.trainables.models.stage_models import check_takes_means, finished_module, size_of_stage
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.features import Frozen, check_map, embedding_in, left_by, maps_in, stages_in
+from takd.trainables.training.features import Frozen, check_map, embedding_in, halved, left_by, maps_in, stages_in
 from takd.trainables.training.inputs import Inputs
 from takd.trainables.training.lanes import Alone
 from takd.trainables.training.loop import StageTraining
@@ -239,6 +239,42 @@ def test_a_head_that_takes_no_means_over_places_is_nobody_elses():
     check_takes_means("resnet-8", SHAPE, CLASSES, "layer3")
     with pytest.raises(InputError, match=r"the head of plain-4 does not take the means .*; take simkd_linear"):
         check_takes_means("plain-4", SHAPE, CLASSES, stages_in("plain-4", SHAPE, CLASSES)[-1])
+
+
+def test_in_float16_embeddings_take_half_the_room_under_keys_of_their_own_and_are_rounded_in_the_loop_too(tmp_path):
+    """Numbers that float16 has not are the largest that it has."""
+    whole = student(term("rkd"), kd=True)
+    half = whole.model_copy(update={"features": "float16"})
+    assert half.key != whole.key
+    assert needed_by(half)[0] is needed_by(whole)[0] is None  # logits stay as they are
+    names = [needed_by(each)[1] for each in (whole, half)]
+    assert [Left.parse(name).dtype for name in names] == [None, "float16"]
+    assert [Left.parse(name).name for name in names] == names
+    kept = [derived_of(TEACHER, "w", name) for name in names]
+    assert kept[0].key != kept[1].key
+    store = ArtifactStore(str(tmp_path))
+    store.prepare()
+    values = np.array([[1.0001, 2.0], [3.0, 7e4]], np.float32)
+    rounded = halved(torch.from_numpy(values)).numpy()
+    for each, said in zip(kept, (values, rounded), strict=True):
+        store.derived.publish(each, "s", said, {})
+    found = [store.derived.read(each.key) for each in kept]
+    assert [each.dtype for each in found] == [np.float32, np.float16]
+    np.testing.assert_array_equal(found[1], [[1.0, 2.0], [3.0, 65504.0]])
+
+    class Says(Frozen):
+        def __init__(self) -> None: ...
+
+    source = Says()
+    inputs = Inputs(MNIST, Recipe(examples=2), torch.device("cpu"), torch.contiguous_format)
+    derived = Guide([[np.repeat(rounded, 25_000, axis=0)]], in_half=True)
+    derived.show(0, inputs)
+    in_loop = Guide([source], in_half=True)
+    batch = torch.arange(2)
+    said = {id(source): {None: torch.from_numpy(values)[(inputs.transfer_set >= 25_000).long()]}}
+    pair = [each.of(batch, said)[0] for each in (derived, in_loop)]
+    assert {each.dtype for each in pair} == {torch.float32}
+    torch.testing.assert_close(pair[0], pair[1], atol=0, rtol=0)
 
 
 def test_a_models_stages_are_its_layers_of_one_size_of_maps_each_by_its_last_layer():

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from takd.search_spaces import NamedView, Term, What
 from takd.search_spaces.registry import Method
 from takd.trainables.models.stage_models import reused_head
-from takd.trainables.training.features import Embedding, Frozen, by_lane, embedding_in, entering, leaving, maps_in
+from takd.trainables.training.features import (
+    Embedding,
+    Frozen,
+    by_lane,
+    embedding_in,
+    entering,
+    halved,
+    leaving,
+    maps_in,
+)
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs
 from takd.trainables.training.lanes import LaneModel, LaneOptimizer, Lanes
@@ -74,7 +83,9 @@ class Guide:
     It is what was derived, by view; or what models say in the loop, of the images of the batch at hand.
     """
 
-    def __init__(self, by_lane: Sequence[ByView | Frozen], layer: str | None = None) -> None:
+    def __init__(self, by_lane: Sequence[ByView | Frozen], layer: str | None = None, in_half: bool = False) -> None:
+        """`in_half`: whether the numbers are those of float16, whoever says them."""
+        self.in_half = in_half
         self.sources = list({id(each): each for each in by_lane}.values())
         places = {id(each): place for place, each in enumerate(self.sources)}
         self.of_lane, self.layer = [places[id(each)] for each in by_lane], layer
@@ -99,8 +110,9 @@ class Guide:
 
         `said` has what models say in the loop of these images, by their identity.
         """
-        each = [tensor.index_select(0, batch) for tensor in self.tensors]
-        each += [said[id(source)][self.layer] for source in self.sources if isinstance(source, Frozen)]
+        each = [tensor.index_select(0, batch).float() for tensor in self.tensors]
+        in_loop = [said[id(source)][self.layer] for source in self.sources if isinstance(source, Frozen)]
+        each += [halved(tensor).float() for tensor in in_loop] if self.in_half else in_loop
         if len(each) == 1:
             return each[0], None
         return torch.stack([each[place] for place in self.of_lane]), 0
@@ -166,9 +178,10 @@ class _Taught:
         layers = (term.teacher_layers or ()) if term.needed == "maps" else (None,)
         self.layers = term.student_layers or ()
         what: What = _WHAT[term.needed]
+        in_half = term.needed != "logits" and taught.all[0].stage.features == "float16"
         # By upstream, then by layer.
         self.guides = [
-            [Guide([each[place][what, layer] for each in lessons], layer) for layer in layers]
+            [Guide([each[place][what, layer] for each in lessons], layer, in_half) for layer in layers]
             for place in range(len(lessons[0]))
         ]
         self.params: dict[str, Any] = {
