@@ -94,8 +94,8 @@ _CHANGEABLE = {
     "lanes",
     "allow_any_size",
     "code",  # its digests may not
-    "features",
     "inside",
+    "loops",
     "metric_of_code",
 }
 
@@ -221,6 +221,9 @@ class Space(Value):
     inside: dict[str, dict[str, tuple[Integer, ...]]] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: of models that methods look into the shapes of what is compared, by layer, filled in
     when a study starts."""
+    loops: tuple[str, ...] = Field((), examples=[()])
+    """Not to be written by hand: of which students the model that teaches them runs in every step, since that was
+    measured to be faster than to keep what it leaves; filled in when a study starts."""
     metric_of_code: Metric | None = Field(None, examples=[None])
     """Not to be written by hand: how people read a `metric` of your code, filled in when a study starts."""
     flops: dict[str, Integer] = Field(default_factory=dict, examples=[{}])
@@ -514,6 +517,7 @@ class Space(Value):
         """What may not change when a study goes on; budget, machine and words may."""
         # Weights by what they are, not by where they were found.
         places: Any = {role: {"pretrained", "checkpoint", "logits"} for role in ("teacher", "assistants", "student")}
+        places |= {"features": {"cache_gb"}}
         changeable = _CHANGEABLE - {"lanes", "resources"} if self.deterministic else _CHANGEABLE
         found = self.model_dump(mode="json", exclude=places | dict.fromkeys(changeable, True))
         for model in found["assistants"]["models"]:
@@ -821,7 +825,7 @@ class Space(Value):
             fields["features"] = "float16"
         if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
-        return Stage(
+        stage = Stage(
             role=role,
             dataset=dataset,
             model=model,
@@ -831,6 +835,7 @@ class Space(Value):
             code=self.code_of(model, whole, fields.get("loss"), fields.get("terms") or ()),
             **fields,
         )
+        return stage.model_copy(update={"in_loop": True}) if stage.loop in self.loops else stage
 
     def _with_needs(self, term: Term) -> Term:
         return term.model_copy(update={"needs": self.needs[term.method]}) if term.method in self.needs else term

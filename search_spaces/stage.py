@@ -482,6 +482,11 @@ class Stage(Value):
         return self.upstream[0] if any(reuses_head(term.method) for term in self.terms or ()) else None
 
     @property
+    def loop(self) -> str:
+        """Of whom it is measured whether their upstream runs beside them: `plain-2 by at <- plain-4`."""
+        return f"{self.model} by {self.methods} <- {'+'.join(each.model for each in self.upstream)}"
+
+    @property
     def has_weights(self) -> bool:
         """Or will have; of a stage that is given as logits these are all that is known."""
         return self.given is None or self.given.logits is None

@@ -29,6 +29,7 @@ from takd.search_spaces.methods import EMBEDDING, STAGE
 from takd.search_spaces.sections import LOGITS
 from takd.study.code_checks import try_metric, use_code, with_code
 from takd.study.folder import StudyFolder
+from takd.study.loops import faster_in_loop
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
@@ -354,7 +355,22 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
     other = transfer_data(space, dataset, source, folder)
     data = other.fingerprint.model_dump_json() if other else None
     whole = space.model_copy(update={"weights": found, "flops": flops_of(space, dataset), "transfer_data": data})
-    return whole.model_copy(update={"inside": inside_of(whole, dataset)})
+    whole = whole.model_copy(update={"inside": inside_of(whole, dataset)})
+    return whole.model_copy(update={"loops": _loops(whole, dataset, folder)})
+
+
+def _loops(space: Space, dataset: Dataset, folder: StudyFolder) -> tuple[str, ...]:
+    """Decided once: a study that has begun keeps what was measured then."""
+    if (search := find_search(folder)) is not None:
+        return search.space.loops
+    kinds = (stages for cell in space.cells for stages in stages_by_model(cell.space, dataset))
+    return faster_in_loop(space, kinds, dataset, gpu_here(space, "student"))
+
+
+def gpu_here(space: Space, role: Role) -> float:
+    """What a worker of the role would get of this machine's GPUs, as `fitted` gives it."""
+    wanted, here = space.resources_of(role).gpu, float(torch.cuda.device_count())
+    return min(here, wanted if wanted is not None else 0.25 if role == "student" else 1.0)
 
 
 def transfer_data(space: Space, dataset: Dataset, source: str, folder: StudyFolder | None) -> Dataset | None:

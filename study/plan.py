@@ -17,7 +17,7 @@ from takd.search_spaces import WIDEST, InputError, Role, Space, Stage, What, is_
 from takd.search_spaces.methods import KD
 from takd.search_spaces.registry import PAGE
 from takd.search_spaces.sections import Confirm
-from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
+from takd.study.checks import check_space, first_stages, gpu_here, stages_by_model, with_weights
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import more_than_asked
@@ -134,13 +134,22 @@ def _dimensions(space: Space) -> Iterator[str]:
 
 
 def _in_loop(space: Space, dataset: Dataset) -> list[str]:
-    """Of students beside which a model runs in every step: what it leaves is more than is kept."""
-    stages = [stage for alike in stages_by_model(space, dataset) for stage in alike if stage.in_loop]
-    found = [
-        f"{stage.role} {stage.model} by {stage.methods}: {' and '.join(each.model for each in stage.upstream)} runs in "
-        f"the loop, since what it leaves takes more than features.cache_gb, {space.features.cache_gb:g} GB"
-        for stage in stages
-    ]
+    """Of students whose methods look inside a model, whether it runs in every step or what it leaves is read."""
+    stages = [stage for alike in stages_by_model(space, dataset) for stage in alike]
+    found = []
+    for stage in stages:
+        if all(term.needed == "logits" for term in stage.terms or ()):
+            continue
+        taught = f"{stage.role} {stage.model} by {stage.methods}: {' and '.join(each.model for each in stage.upstream)}"
+        if not stage.in_loop:
+            found.append(f"{taught} is asked once, and what it leaves is read")
+        elif stage.loop in space.loops:
+            found.append(f"{taught} runs in the loop, which was measured to be faster")
+        else:
+            found.append(
+                f"{taught} runs in the loop, since what it leaves takes more than features.cache_gb, "
+                f"{space.features.cache_gb:g} GB"
+            )
     return list(dict.fromkeys(found))
 
 
@@ -172,7 +181,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
         cpu = min(space.resources_of(stage.role).cpu, threads)
         number = len(alike[row]) + len(done[row]) + new[stage.role, *_cost_of(space, stage)]
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
-        given, apart, gpu = stage.given is not None, _apart(stage, firsts), _gpu_here(space, stage.role)
+        given, apart, gpu = stage.given is not None, _apart(stage, firsts), gpu_here(space, stage.role)
         sized = _searched(space, stage) or ""
         about = stage.role == "assistant" and new[stage.role, *_cost_of(space, stage)] > 0
         planned.append(
@@ -307,12 +316,6 @@ def _stages(
     needed = {key: stage for key, stage in needed.items() if key not in lasting}
     found = {key: stage for key, stage in ended.items() if key not in needed and folder.artifacts.describe(key)}
     return needed, found, new
-
-
-def _gpu_here(space: Space, role: Role) -> float:
-    """What a worker of the role would get of this machine's GPUs, as `fitted` gives it."""
-    wanted, here = space.resources_of(role).gpu, float(torch.cuda.device_count())
-    return min(here, wanted if wanted is not None else 0.25 if role == "student" else 1.0)
 
 
 def estimate_seconds(

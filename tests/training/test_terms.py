@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_stage
+from conftest import make_stage, tiny_space
 from torch import nn
 
 from takd.search_spaces import (
@@ -26,6 +26,8 @@ from takd.search_spaces import (
 )
 from takd.search_spaces import Path as StudyPath
 from takd.search_spaces.methods import METHODS, compared_stages
+from takd.study.checks import inside_of, stages_by_model
+from takd.study.loops import Seconds, faster_in_loop, images_of, measured
 from takd.study.search.graph import Proposal, StageGraph
 from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import load, taught_on
@@ -400,3 +402,31 @@ def work(graph: StageGraph) -> list[tuple[str, str]]:
             graph.start(node.stage.key)
             found.append((node.work, node.stage.name))
     return found
+
+
+def test_a_model_runs_in_the_loop_where_that_was_measured_to_be_faster_once_a_study_and_its_students_keep_their_keys():
+    assert Seconds(say=1.0, write=1.0, read=0.5).faster_in_loop(derived=100, seen=100)
+    assert not Seconds(say=1.0, write=1.0, read=0.5).faster_in_loop(derived=100, seen=1000)
+    stage = convolutional("at")
+    found = measured(stage, stage.upstream[0], MNIST, torch.device("cpu"))
+    assert min(found.say, found.write, found.read) > 0
+    space = tiny_space(
+        arms=["at", "kd"],
+        teacher__model="plain-4",
+        student__model="plain-2",
+        confirm={"paths": 2, "seeds": 3},
+        trials=4,
+        seeds=2,
+        methods={"at": {"weight": 1}},
+    )
+    space = space.model_copy(update={"inside": inside_of(space, MNIST)})
+    [own] = [each for alike in stages_by_model(space, MNIST) for each in alike if each.terms]
+    # Three teachers; 2 configurations of 2 students and 6 that confirm, of 3 epochs on 200 images.
+    assert images_of(space, own) == (3 * 50_000, 10 * 3 * 200)
+    looped = space.model_copy(update={"loops": (own.loop,)})
+    [again] = [each for alike in stages_by_model(looped, MNIST) for each in alike if each.terms]
+    assert (own.in_loop, again.in_loop, own.loop) == (None, True, "plain-2 by at <- plain-4")
+    assert own.key == again.key
+    assert looped.identity() == space.identity()
+    lanes = (alike for alike in [[student(term("rkd"))]])
+    assert faster_in_loop(space, lanes, MNIST, 0.0) == ()  # one reading serves them all
