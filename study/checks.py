@@ -25,7 +25,7 @@ from takd.search_spaces import (
     sizes_of,
 )
 from takd.search_spaces.doubts import doubts
-from takd.search_spaces.methods import EMBEDDING, STAGE
+from takd.search_spaces.methods import EMBEDDING, STAGE, compared_stages
 from takd.search_spaces.sections import LOGITS
 from takd.study.code_checks import try_metric, use_code, with_code
 from takd.study.folder import StudyFolder
@@ -248,13 +248,25 @@ def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, 
                     _check_head(stage, term, shape, classes)
                 except InputError as error:
                     raise InputError(f"{cell.where}{term.method}: {error}") from None
-                own_layers, their_layers = term.student_layers, term.teacher_layers
-                if own_layers and their_layers and len(own_layers) != len(their_layers):
-                    raise InputError(
-                        f"methods: {term.method} compares layers in pairs; student_layers has {len(own_layers)}, "
-                        f"teacher_layers {len(their_layers)}"
-                    )
+                if term.needed == "maps":
+                    _check_pairs(stage, term, shape, classes)
     return found
+
+
+def _check_pairs(stage: Stage, term: Term, shape: ImageShape, classes: int) -> None:
+    """Raises InputError where a method has not as many layers of the one model as of the other, or none."""
+    ends = [stages_in(model, shape, classes) for model in (stage.model, stage.upstream[0].model)]
+    known = compared_stages(term.method, *ends)
+    own, theirs = term.student_layers or known[0], term.teacher_layers or known[1]
+    if len(own) != len(theirs):
+        both = " and ".join(
+            f"{name} of {model}{'' if given else ', which are those of its stages,'} has {len(layers)}"
+            for name, model, given, layers in (
+                ("student_layers", stage.model, term.student_layers, own),
+                ("teacher_layers", stage.upstream[0].model, term.teacher_layers, theirs),
+            )
+        )
+        raise InputError(f"methods: {term.method} compares layers in pairs; {both}; name as many of both")
 
 
 def _check_head(stage: Stage, term: Term, shape: ImageShape, classes: int) -> None:

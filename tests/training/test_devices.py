@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -117,13 +118,15 @@ def moved(thing: Any, device: torch.device, known: dict[int, tuple[Any, Any]]) -
     elif isinstance(thing, torch.device):
         made = device
     elif isinstance(thing, dict):
-        made = {moved(key, device, known): moved(value, device, known) for key, value in thing.items()}
+        kind = OrderedDict if isinstance(thing, OrderedDict) else dict  # of hooks, which are referred to weakly
+        made = kind((moved(key, device, known), moved(value, device, known)) for key, value in thing.items())
     elif type(thing) in (list, tuple):
         made = type(thing)(moved(each, device, known) for each in thing)
     else:
         made = thing
         known[id(thing)] = (thing, made)
-        if isinstance(thing, nn.Module) or type(thing).__module__.startswith("takd.trainables.training"):
+        own = type(thing).__module__.startswith("takd.trainables.training") and hasattr(thing, "__dict__")
+        if isinstance(thing, nn.Module) or own:
             for name, value in list(vars(thing).items()):
                 vars(thing)[name] = moved(value, device, known)
     known[id(thing)] = (thing, made)  # the thing too, so that its place in memory stays its own
