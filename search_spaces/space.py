@@ -381,8 +381,9 @@ class Space(Value):
             what = f"{method} compares what is inside of models"
             if needs[method] == "maps" and arm.dense:
                 raise ValueError(f"{where}{method} compares maps with those of one model, and dense/ has several")
+            none = "no single embedding" if needs[method] == "embedding" else "no maps of its own"
             if arm.ensemble and not (arm.assistants and where.startswith("arms")):
-                raise ValueError(f"{where}{what}, and an ensemble has no single {needs[method]}; use kd, dkd or dist")
+                raise ValueError(f"{where}{what}, and an ensemble has {none}; use kd, dkd or dist")
             if self.teacher.logits is not None and self._learns_from_the_teacher(arm):
                 raise ValueError(f"{where}{what}; of the teacher logits alone are given: give its checkpoint")
             for name in arm.assistants if where.startswith("arms") else ():

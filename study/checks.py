@@ -277,10 +277,8 @@ def _check_head(stage: Stage, term: Term, shape: ImageShape, classes: int) -> No
     if term.needed != "maps":
         return
     for model, named in ((stage.model, term.student_layers), (teacher.model, term.teacher_layers)):
-        if len(named or (1,)) > 1:
-            raise InputError(
-                f"one layer of each model is projected, its last before the head; {named} are {len(named)}"
-            )
+        if named and len(named) > 1:
+            raise InputError(f"the last layer of {model} before its head is compared, and not {' and '.join(named)}")
         check_takes_means(model, shape, classes, named[0] if named else stages_in(model, shape, classes)[-1])
 
 
