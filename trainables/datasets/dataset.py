@@ -132,7 +132,7 @@ def taught_on(own: Dataset, other: Dataset, with_own: bool = False) -> Dataset:
 def any_examples(images: int, examples: int, seed: int) -> Tensor:
     """Sorted indices of a seeded subset, whatever the labels; a smaller one of the same seed is a part of a larger."""
     if not 1 <= examples <= images:
-        raise InputError(f"transfer.examples is {examples}; the dataset has {images} training images")
+        raise InputError(f"transfer.examples is {examples}; there are {images:,} training images")
     return torch.from_numpy(generator(seed).permutation(images)[:examples]).sort().values
 
 
