@@ -10,14 +10,16 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from takd.search_spaces import LeftName, Stage, What, learned_by, names_of
 from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.registry import metric_named
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
-from takd.trainables.derivation import CPU, frozen, publish_left
+from takd.trainables.derivation import CPU, frozen, publish_left, weights_of
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
+from takd.trainables.models.stage_models import head_in
 from takd.trainables.outcome import describe_outcome
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import sha256
@@ -164,12 +166,24 @@ class StageBatch:
         upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric.name)
+        heads = [self._head_of(stage) for stage in stages] if stages[0].head_of else None
+        return StageTraining(
+            stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric.name, heads
+        )
+
+    def _head_of(self, stage: Stage) -> Mapping[str, Tensor]:
+        """Its teacher's, in which its model ends."""
+        assert stage.head_of
+        dataset = self._dataset(stage)
+        weights = weights_of(stage.head_of, self.store)
+        return head_in(stage.head_of.model, weights, dataset.image_shape, len(dataset.classes))
 
     def _dataset(self, stage: Stage) -> Dataset:
         """What it is trained and measured on."""
         own = load_for(stage.dataset, self.store)
-        return taught_on(own, load_for(stage.transfer, self.store)) if stage.transfer else own
+        if stage.transfer is None:
+            return own
+        return taught_on(own, load_for(stage.transfer, self.store), bool(stage.with_own))
 
     def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
         """All that a stage learns from one of its upstream stages."""
