@@ -34,7 +34,7 @@ from takd.study.search.measuring import Measuring
 from takd.study.search.optimization import Search
 from takd.study.search.pruned import Pruned, looks_before
 from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers, fitted
-from takd.study.stopping import Stop
+from takd.study.stopping import Stop, StoppedError
 from takd.study.tracking.observers import Observers
 from takd.trainables.halving import start_halving
 from takd.trainables.own_code import NO_CODE, Code
@@ -512,7 +512,8 @@ def start_ray(slots: int | None, address: str | None = None, stop: Stop | None =
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots.
 
     Where Ray runs in this process already it is used as it is; raises InputError where `address` names another, or no
-    cluster answers there, and KeyboardInterrupt where `stop` is requested while it is waited for.
+    cluster answers there, StoppedError where none starts here, as on a machine that is too busy, and KeyboardInterrupt
+    where `stop` is requested while it is waited for.
     """
     global _begun
     os.environ.update(_RAY_ENVIRONMENT)
@@ -588,10 +589,14 @@ def _why_no_answer(address: str) -> str:
 
 def _init(slots: int | None, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        ray.init(address=LOCAL, num_cpus=slots, include_dashboard=False, **quiet)
-    else:
+    if address is not None:
         _join(address, quiet)
+        return
+    try:
+        ray.init(address=LOCAL, num_cpus=slots, include_dashboard=False, **quiet)
+    except Exception as error:  # of many kinds, among them that itself
+        ray.shutdown()
+        raise StoppedError(f"Ray did not start on this machine ({str(error).splitlines()[0]})") from error
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:

@@ -229,3 +229,16 @@ def test_it_ends_with_the_process_that_asked(tmp_path):
     asking.send_signal(signal.SIGKILL)
     asking.wait()
     child.wait(timeout=30)
+
+
+def test_where_ray_does_not_start_the_run_ends_in_one_line(tmp_path, cache):
+    """Here its folder has so long a name that it can't have its sockets there."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [Path(sys.executable).with_name("takd"), "run", "tiny.yaml", "--slots", "1", "--wandb", "disabled"]
+    too_long = os.environ | {"RAY_TMPDIR": str(tmp_path / ("x" * 100))}
+    job = subprocess.run(command, cwd=tmp_path, env=too_long, capture_output=True, text=True, timeout=120)
+    assert job.returncode == 1
+    [said] = job.stderr.splitlines()
+    assert said.startswith("takd: stopped: Ray did not start on this machine (")
+    assert said.endswith("; go on with: takd run tiny.yaml --slots 1 --wandb disabled")
+    assert not (tmp_path / "runs").exists()
