@@ -105,6 +105,6 @@ def derived_of(stage: Stage, weights: str, name: LeftName) -> Derived:
     """What a stage leaves by that name; its weights have that digest."""
     left, model = Left.parse(name), stage.model if stage.has_weights else None
     dataset = DatasetFingerprint.model_validate_json(left.images) if left.images else stage.dataset
-    what = {"what": left.what, "layer": left.layer, "view": left.view, "dtype": left.dtype}
+    what: dict[str, Any] = {"what": left.what, "layer": left.layer, "view": left.view, "dtype": left.dtype}
     what |= {"with_own": stage.dataset} if left.with_own else {}
     return Derived.model_validate({"weights": weights, "model": model, "dataset": dataset, "code": stage.code, **what})

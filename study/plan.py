@@ -135,22 +135,18 @@ def _dimensions(space: Space) -> Iterator[str]:
 
 def _in_loop(space: Space, dataset: Dataset) -> list[str]:
     """Of students whose methods look inside a model, whether it runs in every step or what it leaves is read."""
-    stages = [stage for alike in stages_by_model(space, dataset) for stage in alike]
-    found = []
-    for stage in stages:
+    too_much = (
+        f"runs in the loop, since what it leaves takes more than features.cache_gb, {space.features.cache_gb:g} GB"
+    )
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for stage in (stage for alike in stages_by_model(space, dataset) for stage in alike):
         if all(term.needed == "logits" for term in stage.terms or ()):
             continue
-        taught = f"{stage.role} {stage.model} by {stage.methods}: {' and '.join(each.model for each in stage.upstream)}"
-        if not stage.in_loop:
-            found.append(f"{taught} is asked once, and what it leaves is read")
-        elif stage.loop in space.loops:
-            found.append(f"{taught} runs in the loop, which was measured to be faster")
-        else:
-            found.append(
-                f"{taught} runs in the loop, since what it leaves takes more than features.cache_gb, "
-                f"{space.features.cache_gb:g} GB"
-            )
-    return list(dict.fromkeys(found))
+        teaches = " and ".join(each.model for each in stage.upstream)
+        how = "runs in the loop, which was measured to be faster" if stage.loop in space.loops else too_much
+        how = how if stage.in_loop else "runs once, and what it leaves is read"
+        found.setdefault((f"{stage.role} {stage.model}", f"{teaches} {how}"), {})[stage.methods] = None
+    return [f"{who} by {', '.join(methods)}: {how}" for (who, how), methods in found.items()]
 
 
 def _alone(space: Space, dataset: Dataset) -> list[str]:

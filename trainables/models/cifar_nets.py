@@ -79,10 +79,10 @@ def vgg(size: int, image_shape: ImageShape, classes: int) -> nn.Module:
         layers[f"block{number}"] = nn.Sequential(*parts)
     if min(height, width) < 8:
         raise InputError(f"vgg-{size}: images of {height}x{width} are too small for its max-pools")
-    layers |= _ending(channels, classes)
-    module = _drawn(nn.Sequential(layers))
-    nn.init.normal_(module.fc.weight, 0.0, 0.01)
-    nn.init.zeros_(module.fc.bias)
+    ending = _ending(channels, classes)
+    module = _drawn(nn.Sequential(layers | ending))
+    for name, weight in ending["fc"].named_parameters():
+        nn.init.zeros_(weight) if name == "bias" else nn.init.normal_(weight, 0.0, 0.01)
     return module
 
 

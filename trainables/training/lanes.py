@@ -378,7 +378,7 @@ class Lanes:
         self.all = [Lane(stage) for stage in stages]
         self.running = list(self.all)  # those that are in the model, in its order
         form, layout = form_of(stages[0].model, dataset)
-        own = heads or [None] * len(stages)
+        own: Sequence[Mapping[str, Tensor] | None] = heads or [None] * len(stages)
         models = [_new_model(stage, dataset, pretrained, head) for stage, head in zip(stages, own, strict=True)]
         model = form(models)
         self.model: LaneModel = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
