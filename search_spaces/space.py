@@ -40,11 +40,14 @@ from takd.search_spaces.sections import (
     Transfer,
 )
 from takd.search_spaces.stage import (
+    BELOW,
+    BELOW_HEAD,
     FRESH_SEED,
     MEMBER_SEEDS,
     STUDENT_SEEDS,
     DatasetFingerprint,
     Given,
+    Kept,
     Loss,
     Path,
     Recipe,
@@ -804,6 +807,9 @@ class Space(Value):
         of_images = fields.get("transfer", dataset).sizes.get("train", 0)
         if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
+        if section.pretrained is not None and whole.head_epochs is not None:
+            sizes = dataset.sizes | (fields["transfer"].sizes if "transfer" in fields else {})
+            fields["frozen"] = self._kept(model, whole, whole.examples or sizes.get("train", 0), dataset.sizes)
         return Stage(
             role=role,
             dataset=dataset,
@@ -840,6 +846,21 @@ class Space(Value):
             if 4 * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
                 return True
         return False
+
+    def _kept(self, model: str, recipe: Recipe, images: int, sizes: Mapping[str, int]) -> Kept | None:
+        """Below which layers what stands still is kept, once a study has started: where that is possible, and not too
+        much."""
+        inside, head = self.inside.get(model, {}), recipe.head_epochs or 0
+        found = {}
+        marks = [mark for mark in inside if mark.startswith(BELOW_HEAD)] + [f"{BELOW}{recipe.finetune_from}"]
+        for mark in marks:
+            whose = "head" if mark.startswith(BELOW_HEAD) else "rest"
+            epochs = range(head) if whose == "head" else range(head, recipe.epochs)
+            views = len({epoch % recipe.view_count for epoch in epochs})
+            numbers = math.prod(inside.get(mark, (0,))) * (images * views + sizes.get("validation", 0))
+            if epochs and 0 < 4 * numbers <= 1e9 * self.features.cache_gb:
+                found[whose] = mark.removeprefix(BELOW_HEAD).removeprefix(BELOW)
+        return Kept(**found) if found else None
 
     def _weights(self, method: str, chosen: Mapping[str, Scalar] | None) -> dict[str, Any]:
         """What a method weighs, by key, where it is varied as chosen; None: as published, as assistants are taught."""

@@ -351,6 +351,17 @@ class Given(Value):
         return self.checkpoint or self.logits or ""
 
 
+class Kept(Value):
+    """Of layers that stand still, below which layer what they give is kept, so that they don't run in every step."""
+
+    head: str | None = None  # the first of the head, while it trains alone
+    rest: str | None = None  # `finetune_from`, after that
+
+
+# Before names of these layers, among what a space knows of a model's inside: the shape of what enters them.
+BELOW_HEAD, BELOW = "below head ", "below "
+
+
 class Stage(Value):
     """Train one model: on labels alone, or also from the soft targets of its upstream stages.
 
@@ -372,6 +383,7 @@ class Stage(Value):
     terms: tuple[Term, ...] | None = None  # methods beside that, or in its place; by their names
     transfer: DatasetFingerprint | None = None  # whose training images it learns from, without labels; null: its own
     in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
+    frozen: Kept | None = None  # what is kept of its own layers that stand still; not in the key either
 
     @model_validator(mode="after")
     def _distillation_is_whole(self) -> Self:
@@ -448,6 +460,7 @@ class Stage(Value):
         shared += [self.transfer.model_dump(mode="json")] if self.transfer else []
         if self.terms:  # what a layer gives has as many features as its model says
             shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
+        shared += [self.frozen.model_dump(mode="json")] if self.frozen else []
         return json.dumps(shared, sort_keys=True)
 
     @property

@@ -26,6 +26,7 @@ from takd.search_spaces import (
 from takd.search_spaces.doubts import doubts
 from takd.search_spaces.methods import EMBEDDING, STAGE
 from takd.search_spaces.sections import LOGITS
+from takd.search_spaces.stage import BELOW, BELOW_HEAD
 from takd.study.code_checks import try_metric, use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
@@ -38,6 +39,7 @@ from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.features import check_map, embedding_in, maps_in, stages_in
+from takd.trainables.training.frozen import cut_in, head_in
 from takd.trainables.training.transfer import check_layer
 
 
@@ -206,8 +208,9 @@ def _check_one(space: Space, dataset: Dataset) -> None:
 
 
 def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
-    """What methods compare of the inside of models, by model and layer; raises InputError where one has not that."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    """What methods compare of the inside of models, and what enters layers below which it stands still, by model and
+    layer; raises InputError where a method's model has not that."""
+    found = _below(space, dataset)
     shape, classes = dataset.image_shape, len(dataset.classes)
     for cell in space.cells:
         for stages in stages_by_model(cell.space, dataset):
@@ -235,6 +238,24 @@ def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, 
                         f"methods: {term.method} compares layers in pairs; student_layers has {len(own_layers)}, "
                         f"teacher_layers {len(their_layers)}"
                     )
+    return found
+
+
+def _below(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Of models that train in part, what enters that part, where it is all that comes from below."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    shape, classes = dataset.image_shape, len(dataset.classes)
+    for own, role, section, model in _roles_of_cells(space):
+        heads = [each for _, each in examples_of(section.recipe.get("head_epochs")) if each is not None]
+        if section.pretrained is None or own.existing(role, model) or not heads:
+            continue
+        head, features = head_in(model, shape, classes)
+        below = found.setdefault(model, {})
+        if head.whole:
+            below[BELOW_HEAD + head.first] = features
+        for _, first in examples_of(section.recipe.get("finetune_from")):
+            if first is not None and (cut := cut_in(model, shape, classes, str(first))):
+                below[f"{BELOW}{first}"] = cut.shape
     return found
 
 

@@ -11,15 +11,16 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from takd.search_spaces import LeftName, Stage, What, learned_by, names_of
+from takd.search_spaces import LeftName, Stage, What, frozen_for, frozen_of, learned_by, names_of
 from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.registry import metric_named
-from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
-from takd.trainables.derivation import CPU, frozen, publish_left
+from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.derivation import CPU, dataset_of, derive_frozen, frozen, publish_left
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.outcome import describe_outcome
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
+from takd.trainables.store.derived import Array
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
@@ -164,12 +165,22 @@ class StageBatch:
         upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        return StageTraining(stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric.name)
+        dataset, kept = self._dataset(stages[0]), self._kept_below(stages[0])
+        return StageTraining(stages, dataset, upstream, self.device, pretrained, self.metric.name, kept)
 
     def _dataset(self, stage: Stage) -> Dataset:
-        """What it is trained and measured on."""
-        own = load_for(stage.dataset, self.store)
-        return taught_on(own, load_for(stage.transfer, self.store)) if stage.transfer else own
+        return dataset_of(stage, self.store)
+
+    def _kept_below(self, stage: Stage) -> dict[LeftName, Array] | None:
+        """What the layers that stand still give, by its names; it is derived here where it is gone."""
+        if not (names := frozen_for(stage)):
+            return None
+        try:
+            return {name: _of_frozen(self.store, frozen_of(stage, name).key) for name in names}
+        except (FileNotFoundError, ValueError) as error:
+            log.info("%s: %s; it is derived again", stage.name, error)
+            derive_frozen(stage, names, self.store, self.device)
+        return {name: _of_frozen(self.store, frozen_of(stage, name).key) for name in names}
 
     def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
         """All that a stage learns from one of its upstream stages."""
@@ -312,6 +323,12 @@ def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
     with ThreadPoolExecutor(WRITERS) as pool:
         for done in [pool.submit(act, item) for item in items]:
             done.result()
+
+
+@lru_cache(maxsize=256)
+def _of_frozen(store: ArtifactStore, key: str) -> Array:
+    """Memory-mapped: whoever trains on it here reads the same."""
+    return store.derived.read(key)
 
 
 @lru_cache(maxsize=16)

@@ -1,0 +1,116 @@
+"""Layers that stand still: what they give is computed once, and whoever trains above them comes to the same."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_stage
+from torch import Tensor, nn
+
+from takd.search_spaces import Kept, Stage, frozen_for, frozen_of
+from takd.trainables.datasets.built_in import BUILT_IN, BuiltIn
+from takd.trainables.datasets.dataset import Dataset, load
+from takd.trainables.datasets.sources import RawSplit, Source
+from takd.trainables.derivation import derive_frozen
+from takd.trainables.models.families import build
+from takd.trainables.models.pretrained import read_weights, without_head
+from takd.trainables.models.weights_files import Pretrained, packed
+from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.training.checkpoint import Checkpoint
+from takd.trainables.training.frozen import cut_in, find_cut, head_in, trains_heads
+from takd.trainables.training.lanes import Heads
+from takd.trainables.training.loop import StageTraining, Trained
+
+SHAPE = (3, 24, 24)
+OURS = "resnet-8"
+FIRST = {OURS: "layer2", "cnn": "7"}  # the first layer that trains after the head
+
+
+def _generated() -> dict[str, RawSplit]:
+    draw = np.random.Generator(np.random.PCG64(0))
+
+    def split(number: int) -> RawSplit:
+        labels = np.arange(number, dtype=np.uint8) % 3
+        images = draw.integers(0, 160, (number, *SHAPE), dtype=np.uint8)
+        images[np.arange(number), labels] += 60
+        return RawSplit(images, labels)
+
+    return {"train": split(45), "test": split(6)}
+
+
+@pytest.fixture(scope="module")
+def data(cache: Path) -> Iterator[Dataset]:
+    BUILT_IN["coloured"] = BuiltIn("ours", source=Source(_generated, ("r", "g", "b"), validation=12))
+    yield load("coloured")
+    del BUILT_IN["coloured"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    return ArtifactStore(str(tmp_path_factory.mktemp("root")))
+
+
+@pytest.fixture(scope="module")
+def digests(store: ArtifactStore) -> dict[str, str]:
+    """Of random weights, by model."""
+    found = {}
+    for model in FIRST:
+        torch.manual_seed(1)
+        module = build(model, SHAPE, 10)
+        if model == OURS:
+            module.train()(torch.randn(32, *SHAPE))  # its running means are those of images
+        found[model] = store.keep_pretrained(packed(Pretrained(without_head(module), None)))
+    return found
+
+
+def stage(data: Dataset, digests: dict[str, str], model: str = OURS, kept: bool = True, **given: Any) -> Stage:
+    recipe = {"examples": None, "batch_size": 16, "epochs": 3, "head_epochs": 1, "learning_rate": 0.01} | given
+    rest = recipe.setdefault("finetune_from", FIRST[model] if recipe["epochs"] > recipe["head_epochs"] else None)
+    made = make_stage(model, dataset=data.fingerprint, pretrained=digests[model], **recipe)
+    head = head_in(model, SHAPE, 3)[0].first
+    return made.model_copy(update={"frozen": Kept(head=head, rest=rest)}) if kept else made
+
+
+def start(stages: list[Stage], data: Dataset, store: ArtifactStore, upstream: Any = None) -> StageTraining:
+    names = frozen_for(stages[0])
+    derive_frozen(stages[0], names, store)
+    kept = {name: store.derived.read(frozen_of(stages[0], name).key) for name in names}
+    lessons = [upstream or []] * len(stages)
+    pretrained = read_weights(store, stages[0].pretrained or "")
+    return StageTraining(stages, data, lessons, pretrained=pretrained, kept=kept or None)
+
+
+def finished(training: StageTraining) -> list[Trained]:
+    while not training.done:
+        training.run_epoch()
+    return [each for _, each in training.finish()]
+
+
+def alike(one: Trained, other: Trained, tolerance: float = 2e-5) -> None:
+    assert one.weights.keys() == other.weights.keys()
+    for name, tensor in one.weights.items():
+        torch.testing.assert_close(tensor, other.weights[name], rtol=0, atol=tolerance, msg=name)
+    assert one.selected.val_loss == pytest.approx(other.selected.val_loss, rel=100 * tolerance)
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "normalisation that trains above": {},
+    "frozen normalisation": {"freeze_norm": True, "clip_norm": 0.5},
+    "dropout above and in the head": {"model": "cnn"},
+    "views": {"augment": "crop-flip", "views": 2, "examples": 21},
+    "a view an epoch": {"augment": "crop-flip+color-jitter", "views": "per-epoch"},
+    "mixed images": {"augment": "crop-flip+mixup", "views": 2, "examples": 21},
+    "the average of the best": {"ema": 0.9, "select": "best", "accumulate": 2, "optimizer": "sgd"},
+    "the head alone": {"head_epochs": 3},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_what_is_kept_of_layers_that_stand_still_changes_no_result(data, store, digests, recipe):
+    own, loop = (stage(data, digests, kept=kept, **recipe) for kept in (True, False))
+    assert own.key == loop.key
+    [one], [other] = (finished(start([each], data, store)) for each in (own, loop))
+    alike(one, other)
