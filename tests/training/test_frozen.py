@@ -69,7 +69,8 @@ def digests(store: ArtifactStore) -> dict[str, str]:
 def stage(data: Dataset, digests: dict[str, str], model: str = OURS, kept: bool = True, **given: Any) -> Stage:
     recipe = {"examples": None, "batch_size": 16, "epochs": 3, "head_epochs": 1, "learning_rate": 0.01} | given
     rest = recipe.setdefault("finetune_from", FIRST[model] if recipe["epochs"] > recipe["head_epochs"] else None)
-    made = make_stage(model, dataset=data.fingerprint, pretrained=digests[model], **recipe)
+    about = {"dataset": data.fingerprint, "pretrained": digests[model]}
+    made = make_stage(model, **about, **recipe)
     head = head_in(model, SHAPE, 3)[0].first
     return made.model_copy(update={"frozen": Kept(head=head, rest=rest)}) if kept else made
 
@@ -114,3 +115,43 @@ def test_what_is_kept_of_layers_that_stand_still_changes_no_result(data, store, 
     assert own.key == loop.key
     [one], [other] = (finished(start([each], data, store)) for each in (own, loop))
     alike(one, other)
+
+
+def test_heads_that_train_as_lanes_are_those_that_train_alone_in_the_whole_network(data, store, digests):
+    """With dropout before them, rates of their own, and soft targets; one ends early."""
+    draw = np.random.Generator(np.random.PCG64(3))
+    teacher = make_stage("mlp-4", dataset=data.fingerprint, role="teacher", examples=None, augment="crop-flip", views=2)
+    logits = [draw.standard_normal((33, 3), np.float32) for _ in range(2)]
+    given = {"model": "cnn", "head_epochs": 3, "augment": "crop-flip", "views": 2, "upstream": (teacher,)}
+
+    def of(seed: int, kept: bool) -> Stage:
+        more = {"seed": seed, "learning_rate": 0.01 * (seed + 1), "temperature": 1.0 + seed, "lambda_": 0.5}
+        return stage(data, digests, kept=kept, **given, **more)
+
+    lanes = start([of(seed, True) for seed in range(3)], data, store, [logits])
+    assert isinstance(lanes.taught.model, Heads)
+    lanes.run_epoch()
+    lanes.end([lanes.lanes[1]])
+    own = finished(lanes)
+    alone = [finished(start([of(seed, False)], data, store, [logits]))[0] for seed in (0, 2)]
+    for one, other in zip(own, alone, strict=True):
+        alike(one, other)
+
+
+@pytest.mark.parametrize("head_epochs", [1, 3])
+def test_a_stage_goes_on_from_a_checkpoint_above_what_is_kept(data, store, digests, head_epochs):
+    own = stage(data, digests, head_epochs=head_epochs, augment="crop-flip", views=2, select="best", ema=0.9)
+    whole, stopped, again = (start([own], data, store) for _ in range(3))
+    for _ in range(2):
+        stopped.run_epoch()
+    again.restore([Checkpoint.parse(stopped.checkpoint(stopped.lanes[0]))])
+    alike(finished(whole)[0], finished(again)[0], tolerance=0.0)
+
+
+def test_what_stands_still_is_whole_in_what_a_stage_leaves(data, store, digests):
+    before = read_weights(store, digests[OURS]).tensors
+    for head_epochs, trained in ((3, set()), (1, {"layer2", "layer3"})):
+        [left] = finished(start([stage(data, digests, head_epochs=head_epochs)], data, store))
+        assert left.weights.keys() == build(OURS, SHAPE, 3).state_dict().keys()
+        changed = {name.split(".")[0] for name, each in before.items() if not torch.equal(left.weights[name], each)}
+        assert changed == trained

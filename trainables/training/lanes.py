@@ -226,6 +226,7 @@ class Heads(Stacked):
         self.numbers = [dropouts.index(each) for each in own if isinstance(each, Dropout)]
         self.layers = _by_name(dict(zip(names, [*own, Linears(heads)], strict=True)))
         whole, trained = module.state_dict(), self.layers.state_dict()
+        self.normalises = normalises_batches(module)  # below the heads, and so decides what a batch is
         self.below = {
             name: each.detach().clone(memory_format=torch.contiguous_format)
             for name, each in whole.items()
@@ -447,7 +448,8 @@ class Lanes:
         else:
             model = form([new_model(stage, dataset, pretrained) for stage in stages])
         self.model: LaneModel = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.smallest_batch = 2 if normalises_batches(self.model) and not self.recipe.freeze_norm else 1
+        normalises = self.model.normalises if isinstance(self.model, Heads) else normalises_batches(self.model)
+        self.smallest_batch = 2 if normalises and not self.recipe.freeze_norm else 1
         self.head: Head | None = None
         if self.frozen is not None:
             self.head = head_in(first.model, *about)[0]
