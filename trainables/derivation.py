@@ -119,7 +119,7 @@ def _place(stage: Stage, left: Left, dataset: Dataset) -> str:
 
 @torch.no_grad()
 def given_below(module: nn.Module, layers: Sequence[str], images: Pixels) -> list[Tensor]:
-    """What enters these layers, of all images, `[n, ...]` each on the CPU; what is above the last of them is not run."""
+    """What enters these layers, of all images, `[n, ...]` each on the CPU; what is above the last of them rests."""
     shapes: list[tuple[int, ...]] = []
 
     def into(batch: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_stage
-from torch import Tensor, nn
 
 from takd.search_spaces import Kept, Stage, frozen_for, frozen_of
 from takd.trainables.datasets.built_in import BUILT_IN, BuiltIn
@@ -20,7 +19,7 @@ from takd.trainables.models.pretrained import read_weights, without_head
 from takd.trainables.models.weights_files import Pretrained, packed
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.frozen import cut_in, find_cut, head_in, trains_heads
+from takd.trainables.training.frozen import head_in
 from takd.trainables.training.lanes import Heads
 from takd.trainables.training.loop import StageTraining, Trained
 
