@@ -61,7 +61,8 @@ def names_of(stage: Stage, what: What, layer: str | None) -> list[LeftName]:
 def frozen_for(stage: Stage) -> list[LeftName]:
     """What a stage needs of the layers that stand still below it: what they give for the images of each of its views.
 
-    In the epochs of the head alone that is what enters the head, in those after them what enters `finetune_from`.
+    In the epochs of the head alone that is what enters the head, in those after them what enters `finetune_from`; of
+    what teaches others, at its end in all views in which it does.
     """
     if stage.frozen is None:
         return []
@@ -70,8 +71,10 @@ def frozen_for(stage: Stage) -> list[LeftName]:
     parts = ((stage.frozen.head, range(head)), (stage.frozen.rest, range(head, stage.recipe.epochs)))
     for layer, epochs in parts:
         if layer is not None and epochs:
-            seen = sorted({epoch % len(views) for epoch in epochs})
-            found += [Left("frozen", layer, views[number]).name for number in seen]
+            seen = {epoch % len(views) for epoch in epochs}
+            if stage.role != "student" and stage.recipe.examples is None and epochs.stop == stage.recipe.epochs:
+                seen |= {number for number, view in enumerate(views) if view in stage.recipe.left_views}
+            found += [Left("frozen", layer, views[number]).name for number in sorted(seen)]
             found.append(Left("frozen", layer, images=VALIDATION).name)
     return found
 

@@ -513,11 +513,12 @@ class Transfer(Value):
 
 
 class Features(Value):
-    """What is kept of the inside of models, for methods that compare embeddings or maps."""
+    """What is kept of the inside of models: for methods that compare embeddings or maps, and of layers that stand still
+    while those above them train."""
 
     cache_gb: Number = Field(8.0, ge=0, examples=[2])
-    """How many gigabytes what one model leaves for one student may take. Where it is more the model runs beside the
-    student in every step: the numbers are the same, and it takes longer."""
+    """How many gigabytes what one model leaves for one student may take, and what the layers of one stage give that stand
+    still. Where it is more the model, or these layers, run in every step: the numbers are the same, and it takes longer."""
 
 
 class Published(Value):

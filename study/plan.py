@@ -13,10 +13,27 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from takd.search_spaces import WIDEST, InputError, Role, Space, Stage, What, is_called, learned_by, sizes_of, some
+from takd.search_spaces import (
+    VALIDATION,
+    WIDEST,
+    InputError,
+    Kept,
+    Left,
+    LeftName,
+    Role,
+    Space,
+    Stage,
+    What,
+    frozen_for,
+    is_called,
+    learned_by,
+    sizes_of,
+    some,
+)
 from takd.search_spaces.methods import KD
 from takd.search_spaces.registry import PAGE
 from takd.search_spaces.sections import Confirm
+from takd.search_spaces.stage import BELOW, BELOW_HEAD
 from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
@@ -28,8 +45,10 @@ from takd.study.search.stored_choices import parameters_of
 from takd.trainables.datasets.dataset import Dataset, load, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
 from takd.trainables.store.artifacts import needed_files
+from takd.trainables.store.derived import Array
 from takd.trainables.training.devices import device_of
 from takd.trainables.training.features import Frozen, embedding_in, maps_in
+from takd.trainables.training.frozen import cut_in, head_in
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.teaching import ByView, Lessons
@@ -112,6 +131,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
             console.print(f"{row.sized}: one for each size that is chosen, with the time of {row.model}, in the middle")
     for line in _in_loop(space, dataset):
         console.print(line)
+    for line in _run_in_every_step(space, dataset):
+        console.print(line)
     for model in _alone(space, dataset):
         console.print(f"{model} trains alone: not all of its layers have a form for lanes, see {PAGE}")
     if not any(row.left for row in planned):
@@ -140,6 +161,25 @@ def _in_loop(space: Space, dataset: Dataset) -> list[str]:
         f"the loop, since what it leaves takes more than features.cache_gb, {space.features.cache_gb:g} GB"
         for stage in stages
     ]
+    return list(dict.fromkeys(found))
+
+
+def _run_in_every_step(space: Space, dataset: Dataset) -> list[str]:
+    """Of layers that stand still and yet run in every step of those above them, and why."""
+    found = []
+    for stage in (stage for alike in stages_by_model(space, dataset) for stage in alike):
+        recipe, kept, known = stage.recipe, stage.frozen or Kept(), space.inside.get(stage.model, {})
+        if stage.pretrained is None or recipe.head_epochs is None:
+            continue
+        large = f"what they give takes more than features.cache_gb, {space.features.cache_gb:g} GB"
+        who = f"{stage.role} {stage.model}: the layers below"
+        if kept.head is None:
+            is_cut = any(mark.startswith(BELOW_HEAD) for mark in known)
+            found.append(f"{who} its head run in the loop, since {large if is_cut else 'it has several heads'}")
+        if kept.rest is None and recipe.finetune_from is not None and recipe.epochs > recipe.head_epochs:
+            is_cut = f"{BELOW}{recipe.finetune_from}" in known
+            why = large if is_cut else "more than one tensor comes from them"
+            found.append(f"{who} {recipe.finetune_from} run in the loop, since {why}")
     return list(dict.fromkeys(found))
 
 
@@ -325,6 +365,8 @@ def estimate_seconds(
         dataset = taught_on(dataset, load(stage.transfer.name))
     wanted = stage.images
     examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
+    if stage.frozen is not None:
+        return _seconds_above(stage, dataset, examples, number, lanes, device)
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
     recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9} | whole)
     own: dict[str, Any] = {"recipe": recipe, "pretrained": None}
@@ -345,6 +387,46 @@ def estimate_seconds(
         training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
     return per_image * wanted * stage.recipe.whole_epochs
+
+
+def _seconds_above(
+    stage: Stage, dataset: Dataset, examples: int, number: int, lanes: int | None, device: torch.device
+) -> float:
+    """Seconds to train a stage above layers that stand still, by a timed epoch of its head and one of all above.
+
+    What they give is zeros, and to compute it, once for all such stages, is not in it.
+    """
+    head, seconds = stage.recipe.head_epochs or 0, 0.0
+    for start, epochs in ((0, head), (head, stage.recipe.epochs - head)):
+        if not epochs:
+            continue
+        recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9})
+        own: dict[str, Any] = {"recipe": recipe, "pretrained": None}
+        probe = stage.model_copy(update=own)
+        most = widest(probe, dataset) or lanes or max(1, min(number, WIDEST))
+        probes = [probe.model_copy(update={"seed": seed}) for seed in range(min(most, max(1, number)))]
+        logits = [np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)] * recipe.view_count
+        lessons = [_zeros(probe, each, logits, dataset, device) for each in stage.upstream]
+        kept = _zeros_below(probe, dataset)
+        training = StageTraining(probes, dataset, [lessons] * len(probes), device, kept=kept)
+        for _ in range(2):
+            training.epoch = start  # the first one warms up
+            started = time.perf_counter()
+            training.run_epoch()
+        seconds += epochs * (time.perf_counter() - started) / len(probes)
+    return seconds / examples * stage.images
+
+
+def _zeros_below(stage: Stage, dataset: Dataset) -> dict[LeftName, Array]:
+    """What is kept of layers that stand still, if they gave nothing."""
+    about, kept, found = (dataset.image_shape, len(dataset.classes)), stage.frozen or Kept(), {}
+    for name in frozen_for(stage):
+        left = Left.parse(name)
+        cut = cut_in(stage.model, *about, kept.rest) if kept.rest and left.layer == kept.rest else None
+        shape = cut.shape if cut else head_in(stage.model, *about)[1]
+        images = dataset.sizes["validation"] if left.images == VALIDATION else stage.images
+        found[name] = np.zeros((images, *shape), np.float32)
+    return found
 
 
 def _zeros(stage: Stage, upstream: Stage, logits: ByView, dataset: Dataset, device: torch.device) -> Lessons:

@@ -25,6 +25,7 @@ from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
 from takd.trainables.training.features import Frozen
+from takd.trainables.training.frozen import whole_epochs
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import SOFT_TARGETS, StageTraining, Trained
 from takd.trainables.training.teaching import ByView, Lessons
@@ -271,6 +272,7 @@ class StageBatch:
             train_seconds=sum(each.seconds for each in lane.epochs),
             soft_targets_seconds=trained.soft_targets_seconds,
             lanes=len(self.training.lanes) if self.training else 1,
+            **self._costs(lane),
         )
         if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
             logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
@@ -278,6 +280,13 @@ class StageBatch:
         self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, {WEIGHTS: weights})
         if self.checkpointed:
             self.store.drop_checkpoint(stage.key)
+
+    def _costs(self, lane: Lane) -> dict[str, float]:
+        """Where layers stand still and what they give is kept: the epochs of all layers that would cost as much."""
+        if lane.stage.frozen is None:
+            return {}
+        dataset = self._dataset(lane.stage)
+        return {"whole_epochs": whole_epochs(lane.stage, dataset.image_shape, len(dataset.classes), len(lane.epochs))}
 
     def no_room(self, reason: str) -> None:
         """The storage is full: nothing of what is running can be kept."""

@@ -1,25 +1,32 @@
 """Layers that stand still: what they give is computed once, and whoever trains above them comes to the same."""
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import safetensors.torch
 import torch
-from conftest import make_stage
+from conftest import make_stage, run
+from image_folders import write_images
+from torch import Tensor, nn
 
-from takd.search_spaces import Kept, Stage, frozen_for, frozen_of
-from takd.trainables.datasets.built_in import BUILT_IN, BuiltIn
-from takd.trainables.datasets.dataset import Dataset, load
-from takd.trainables.datasets.sources import RawSplit, Source
+from takd.search_spaces import Kept, Space, Stage, frozen_for, frozen_of, space_from
+from takd.study.data import import_files
+from takd.study.folder import study_folder
+from takd.study.plan import _run_in_every_step
+from takd.trainables import derivation
+from takd.trainables.datasets.built_in import OWN
+from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.derivation import derive_frozen
-from takd.trainables.models.families import build
+from takd.trainables.models.families import build, size_of
 from takd.trainables.models.pretrained import read_weights, without_head
 from takd.trainables.models.weights_files import Pretrained, packed
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.frozen import head_in
+from takd.trainables.training.frozen import cut_in, find_cut, head_in, whole_epochs
 from takd.trainables.training.lanes import Heads
 from takd.trainables.training.loop import StageTraining, Trained
 
@@ -28,23 +35,11 @@ OURS = "resnet-8"
 FIRST = {OURS: "layer2", "cnn": "7"}  # the first layer that trains after the head
 
 
-def _generated() -> dict[str, RawSplit]:
-    draw = np.random.Generator(np.random.PCG64(0))
-
-    def split(number: int) -> RawSplit:
-        labels = np.arange(number, dtype=np.uint8) % 3
-        images = draw.integers(0, 160, (number, *SHAPE), dtype=np.uint8)
-        images[np.arange(number), labels] += 60
-        return RawSplit(images, labels)
-
-    return {"train": split(45), "test": split(6)}
-
-
 @pytest.fixture(scope="module")
-def data(cache: Path) -> Iterator[Dataset]:
-    BUILT_IN["coloured"] = BuiltIn("ours", source=Source(_generated, ("r", "g", "b"), validation=12))
-    yield load("coloured")
-    del BUILT_IN["coloured"]
+def data(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Dataset:
+    """45 training images in three classes, 5 for validation, 9 for the test."""
+    folder = write_images(tmp_path_factory.mktemp("still") / "trees", size=SHAPE[1:])
+    return import_files(OWN, folder, "still", None, download=False)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +61,7 @@ def digests(store: ArtifactStore) -> dict[str, str]:
 
 
 def stage(data: Dataset, digests: dict[str, str], model: str = OURS, kept: bool = True, **given: Any) -> Stage:
-    recipe = {"examples": None, "batch_size": 16, "epochs": 3, "head_epochs": 1, "learning_rate": 0.01} | given
+    recipe = {"examples": None, "batch_size": 11, "epochs": 3, "head_epochs": 1, "learning_rate": 0.01} | given
     rest = recipe.setdefault("finetune_from", FIRST[model] if recipe["epochs"] > recipe["head_epochs"] else None)
     about = {"dataset": data.fingerprint, "pretrained": digests[model]}
     made = make_stage(model, **about, **recipe)
@@ -93,6 +88,9 @@ def alike(one: Trained, other: Trained, tolerance: float = 2e-5) -> None:
     assert one.weights.keys() == other.weights.keys()
     for name, tensor in one.weights.items():
         torch.testing.assert_close(tensor, other.weights[name], rtol=0, atol=tolerance, msg=name)
+    assert (one.soft_targets is None) == (other.soft_targets is None)
+    if one.soft_targets is not None:
+        torch.testing.assert_close(one.soft_targets, other.soft_targets, rtol=0, atol=100 * tolerance)
     assert one.selected.val_loss == pytest.approx(other.selected.val_loss, rel=100 * tolerance)
 
 
@@ -105,6 +103,9 @@ RECIPES: dict[str, dict[str, Any]] = {
     "mixed images": {"augment": "crop-flip+mixup", "views": 2, "examples": 21},
     "the average of the best": {"ema": 0.9, "select": "best", "accumulate": 2, "optimizer": "sgd"},
     "the head alone": {"head_epochs": 3},
+    "a teacher": {"role": "teacher", "augment": "crop-flip", "views": 4, "select": "best"},
+    "a teacher of a head alone": {"role": "teacher", "augment": "crop-flip", "views": 2, "head_epochs": 3},
+    "half precision": {"precision": "bfloat16", "freeze_norm": True},
 }
 
 
@@ -113,14 +114,14 @@ def test_what_is_kept_of_layers_that_stand_still_changes_no_result(data, store, 
     own, loop = (stage(data, digests, kept=kept, **recipe) for kept in (True, False))
     assert own.key == loop.key
     [one], [other] = (finished(start([each], data, store)) for each in (own, loop))
-    alike(one, other)
+    alike(one, other, tolerance=2e-3 if "precision" in recipe else 2e-5)
 
 
 def test_heads_that_train_as_lanes_are_those_that_train_alone_in_the_whole_network(data, store, digests):
     """With dropout before them, rates of their own, and soft targets; one ends early."""
     draw = np.random.Generator(np.random.PCG64(3))
     teacher = make_stage("mlp-4", dataset=data.fingerprint, role="teacher", examples=None, augment="crop-flip", views=2)
-    logits = [draw.standard_normal((33, 3), np.float32) for _ in range(2)]
+    logits = [draw.standard_normal((45, 3), np.float32) for _ in range(2)]
     given = {"model": "cnn", "head_epochs": 3, "augment": "crop-flip", "views": 2, "upstream": (teacher,)}
 
     def of(seed: int, kept: bool) -> Stage:
@@ -154,3 +155,120 @@ def test_what_stands_still_is_whole_in_what_a_stage_leaves(data, store, digests)
         assert left.weights.keys() == build(OURS, SHAPE, 3).state_dict().keys()
         changed = {name.split(".")[0] for name, each in before.items() if not torch.equal(left.weights[name], each)}
         assert changed == trained
+
+
+def test_what_trains_is_counted_and_nothing_of_what_is_kept(data, digests):
+    own = stage(data, digests, augment="crop-flip", views=2)
+    whole, head_alone = 1 / 3 + 2, 2 * 64 * 3 / size_of(OURS, SHAPE, 3).flops
+    assert stage(data, digests, kept=False, augment="crop-flip", views=2).recipe.whole_epochs == pytest.approx(whole)
+    assert whole_epochs(own, SHAPE, 3, 1) == pytest.approx(head_alone, rel=0.1)
+    above = whole_epochs(own, SHAPE, 3, 3) - whole_epochs(own, SHAPE, 3, 1)
+    assert 0.2 < above / 2 < 0.8  # layers 2 and 3 of three
+    of_head = own.model_copy(update={"frozen": Kept(head="fc")})
+    assert whole_epochs(of_head, SHAPE, 3, 3) == pytest.approx(head_alone + 2, rel=0.1)
+
+
+def study_of(files: dict[str, Path], cache_gb: float) -> Space:
+    """A teacher and students of whose network the head alone trains, or all from a layer on."""
+
+    def role(model: str, **recipe: Any) -> dict[str, Any]:
+        own = {"epochs": 2, "head_epochs": 1, "batch_size": 11, "augment": "crop-flip", "views": 2} | recipe
+        return {"model": model, "pretrained": str(files[model]), "recipe": own}
+
+    student = role("cnn", head_epochs=2) | {"temperature": {"choices": [1, 4]}, "lambda": 0.5}
+    content = {"dataset": "still", "teacher": role(OURS, finetune_from="layer3"), "student": student}
+    content |= {"arms": ["labels", "kd"], "sampler": "grid", "seeds": 2, "confirm": {"seeds": 1}, "lanes": 4}
+    return space_from(content | {"allow_any_size": True, "features": {"cache_gb": cache_gb}}, "still")
+
+
+def test_a_study_computes_what_stands_still_once_and_finds_what_it_would_find(data, tmp_path, monkeypatch, ray_slots):
+    files = {}
+    for model in FIRST:
+        torch.manual_seed(2)
+        files[model] = tmp_path / f"{model}.safetensors"
+        safetensors.torch.save_file(build(model, SHAPE, 3).state_dict(), files[model])
+    passes: list[int] = []
+    given_below = derivation.given_below
+    monkeypatch.setattr(derivation, "given_below", lambda *given: passes.append(len(given[2])) or given_below(*given))
+    found = {}
+    for cache_gb in (1.0, 0.0):
+        root = tmp_path / f"runs{cache_gb}"
+        ran = run(study_folder(str(root), "still"), study_of(files, cache_gb))
+        assert ran.result.finished
+        trials = pd.read_parquet(root / "still" / "results" / "trials.parquet")
+        found[cache_gb] = trials.drop_duplicates("stage_key").set_index("stage_key").sort_index()
+    # Of each network the training images in two views, and the validation images: whoever needs them.
+    assert sorted(passes) == [5, 5, 45, 45, 45, 45]
+    kept, loop = found[1.0], found[0.0]
+    assert list(kept.index) == list(loop.index)
+    assert kept["val_loss"].to_numpy() == pytest.approx(loop["val_loss"].to_numpy(), rel=1e-3)
+    assert kept["test_loss"].dropna().to_numpy() == pytest.approx(loop["test_loss"].dropna().to_numpy(), rel=1e-3)
+    students = kept[kept["role"] == "student"]
+    assert students["lanes"].max() == 4
+    assert students["whole_epochs"].max() < 0.1 < kept["whole_epochs"].max() < 2
+    kinds = [json.loads(file.read_text())["input"]["what"] for file in (tmp_path / "runs1.0").rglob("derived.json")]
+    assert kinds.count("frozen") == 9  # of the teacher what enters its head and its last layer
+
+
+def test_a_plan_says_what_runs_in_every_step_and_why(data, digests):
+    space = study_of({model: Path(model) for model in FIRST}, cache_gb=1.0)
+    inside = {OURS: {"below head fc": (64,), "below layer3": (32, 12, 12)}, "cnn": {"below head 10": (128,)}}
+    assert _run_in_every_step(space.model_copy(update={"inside": inside}), data) == []
+    lines = _run_in_every_step(space, data)
+    assert lines == [
+        "teacher resnet-8: the layers below its head run in the loop, since it has several heads",
+        "teacher resnet-8: the layers below layer3 run in the loop, since more than one tensor comes from them",
+        "student cnn: the layers below its head run in the loop, since it has several heads",
+    ]
+    little = study_of({model: Path(model) for model in FIRST}, cache_gb=1e-6).model_copy(update={"inside": inside})
+    assert _run_in_every_step(little, data)[0] == (
+        "teacher resnet-8: the layers below its head run in the loop, since what they give takes more than "
+        "features.cache_gb, 1e-06 GB"
+    )
+
+
+class Skip(nn.Module):
+    """What the first layer gives is used again above the second; `own` says whether by a way of its own."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.own = own
+
+    def forward(self, images: Tensor) -> Tensor:
+        first = torch.relu(self.a(images.flatten(1)))
+        second = torch.relu(self.b(first))
+        return self.c(second + first if self.own else second)
+
+
+@pytest.mark.parametrize(
+    ("module", "first", "layer"),
+    [
+        (Skip(own=False), "c", "c"),
+        (Skip(own=True), "b", "b"),
+        (Skip(own=True), "c", "c"),
+    ],
+)
+def test_a_network_is_cut_where_one_tensor_comes_from_below(module, first, layer):
+    cut = find_cut(module, torch.randn(3, 1, 2, 2), first)
+    if module.own and first == "b":
+        assert cut is None  # what enters b goes around it too
+    else:
+        assert cut is not None
+        assert cut.layer == layer
+
+
+@pytest.mark.parametrize(
+    ("model", "first", "shape"),
+    [
+        ("torchvision/resnet18", "layer4", (256, 2, 2)),
+        ("torchvision/mobilenet_v3_small", "features.9", (48, 2, 2)),
+        ("timm/tf_efficientnet_lite0", "blocks.6", (192, 1, 1)),
+        ("timm/tf_efficientnet_lite0", "blocks.5.1", (192, 1, 1)),
+        ("plain-4", "3", (16, 32, 32)),
+    ],
+)
+def test_networks_of_all_libraries_are_cut(model, first, shape):
+    cut = cut_in(model, (3, 32, 32), 3, first)
+    assert cut is not None
+    assert (cut.layer, cut.shape) == (first, shape)

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import Stage
-from takd.search_spaces.registry import origin_of
+from takd.search_spaces import Kept, Stage
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.dropout import Dropout
-from takd.trainables.models.families import build, family_name
-from takd.trainables.training.transfer import Head, find_head
+from takd.trainables.models.families import build, digest_of, flops_of, size_of
+from takd.trainables.training.transfer import Head, find_head, over_features
 
 NOISE = 0.1  # of the deviation of each weight: so that none is zero, behind which a second way could hide
 
@@ -38,8 +37,7 @@ def cut_in(model: str, image_shape: ImageShape, classes: int, first: str) -> Cut
 
     None where more than one tensor comes from below, or the layers don't run in their order.
     """
-    origin = origin_of("model_family", family_name(model))
-    return _cut_in(model, image_shape, classes, first, origin.digest if origin else None)
+    return _cut_in(model, image_shape, classes, first, digest_of(model))
 
 
 @lru_cache
@@ -50,8 +48,7 @@ def _cut_in(model: str, image_shape: ImageShape, classes: int, first: str, diges
 
 def head_in(model: str, image_shape: ImageShape, classes: int) -> tuple[Head, tuple[int, ...]]:
     """The head of a model, and the shape of what enters it of one image."""
-    origin = origin_of("model_family", family_name(model))
-    return _head_in(model, image_shape, classes, origin.digest if origin else None)
+    return _head_in(model, image_shape, classes, digest_of(model))
 
 
 @lru_cache
@@ -243,10 +240,34 @@ def trains_heads(stage: Stage, image_shape: ImageShape, classes: int) -> bool:
     return head.whole and len(shape) == 1 and [*map(type, layers)] == [Dropout] * (len(layers) - 1) + [nn.Linear]
 
 
-def features_in(model: str, image_shape: ImageShape, classes: int, first: str | None) -> dict[str, tuple[int, ...]]:
-    """Below which layers what a model gives of an image may be kept, with its shape: the head's, and the cut's."""
+def whole_epochs(stage: Stage, image_shape: ImageShape, classes: int, epochs: int) -> float:
+    """How many epochs of all layers cost as much as so many of a stage: of those that stand still nothing is counted
+    where it is kept what they give, as nothing of what others derive is; else as `Recipe.whole_epochs` has it."""
+    kept, recipe = stage.frozen or Kept(), stage.recipe
+    head = min(epochs, recipe.head_epochs or 0)
+    whole = size_of(stage.model, image_shape, classes).flops
+    if kept.head is not None:
+        costs = head * _flops_of_head(stage.model, image_shape, classes, digest_of(stage.model)) / whole
+    else:
+        costs = recipe.model_copy(update={"epochs": head, "head_epochs": head or None}).whole_epochs
+    above = (
+        _flops_above(stage.model, image_shape, classes, kept.rest, digest_of(stage.model)) / whole if kept.rest else 1
+    )
+    return costs + (epochs - head) * above
+
+
+@lru_cache
+def _flops_of_head(model: str, image_shape: ImageShape, classes: int, digest: str | None) -> int:
     head, shape = head_in(model, image_shape, classes)
-    found = {head.first: shape} if head.whole else {}
-    if first is not None and (cut := cut_in(model, image_shape, classes, first)):
-        found[cut.layer] = cut.shape
-    return found
+    with torch.device("meta"):
+        layers = over_features(build(model, image_shape, classes).eval(), head.layers)
+        return flops_of(lambda: layers(torch.empty(1, *shape)))
+
+
+@lru_cache
+def _flops_above(model: str, image_shape: ImageShape, classes: int, first: str, digest: str | None) -> int:
+    cut = cut_in(model, image_shape, classes, first)
+    assert cut
+    with torch.device("meta"):
+        module = build(model, image_shape, classes).eval()
+        return flops_of(lambda: above(module, cut, torch.empty(1, *cut.shape)))

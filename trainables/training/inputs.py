@@ -178,7 +178,7 @@ class Inputs:
         `layers` are those whose maps are.
         """
         head = taught.head_alone(epoch)
-        if (above := self._above(taught, head, layers)) is not None:
+        if (above := self._above(taught, head, layers, self.recipe.view_names[self.view])) is not None:
             return above
         if head is None or not head.whole or self.recipe.views is not None or watched:
             self.features = None
@@ -187,7 +187,14 @@ class Inputs:
             self.features = self._cache(taught.model.layers, head)
         return self.features
 
-    def _above(self, taught: Lanes, head: Head | None, watched: Sequence[str]) -> Feed | None:
+    def above_at_the_end(self, taught: Lanes, view: ViewName) -> Feed | None:
+        """What the last epoch trains, on what is kept of all training images in a view; None where nothing is."""
+        head = taught.head_alone(self.recipe.epochs - 1)
+        whole = self.recipe.examples is None and self.labelled
+        there = Left("frozen", taught.kept_below(head), view).name in self.kept
+        return self._above(taught, head, (), view) if whole and there else None
+
+    def _above(self, taught: Lanes, head: Head | None, watched: Sequence[str], view: ViewName) -> Feed | None:
         """What trains, on what is kept of the layers below; None where nothing is."""
         layer = taught.kept_below(head)
         if layer is None or not self.kept:
@@ -205,7 +212,7 @@ class Inputs:
             if any(f"{each}.".startswith(f"{below}.") for each in watched for below in taught.cut.below):
                 return None
             model = Tail(taught.model, taught.cut)
-        return Feed(model, self._kept(layer, self.recipe.view_names[self.view]), self._kept(layer, None, VALIDATION))
+        return Feed(model, self._kept(layer, view), self._kept(layer, None, VALIDATION))
 
     def _kept(self, layer: str, view: ViewName, images: str | None = None) -> Rows:
         """On a GPU in the place of what the epoch before went through."""

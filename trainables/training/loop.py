@@ -277,9 +277,17 @@ class StageTraining:
         ]
 
     def _soft_targets(self) -> Tensor:
+        """Where what the layers below give is kept of a view, of all images, by those above it."""
         train = self.inputs.dataset.train
         images = self.inputs.pixels(train.images, resident=False)
-        return soft_targets(self.taught.model, images, train.labels, self.recipe.left_views)
+        found = []
+        for view in self.recipe.left_views:
+            above = self.inputs.above_at_the_end(self.taught, view)
+            if above is not None:
+                found.append(predict(above.model, above.train).transpose(1, 2).cpu().unsqueeze(1))
+            else:
+                found.append(soft_targets(self.taught.model, images, train.labels, [view]))
+        return torch.cat(found, dim=1)
 
 
 def _by_kind(upstream: Upstream) -> Lessons:
