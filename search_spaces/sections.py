@@ -517,8 +517,9 @@ class Features(Value):
     while those above them train."""
 
     cache_gb: Number = Field(8.0, ge=0, examples=[2])
-    """How many gigabytes what one model leaves for one student may take, and what the layers of one stage give that stand
-    still. Where it is more the model, or these layers, run in every step: the numbers are the same, and it takes longer."""
+    """How many gigabytes what one model leaves for one student may take, and what layers give that stand still below
+    one stage. Where it is more the model, or these layers, run in every step: the numbers are the same, and it takes
+    longer."""
 
 
 class Published(Value):

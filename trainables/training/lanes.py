@@ -250,6 +250,11 @@ class Heads(Stacked):
     def whole(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.below | weights
 
+    def load(self, weights: Sequence[dict[str, Tensor]]) -> None:
+        """Also those of whole networks, such as in checkpoints that were made without lanes."""
+        own = self.layers.state_dict().keys()
+        super().load([{name: each for name, each in given.items() if name in own} for given in weights])
+
 
 def _by_name(layers: Mapping[str, nn.Module]) -> nn.Module:
     """Sequences within one another, so that each layer is found by its name, such as `head.fc`."""
