@@ -311,6 +311,7 @@ class StageGraph:
         elif node.frozen:
             self._set_state(node, "ready")
         else:
+            node.most_lanes = None  # that a worker died while it derived says nothing of how many train together
             self._set_state(node, "waiting")
             self._look_upstream(node)
         self._tell_above()

@@ -210,7 +210,7 @@ def test_a_study_computes_what_stands_still_once_and_finds_what_it_would_find(da
     assert students["lanes"].max() == 4
     assert students["whole_epochs"].max() < 0.1 < kept["whole_epochs"].max() < 2
     kinds = [json.loads(file.read_text())["input"]["what"] for file in (tmp_path / "runs1.0").rglob("derived.json")]
-    assert kinds.count("frozen") == 9  # of the teacher what enters its head and its last layer
+    assert kinds.count("frozen") == 8  # of the teacher what enters its head in one view, its last layer in two
 
 
 def test_a_plan_says_what_runs_in_every_step_and_why(data, digests):
