@@ -41,8 +41,8 @@ from takd.search_spaces.sections import (
 )
 from takd.search_spaces.stage import (
     BELOW,
-    BELOW_HEAD,
     FRESH_SEED,
+    HEAD,
     MEMBER_SEEDS,
     STUDENT_SEEDS,
     DatasetFingerprint,
@@ -852,14 +852,12 @@ class Space(Value):
         much."""
         inside, head = self.inside.get(model, {}), recipe.head_epochs or 0
         found = {}
-        marks = [mark for mark in inside if mark.startswith(BELOW_HEAD)] + [f"{BELOW}{recipe.finetune_from}"]
-        for mark in marks:
-            whose = "head" if mark.startswith(BELOW_HEAD) else "rest"
-            epochs = range(head) if whose == "head" else range(head, recipe.epochs)
+        parts = (("head", HEAD, range(head)), ("rest", recipe.finetune_from, range(head, recipe.epochs)))
+        for whose, layer, epochs in parts:
             views = len({epoch % recipe.view_count for epoch in epochs})
-            numbers = math.prod(inside.get(mark, (0,))) * (images * views + sizes.get("validation", 0))
+            numbers = math.prod(inside.get(f"{BELOW}{layer}", (0,))) * (images * views + sizes.get("validation", 0))
             if epochs and 0 < 4 * numbers <= 1e9 * self.features.cache_gb:
-                found[whose] = mark.removeprefix(BELOW_HEAD).removeprefix(BELOW)
+                found[whose] = layer
         return Kept(**found) if found else None
 
     def _weights(self, method: str, chosen: Mapping[str, Scalar] | None) -> dict[str, Any]:

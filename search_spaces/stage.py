@@ -354,12 +354,14 @@ class Given(Value):
 class Kept(Value):
     """Of layers that stand still, below which layer what they give is kept, so that they don't run in every step."""
 
-    head: str | None = None  # the first of the head, while it trains alone
+    head: str | None = None  # HEAD, while it trains alone
     rest: str | None = None  # `finetune_from`, after that
 
 
-# Before names of these layers, among what a space knows of a model's inside: the shape of what enters them.
-BELOW_HEAD, BELOW = "below head ", "below "
+# Whichever layers that are: no layer has a name with a space in it.
+HEAD = "the head"
+# Before these, among what a space knows of a model's inside: the shape of what enters them.
+BELOW = "below "
 
 
 class Stage(Value):

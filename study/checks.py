@@ -26,7 +26,7 @@ from takd.search_spaces import (
 from takd.search_spaces.doubts import doubts
 from takd.search_spaces.methods import EMBEDDING, STAGE
 from takd.search_spaces.sections import LOGITS
-from takd.search_spaces.stage import BELOW, BELOW_HEAD
+from takd.search_spaces.stage import BELOW, HEAD
 from takd.study.code_checks import try_metric, use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import Checked
@@ -249,12 +249,14 @@ def _below(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...
         heads = [each for _, each in examples_of(section.recipe.get("head_epochs")) if each is not None]
         if section.pretrained is None or own.existing(role, model) or not heads:
             continue
-        head, features = head_in(model, shape, classes)
+        dropout = next((each for _, each in examples_of(section.recipe.get("dropout"))), None)
+        about = model, shape, classes, None if dropout is None else float(dropout)
+        head, features = head_in(*about)
         below = found.setdefault(model, {})
         if head.whole:
-            below[BELOW_HEAD + head.first] = features
+            below[f"{BELOW}{HEAD}"] = features
         for _, first in examples_of(section.recipe.get("finetune_from")):
-            if first is not None and (cut := cut_in(model, shape, classes, str(first))):
+            if first is not None and (cut := cut_in(*about, first=str(first))):
                 below[f"{BELOW}{first}"] = cut.shape
     return found
 

@@ -33,7 +33,7 @@ from takd.search_spaces import (
 from takd.search_spaces.methods import KD
 from takd.search_spaces.registry import PAGE
 from takd.search_spaces.sections import Confirm
-from takd.search_spaces.stage import BELOW, BELOW_HEAD
+from takd.search_spaces.stage import BELOW, HEAD
 from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
@@ -174,7 +174,7 @@ def _run_in_every_step(space: Space, dataset: Dataset) -> list[str]:
         large = f"what they give takes more than features.cache_gb, {space.features.cache_gb:g} GB"
         who = f"{stage.role} {stage.model}: the layers below"
         if kept.head is None:
-            is_cut = any(mark.startswith(BELOW_HEAD) for mark in known)
+            is_cut = f"{BELOW}{HEAD}" in known
             found.append(f"{who} its head run in the loop, since {large if is_cut else 'it has several heads'}")
         if kept.rest is None and recipe.finetune_from is not None and recipe.epochs > recipe.head_epochs:
             is_cut = f"{BELOW}{recipe.finetune_from}" in known
@@ -419,11 +419,12 @@ def _seconds_above(
 
 def _zeros_below(stage: Stage, dataset: Dataset) -> dict[LeftName, Array]:
     """What is kept of layers that stand still, if they gave nothing."""
-    about, kept, found = (dataset.image_shape, len(dataset.classes)), stage.frozen or Kept(), {}
+    about = stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout
+    kept, found = stage.frozen or Kept(), {}
     for name in frozen_for(stage):
         left = Left.parse(name)
-        cut = cut_in(stage.model, *about, kept.rest) if kept.rest and left.layer == kept.rest else None
-        shape = cut.shape if cut else head_in(stage.model, *about)[1]
+        cut = cut_in(*about, first=kept.rest) if kept.rest and left.layer == kept.rest else None
+        shape = cut.shape if cut else head_in(*about)[1]
         images = dataset.sizes["validation"] if left.images == VALIDATION else stage.images
         found[name] = np.zeros((images, *shape), np.float32)
     return found

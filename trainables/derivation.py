@@ -25,13 +25,14 @@ from takd.search_spaces import (
 )
 from takd.search_spaces.augments import view_number
 from takd.search_spaces.metrics import Metric
+from takd.search_spaces.stage import HEAD
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
 from takd.trainables.models.pretrained import finished_module, read_weights
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.training.features import Frozen, left_by
-from takd.trainables.training.frozen import cut_in, entered
+from takd.trainables.training.frozen import cut_in, entered, head_in
 from takd.trainables.training.inputs import Inputs, Pixels, of_all, predict
 from takd.trainables.training.lanes import LaneModel, form_of, new_model
 from takd.trainables.training.losses import measure
@@ -110,9 +111,10 @@ def _place(stage: Stage, left: Left, dataset: Dataset) -> str:
     """The layer that is entered: of those that train the first that runs."""
     assert stage.frozen
     assert left.layer
-    if left.layer == stage.frozen.head:
-        return left.layer
-    cut = cut_in(stage.model, dataset.image_shape, len(dataset.classes), left.layer)
+    about = stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout
+    if left.layer == HEAD:
+        return head_in(*about)[0].first
+    cut = cut_in(*about, first=left.layer)
     assert cut
     return cut.layer
 

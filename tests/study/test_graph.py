@@ -463,7 +463,7 @@ def test_a_student_that_was_ended_early_stays_so_unless_others_are_to_learn_from
 def above(seed: int = 0, upstream: tuple[Stage, ...] = (), **recipe: object) -> Stage:
     recipe = {"epochs": 3, "head_epochs": 1, "finetune_from": "b"} | recipe
     made = make_stage("m-1", pretrained="0" * 64, seed=seed, upstream=upstream, **recipe)
-    return made.model_copy(update={"frozen": Kept(head="c", rest="b")})
+    return made.model_copy(update={"frozen": Kept(head="the head", rest="b")})
 
 
 def by_seed(graph: StageGraph) -> list[str]:

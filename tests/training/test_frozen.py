@@ -14,6 +14,7 @@ from image_folders import write_images
 from torch import Tensor, nn
 
 from takd.search_spaces import Kept, Space, Stage, frozen_for, frozen_of, space_from
+from takd.search_spaces.stage import HEAD
 from takd.study.data import import_files
 from takd.study.folder import study_folder
 from takd.study.plan import _run_in_every_step
@@ -26,7 +27,7 @@ from takd.trainables.models.pretrained import read_weights, without_head
 from takd.trainables.models.weights_files import Pretrained, packed
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.frozen import cut_in, find_cut, head_in, whole_epochs
+from takd.trainables.training.frozen import cut_in, find_cut, whole_epochs
 from takd.trainables.training.lanes import Heads
 from takd.trainables.training.loop import StageTraining, Trained
 
@@ -65,8 +66,7 @@ def stage(data: Dataset, digests: dict[str, str], model: str = OURS, kept: bool 
     rest = recipe.setdefault("finetune_from", FIRST[model] if recipe["epochs"] > recipe["head_epochs"] else None)
     about = {"dataset": data.fingerprint, "pretrained": digests[model]}
     made = make_stage(model, **about, **recipe)
-    head = head_in(model, SHAPE, 3)[0].first
-    return made.model_copy(update={"frozen": Kept(head=head, rest=rest)}) if kept else made
+    return made.model_copy(update={"frozen": Kept(head=HEAD, rest=rest)}) if kept else made
 
 
 def start(stages: list[Stage], data: Dataset, store: ArtifactStore, upstream: Any = None) -> StageTraining:
@@ -98,6 +98,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "normalisation that trains above": {},
     "frozen normalisation": {"freeze_norm": True, "clip_norm": 0.5},
     "dropout above and in the head": {"model": "cnn"},
+    "no dropout where the network has some": {"model": "cnn", "dropout": 0.0, "finetune_from": "6"},
     "views": {"augment": "crop-flip", "views": 2, "examples": 21},
     "a view an epoch": {"augment": "crop-flip+color-jitter", "views": "per-epoch"},
     "mixed images": {"augment": "crop-flip+mixup", "views": 2, "examples": 21},
@@ -167,7 +168,7 @@ def test_what_trains_is_counted_and_nothing_of_what_is_kept(data, digests):
     assert whole_epochs(own, SHAPE, 3, 1) == pytest.approx(head_alone, rel=0.1)
     above = whole_epochs(own, SHAPE, 3, 3) - whole_epochs(own, SHAPE, 3, 1)
     assert 0.2 < above / 2 < 0.8  # layers 2 and 3 of three
-    of_head = own.model_copy(update={"frozen": Kept(head="fc")})
+    of_head = own.model_copy(update={"frozen": Kept(head=HEAD)})
     assert whole_epochs(of_head, SHAPE, 3, 3) == pytest.approx(head_alone + 2, rel=0.1)
 
 
@@ -215,7 +216,7 @@ def test_a_study_computes_what_stands_still_once_and_finds_what_it_would_find(da
 
 def test_a_plan_says_what_runs_in_every_step_and_why(data, digests):
     space = study_of({model: Path(model) for model in FIRST}, cache_gb=1.0)
-    inside = {OURS: {"below head fc": (64,), "below layer3": (32, 12, 12)}, "cnn": {"below head 10": (128,)}}
+    inside = {OURS: {"below the head": (64,), "below layer3": (32, 12, 12)}, "cnn": {"below the head": (128,)}}
     assert _run_in_every_step(space.model_copy(update={"inside": inside}), data) == []
     lines = _run_in_every_step(space, data)
     assert lines == [
@@ -272,6 +273,6 @@ def test_a_network_is_cut_where_one_tensor_comes_from_below(module, first, layer
     ],
 )
 def test_networks_of_all_libraries_are_cut(model, first, shape):
-    cut = cut_in(model, (3, 32, 32), 3, first)
+    cut = cut_in(model, (3, 32, 32), 3, first=first)
     assert cut is not None
     assert (cut.layer, cut.shape) == (first, shape)

@@ -32,39 +32,47 @@ class Cut(NamedTuple):
     below: Mapping[str, tuple[int, ...]]  # by layer, the shape of what it gives for a batch of one image
 
 
-def cut_in(model: str, image_shape: ImageShape, classes: int, first: str) -> Cut | None:
+def cut_in(
+    model: str, image_shape: ImageShape, classes: int, dropout: float | None = None, *, first: str
+) -> Cut | None:
     """Where a model is cut that trains from the layer `first` on.
 
     None where more than one tensor comes from below, or the layers don't run in their order.
     """
-    return _cut_in(model, image_shape, classes, first, digest_of(model))
+    return _cut_in(model, image_shape, classes, dropout, first, digest_of(model))
 
 
 @lru_cache
-def _cut_in(model: str, image_shape: ImageShape, classes: int, first: str, digest: str | None) -> Cut | None:
-    module, images = _noisy(model, image_shape, classes)
+def _cut_in(
+    model: str, image_shape: ImageShape, classes: int, dropout: float | None, first: str, digest: str | None
+) -> Cut | None:
+    module, images = _noisy(model, image_shape, classes, dropout)
     return find_cut(module, images, first)
 
 
-def head_in(model: str, image_shape: ImageShape, classes: int) -> tuple[Head, tuple[int, ...]]:
+def head_in(
+    model: str, image_shape: ImageShape, classes: int, dropout: float | None = None
+) -> tuple[Head, tuple[int, ...]]:
     """The head of a model, and the shape of what enters it of one image."""
-    return _head_in(model, image_shape, classes, digest_of(model))
+    return _head_in(model, image_shape, classes, dropout, digest_of(model))
 
 
 @lru_cache
-def _head_in(model: str, image_shape: ImageShape, classes: int, digest: str | None) -> tuple[Head, tuple[int, ...]]:
-    module, images = _noisy(model, image_shape, classes)
+def _head_in(
+    model: str, image_shape: ImageShape, classes: int, dropout: float | None, digest: str | None
+) -> tuple[Head, tuple[int, ...]]:
+    module, images = _noisy(model, image_shape, classes, dropout)
     head = find_head(module, images)
     with torch.no_grad(), entered(module, [head.first]) as found:
         module(images)
     return head, tuple(found[head.first].shape[1:])
 
 
-def _noisy(model: str, image_shape: ImageShape, classes: int) -> tuple[nn.Module, Tensor]:
+def _noisy(model: str, image_shape: ImageShape, classes: int, dropout: float | None) -> tuple[nn.Module, Tensor]:
     """With random weights, none of them zero, and three images; what else draws random numbers is not disturbed."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        module = build(model, image_shape, classes).eval()
+        module = build(model, image_shape, classes, dropout).eval()
         for each in module.parameters():
             deviation = float(each.std()) if each.numel() > 1 else 0.0
             each.add_(torch.randn_like(each), alpha=NOISE * (deviation if deviation > 0 else 1.0))
@@ -107,7 +115,12 @@ def find_cut(module: nn.Module, images: Tensor, first: str) -> Cut | None:
     gave: dict[str, list[Any]] = {}
 
     def begins(name: str) -> Any:
-        return lambda _, given: began.append((name, given[0] if given else None))
+        def note(_: nn.Module, given: tuple[Any, ...]) -> None:
+            into = given[0] if given else None
+            above = name not in still and isinstance(into, Tensor)  # what runs above may change it in its place
+            began.append((name, into.clone() if above else into))
+
+        return note
 
     def ends(name: str) -> Any:
         return lambda _, __, result: gave.setdefault(name, []).append(result)
@@ -215,7 +228,8 @@ class Rows:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """`[batch, ...]`"""
-        rows = self.values[index] if isinstance(index, slice) else self.values.index_select(0, index)
+        # Always copies: some layers write into what they are given.
+        rows = self.values[index].clone() if isinstance(index, slice) else self.values.index_select(0, index)
         return rows.contiguous(memory_format=self.layout) if rows.dim() == 4 else rows
 
 
@@ -233,9 +247,9 @@ def trains_heads(stage: Stage, image_shape: ImageShape, classes: int) -> bool:
         return False
     if stage.recipe.head_epochs != stage.recipe.epochs:
         return False
-    head, shape = head_in(stage.model, image_shape, classes)
+    head, shape = head_in(stage.model, image_shape, classes, stage.recipe.dropout)
     with torch.device("meta"):
-        module = build(stage.model, image_shape, classes)
+        module = build(stage.model, image_shape, classes, stage.recipe.dropout)
     layers = [module.get_submodule(name) for name in head.layers]
     return head.whole and len(shape) == 1 and [*map(type, layers)] == [Dropout] * (len(layers) - 1) + [nn.Linear]
 
@@ -266,7 +280,7 @@ def _flops_of_head(model: str, image_shape: ImageShape, classes: int, digest: st
 
 @lru_cache
 def _flops_above(model: str, image_shape: ImageShape, classes: int, first: str, digest: str | None) -> int:
-    cut = cut_in(model, image_shape, classes, first)
+    cut = cut_in(model, image_shape, classes, first=first)
     assert cut
     with torch.device("meta"):
         module = build(model, image_shape, classes).eval()

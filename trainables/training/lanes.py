@@ -445,10 +445,11 @@ class Lanes:
         self.recipe, self.device = stages[0].recipe, images.device
         self.all = [Lane(stage) for stage in stages]
         self.running = list(self.all)  # those that are in the model, in its order
-        first, about = stages[0], (dataset.image_shape, len(dataset.classes))
+        first, shape = stages[0], (dataset.image_shape, len(dataset.classes))
+        about = first.model, *shape, first.recipe.dropout
         form, layout = form_of(first.model, dataset)
         self.frozen = first.frozen
-        if trains_heads(first, *about):
+        if trains_heads(first, *shape):
             model: LaneModel = _new_heads(stages, dataset, pretrained)
         else:
             model = form([new_model(stage, dataset, pretrained) for stage in stages])
@@ -457,11 +458,11 @@ class Lanes:
         self.smallest_batch = 2 if normalises and not self.recipe.freeze_norm else 1
         self.head: Head | None = None
         if self.frozen is not None:
-            self.head = head_in(first.model, *about)[0]
+            self.head = head_in(*about)[0]
         elif self.recipe.head_epochs:
             self.head = find_head(self.model.layers, images)
         kept = self.recipe.finetune_from if self.frozen is not None and self.frozen.rest is not None else None
-        self.cut = cut_in(first.model, *about, kept) if kept is not None else None
+        self.cut = cut_in(*about, first=kept) if kept is not None else None
         self.optimizer = self._new_optimizer()
         self.average = Average(self.model, self.recipe.ema) if self.recipe.ema is not None else None
 
@@ -562,7 +563,8 @@ def new_model(stage: Stage, dataset: Dataset, pretrained: Pretrained | None) -> 
 def _new_heads(stages: Sequence[Stage], dataset: Dataset, pretrained: Pretrained | None) -> Heads:
     """As they are in new models, of which one is made: all but their heads is the same."""
     module = new_model(stages[0], dataset, pretrained)
-    names = head_in(stages[0].model, dataset.image_shape, len(dataset.classes))[0].layers
+    about = stages[0].model, dataset.image_shape, len(dataset.classes), stages[0].recipe.dropout
+    names = head_in(*about)[0].layers
     heads = []
     for stage in stages:
         draw_head(module, stage.seed)
