@@ -62,7 +62,9 @@ def digests(store: ArtifactStore) -> dict[str, str]:
 
 
 def stage(data: Dataset, digests: dict[str, str], model: str = OURS, kept: bool = True, **given: Any) -> Stage:
-    recipe = {"examples": None, "batch_size": 11, "epochs": 3, "head_epochs": 1, "learning_rate": 0.01} | given
+    # Adam would make a step of a whole rate of a gradient that is rounding alone.
+    recipe = {"examples": None, "batch_size": 11, "epochs": 3, "head_epochs": 1, "optimizer": "sgd"} | given
+    recipe = {"learning_rate": 0.05} | recipe
     rest = recipe.setdefault("finetune_from", FIRST[model] if recipe["epochs"] > recipe["head_epochs"] else None)
     about = {"dataset": data.fingerprint, "pretrained": digests[model]}
     made = make_stage(model, **about, **recipe)
@@ -91,7 +93,7 @@ def alike(one: Trained, other: Trained, tolerance: float = 2e-5) -> None:
     assert (one.soft_targets is None) == (other.soft_targets is None)
     if one.soft_targets is not None:
         torch.testing.assert_close(one.soft_targets, other.soft_targets, rtol=0, atol=100 * tolerance)
-    assert one.selected.val_loss == pytest.approx(other.selected.val_loss, rel=100 * tolerance)
+    assert one.selected.val_loss == pytest.approx(other.selected.val_loss, rel=1e-3)
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -102,7 +104,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "views": {"augment": "crop-flip", "views": 2, "examples": 21},
     "a view an epoch": {"augment": "crop-flip+color-jitter", "views": "per-epoch"},
     "mixed images": {"augment": "crop-flip+mixup", "views": 2, "examples": 21},
-    "the average of the best": {"ema": 0.9, "select": "best", "accumulate": 2, "optimizer": "sgd"},
+    "the average of the best": {"ema": 0.9, "select": "best", "accumulate": 2},
     "the head alone": {"head_epochs": 3},
     "a teacher": {"role": "teacher", "augment": "crop-flip", "views": 4, "select": "best"},
     "a teacher of a head alone": {"role": "teacher", "augment": "crop-flip", "views": 2, "head_epochs": 3},
@@ -126,7 +128,7 @@ def test_heads_that_train_as_lanes_are_those_that_train_alone_in_the_whole_netwo
     given = {"model": "cnn", "head_epochs": 3, "augment": "crop-flip", "views": 2, "upstream": (teacher,)}
 
     def of(seed: int, kept: bool) -> Stage:
-        more = {"seed": seed, "learning_rate": 0.01 * (seed + 1), "temperature": 1.0 + seed, "lambda_": 0.5}
+        more = {"seed": seed, "learning_rate": 0.02 * (seed + 1), "temperature": 1.0 + seed, "lambda_": 0.5}
         return stage(data, digests, kept=kept, **given, **more)
 
     lanes = start([of(seed, True) for seed in range(3)], data, store, [logits])
@@ -176,7 +178,8 @@ def study_of(files: dict[str, Path], cache_gb: float) -> Space:
     """A teacher and students of whose network the head alone trains, or all from a layer on."""
 
     def role(model: str, **recipe: Any) -> dict[str, Any]:
-        own = {"epochs": 2, "head_epochs": 1, "batch_size": 11, "augment": "crop-flip", "views": 2} | recipe
+        own = {"epochs": 2, "head_epochs": 1, "batch_size": 11, "optimizer": "sgd"} | recipe
+        own |= {"augment": "crop-flip", "views": 2}
         return {"model": model, "pretrained": str(files[model]), "recipe": own}
 
     student = role("cnn", head_epochs=2) | {"temperature": {"choices": [1, 4]}, "lambda": 0.5}
