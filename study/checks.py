@@ -32,9 +32,9 @@ from takd.study.folder import StudyFolder
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
-from takd.trainables.models.families import check_model, family_of, normalises_batches, parameters_of, size_of
+from takd.trainables.models.families import build, check_model, family_of, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
-from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
+from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained, without_head
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
@@ -249,8 +249,11 @@ def _below(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...
         heads = [each for _, each in examples_of(section.recipe.get("head_epochs")) if each is not None]
         if section.pretrained is None or own.existing(role, model) or not heads:
             continue
-        dropout = next((each for _, each in examples_of(section.recipe.get("dropout"))), None)
-        about = model, shape, classes, None if dropout is None else float(dropout)
+        given = [each for _, each in examples_of(section.recipe.get("dropout"))]
+        rates = [None if each is None else float(each) for each in given]
+        if not _named_alike(model, dataset, rates):  # then weights don't reach all layers, and some are a seed's
+            continue
+        about = model, shape, classes, next(iter(rates), None)
         head, features = head_in(*about)
         below = found.setdefault(model, {})
         if head.whole:
@@ -259,6 +262,15 @@ def _below(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...
             if first is not None and (cut := cut_in(*about, first=str(first))):
                 below[f"{BELOW}{first}"] = cut.shape
     return found
+
+
+def _named_alike(model: str, dataset: Dataset, rates: Sequence[float | None]) -> bool:
+    """Whether layers have the same names whatever dropout there is between them."""
+    names = set()
+    for rate in {None, *rates} if any(rate is not None for rate in rates) else ():
+        with torch.device("meta"):
+            names.add(tuple(without_head(build(model, dataset.image_shape, len(dataset.classes), rate))))
+    return len(names) < 2
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:

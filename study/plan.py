@@ -172,14 +172,14 @@ def _run_in_every_step(space: Space, dataset: Dataset) -> list[str]:
         if stage.pretrained is None or recipe.head_epochs is None:
             continue
         large = f"what they give takes more than features.cache_gb, {space.features.cache_gb:g} GB"
+        apart = "the network can't be cut there"
         who = f"{stage.role} {stage.model}: the layers below"
         if kept.head is None:
             is_cut = f"{BELOW}{HEAD}" in known
-            found.append(f"{who} its head run in the loop, since {large if is_cut else 'it has several heads'}")
+            found.append(f"{who} its head run in the loop, since {large if is_cut else apart}")
         if kept.rest is None and recipe.finetune_from is not None and recipe.epochs > recipe.head_epochs:
             is_cut = f"{BELOW}{recipe.finetune_from}" in known
-            why = large if is_cut else "more than one tensor comes from them"
-            found.append(f"{who} {recipe.finetune_from} run in the loop, since {why}")
+            found.append(f"{who} {recipe.finetune_from} run in the loop, since {large if is_cut else apart}")
     return list(dict.fromkeys(found))
 
 

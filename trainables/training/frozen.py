@@ -20,6 +20,7 @@ from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, digest_of, flops_of, size_of
 from takd.trainables.training.transfer import Head, find_head, over_features
 
+Values = np.ndarray[Any, np.dtype[np.float32]]
 NOISE = 0.1  # of the deviation of each weight: so that none is zero, behind which a second way could hide
 
 
@@ -214,7 +215,7 @@ class Rows:
 
     def __init__(
         self,
-        values: "np.ndarray[Any, np.dtype[np.float32]] | Tensor",
+        values: Values | Tensor,
         image_shape: Sequence[int],
         device: torch.device,
         layout: torch.memory_format,
@@ -233,7 +234,7 @@ class Rows:
         return rows.contiguous(memory_format=self.layout) if rows.dim() == 4 else rows
 
 
-def _mapped(values: "np.ndarray[Any, np.dtype[np.float32]] | Tensor") -> Tensor:
+def _mapped(values: Values | Tensor) -> Tensor:
     if isinstance(values, Tensor):
         return values
     with warnings.catch_warnings():

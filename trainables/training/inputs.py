@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from takd.search_spaces import VALIDATION, Left, LeftName, NamedView, Recipe, ViewName
 from takd.trainables.datasets.dataset import Dataset, any_examples, transfer_set
-from takd.trainables.store.derived import Array
 from takd.trainables.training.devices import let_go, room_on, tf32
-from takd.trainables.training.frozen import Rows
+from takd.trainables.training.frozen import Rows, Values
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, Heads, LaneModel, Lanes, Tail
 from takd.trainables.training.mixing import Mix, mix
@@ -108,7 +107,7 @@ class Inputs:
         device: torch.device,
         memory_format: torch.memory_format,
         labelled: bool = True,
-        kept: Mapping[LeftName, Array] | None = None,
+        kept: Mapping[LeftName, Values] | None = None,
     ) -> None:
         """`labelled`: whether the labels of the training images say what is on them. `kept`: what is kept of layers
         that stand still, by the names of `frozen_for`."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from takd.search_spaces import LeftName, Stage, What
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
-from takd.trainables.store.derived import Array
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
 from takd.trainables.training.features import Frozen
+from takd.trainables.training.frozen import Values
 from takd.trainables.training.graphs import Graphs, Places
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
@@ -63,7 +63,7 @@ class StageTraining:
         device: torch.device | str = "cpu",
         pretrained: Pretrained | None = None,
         metric: str | None = None,
-        kept: Mapping[LeftName, Array] | None = None,
+        kept: Mapping[LeftName, Values] | None = None,
     ) -> None:
         if kept is None and stages[0].frozen is not None:
             stages = [stage.model_copy(update={"frozen": None}) for stage in stages]
