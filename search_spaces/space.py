@@ -851,7 +851,7 @@ class Space(Value):
         """Below which layers what stands still is kept, once a study has started: where that is possible, and not too
         much."""
         inside, head = self.inside.get(model, {}), recipe.head_epochs or 0
-        found = {}
+        found: dict[str, str | None] = {}
         parts = (("head", HEAD, range(head)), ("rest", recipe.finetune_from, range(head, recipe.epochs)))
         for whose, layer, epochs in parts:
             views = len({epoch % recipe.view_count for epoch in epochs})

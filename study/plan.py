@@ -420,7 +420,8 @@ def _seconds_above(
 def _zeros_below(stage: Stage, dataset: Dataset) -> dict[LeftName, Array]:
     """What is kept of layers that stand still, if they gave nothing."""
     about = stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout
-    kept, found = stage.frozen or Kept(), {}
+    kept = stage.frozen or Kept()
+    found: dict[LeftName, Array] = {}
     for name in frozen_for(stage):
         left = Left.parse(name)
         cut = cut_in(*about, first=kept.rest) if kept.rest and left.layer == kept.rest else None
