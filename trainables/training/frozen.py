@@ -118,8 +118,9 @@ def find_cut(module: nn.Module, images: Tensor, first: str) -> Cut | None:
     def begins(name: str) -> Any:
         def note(_: nn.Module, given: tuple[Any, ...]) -> None:
             into = given[0] if given else None
-            above = name not in still and isinstance(into, Tensor)  # what runs above may change it in its place
-            began.append((name, into.clone() if above else into))
+            if isinstance(into, Tensor) and name not in still:  # what runs above may change it in its place
+                into = into.clone()
+            began.append((name, into))
 
         return note
 
