@@ -53,8 +53,10 @@ STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoi
 # Ray speaks gRPC, and so HTTP/2: both sides begin with their settings, a frame of type 4.
 HTTP2, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\4"
 
-# Tune's own state files, loggers and table are not used: what must last is in the two durable places.
-_TUNE_ENVIRONMENT = {
+# Tune's own state files, loggers and table are not used: what must last is in the two durable places. Nor are the
+# processes that Ray starts ahead, one a CPU, for tasks without an environment of their own.
+_RAY_ENVIRONMENT = {
+    "RAY_prestart_worker_first_driver": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -516,7 +518,7 @@ def start_ray(slots: int | None, address: str | None = None, stop: Stop | None =
     cluster answers there, and KeyboardInterrupt where `stop` is requested while it is waited for.
     """
     global _begun
-    os.environ.update(_TUNE_ENVIRONMENT)
+    os.environ.update(_RAY_ENVIRONMENT)
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It says of a trial whose worker died that it did not complete; its stages do, in another.
