@@ -46,7 +46,7 @@ from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import Dataset, import_dataset, load
 from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.models.families import build
-from takd.trainables.models.stage_models import head_in
+from takd.trainables.models.stage_models import head_weights
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on, tf32
 from takd.trainables.training.features import embedding_in, maps_in, stages_in
@@ -246,7 +246,7 @@ def training_of(stages: Sequence[Stage], dataset: Dataset, device: torch.device)
         lessons = [[_lessons(each, above, dataset) for above in each.upstream] for each in stages]
         about, heads = (dataset.image_shape, len(dataset.classes)), None
         if (teacher := stages[0].head_of) is not None:
-            heads = [head_in(teacher.model, build(teacher.model, *about).state_dict(), *about)] * len(stages)
+            heads = [head_weights(teacher.model, build(teacher.model, *about).state_dict(), *about)] * len(stages)
         return StageTraining(stages, dataset, lessons, device, heads=heads)
     shape = (dataset.sizes["train"], len(dataset.classes))
     logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)

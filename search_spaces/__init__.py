@@ -2,7 +2,19 @@
 
 from takd.search_spaces.arms import Arm, is_called, parse_arm
 from takd.search_spaces.augments import ALTERING, MIXING, LeftName, NamedView, ViewName
-from takd.search_spaces.derived import Derived, Left, What, derived_of, learned_by, names_of, needed_by, soft_targets_of
+from takd.search_spaces.derived import (
+    VALIDATION,
+    Derived,
+    Left,
+    What,
+    derived_of,
+    frozen_for,
+    frozen_of,
+    learned_by,
+    names_of,
+    needed_by,
+    soft_targets_of,
+)
 from takd.search_spaces.errors import InputError
 from takd.search_spaces.loading import load_space, presets, space_from, without_code
 from takd.search_spaces.sections import Existing, Training
@@ -13,6 +25,7 @@ from takd.search_spaces.stage import (
     WIDEST,
     DatasetFingerprint,
     Given,
+    Kept,
     Loss,
     Path,
     Recipe,
@@ -30,6 +43,7 @@ __all__ = [
     "MIXING",
     "ROLES",
     "TRAINING_REVISION",
+    "VALIDATION",
     "WIDEST",
     "Arm",
     "Configuration",
@@ -38,6 +52,7 @@ __all__ = [
     "Existing",
     "Given",
     "InputError",
+    "Kept",
     "Left",
     "LeftName",
     "Loss",
@@ -56,6 +71,8 @@ __all__ = [
     "distinct",
     "examples_of",
     "first_of",
+    "frozen_for",
+    "frozen_of",
     "is_called",
     "key_of",
     "learned_by",

@@ -7,16 +7,17 @@ from takd.search_spaces.augments import LEFT, LeftName, ViewName
 from takd.search_spaces.stage import TRAINING_REVISION, DatasetFingerprint, Stage, key_of
 from takd.search_spaces.values import Value
 
-What = Literal["soft_targets", "embedding", "map"]
+What = Literal["soft_targets", "embedding", "map", "frozen"]
 DTYPE = ":"  # in a name, before another dtype than float32
 WITH_OWN = "+"  # in a name, before the images that a stage's own come before
+VALIDATION = "validation"  # in the place of other images, where what is left is of the validation split
 
 
 class Left(NamedTuple):
     """What a stage leaves for those who learn from it: in one view its logits, or what is inside of its model."""
 
     what: What = "soft_targets"
-    layer: str | None = None  # whose output a map is; an embedding is what enters the head
+    layer: str | None = None  # whose output a map is; an embedding is what enters the head; of frozen ones the next
     view: ViewName = None
     images: str | None = None  # the fingerprint of the data set whose training images they are, as JSON; None: its own
     with_own: bool = False  # whether its own come before those
@@ -37,7 +38,7 @@ class Left(NamedTuple):
             return cls(view=name)
         kind, layer, images, view = name.split(LEFT)
         what, _, dtype = kind.partition(DTYPE)
-        kinds: dict[str, What] = {"map": "map", "embedding": "embedding"}
+        kinds: dict[str, What] = {"map": "map", "embedding": "embedding", "frozen": "frozen"}
         others = images.removeprefix(WITH_OWN)
         return cls(
             kinds.get(what, "soft_targets"),
@@ -73,8 +74,32 @@ def names_of(stage: Stage, what: What, layer: str | None) -> list[LeftName]:
     return [Left(what, layer, view, images, bool(stage.with_own), dtype).name for view in stage.recipe.view_names]
 
 
+def frozen_for(stage: Stage) -> list[LeftName]:
+    """What a stage needs of the layers that stand still below it: what they give for the images of each of its views.
+
+    In the epochs of the head alone that is what enters the head, in those after them what enters `finetune_from`; of
+    what teaches others, at its end in all views in which it does.
+    """
+    if stage.frozen is None:
+        return []
+    found: list[LeftName] = []
+    head, views = stage.recipe.head_epochs or 0, stage.recipe.view_names
+    parts = ((stage.frozen.head, range(head)), (stage.frozen.rest, range(head, stage.recipe.epochs)))
+    for layer, epochs in parts:
+        if layer is not None and epochs:
+            seen = {epoch % len(views) for epoch in epochs}
+            if stage.role != "student" and stage.recipe.examples is None and epochs.stop == stage.recipe.epochs:
+                seen |= {number for number, view in enumerate(views) if view in stage.recipe.left_views}
+            found += [Left("frozen", layer, views[number]).name for number in sorted(seen)]
+            found.append(Left("frozen", layer, images=VALIDATION).name)
+    return found
+
+
 class Derived(Value):
-    """One array, float32, a row for each training image of a data set in one view of them."""
+    """One array, float32, a row for each training image of a data set in one view of them.
+
+    Of layers that stand still a row for each image of a transfer set, or of the validation split.
+    """
 
     weights: str  # SHA-256 of the artifact's file: weights, or given logits
     model: str | None = None  # whose weights they are: two specs may say other things with the same ones
@@ -85,6 +110,9 @@ class Derived(Value):
     dtype: Literal["float16"] | None = None  # null: float32
     with_own: DatasetFingerprint | None = None  # whose training images come before those of the data set
     code: dict[str, str] | None = None  # of a user's, by which model and views are what they are
+    images: DatasetFingerprint | None = None  # another data set's, normalised as the data set's own
+    split: Literal["validation"] | None = None
+    examples: str | None = None  # `N.SEED`: the part of the training images that they are of
 
     def key_input(self) -> dict[str, Any]:
         """Everything that determines the array, as JSON; what is null is left out."""
@@ -108,3 +136,16 @@ def derived_of(stage: Stage, weights: str, name: LeftName) -> Derived:
     what: dict[str, Any] = {"what": left.what, "layer": left.layer, "view": left.view, "dtype": left.dtype}
     what |= {"with_own": stage.dataset} if left.with_own else {}
     return Derived.model_validate({"weights": weights, "model": model, "dataset": dataset, "code": stage.code, **what})
+
+
+def frozen_of(stage: Stage, name: LeftName) -> Derived:
+    """What the weights that a stage starts from give below a layer, by a name of `frozen_for`."""
+    left, recipe = Left.parse(name), stage.recipe
+    own = {each: digest for each, digest in (stage.code or {}).items() if each.startswith(("model_", "augmentation "))}
+    about: dict[str, Any] = {"weights": stage.pretrained, "model": stage.model, "what": "frozen", "layer": left.layer}
+    about |= {"dataset": stage.dataset, "view": left.view, "code": own or None}
+    if left.images == VALIDATION:
+        return Derived.model_validate(about | {"split": VALIDATION})
+    some = f"{recipe.examples}.{recipe.examples_seed}" if recipe.examples is not None else None
+    own_too = stage.dataset if stage.with_own else None
+    return Derived.model_validate(about | {"images": stage.transfer, "with_own": own_too, "examples": some})

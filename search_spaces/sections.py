@@ -521,11 +521,13 @@ class Transfer(Value):
 
 
 class Features(Value):
-    """What is kept of the inside of models, for methods that compare embeddings or maps."""
+    """What is kept of the inside of models: for methods that compare embeddings or maps, and of layers that stand still
+    while those above them train."""
 
     cache_gb: Number = Field(8.0, ge=0, examples=[2])
-    """How many gigabytes what one model leaves for one student may take. Where it is more the model runs beside the
-    student in every step: the numbers are the same, and it takes longer."""
+    """How many gigabytes what one model leaves for one student may take, and what layers give that stand still below
+    one stage. Where it is more the model, or these layers, run in every step: the numbers are the same, and it takes
+    longer."""
     dtype: Literal["float32", "float16"] = Field("float32", examples=["float16"])
     """In which numbers embeddings and maps are kept and taught. `float16` takes half the room. It rounds them, so it is
     in the key of those that learn from them. Logits are always `float32`."""

@@ -51,11 +51,14 @@ from takd.search_spaces.sections import (
     Transfer,
 )
 from takd.search_spaces.stage import (
+    BELOW,
     FRESH_SEED,
+    HEAD,
     MEMBER_SEEDS,
     STUDENT_SEEDS,
     DatasetFingerprint,
     Given,
+    Kept,
     Loss,
     Path,
     Recipe,
@@ -826,6 +829,8 @@ class Space(Value):
             fields["features"] = "float16"
         if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
+        if section.pretrained is not None and whole.head_epochs is not None:
+            fields["frozen"] = self._kept(model, whole, whole.examples or of_images, dataset.sizes)
         stage = Stage(
             role=role,
             dataset=dataset,
@@ -864,6 +869,19 @@ class Space(Value):
             if each_takes * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
                 return True
         return False
+
+    def _kept(self, model: str, recipe: Recipe, images: int, sizes: Mapping[str, int]) -> Kept | None:
+        """Below which layers what stands still is kept, once a study has started: where that is possible, and not too
+        much."""
+        inside, head = self.inside.get(model, {}), recipe.head_epochs or 0
+        found: dict[str, str | None] = {}
+        parts = (("head", HEAD, range(head)), ("rest", recipe.finetune_from, range(head, recipe.epochs)))
+        for whose, layer, epochs in parts:
+            views = len({epoch % recipe.view_count for epoch in epochs})
+            numbers = math.prod(inside.get(f"{BELOW}{layer}", (0,))) * (images * views + sizes.get("validation", 0))
+            if epochs and 0 < 4 * numbers <= 1e9 * self.features.cache_gb:
+                found[whose] = layer
+        return Kept(**found) if found else None
 
     def _weights(self, method: str, chosen: Mapping[str, Scalar] | None) -> dict[str, Any]:
         """What a method weighs, by key, where it is varied as chosen; None: as published, as assistants are taught."""

@@ -351,6 +351,19 @@ class Given(Value):
         return self.checkpoint or self.logits or ""
 
 
+class Kept(Value):
+    """Of layers that stand still, below which layer what they give is kept, so that they don't run in every step."""
+
+    head: str | None = None  # HEAD, while it trains alone
+    rest: str | None = None  # `finetune_from`, after that
+
+
+# Whichever layers that are: no layer has a name with a space in it.
+HEAD = "the head"
+# Before these, among what a space knows of a model's inside: the shape of what enters them.
+BELOW = "below "
+
+
 class Stage(Value):
     """Train one model: on labels alone, or also from the soft targets of its upstream stages.
 
@@ -374,6 +387,7 @@ class Stage(Value):
     with_own: Flag | None = None  # whether it learns from its own training images too, without labels
     features: Literal["float16"] | None = None  # in which embeddings and maps are taught; null: float32
     in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
+    frozen: Kept | None = None  # what is kept of its own layers that stand still; not in the key either
 
     @model_validator(mode="after")
     def _distillation_is_whole(self) -> Self:
@@ -453,6 +467,7 @@ class Stage(Value):
         if self.terms:  # what a layer gives has as many features as its model says
             shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
             shared += [self.features] if self.features else []
+        shared += [self.frozen.model_dump(mode="json")] if self.frozen else []
         return json.dumps(shared, sort_keys=True)
 
     @property

@@ -27,6 +27,7 @@ from takd.search_spaces import (
 from takd.search_spaces.doubts import doubts
 from takd.search_spaces.methods import EMBEDDING, STAGE, compared_stages
 from takd.search_spaces.sections import LOGITS
+from takd.search_spaces.stage import BELOW, HEAD
 from takd.study.code_checks import try_metric, use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.loops import faster_in_loop
@@ -34,14 +35,15 @@ from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
 from takd.trainables.datasets.sources import ImageShape
-from takd.trainables.models.families import check_model, family_of, normalises_batches, parameters_of, size_of
+from takd.trainables.models.families import build, check_model, family_of, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
-from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
+from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained, without_head
 from takd.trainables.models.stage_models import check_heads, check_takes_means
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.features import check_map, embedding_in, maps_in, stages_in
+from takd.trainables.training.frozen import cut_in, head_in
 from takd.trainables.training.transfer import check_layer
 
 
@@ -221,8 +223,9 @@ def _check_one(space: Space, dataset: Dataset) -> None:
 
 
 def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
-    """What methods compare of the inside of models, by model and layer; raises InputError where one has not that."""
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    """What methods compare of the inside of models, and what enters layers below which it stands still, by model and
+    layer; raises InputError where a method's model has not that."""
+    found = _below(space, dataset)
     shape, classes = dataset.image_shape, len(dataset.classes)
     for cell in space.cells:
         for stages in stages_by_model(cell.space, dataset):
@@ -280,6 +283,38 @@ def _check_head(stage: Stage, term: Term, shape: ImageShape, classes: int) -> No
         if named and len(named) > 1:
             raise InputError(f"the last layer of {model} before its head is compared, and not {' and '.join(named)}")
         check_takes_means(model, shape, classes, named[0] if named else stages_in(model, shape, classes)[-1])
+
+
+def _below(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Of models that train in part, what enters that part, where it is all that comes from below."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    shape, classes = dataset.image_shape, len(dataset.classes)
+    for own, role, section, model in _roles_of_cells(space):
+        heads = [each for _, each in examples_of(section.recipe.get("head_epochs")) if each is not None]
+        if section.pretrained is None or own.existing(role, model) or not heads:
+            continue
+        given = [each for _, each in examples_of(section.recipe.get("dropout"))]
+        rates = [None if each is None else float(each) for each in given]
+        if not _named_alike(model, dataset, rates):  # then weights don't reach all layers, and some are a seed's
+            continue
+        about = model, shape, classes, next(iter(rates), None)
+        head, features = head_in(*about)
+        below = found.setdefault(model, {})
+        if head.whole:
+            below[f"{BELOW}{HEAD}"] = features
+        for _, first in examples_of(section.recipe.get("finetune_from")):
+            if first is not None and (cut := cut_in(*about, first=str(first))):
+                below[f"{BELOW}{first}"] = cut.shape
+    return found
+
+
+def _named_alike(model: str, dataset: Dataset, rates: Sequence[float | None]) -> bool:
+    """Whether layers have the same names whatever dropout there is between them."""
+    names = set()
+    for rate in {None, *rates} if any(rate is not None for rate in rates) else ():
+        with torch.device("meta"):
+            names.add(tuple(without_head(build(model, dataset.image_shape, len(dataset.classes), rate))))
+    return len(names) < 2
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:

@@ -13,10 +13,27 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from takd.search_spaces import WIDEST, InputError, Role, Space, Stage, What, is_called, learned_by, sizes_of, some
+from takd.search_spaces import (
+    VALIDATION,
+    WIDEST,
+    InputError,
+    Kept,
+    Left,
+    LeftName,
+    Role,
+    Space,
+    Stage,
+    What,
+    frozen_for,
+    is_called,
+    learned_by,
+    sizes_of,
+    some,
+)
 from takd.search_spaces.methods import KD
 from takd.search_spaces.registry import PAGE
 from takd.search_spaces.sections import Confirm
+from takd.search_spaces.stage import BELOW, HEAD
 from takd.study.checks import check_space, first_stages, gpu_here, stages_by_model, with_weights
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
@@ -27,10 +44,12 @@ from takd.study.search.optimization import Search, find_search, refuse_another_s
 from takd.study.search.stored_choices import parameters_of
 from takd.trainables.datasets.dataset import Dataset, load_for, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
-from takd.trainables.models.stage_models import head_in
+from takd.trainables.models.stage_models import head_weights
 from takd.trainables.store.artifacts import ArtifactStore, needed_files
+from takd.trainables.store.derived import Array
 from takd.trainables.training.devices import device_of
 from takd.trainables.training.features import Frozen, embedding_in, maps_in
+from takd.trainables.training.frozen import cut_in, head_in
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.teaching import ByView, Lessons
@@ -113,6 +132,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
             console.print(f"{row.sized}: one for each size that is chosen, with the time of {row.model}, in the middle")
     for line in _in_loop(space, dataset):
         console.print(line)
+    for line in _run_in_every_step(space, dataset):
+        console.print(line)
     for model in _alone(space, dataset):
         console.print(f"{model} trains alone: not all of its layers have a form for lanes, see {PAGE}")
     if not any(row.left for row in planned):
@@ -147,6 +168,25 @@ def _in_loop(space: Space, dataset: Dataset) -> list[str]:
         how = how if stage.in_loop else "runs once, and what it leaves is read"
         found.setdefault((f"{stage.role} {stage.model}", f"{teaches} {how}"), {})[stage.methods] = None
     return [f"{who} by {', '.join(methods)}: {how}" for (who, how), methods in found.items()]
+
+
+def _run_in_every_step(space: Space, dataset: Dataset) -> list[str]:
+    """Of layers that stand still and yet run in every step of those above them, and why."""
+    found = []
+    for stage in (stage for alike in stages_by_model(space, dataset) for stage in alike):
+        recipe, kept, known = stage.recipe, stage.frozen or Kept(), space.inside.get(stage.model, {})
+        if stage.pretrained is None or recipe.head_epochs is None:
+            continue
+        large = f"what they give takes more than features.cache_gb, {space.features.cache_gb:g} GB"
+        apart = "the network can't be cut there"
+        who = f"{stage.role} {stage.model}: the layers below"
+        if kept.head is None:
+            is_cut = f"{BELOW}{HEAD}" in known
+            found.append(f"{who} its head run in the loop, since {large if is_cut else apart}")
+        if kept.rest is None and recipe.finetune_from is not None and recipe.epochs > recipe.head_epochs:
+            is_cut = f"{BELOW}{recipe.finetune_from}" in known
+            found.append(f"{who} {recipe.finetune_from} run in the loop, since {large if is_cut else apart}")
+    return list(dict.fromkeys(found))
 
 
 def _alone(space: Space, dataset: Dataset) -> list[str]:
@@ -330,6 +370,8 @@ def estimate_seconds(
         dataset = taught_on(dataset, load_for(stage.transfer, store), bool(stage.with_own))
     wanted = stage.images
     examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
+    if stage.frozen is not None:
+        return _seconds_above(stage, dataset, examples, number, lanes, device)
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
     recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9} | whole)
     own: dict[str, Any] = {"recipe": recipe, "pretrained": None}
@@ -357,8 +399,50 @@ def _zero_head(upstream: Stage, dataset: Dataset) -> dict[str, torch.Tensor]:
     about = dataset.image_shape, len(dataset.classes)
     return {
         name: each.zero_()
-        for name, each in head_in(upstream.model, build(upstream.model, *about).state_dict(), *about).items()
+        for name, each in head_weights(upstream.model, build(upstream.model, *about).state_dict(), *about).items()
     }
+
+
+def _seconds_above(
+    stage: Stage, dataset: Dataset, examples: int, number: int, lanes: int | None, device: torch.device
+) -> float:
+    """Seconds to train a stage above layers that stand still, by a timed epoch of its head and one of all above.
+
+    What they give is zeros, and to compute it, once for all such stages, is not in it.
+    """
+    head, seconds = stage.recipe.head_epochs or 0, 0.0
+    for start, epochs in ((0, head), (head, stage.recipe.epochs - head)):
+        if not epochs:
+            continue
+        recipe = stage.recipe.model_copy(update={"examples": examples, "evaluate_every": 10**9})
+        own: dict[str, Any] = {"recipe": recipe, "pretrained": None}
+        probe = stage.model_copy(update=own)
+        most = widest(probe, dataset) or lanes or max(1, min(number, WIDEST))
+        probes = [probe.model_copy(update={"seed": seed}) for seed in range(min(most, max(1, number)))]
+        logits = [np.zeros((dataset.sizes["train"], len(dataset.classes)), np.float32)] * recipe.view_count
+        lessons = [_zeros(probe, each, logits, dataset, device) for each in stage.upstream]
+        kept = _zeros_below(probe, dataset)
+        training = StageTraining(probes, dataset, [lessons] * len(probes), device, kept=kept)
+        for _ in range(2):
+            training.epoch = start  # the first one warms up
+            started = time.perf_counter()
+            training.run_epoch()
+        seconds += epochs * (time.perf_counter() - started) / len(probes)
+    return seconds / examples * stage.images
+
+
+def _zeros_below(stage: Stage, dataset: Dataset) -> dict[LeftName, Array]:
+    """What is kept of layers that stand still, if they gave nothing."""
+    about = stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout
+    kept = stage.frozen or Kept()
+    found: dict[LeftName, Array] = {}
+    for name in frozen_for(stage):
+        left = Left.parse(name)
+        cut = cut_in(*about, first=kept.rest) if kept.rest and left.layer == kept.rest else None
+        shape = cut.shape if cut else head_in(*about)[1]
+        images = dataset.sizes["validation"] if left.images == VALIDATION else stage.images
+        found[name] = np.zeros((images, *shape), np.float32)
+    return found
 
 
 def _zeros(stage: Stage, upstream: Stage, logits: ByView, dataset: Dataset, device: torch.device) -> Lessons:

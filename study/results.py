@@ -238,7 +238,9 @@ def _path_rows(
         }
         if outcome:
             row |= _outcome_row(outcome, metric)
-            if stage.recipe.patience is not None and not stage.given:  # it may have ended early
+            if "whole_epochs" in outcome:
+                row["whole_epochs"] = outcome["whole_epochs"]
+            elif stage.recipe.patience is not None and not stage.given:  # it may have ended early
                 row["whole_epochs"] = max(0.0, row["whole_epochs"] - stage.recipe.epochs + row["epochs"])
         elif stage.key in ended.epochs and stage.role == "student":
             row |= _pruned_row(ended.epochs[stage.key], metric)

@@ -290,6 +290,9 @@ class Found:
     def lacking(self, stage: Stage, description: Any, views: Any) -> list[Any]:
         return []
 
+    def lacking_frozen(self, stage: Stage, names: Any) -> list[Any]:
+        return []
+
 
 class Watcher:
     """An observer that notes what starts and calls a test's own functions."""

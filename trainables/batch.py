@@ -12,20 +12,22 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from takd.search_spaces import LeftName, Stage, What, learned_by, names_of
+from takd.search_spaces import LeftName, Stage, What, frozen_for, frozen_of, learned_by, names_of
 from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.registry import metric_named
-from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
-from takd.trainables.derivation import CPU, frozen, publish_left, weights_of
+from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.derivation import CPU, dataset_of, derive_frozen, frozen, publish_left, weights_of
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
-from takd.trainables.models.stage_models import head_in
+from takd.trainables.models.stage_models import head_weights
 from takd.trainables.outcome import describe_outcome
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
+from takd.trainables.store.derived import Array
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
 from takd.trainables.training.features import Frozen
+from takd.trainables.training.frozen import whole_epochs
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import SOFT_TARGETS, StageTraining, Trained
 from takd.trainables.training.teaching import ByView, Lessons
@@ -166,24 +168,29 @@ class StageBatch:
         upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
         digest = stages[0].pretrained
         pretrained = read_weights(self.store, digest) if digest else None
-        heads = [self._head_of(stage) for stage in stages] if stages[0].head_of else None
-        return StageTraining(
-            stages, self._dataset(stages[0]), upstream, self.device, pretrained, self.metric.name, heads
-        )
+        dataset, kept = self._dataset(stages[0]), self._kept_below(stages[0])
+        heads = [self._head_of(stage, dataset) for stage in stages] if stages[0].head_of else None
+        return StageTraining(stages, dataset, upstream, self.device, pretrained, self.metric.name, heads, kept)
 
-    def _head_of(self, stage: Stage) -> Mapping[str, Tensor]:
+    def _head_of(self, stage: Stage, dataset: Dataset) -> Mapping[str, Tensor]:
         """Its teacher's, in which its model ends."""
         assert stage.head_of
-        dataset = self._dataset(stage)
         weights = weights_of(stage.head_of, self.store)
-        return head_in(stage.head_of.model, weights, dataset.image_shape, len(dataset.classes))
+        return head_weights(stage.head_of.model, weights, dataset.image_shape, len(dataset.classes))
 
     def _dataset(self, stage: Stage) -> Dataset:
-        """What it is trained and measured on."""
-        own = load_for(stage.dataset, self.store)
-        if stage.transfer is None:
-            return own
-        return taught_on(own, load_for(stage.transfer, self.store), bool(stage.with_own))
+        return dataset_of(stage, self.store)
+
+    def _kept_below(self, stage: Stage) -> dict[LeftName, Array] | None:
+        """What the layers that stand still give, by its names; it is derived here where it is gone."""
+        if not (names := frozen_for(stage)):
+            return None
+        try:
+            return {name: _of_frozen(self.store, frozen_of(stage, name).key) for name in names}
+        except (FileNotFoundError, ValueError) as error:
+            log.info("%s: %s; it is derived again", stage.name, error)
+            derive_frozen(stage, names, self.store, self.device)
+        return {name: _of_frozen(self.store, frozen_of(stage, name).key) for name in names}
 
     def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
         """All that a stage learns from one of its upstream stages."""
@@ -274,6 +281,7 @@ class StageBatch:
             train_seconds=sum(each.seconds for each in lane.epochs),
             soft_targets_seconds=trained.soft_targets_seconds,
             lanes=len(self.training.lanes) if self.training else 1,
+            **self._costs(lane),
         )
         if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
             logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
@@ -281,6 +289,13 @@ class StageBatch:
         self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, {WEIGHTS: weights})
         if self.checkpointed:
             self.store.drop_checkpoint(stage.key)
+
+    def _costs(self, lane: Lane) -> dict[str, float]:
+        """Where layers stand still and what they give is kept: the epochs of all layers that would cost as much."""
+        if lane.stage.frozen is None:
+            return {}
+        dataset = self._dataset(lane.stage)
+        return {"whole_epochs": whole_epochs(lane.stage, dataset.image_shape, len(dataset.classes), len(lane.epochs))}
 
     def no_room(self, reason: str) -> None:
         """The storage is full: nothing of what is running can be kept."""
@@ -326,6 +341,12 @@ def _side_by_side(act: Callable[[Any], None], items: Sequence[Any]) -> None:
     with ThreadPoolExecutor(WRITERS) as pool:
         for done in [pool.submit(act, item) for item in items]:
             done.result()
+
+
+@lru_cache(maxsize=256)
+def _of_frozen(store: ArtifactStore, key: str) -> Array:
+    """Memory-mapped: whoever trains on it here reads the same."""
+    return store.derived.read(key)
 
 
 @lru_cache(maxsize=16)

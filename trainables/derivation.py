@@ -3,6 +3,7 @@
 A given model gets its artifact here too, as a trained one has it: nothing of it is trained.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -10,18 +11,31 @@ from functools import cached_property
 import safetensors.numpy
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from takd.search_spaces import DatasetFingerprint, Left, LeftName, Stage, ViewName, derived_of
+from takd.search_spaces import (
+    VALIDATION,
+    DatasetFingerprint,
+    Left,
+    LeftName,
+    Stage,
+    ViewName,
+    derived_of,
+    frozen_of,
+)
+from takd.search_spaces.augments import view_number
 from takd.search_spaces.metrics import Metric
+from takd.search_spaces.stage import HEAD
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
+from takd.trainables.models.pretrained import read_weights
 from takd.trainables.models.stage_models import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.training.features import Frozen, halved, left_by
-from takd.trainables.training.inputs import Pixels, predict
-from takd.trainables.training.lanes import LaneModel, form_of
+from takd.trainables.training.frozen import cut_in, entered, head_in
+from takd.trainables.training.inputs import Inputs, Pixels, of_all, predict
+from takd.trainables.training.lanes import LaneModel, form_of, new_model
 from takd.trainables.training.losses import measure
 from takd.trainables.training.scores import scores
 from takd.trainables.training.teaching import soft_targets
@@ -45,6 +59,9 @@ def derive(
     Where the artifact of a trained stage is gone or damaged nothing is done: it must be trained again.
     """
     torch.set_num_threads(threads)
+    if of_frozen := [name for name in names if Left.parse(name).what == "frozen"]:
+        derive_frozen(stage, of_frozen, store, device)
+        return
     source = _Source(stage, store, device)
     description = store.artifact(stage)
     if description is None and stage.given:
@@ -64,6 +81,61 @@ def derive(
         publish_left(store, stage, description["files"][file], found, seconds, source.device)
 
 
+def derive_frozen(stage: Stage, names: Sequence[LeftName], store: ArtifactStore, device: torch.device = CPU) -> None:
+    """Computes what the store lacks of what the weights that a stage starts from give below its layers that train.
+
+    Of a view the images go through the network once, whatever is kept of them.
+    """
+    lacking = store.lacking_frozen(stage, names)
+    by_images: dict[tuple[ViewName, str | None], list[Left]] = {}
+    for left in map(Left.parse, lacking):
+        by_images.setdefault((left.view, left.images), []).append(left)
+    if not by_images:
+        return
+    assert stage.pretrained is not None
+    dataset = dataset_of(stage, store)
+    _, layout = form_of(stage.model, dataset)
+    module = new_model(stage, dataset, read_weights(store, stage.pretrained)).eval()
+    module.to(device, memory_format=layout)  # type: ignore[call-overload]
+    inputs = Inputs(dataset, stage.recipe, device, layout, stage.transfer is None)
+    for (view, images), lefts in by_images.items():
+        started = time.perf_counter()
+        inputs.show(view_number(view))
+        pixels = inputs.validation if images == VALIDATION else inputs.images
+        found = given_below(module, [_place(stage, left, dataset) for left in lefts], pixels)
+        about = {"seconds": (time.perf_counter() - started) / len(lefts), "device": device_name(device)}
+        for left, values in zip(lefts, found, strict=True):
+            store.derived.publish(frozen_of(stage, left.name), stage.key, values.numpy(), about)
+
+
+def _place(stage: Stage, left: Left, dataset: Dataset) -> str:
+    """The layer that is entered: of those that train the first that runs."""
+    assert stage.frozen
+    assert left.layer
+    about = stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout
+    if left.layer == HEAD:
+        return head_in(*about)[0].first
+    cut = cut_in(*about, first=left.layer)
+    assert cut
+    return cut.layer
+
+
+@torch.no_grad()
+def given_below(module: nn.Module, layers: Sequence[str], images: Pixels) -> list[Tensor]:
+    """What enters these layers, of all images, `[n, ...]` each on the CPU; what is above the last of them rests."""
+    shapes: list[tuple[int, ...]] = []
+
+    def into(batch: Tensor) -> Tensor:
+        with entered(module, layers) as found:
+            module(batch)
+        shapes[:] = [tuple(found[layer].shape[1:]) for layer in layers]
+        return torch.cat([found[layer].float().flatten(1) for layer in layers], dim=1)
+
+    rows = of_all(images, into, dim=0).cpu()
+    parts = rows.split([math.prod(shape) for shape in shapes], dim=1)
+    return [part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
 def publish_left(
     store: ArtifactStore,
     stage: Stage,
@@ -76,6 +148,12 @@ def publish_left(
     about = {"seconds": seconds / len(found), "device": device_name(device)}
     for name, values in found.items():
         store.derived.publish(derived_of(stage, weights, name), stage.key, values, about)
+
+
+def dataset_of(stage: Stage, store: ArtifactStore) -> Dataset:
+    """What a stage is trained and measured on."""
+    own = load_for(stage.dataset, store)
+    return taught_on(own, load_for(stage.transfer, store), bool(stage.with_own)) if stage.transfer else own
 
 
 def frozen(stage: Stage, store: ArtifactStore, device: torch.device) -> Frozen:

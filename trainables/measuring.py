@@ -21,7 +21,7 @@ from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.losses import measure
 from takd.trainables.training.scores import scores
-from takd.trainables.width import widest
+from takd.trainables.width import whole_lanes
 
 CPU = torch.device("cpu")
 
@@ -179,7 +179,8 @@ def predict_stages(
         groups.setdefault((stage.model, stage.recipe.dropout, *ends), []).append(stage)
     for alike in groups.values():
         form, layout = form_of(alike[0].model, dataset)
-        pixels, width = Pixels(images, dataset, device, layout, resident=False), widest(alike[0], dataset) or WIDEST
+        pixels = Pixels(images, dataset, device, layout, resident=False)
+        width = whole_lanes(alike[0], dataset) or WIDEST
         for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
             lanes = form([trained_module(store, stage, dataset) for stage in batch])
             lanes.to(device, memory_format=layout)  # type: ignore[call-overload]

@@ -12,6 +12,7 @@ from takd.search_spaces import WIDEST, Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.families import stacks
 from takd.trainables.training.devices import let_go, room_on
+from takd.trainables.training.frozen import trains_heads
 from takd.trainables.training.lanes import OPTIMIZERS
 from takd.trainables.training.loop import StageTraining
 
@@ -22,9 +23,16 @@ SHARE = 0.05  # of the time that a stage takes in all, after which steps enough 
 
 
 def widest(stage: Stage, dataset: Dataset) -> int | None:
-    """How many lanes the stage's model and optimizer have a form for; None: any number."""
+    """How many lanes what trains of a stage, and its optimizer, have a form for; None: any number."""
     if not OPTIMIZERS[stage.recipe.optimizer].by_element:
         return 1
+    if trains_heads(stage, dataset.image_shape, len(dataset.classes)):
+        return None
+    return whole_lanes(stage, dataset)
+
+
+def whole_lanes(stage: Stage, dataset: Dataset) -> int | None:
+    """Likewise of whole models."""
     return None if stacks(stage.model, dataset.image_shape, len(dataset.classes)) else 1
 
 

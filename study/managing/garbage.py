@@ -119,6 +119,8 @@ def _is_used(folder: StudyFolder, entry: Entry, used: Used) -> bool:
     if entry.kind == ARTIFACTS:
         return entry.name in used.stages or _could_be(folder.artifacts.describe(entry.name), used)
     about = folder.artifacts.derived.describe(entry.name)
+    if about is not None and about["input"].get("what") == "frozen":  # of no stage: of the weights that some start from
+        return about["input"]["weights"] in used.weights
     return about is None or about["stage"] in used.stages or _could_be(about, used)
 
 

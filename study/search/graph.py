@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, Protocol
 
-from takd.search_spaces import ROLES, LeftName, Path, Role, Stage, needed_by
+from takd.search_spaces import ROLES, LeftName, Path, Role, Stage, frozen_for, frozen_of, needed_by
 from takd.search_spaces.augments import view_number
 from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.stage import Phase
@@ -33,6 +33,7 @@ class Find(Protocol):
 
     def artifact(self, stage: Stage) -> Description | None: ...
     def lacking(self, stage: Stage, description: Description, views: Collection[LeftName]) -> Collection[LeftName]: ...
+    def lacking_frozen(self, stage: Stage, names: Collection[LeftName]) -> Collection[LeftName]: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Node:
     views: set[LeftName] = field(default_factory=set)  # what others are to learn from it: in so many views its logits,
     # or what is inside of its model
     there: set[LeftName] = field(default_factory=set)  # of that, what was found
+    frozen: set[LeftName] = field(default_factory=set)  # of layers below it that stand still, what is derived first
+    # for it and for all that start from the same weights
+    below: frozenset[str] = frozenset()  # all of that which it needs, by the keys of what is derived
     parts: list[Part] = field(default_factory=list)  # of these, those that workers derive now
     most_lanes: int | None = None  # that it may train with: fewer each time a worker died
     reason: str | None = None
@@ -88,18 +92,19 @@ class Node:
     @property
     def work(self) -> Work:
         """What a worker has to do for it."""
-        return "derive" if self.description is not None or self.stage.given else "train"
+        return "derive" if self.frozen or self.description is not None or self.stage.given else "train"
 
     @property
     def lacking(self) -> list[LeftName]:
         """The views that nobody can learn in yet, and no worker derives, in their order."""
-        left = self.views - self.there - frozenset().union(*self.parts)
+        left = (self.frozen or self.views - self.there) - frozenset().union(*self.parts)
         return sorted(left, key=view_number)
 
     @property
     def parts_left(self) -> int:
         """Into how many parts these are divided; of a given stage the first part makes the artifact."""
-        return 1 if self.description is None else max(1, -(-len(self.lacking) // PART_OF_VIEWS))
+        in_parts = self.frozen or self.description is not None
+        return max(1, -(-len(self.lacking) // PART_OF_VIEWS)) if in_parts else 1
 
     def can_teach(self, stage: Stage) -> bool:
         """Whether all is there that a stage learns from it: of its own views, whatever others are to be derived."""
@@ -183,6 +188,9 @@ class StageGraph:
         self.open: dict[int, Proposal] = {}
         self._values: dict[tuple[str, str], list[float]] = {}  # of the metric, by arm and configuration
         self._downstream: dict[str, list[str]] = {}
+        self._below_there: set[str] = set()  # what layers that stand still give, by key
+        self._below_by: dict[str, str] = {}  # by such a key, the stage for which it is derived now
+        self._above: set[str] = set()  # stages that wait for some of it
 
     def add(self, proposal: Proposal) -> None:
         self.open[proposal.number] = proposal
@@ -266,7 +274,54 @@ class StageGraph:
             upstream.views |= set(needed_by(node.stage))
             if upstream.state == "done" and self._lacks_soft_targets(upstream):
                 self._set_state(upstream, "ready")
-        self._look_upstream(node)
+        self._look_below(node)
+
+    def _look_below(self, node: Node) -> None:
+        """What its layers give that stand still comes first, whether who teaches it is there or not.
+
+        The first stage that needs it becomes ready to be derived from; others wait until that is done.
+        """
+        names = {frozen_of(node.stage, name).key: name for name in frozen_for(node.stage)}
+        node.below = frozenset(names)
+        unknown = [names[key] for key in names if key not in self._below_there and key not in self._below_by]
+        node.frozen = set(self.find.lacking_frozen(node.stage, unknown)) if unknown else set()
+        for name in unknown:
+            key = frozen_of(node.stage, name).key
+            if name in node.frozen:
+                self._below_by[key] = node.stage.key
+            else:
+                self._below_there.add(key)
+        if node.frozen:
+            self._set_state(node, "ready")
+        else:
+            self._look_upstream(node)
+
+    def _finish_below(self, node: Node, part: Part | None) -> None:
+        """A worker has derived a part of it, or all."""
+        made = node.frozen if part is None else node.frozen & part
+        found = made - set(self.find.lacking_frozen(node.stage, sorted(made, key=str)))
+        keys = {frozen_of(node.stage, name).key for name in found}
+        node.frozen -= found
+        self._below_there |= keys
+        for key in keys:
+            self._below_by.pop(key, None)
+        if node.frozen and node.parts:
+            if node.lacking:
+                self._enqueue(node)
+        elif node.frozen:
+            self._set_state(node, "ready")
+        else:
+            node.most_lanes = None  # that a worker died while it derived says nothing of how many train together
+            self._set_state(node, "waiting")
+            self._look_upstream(node)
+        self._tell_above()
+
+    def _tell_above(self) -> None:
+        """More is there, or nobody derives any longer what was to be derived."""
+        waiting, self._above = self._above, set()
+        for node in sorted((self.nodes[key] for key in waiting), key=lambda each: each.order):
+            if node.state == "waiting":
+                self._look_below(node)
 
     def _lacks_metric(self, node: Node) -> bool:
         """Of a student whose artifact is there: another study trained it, which went by another metric."""
@@ -286,6 +341,8 @@ class StageGraph:
         if failed:
             reason = f"{failed.stage.role} {failed.stage.model} failed: {failed.reason}"
             self._fail(node, reason, failed.lasting)
+        elif not node.below <= self._below_there:
+            self._above.add(node.stage.key)
         elif all(each.can_teach(node.stage) for each in upstream):
             self._set_state(node, "ready")
 
@@ -315,7 +372,7 @@ class StageGraph:
         del queue[:number]
         for node in taken if group.work == "derive" else ():
             node.parts.append(frozenset(node.lacking[:PART_OF_VIEWS]))
-            if node.lacking and node.description is not None:
+            if node.lacking and (node.frozen or node.description is not None):
                 insort(queue, node, key=lambda each: each.order)
         if not queue:
             del self._ready[group.role][group]
@@ -364,6 +421,9 @@ class StageGraph:
         self._end_part(node, part)
         if node.state == "failed":
             return  # while another worker derived a part of it
+        if node.frozen:
+            self._finish_below(node, part)
+            return
         node.description = self.find.artifact(node.stage)
         node.trained |= was == "train" and node.description is not None
         if node.description:
@@ -419,6 +479,10 @@ class StageGraph:
         self._set_state(node, "failed")
         node.reason, node.lasting = reason, lasting
         self._tell_downstream(node.stage.key)
+        if node.frozen:
+            node.frozen = set()
+            self._below_by = {key: by for key, by in self._below_by.items() if by != node.stage.key}
+            self._tell_above()
 
     def _tell_downstream(self, key: str) -> None:
         for name in self._downstream.get(key, []):

@@ -29,7 +29,7 @@ import takd
 from takd import search_spaces, trainables
 from takd.search_spaces import WIDEST, InputError, Role, Stage
 from takd.study.folder import StorageAwayError
-from takd.study.search.graph import Group, Node, Part, Proposal, StageGraph
+from takd.study.search.graph import ENDED, Group, Node, Part, Proposal, StageGraph
 from takd.study.search.measuring import Measuring
 from takd.study.search.optimization import Search
 from takd.study.search.pruned import Pruned, looks_before
@@ -310,7 +310,8 @@ class PathSearcher(Searcher):
         worker.actor.assign.remote(self._given(group, nodes, parts))
         for node in nodes:
             self.graph.start(node.stage.key)
-            self.observers.stage_started(node)
+            if not node.frozen:
+                self.observers.stage_started(node)
         self.observers.graph_changed(self.graph, self.search.remaining)
 
     def _assign_measuring(self, worker: Worker, stages: list[Stage]) -> None:
@@ -404,6 +405,8 @@ class PathSearcher(Searcher):
             self.graph.prune(key, state["epochs"])
         if state["state"] not in ("done", "no memory"):
             self.artifacts.drop_checkpoint(key)
+        if self.graph.nodes[key].description is None and self.graph.nodes[key].state not in ENDED:
+            return  # what its layers give that stand still is there, and it is to be trained
         self.observers.stage_ended(self.graph.nodes[key])
         self.graph.nodes[key].forget_epochs()
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from conftest import make_stage
 
-from takd.search_spaces import Given, Path, Recipe, Stage, ViewName
+from takd.search_spaces import Given, Kept, Left, LeftName, Path, Recipe, Stage, ViewName, frozen_for, frozen_of
 from takd.search_spaces.stage import FRESH_SEED
 from takd.study.search.graph import Group, Proposal, StageGraph
 
@@ -28,6 +28,7 @@ class Store:
 
     def __init__(self, *there: Stage) -> None:
         self.there = {stage.key: 0.5 for stage in there}
+        self.below: set[str] = set()
 
     def artifact(self, stage: Stage) -> dict[str, Any] | None:
         accuracy = self.there.get(stage.key)
@@ -35,6 +36,14 @@ class Store:
 
     def lacking(self, stage: Stage, description: Any, views: Collection[ViewName]) -> Collection[ViewName]:
         return []
+
+    def lacking_frozen(self, stage: Stage, names: Collection[LeftName]) -> Collection[LeftName]:
+        return [name for name in names if frozen_of(stage, name).key not in self.below]
+
+    def derive_below(self, graph: StageGraph, stage: Stage, part: Collection[LeftName] | None = None) -> None:
+        """Of the layers that stand still below it."""
+        self.below |= {frozen_of(stage, name).key for name in (frozen_for(stage) if part is None else part)}
+        graph.finish(stage.key, None if part is None else frozenset(part))
 
     def train(self, graph: StageGraph, stage: Stage, accuracy: float = 0.5) -> None:
         self.there[stage.key] = accuracy
@@ -446,3 +455,91 @@ def test_a_student_that_was_ended_early_stays_so_unless_others_are_to_learn_from
     assistant = student.model_copy(update={"role": "assistant"})
     graph.add(Proposal(1, "setting", (Path(arm="takd:mlp-4", student=make_stage("mlp-2", upstream=(assistant,))),)))
     assert graph.nodes[student.key].state == "ready"
+
+
+# Layers that stand still: what they give is derived once, for whoever starts from the same weights.
+
+
+def above(seed: int = 0, upstream: tuple[Stage, ...] = (), **recipe: object) -> Stage:
+    recipe = {"epochs": 3, "head_epochs": 1, "finetune_from": "b"} | recipe
+    made = make_stage("m-1", pretrained="0" * 64, seed=seed, upstream=upstream, **recipe)
+    return made.model_copy(update={"frozen": Kept(head="the head", rest="b")})
+
+
+def by_seed(graph: StageGraph) -> list[str]:
+    found = []
+    while group := next(graph.groups(), None):
+        for node in graph.take(group, 100):
+            graph.start(node.stage.key)
+            found.append(f"{group.work} {node.stage.role} s{node.stage.seed}")
+    return found
+
+
+def test_what_stands_still_is_derived_once_and_before_the_teacher_is_there():
+    store = Store()
+    graph = StageGraph(store)
+    students = [above(seed, (TEACHER,)) for seed in range(3)]
+    graph.add(Proposal(0, "setting", tuple(Path(arm="kd", student=each) for each in students)))
+    assert by_seed(graph) == ["train teacher s0", "derive student s0"]
+    store.derive_below(graph, students[0])
+    assert by_seed(graph) == []  # the teacher is not there
+    store.train(graph, TEACHER)
+    assert by_seed(graph) == ["train student s0", "train student s1", "train student s2"]
+    graph.add(Proposal(1, "other", (Path(arm="labels", student=above(9)),)))
+    assert by_seed(graph) == ["train student s9"]
+
+
+def test_what_is_kept_for_other_views_or_examples_is_another():
+    names = {
+        frozen_of(stage, name).key for stage in (above(), above(5, learning_rate=0.1)) for name in frozen_for(stage)
+    }
+    assert len(names) == 4  # the head's and the cut's, of training and validation images
+    viewed = above(augment="crop-flip", views=2)
+    assert [Left.parse(name).view for name in frozen_for(viewed)] == [None, None, None, "crop-flip 1", None]
+    fewer = {frozen_of(above(examples=50), name).key for name in frozen_for(above())}
+    assert len(fewer - names) == 2  # validation is the same
+
+
+def test_a_stage_that_needs_more_derives_what_is_not_there():
+    store = Store()
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "setting", (Path(arm="labels", student=above()),)))
+    assert by_seed(graph) == ["derive student s0"]
+    other = above(1, augment="crop-flip", views=3)
+    graph.add(Proposal(1, "other", (Path(arm="labels", student=other),)))
+    [node] = graph.take(next(graph.groups()), 1)
+    assert {Left.parse(name).view for name in node.parts[0]} == {"crop-flip 1", "crop-flip 2"}
+    graph.start(other.key)
+    store.derive_below(graph, other, node.parts[0])
+    assert by_seed(graph) == []  # it waits for what is derived for the first
+    store.derive_below(graph, above())
+    assert by_seed(graph) == ["train student s0", "train student s1"]
+
+
+def test_where_the_one_that_derives_fails_another_does():
+    store = Store()
+    graph = StageGraph(store)
+    graph.add(Proposal(0, "setting", tuple(Path(arm="labels", student=above(seed)) for seed in range(2))))
+    assert by_seed(graph) == ["derive student s0"]
+    graph.retry([above().key], "died", max_failures=0)
+    assert graph.nodes[above().key].state == "failed"
+    assert by_seed(graph) == ["derive student s1"]
+
+
+def test_views_of_what_stands_still_are_derived_side_by_side():
+    store = Store()
+    graph = StageGraph(store)
+    student = above(epochs=24, augment="crop-flip", views="per-epoch")
+    graph.add(Proposal(0, "setting", (Path(arm="labels", student=student),)))
+    group = next(graph.groups())
+    assert graph.ready(group) == 4  # 1 + 23 views, and twice the validation images: in parts of 8
+    parts = []
+    while group := next(graph.groups(), None):
+        [node] = graph.take(group, 1)
+        graph.start(student.key)
+        parts.append(node.parts[-1])
+    assert sorted(map(len, parts)) == [2, 8, 8, 8]
+    for part in parts:
+        assert graph.nodes[student.key].state == "running"
+        store.derive_below(graph, student, part)
+    assert by_seed(graph) == ["train student s0"]

@@ -1,12 +1,12 @@
 """Model families as a table: a spec such as `mlp-1200` names one architecture."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from takd.search_spaces import InputError
 from takd.search_spaces.registry import PAGE, TABLES, Family, Origin, model_family, nearest, origin_of
@@ -168,15 +168,15 @@ def check_model(model: str, image_shape: ImageShape, classes: int, dropout: floa
 
 def stacks(model: str, image_shape: ImageShape, classes: int) -> bool:
     """Whether several members train as one stacked model: whether there is a form for all their layers."""
-    return _form(model, image_shape, classes, _digest_of(model))[0]
+    return _form(model, image_shape, classes, digest_of(model))[0]
 
 
 def convolutional(model: str, image_shape: ImageShape, classes: int) -> bool:
     """Whether it has convolutions over images: such models are trained channels-last."""
-    return _form(model, image_shape, classes, _digest_of(model))[1]
+    return _form(model, image_shape, classes, digest_of(model))[1]
 
 
-def _digest_of(model: str) -> str | None:
+def digest_of(model: str) -> str | None:
     origin = _own_origin(model)
     return origin.digest if origin else None
 
@@ -206,7 +206,7 @@ class ModelSize:
 
 def parameters_of(model: str, image_shape: ImageShape, classes: int) -> int:
     """Counted on torch's meta device: no weights are made."""
-    return _parameters_of(model, image_shape, classes, _digest_of(model))
+    return _parameters_of(model, image_shape, classes, digest_of(model))
 
 
 @lru_cache
@@ -217,7 +217,7 @@ def _parameters_of(model: str, image_shape: ImageShape, classes: int, digest: st
 
 def size_of(model: str, image_shape: ImageShape, classes: int) -> ModelSize:
     """On the meta device as well. Fully connected models are not run: that makes torch load its compiler: seconds."""
-    return _size_of(model, image_shape, classes, _digest_of(model))
+    return _size_of(model, image_shape, classes, digest_of(model))
 
 
 @lru_cache
@@ -244,11 +244,16 @@ def size_of_module(module: nn.Module, image_shape: ImageShape) -> ModelSize:
 
 def _flops(module: nn.Module, image_shape: ImageShape) -> int:
     """Of one image, on torch's default device."""
+    return flops_of(lambda: module(torch.zeros(1, *image_shape)))
+
+
+def flops_of(compute: Callable[[], Tensor]) -> int:
+    """Of what is computed, without gradients; a multiply-add is two."""
     from torch.utils.flop_counter import FlopCounterMode  # it loads triton
 
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        module(torch.zeros(1, *image_shape))
+        compute()
     return counter.get_total_flops()
 
 

@@ -64,7 +64,7 @@ def put_head(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     head.requires_grad_(False)
 
 
-def head_in(model: str, weights: Mapping[str, Tensor], image_shape: ImageShape, classes: int) -> dict[str, Tensor]:
+def head_weights(model: str, weights: Mapping[str, Tensor], image_shape: ImageShape, classes: int) -> dict[str, Tensor]:
     """Of all weights of a model those of its head, by `weight` and `bias`."""
     start = f"{_name_of_head(model, image_shape, classes)}."
     return {name.removeprefix(start): each for name, each in weights.items() if name.startswith(start)}

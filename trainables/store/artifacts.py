@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from takd.search_spaces import DatasetFingerprint, Derived, LeftName, Stage, ViewName, derived_of
+from takd.search_spaces import DatasetFingerprint, Derived, LeftName, Stage, ViewName, derived_of, frozen_of
 from takd.trainables.store.derived import DerivedStore
 from takd.trainables.store.storage import Storage, aside_name, open_storage, sha256, whole_file
 
@@ -51,11 +51,14 @@ class ArtifactStore:
             self.storage.sweep(folder)
         for name in self.storage.names(DATASETS):
             self.storage.sweep(f"{DATASETS}/{name}")
-        self.derived.collect(self._has_file)
+        self.derived.collect(lambda key, digest: self._has_file(key, digest) or self._has_weights(digest))
 
     def keys(self) -> list[str]:
         """Of all artifacts, sorted."""
         return [name for name in self.storage.names(ARTIFACTS) if not name.startswith(".")]
+
+    def _has_weights(self, digest: str) -> bool:
+        return f"{digest}.safetensors" in self.storage.names(PRETRAINED)
 
     def _has_file(self, key: str, digest: str) -> bool:
         description = self.describe(key)
@@ -168,6 +171,10 @@ class ArtifactStore:
         inside = stage.recipe.view_names if SOFT_TARGETS in description["files"] else ()
         derived = left_by_name(stage, description)
         return [view for view in views if view not in inside and not self.derived.check(derived(view).key)]
+
+    def lacking_frozen(self, stage: Stage, names: Collection[LeftName]) -> list[LeftName]:
+        """What is not there of what layers give that stand still below a stage; what is damaged is set aside."""
+        return [name for name in names if not self.derived.check(frozen_of(stage, name).key)]
 
     def _local(self, key: str, name: str) -> Path:
         description = self.describe(key)

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import NamedView, Recipe, ViewName
+from takd.search_spaces import VALIDATION, Left, LeftName, NamedView, Recipe, ViewName
 from takd.trainables.datasets.dataset import Dataset, any_examples, transfer_set
 from takd.trainables.training.devices import let_go, room_on, tf32
+from takd.trainables.training.frozen import Rows, Values
 from takd.trainables.training.graphs import in_place
-from takd.trainables.training.lanes import Alone, LaneModel, Lanes
+from takd.trainables.training.lanes import Alone, Heads, LaneModel, Lanes, Tail
 from takd.trainables.training.mixing import Mix, mix
 from takd.trainables.training.transfer import Head, over_features
 from takd.trainables.training.views import View, view
@@ -88,11 +89,12 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Feed:
-    """What trains, and the examples that go through it: a whole model and images, or its head and features."""
+    """What trains, and the examples that go through it: a whole model and images, or what is above layers that stand
+    still and what these give."""
 
-    model: LaneModel
-    train: Pixels | Tensor  # [examples, ...]
-    validation: Pixels | Tensor
+    model: LaneModel | Tail
+    train: Pixels | Rows | Tensor  # [examples, ...]
+    validation: Pixels | Rows | Tensor
 
 
 class Inputs:
@@ -105,9 +107,11 @@ class Inputs:
         device: torch.device,
         memory_format: torch.memory_format,
         labelled: bool = True,
+        kept: Mapping[LeftName, Values] | None = None,
     ) -> None:
-        """`labelled`: whether the labels of the training images say what is on them."""
-        self.labelled = labelled
+        """`labelled`: whether the labels of the training images say what is on them. `kept`: what is kept of layers
+        that stand still, by the names of `frozen_for`."""
+        self.labelled, self.kept = labelled, kept or {}
         self.dataset, self.recipe, self.device, self.memory_format = dataset, recipe, device, memory_format
         self.transfer_set = self._transfer_set()
         self.images = self.pixels(dataset.train.images[self.transfer_set])
@@ -118,6 +122,7 @@ class Inputs:
         self._shown: View | None = None  # the last view that was one
         self._mixed: Mix | None = None
         self.features: Feed | None = None  # while the head alone trains
+        self._rows: dict[LeftName, Rows] = {}  # of what is kept, that which an epoch goes through
 
     def _transfer_set(self) -> Any:
         """An index of the training examples that the recipe trains on."""
@@ -165,18 +170,56 @@ class Inputs:
         """Of training steps; a context."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bfloat16")
 
-    def feed(self, taught: Lanes, epoch: int, watched: bool = False) -> Feed:
+    def feed(self, taught: Lanes, epoch: int, watched: bool = False, layers: Sequence[str] = ()) -> Feed:
         """What trains in an epoch: the model, or its head on features computed once, where that comes to the same.
 
-        It does not where what is inside of the model is `watched`.
+        It does not where what is inside of the model is `watched`, of what is kept where that is below the cut:
+        `layers` are those whose maps are.
         """
         head = taught.head_alone(epoch)
+        if (above := self._above(taught, head, layers, self.recipe.view_names[self.view])) is not None:
+            return above
         if head is None or not head.whole or self.recipe.views is not None or watched:
             self.features = None
             return Feed(taught.model, self.images, self.validation)
         if self.features is None:
             self.features = self._cache(taught.model.layers, head)
         return self.features
+
+    def above_at_the_end(self, taught: Lanes, view: ViewName) -> Feed | None:
+        """What the last epoch trains, on what is kept of all training images in a view; None where nothing is."""
+        head = taught.head_alone(self.recipe.epochs - 1)
+        whole = self.recipe.examples is None and self.labelled
+        there = Left("frozen", taught.kept_below(head), view).name in self.kept
+        return self._above(taught, head, (), view) if whole and there else None
+
+    def _above(self, taught: Lanes, head: Head | None, watched: Sequence[str], view: ViewName) -> Feed | None:
+        """What trains, on what is kept of the layers below; None where nothing is."""
+        layer = taught.kept_below(head)
+        if layer is None or not self.kept:
+            return None
+        if head is not None:
+            if watched:
+                return None
+            whole = isinstance(taught.model, Heads)
+            model: LaneModel | Tail = (
+                taught.model if whole else Alone([over_features(taught.model.layers, head.layers)])
+            )
+        else:
+            assert taught.cut is not None
+            assert isinstance(taught.model, Alone)
+            if any(f"{each}.".startswith(f"{below}.") for each in watched for below in taught.cut.below):
+                return None
+            model = Tail(taught.model, taught.cut)
+        return Feed(model, self._kept(layer, view), self._kept(layer, None, VALIDATION))
+
+    def _kept(self, layer: str, view: ViewName, images: str | None = None) -> Rows:
+        """On a GPU in the place of what the epoch before went through."""
+        values = self.kept[Left("frozen", layer, view, images).name]
+        now = Rows(values, self.dataset.image_shape, self.device, self.memory_format)
+        place = Left("frozen", layer, images=images).name
+        self._rows[place] = in_place(self._rows.get(place), now)
+        return self._rows[place]
 
     def _cache(self, module: nn.Module, head: Head) -> Feed:
         """Of all images: those to train on in the precision of training steps, the others in float32."""
@@ -207,7 +250,7 @@ def evaluation_batch(image_shape: Sequence[int], room: float | None = None) -> i
 
 
 @torch.no_grad()
-def predict(model: LaneModel, pixels: Pixels | Tensor) -> Tensor:
+def predict(model: LaneModel | Tail, pixels: Pixels | Rows | Tensor) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
     return of_all(pixels, model, dim=2)
@@ -232,14 +275,15 @@ def _features(module: nn.Module, head: Head, images: Pixels, precision: Abstract
         hook.remove()
 
 
-def of_all(images: Pixels | Tensor, compute: Callable[[Tensor], Tensor], dim: int) -> Tensor:
+def of_all(images: Pixels | Rows | Tensor, compute: Callable[[Tensor], Tensor], dim: int) -> Tensor:
     """What is computed of all images, in float32 proper, a batch at a time: `n` in dimension `dim`.
 
     Each batch goes to its place at once, so that no part is in memory twice. Where the device has no room for a batch,
     it is halved.
     """
     first = images[slice(0, 1)]
-    size = evaluation_batch(first.shape[1:], room_on(first.device) if first.device.type == "cuda" else None)
+    shape = images.image_shape if isinstance(images, Rows) else first.shape[1:]
+    size = evaluation_batch(shape, room_on(first.device) if first.device.type == "cuda" else None)
     found: Tensor | None = None
     start = 0
     with tf32(False):

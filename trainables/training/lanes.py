@@ -1,5 +1,6 @@
 """Who is taught: stages that train together as lanes of one model, with its optimizer, each as if it were alone."""
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.stage_models import put_head, with_head
 from takd.trainables.models.weights_files import Pretrained, put_into
 from takd.trainables.training.averaging import Average
+from takd.trainables.training.frozen import Cut, above, cut_in, head_in, trains_heads
 from takd.trainables.training.optimizers import RULES, ByRule, FusedAdam, FusedSGD, Optimizer, Rule
 from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
@@ -135,6 +137,10 @@ class LaneModel(nn.Module):
         """Views of a lane's weights and buffers."""
         return {name: self.part(tensor, lane) for name, tensor in self.layers.state_dict().items()}
 
+    def whole(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A lane's weights and buffers, with those that all lanes share."""
+        return weights
+
     def load(self, weights: Sequence[dict[str, Tensor]]) -> None:
         """Replaces all lanes' weights and buffers; raises RuntimeError where they are another model's."""
         for lane, given in enumerate(weights):
@@ -193,6 +199,72 @@ class Stacked(LaneModel):
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(parts))
+
+
+class Tail(nn.Module):
+    """A model of one lane above a cut: from what enters it, `[batch, ...]`, to logits `[1, classes, batch]`."""
+
+    def __init__(self, model: Alone, cut: Cut) -> None:
+        super().__init__()
+        self.model, self.cut = model, cut
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return above(self.model.layers, self.cut, rows).float().t().unsqueeze(0)
+
+
+class Heads(Stacked):
+    """Fully connected heads side by side, from what enters them, `[batch, features]`, which they share.
+
+    `layers` has the names that they have in the whole network, and dropout the numbers. `below` is all else of that,
+    which is every lane's.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str], heads: Sequence[nn.Linear]) -> None:
+        LaneModel.__init__(self, heads)
+        self.names = list(names)
+        dropouts = [each for each in module.modules() if isinstance(each, Dropout)]
+        own = [module.get_submodule(name) for name in names[:-1]]
+        self.numbers = [dropouts.index(each) for each in own if isinstance(each, Dropout)]
+        self.layers = _by_name(dict(zip(names, [*own, Linears(heads)], strict=True)))
+        whole, trained = module.state_dict(), self.layers.state_dict()
+        self.normalises = normalises_batches(module)  # below the heads, and so decides what a batch is
+        self.below = {
+            name: each.detach().clone(memory_format=torch.contiguous_format)
+            for name, each in whole.items()
+            if name not in trained
+        }
+
+    def forward(self, features: Tensor) -> Tensor:
+        *dropouts, linears = (self.layers.get_submodule(name) for name in self.names)
+        if dropouts and self.layers.get_submodule(self.names[0]).training:
+            features = features.expand(self.lanes, *features.shape)
+            for each in dropouts:  # [lanes, batch, features]: in memory a lane lies as it does alone
+                features = each(features)
+            features = features.transpose(1, 2)
+        found: Tensor = linears(features)
+        return found.float()
+
+    def seed_dropout(self, seeds: Sequence[int]) -> None:
+        for number, layer in zip(self.numbers, self.dropouts, strict=True):
+            layer.seed([(seed, number) for seed in seeds])
+
+    def whole(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return self.below | weights
+
+    def load(self, weights: Sequence[dict[str, Tensor]]) -> None:
+        """Also those of whole networks, such as in checkpoints that were made without lanes."""
+        own = self.layers.state_dict().keys()
+        super().load([{name: each for name, each in given.items() if name in own} for given in weights])
+
+
+def _by_name(layers: Mapping[str, nn.Module]) -> nn.Module:
+    """Sequences within one another, so that each layer is found by its name, such as `head.fc`."""
+    inner: dict[str, Any] = {}
+    for name, layer in layers.items():
+        first, _, rest = name.partition(".")
+        inner.setdefault(first, {})[rest] = layer
+    parts = {name: own[""] if "" in own else _by_name(own) for name, own in inner.items()}
+    return nn.Sequential(OrderedDict(parts))
 
 
 class Linears(nn.Module):
@@ -377,13 +449,25 @@ class Lanes:
         self.recipe, self.device = stages[0].recipe, images.device
         self.all = [Lane(stage) for stage in stages]
         self.running = list(self.all)  # those that are in the model, in its order
-        form, layout = form_of(stages[0].model, dataset)
-        own: Sequence[Mapping[str, Tensor] | None] = heads or [None] * len(stages)
-        models = [_new_model(stage, dataset, pretrained, head) for stage, head in zip(stages, own, strict=True)]
-        model = form(models)
+        first, shape = stages[0], (dataset.image_shape, len(dataset.classes))
+        about = first.model, *shape, first.recipe.dropout
+        form, layout = form_of(first.model, dataset)
+        self.frozen = first.frozen
+        if trains_heads(first, *shape):
+            model: LaneModel = _new_heads(stages, dataset, pretrained)
+        else:
+            own: Sequence[Mapping[str, Tensor] | None] = heads or [None] * len(stages)
+            model = form([new_model(stage, dataset, pretrained, head) for stage, head in zip(stages, own, strict=True)])
         self.model: LaneModel = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        self.smallest_batch = 2 if normalises_batches(self.model) and not self.recipe.freeze_norm else 1
-        self.head = find_head(self.model.layers, images) if self.recipe.head_epochs else None
+        normalises = self.model.normalises if isinstance(self.model, Heads) else normalises_batches(self.model)
+        self.smallest_batch = 2 if normalises and not self.recipe.freeze_norm else 1
+        self.head: Head | None = None
+        if self.frozen is not None:
+            self.head = head_in(*about)[0]
+        elif self.recipe.head_epochs:
+            self.head = find_head(self.model.layers, images)
+        kept = self.recipe.finetune_from if self.frozen is not None and self.frozen.rest is not None else None
+        self.cut = cut_in(*about, first=kept) if kept is not None else None
         self.optimizer = self._new_optimizer()
         self.average = Average(self.model, self.recipe.ema) if self.recipe.ema is not None else None
 
@@ -396,6 +480,12 @@ class Lanes:
     def head_alone(self, epoch: int) -> Head | None:
         """What trains while all else stands still; None where more than the head does."""
         return self.head if epoch < (self.recipe.head_epochs or 0) else None
+
+    def kept_below(self, head: Head | None) -> str | None:
+        """The layer before which what the layers below give is kept, while that head trains alone, or more does."""
+        if self.frozen is None:
+            return None
+        return self.frozen.rest if head is None else self.frozen.head
 
     def train(self, epoch: int) -> None:
         """Training mode: of all layers, or in a recipe of two parts of the head alone, then from `finetune_from` on."""
@@ -437,6 +527,10 @@ class Lanes:
             for name, each in self.model.weights(number).items()
         }
 
+    def whole(self, number: int) -> dict[str, Tensor]:
+        """As `weights`, with those that all lanes share."""
+        return self.model.whole(self.weights(number))
+
     def selected(self, number: int) -> dict[str, Tensor]:
         """A copy of the weights that the recipe selects of a lane, so far."""
         with self.evaluated():
@@ -458,9 +552,10 @@ class Lanes:
         self.model.load([self.selected(number) for number in range(len(self.running))])
 
 
-def _new_model(
-    stage: Stage, dataset: Dataset, pretrained: Pretrained | None, head: Mapping[str, Tensor] | None
+def new_model(
+    stage: Stage, dataset: Dataset, pretrained: Pretrained | None, head: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
+    """As it is before its first step."""
     check_digests(stage.code)
     about = dataset.image_shape, len(dataset.classes)
     # The seed alone decides the first weights, whatever device they go to.
@@ -474,6 +569,18 @@ def _new_model(
     if head is not None:
         put_head(module, head)
     return module
+
+
+def _new_heads(stages: Sequence[Stage], dataset: Dataset, pretrained: Pretrained | None) -> Heads:
+    """As they are in new models, of which one is made: all but their heads is the same."""
+    module = new_model(stages[0], dataset, pretrained)
+    about = stages[0].model, dataset.image_shape, len(dataset.classes), stages[0].recipe.dropout
+    names = head_in(*about)[0].layers
+    heads = []
+    for stage in stages:
+        draw_head(module, stage.seed)
+        heads.append(copy.deepcopy(module.get_submodule(names[-1])))
+    return Heads(module, names, heads)  # type: ignore[arg-type]
 
 
 def _mix(seed: int, epoch: int) -> int:

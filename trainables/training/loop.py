@@ -9,12 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from takd.search_spaces import Stage, What
+from takd.search_spaces import LeftName, Stage, What
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
 from takd.trainables.training.features import Frozen
+from takd.trainables.training.frozen import Values
 from takd.trainables.training.graphs import Graphs, Places
 from takd.trainables.training.inputs import Feed, Inputs, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
@@ -51,6 +52,7 @@ class StageTraining:
     pretrained: the weights that `stage.pretrained` names.
     heads: for each stage the head of its teacher, `weight` and `bias`, where its model ends in that.
     metric: what is measured at each look beside loss and accuracy, where it is another; `select_by` is too.
+    kept: what is kept of the layers that stand still, by the names of `frozen_for`; without it they run in the loop.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
 
@@ -63,7 +65,10 @@ class StageTraining:
         pretrained: Pretrained | None = None,
         metric: str | None = None,
         heads: Sequence[Mapping[str, Tensor]] | None = None,
+        kept: Mapping[LeftName, Values] | None = None,
     ) -> None:
+        if kept is None and stages[0].frozen is not None:
+            stages = [stage.model_copy(update={"frozen": None}) for stage in stages]
         first = stages[0]
         if len({stage.shape for stage in stages}) > 1:
             raise ValueError("stages that train together share dataset, model, recipe (but the rate) and loss form")
@@ -75,7 +80,7 @@ class StageTraining:
         wanted = dict.fromkeys(filter(None, (metric, first.recipe.select_by)))
         self.scores = [name for name in wanted if name not in MEASURED]
         _, layout = form_of(first.model, dataset)
-        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None)
+        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None, kept)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained, heads)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = self._teaching(first, upstream)
@@ -84,6 +89,8 @@ class StageTraining:
         self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
         self._reads: Places | None = None
         self._begin_epoch()
+        if kept is not None:
+            self.feed = self._feed()
 
     def _teaching(self, stage: Stage, upstream: Sequence[Sequence[Upstream]]) -> Teaching:
         whole = [[_by_kind(each) for each in of_stage] for of_stage in upstream]
@@ -109,7 +116,7 @@ class StageTraining:
         """One epoch over the transfer set, then a look at the validation split where the recipe says so."""
         started = time.perf_counter()
         self._begin_epoch()
-        self.feed = self.inputs.feed(self.taught, self.epoch, self.teaching.watches)
+        self.feed = self._feed()
         self.taught.train(self.epoch)
         self.looks_again()
         batches = self.inputs.batches(self.epoch, self.taught.smallest_batch)
@@ -145,6 +152,9 @@ class StageTraining:
         """What the lanes leave that ended by their patience since the last call."""
         taken, self.stopped = self.stopped, []
         return taken
+
+    def _feed(self) -> Feed:
+        return self.inputs.feed(self.taught, self.epoch, self.teaching.watches, self.teaching.watched)
 
     def _begin_epoch(self) -> None:
         """Whatever is random in an epoch follows from seeds and its number, so training can go on from any epoch."""
@@ -264,16 +274,24 @@ class StageTraining:
         started = time.perf_counter()
         teaches = self.recipe.left_views and any(lane.stage.role != "student" for lane in self.running)
         logits = self._soft_targets() if teaches else None
-        seconds = (time.perf_counter() - started) / len(self.running)
+        seconds, numbers = (time.perf_counter() - started) / len(self.running), range(len(self.running))
         return [
-            (lane, Trained(self.taught.weights(number), _of_lane(logits, lane, number), lane.selected, seconds))
-            for number, lane in enumerate(self.running)
+            (lane, Trained(weights, _of_lane(logits, lane, number), lane.selected, seconds))
+            for number, (lane, weights) in enumerate(zip(self.running, map(self.taught.whole, numbers), strict=True))
         ]
 
     def _soft_targets(self) -> Tensor:
+        """Where what the layers below give is kept of a view, of all images, by those above it."""
         train = self.inputs.dataset.train
         images = self.inputs.pixels(train.images, resident=False)
-        return soft_targets(self.taught.model, images, train.labels, self.recipe.left_views)
+        found = []
+        for view in self.recipe.left_views:
+            above = self.inputs.above_at_the_end(self.taught, view)
+            if above is not None:
+                found.append(predict(above.model, above.train).transpose(1, 2).cpu().unsqueeze(1))
+            else:
+                found.append(soft_targets(self.taught.model, images, train.labels, [view]))
+        return torch.cat(found, dim=1)
 
 
 def _by_kind(upstream: Upstream) -> Lessons:

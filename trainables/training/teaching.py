@@ -62,6 +62,11 @@ class Teaching:
         """Whether it needs what is inside of the lanes' model, while they train."""
         return False
 
+    @property
+    def watched(self) -> Sequence[str]:
+        """The layers of that model whose maps it needs."""
+        return ()
+
     def watching(self) -> AbstractContextManager[None]:
         """A context of a forward pass of the lanes' model, in which it takes note of that."""
         return nullcontext()

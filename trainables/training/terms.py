@@ -339,6 +339,10 @@ class MethodTeaching(Teaching):
     def watches(self) -> bool:
         return self.inside is not None or bool(self.layers)
 
+    @property
+    def watched(self) -> Sequence[str]:
+        return self.layers
+
     @contextmanager
     def watching(self) -> Iterator[None]:
         with ExitStack() as stack:
