@@ -160,7 +160,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
     """What a run would go through. Upstream stages are known where nothing of theirs is varied; students are counted.
 
     Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets, on
-    a GPU where there is one and the role would get a part of it.
+    a GPU where there is one and the role would get a part of it. Several ranks are taken to share the time evenly.
     """
     needed, ended, new = _stages(space, dataset, folder, search)
     threads = torch.get_num_threads()
@@ -169,13 +169,16 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
     alike, done = (_rows(space, stages, firsts) for stages in (needed, ended))
     for row, stage in enumerate(firsts):
         cpu = min(space.resources_of(stage.role).cpu, threads)
+        ranks = _ranks_here(space, stage.role)
         number = len(alike[row]) + len(done[row]) + new[stage.role, *_cost_of(space, stage)]
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
         given, apart, gpu = stage.given is not None, _apart(stage, firsts), _gpu_here(space, stage.role)
         sized = _searched(space, stage) or ""
         about = stage.role == "assistant" and new[stage.role, *_cost_of(space, stage)] > 0
         planned.append(
-            PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, sized, about, gpu)
+            PlannedStages(
+                stage.role, stage.model, number, cached, 0.0, ranks * cpu, given, apart, sized, about, ranks * gpu
+            )
         )
         if not planned[-1].left:
             continue
@@ -188,7 +191,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
             if not isinstance(error, known) and "can't allocate memory" not in str(error):
                 raise
             raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
-        planned[-1] = replace(planned[-1], seconds=seconds)
+        planned[-1] = replace(planned[-1], seconds=seconds / ranks)
     torch.set_num_threads(threads)
     return planned
 
@@ -309,9 +312,17 @@ def _stages(
 
 
 def _gpu_here(space: Space, role: Role) -> float:
-    """What a worker of the role would get of this machine's GPUs, as `fitted` gives it."""
-    wanted, here = space.resources_of(role).gpu, float(torch.cuda.device_count())
-    return min(here, wanted if wanted is not None else 0.25 if role == "student" else 1.0)
+    """What a rank of the role would get of this machine's GPUs, as `fitted` gives it."""
+    own, here = space.resources_of(role), float(torch.cuda.device_count())
+    unsaid = 0.0 if own.ranks else 0.25 if role == "student" else 1.0
+    return min(here, 1.0, own.gpu if own.gpu is not None else unsaid)
+
+
+def _ranks_here(space: Space, role: Role) -> int:
+    """How many of the role would train a stage together on this machine, as `fitted` gives it."""
+    own = space.resources_of(role)
+    most = torch.cuda.device_count() if own.gpu else (os.cpu_count() or 1) // own.cpu
+    return max(1, min(own.together, most))
 
 
 def estimate_seconds(
