@@ -4,11 +4,13 @@ The worker says when each begins, runs an epoch and ends; what they compute toge
 They live as long as the worker: Ray ends an actor with the one that started it, and with its placement group.
 """
 
+import gc
 import logging
 import os
 import signal
 import socket
 import threading
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -72,7 +74,13 @@ class Rank:
 
     def run_epoch(self) -> None:
         assert self.training
-        self.training.run_epoch()
+        try:
+            self.training.run_epoch()
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the connections, by whose end the others notice
+            self.end()
+            gc.collect()
+            raise
 
     def end(self) -> None:
         from takd.trainables.training.devices import let_go
