@@ -8,6 +8,8 @@ PRESET ?= mnist-gap
 # What the tests and the study print should not depend on the machine's mood.
 export RAY_DEDUP_LOGS := 0
 export PYTHONHASHSEED := 0
+# Some machines ask for it; every process that a study or a test starts would then compile takd anew, half a second each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: study test check docs clean help
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from takd.analysis.tables import confirmed, students
 from takd.search_spaces import Recipe, Space, Training, examples_of, some
-from takd.search_spaces.methods import KD, METHODS
+from takd.search_spaces.methods import KD, METHODS, reuses_head
 from takd.search_spaces.metrics import METRICS
 from takd.search_spaces.stage import in_use
 
@@ -174,7 +174,21 @@ def _loss(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sent
         "KL was replaced by the decoupled divergence of Zhao et al. 2022": space.loss.divergence,
         "logits were standardised before they were softened (Sun et al. 2024)": space.loss.standardize,
     }
-    others = dict.fromkeys(name for arm in space.all_arms for name in sorted(arm.methods) if name != KD)
+    named = dict.fromkeys(name for arm in space.all_arms for name in sorted(arm.methods) if name != KD)
+    alone = [name for name in named if reuses_head(name)]
+    if alone:
+        yield (
+            f"Students of {_and([f'{name} ({METHODS[name].source})' for name in alone])} ended in a projector and "
+            "their teacher's head, and minimised the squared distance of what they projected from what enters that "
+            "head in their teacher, and nothing else."
+        )
+    if space.transfer is not None:
+        own = ", and those of this data set" if space.transfer.with_own else ""
+        yield (
+            f"Students that somebody taught saw the training images of {space.transfer.dataset}{own}, and none of the "
+            "labels."
+        )
+    others = [name for name in named if name not in alone]
     if others:
         known = [f"{name} ({METHODS[name].source})" if name in METHODS else name for name in others]
         yield (

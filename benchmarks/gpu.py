@@ -40,16 +40,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from takd.search_spaces import Loss, Recipe, Stage
+from takd.search_spaces import Loss, Recipe, Stage, Term, learned_by
+from takd.search_spaces.methods import METHODS, SOFTENED, compared_stages
 from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import Dataset, import_dataset, load
 from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.models.families import build
+from takd.trainables.models.stage_models import head_in
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on, tf32
+from takd.trainables.training.features import embedding_in, maps_in, stages_in
 from takd.trainables.training.inputs import evaluation_batch, predict
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.optimizers import RULES
+from takd.trainables.training.teaching import Lessons
 from takd.trainables.width import best_width
 
 CLASSES = 10
@@ -190,20 +194,60 @@ def _archived(archive: Path) -> Source:
 
 
 def stage(dataset: Dataset, model: str, seed: int = 0, role: Any = "student", **given: Any) -> Stage:
-    """On labels, or with `upstreams`, `loss`, `temperature` and `lambda_` taught by teachers with made-up logits."""
+    """On labels, or with `upstreams`, `loss`, `temperature` and `lambda_` taught by teachers with made-up logits.
+
+    With `method` and `by` by a teacher of that model, whose embeddings or maps are made up too.
+    """
     own: dict[str, Any] = {name: given.pop(name) for name in ("loss", "temperature", "lambda_") if name in given}
-    number = given.pop("upstreams", 0)
+    number, method, by = given.pop("upstreams", 0), given.pop("method", None), given.pop("by", "mlp-1200")
     above = tuple(
-        Stage(role="teacher", dataset=dataset.fingerprint, model="mlp-1200", recipe=Recipe(), seed=each)
-        for each in range(number)
+        Stage(role="teacher", dataset=dataset.fingerprint, model=by, recipe=Recipe(), seed=each)
+        for each in range(1 if method else number)
     )
-    if above:
+    if method:
+        own |= {"terms": (_term(method, dataset, model, by),)}
+    elif above:
         own = {"temperature": 4.0, "lambda_": 0.7, "loss": Loss()} | own
     recipe = Recipe.model_validate(given)
     return Stage(role=role, dataset=dataset.fingerprint, model=model, recipe=recipe, seed=seed, upstream=above, **own)
 
 
+def _term(method: str, dataset: Dataset, model: str, by: str) -> Term:
+    params = {name: each.default for name, each in METHODS[method].params.items()}
+    params |= {"negatives": 32.0, "width": 8.0} if method == "crd" else {}
+    layers: dict[str, Any] = {}
+    if METHODS[method].needs == "maps":
+        ends = [stages_in(each, dataset.image_shape, len(dataset.classes)) for each in (model, by)]
+        layers = dict(zip(("student_layers", "teacher_layers"), compared_stages(method, *ends), strict=True))
+    return Term(method=method, params=params, **layers)
+
+
+def _lessons(one: Stage, upstream: Stage, dataset: Dataset) -> Lessons:
+    """Made up, of all that a stage learns: maps, which would take gigabytes, the same of all images."""
+    about, images, random = (
+        (dataset.image_shape, len(dataset.classes)),
+        dataset.sizes["train"],
+        np.random.default_rng(0),
+    )
+    found: dict[Any, Any] = {}
+    for what, layer in learned_by(one):
+        if what == "map":
+            shape: tuple[int, ...] = maps_in(upstream.model, *about)[str(layer)]
+            said = np.broadcast_to(random.normal(size=shape).astype(np.float32), (images, *shape))
+        else:
+            width = embedding_in(upstream.model, *about).features if what == "embedding" else about[1]
+            said = random.normal(size=(images, width)).astype(np.float32)
+        found[what, layer] = [said] * one.recipe.view_count
+    return found
+
+
 def training_of(stages: Sequence[Stage], dataset: Dataset, device: torch.device) -> StageTraining:
+    if stages[0].terms:
+        lessons = [[_lessons(each, above, dataset) for above in each.upstream] for each in stages]
+        about, heads = (dataset.image_shape, len(dataset.classes)), None
+        if (teacher := stages[0].head_of) is not None:
+            heads = [head_in(teacher.model, build(teacher.model, *about).state_dict(), *about)] * len(stages)
+        return StageTraining(stages, dataset, lessons, device, heads=heads)
     shape = (dataset.sizes["train"], len(dataset.classes))
     logits = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     by_view = [logits] * stages[0].recipe.view_count
@@ -358,6 +402,8 @@ def check_float32(bench: Bench) -> None:
 
 
 # What a step may be made of: every family, loss, augmentation, optimizer and precision; see the test that says so.
+ON_VECTORS = [name for name, each in METHODS.items() if each.needs != "maps" and name not in SOFTENED]
+ON_MAPS = ("fitnet", "at", "sp", "vid")
 VARIANTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mlp, lanes, dropout": ("mlp-32", 3, {"dropout": 0.2, "upstreams": 1}),
     "rates by lane, adam": ("mlp-8", 2, {"rates": True, "weight_decay": 1e-4}),
@@ -377,6 +423,15 @@ VARIANTS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "mixup": ("mlp-8", 2, {"augment": "crop-flip+mixup", "views": 2}),
     "cutmix, averaged": ("cnn", 1, {"augment": "cutmix", "views": 2, "ema": 0.9}),
     "clipped, in parts": ("mlp-8", 2, {"clip_norm": 1.0, "accumulate": 2, "optimizer": "sgd", "nesterov": True}),
+    **{name: ("mlp-8", 2, {"method": name, "by": "mlp-16"}) for name in ON_VECTORS},
+    **{
+        name: ("plain-2", 1, {"method": name, "by": "plain-4", "optimizer": "sgd"})
+        for name in ("fitnet", "at", "sp", "vid")
+    },
+    "simkd": ("resnet-8", 1, {"method": "simkd", "by": "resnet-14"}),
+    "wide": ("wrn-10-1", 1, {"optimizer": "sgd"}),
+    "vgg": ("vgg-8", 1, {"optimizer": "sgd"}),
+    "shuffled": ("shufflenet-v1", 1, {"optimizer": "sgd"}),
     **{name: ("mlp-8", 2, {"optimizer": name}) for name in RULES},
 }
 # Whose steps count on the host: no graph can be made of them.
@@ -420,7 +475,9 @@ def check_syncs(bench: Bench) -> None:
         finally:
             if bench.gpu:
                 torch.cuda.set_sync_debug_mode("default")
-    measured = "; ".join(found) or f"{len(VARIANTS)} kinds of steps: every family, loss, augmentation and optimizer"
+    measured = (
+        "; ".join(found) or f"{len(VARIANTS)} kinds of steps: every family, loss, method, augmentation and optimizer"
+    )
     bench.page.check("a step waits for nothing", measured, not found if bench.gpu else None)
 
 

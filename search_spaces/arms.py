@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from takd.search_spaces.errors import InputError
-from takd.search_spaces.methods import KD, METHODS, RESERVED, SOFTENED, STANDARDIZE
+from takd.search_spaces.methods import KD, METHODS, RESERVED, SOFTENED, STANDARDIZE, reuses_head
 from takd.search_spaces.registry import NAME, PAGE, nearest
 
 
@@ -109,6 +109,8 @@ def parse_arm(name: str, any_method: bool = False) -> Arm:
         raise _no_arm(name, wrong)
     if kind == "dense" and not assistants:
         raise _no_arm(name, "dense/ has no assistant")
+    if kind == "dense" and any(map(reuses_head, own)):
+        raise _no_arm(name, f"a student of {methods} ends in the head of one model, and dense/ has several")
     return Arm(
         name,
         distilled=True,
@@ -130,6 +132,9 @@ def _wrong_methods(named: list[str], own: tuple[str, ...], any_method: bool) -> 
         yield "a method is there twice"
     if len(softened) > 1:
         yield f"{' and '.join(softened)} stand in the same place of the loss; name one of them"
+    for each in own:
+        if reuses_head(each) and len(named) > 1:
+            yield f"{each} is all that its student learns by; name it alone"
     if STANDARDIZE in named and not softened:
         yield f"{STANDARDIZE} is of logits that are softened: say kd+{STANDARDIZE} or dkd+{STANDARDIZE}"
 

@@ -8,6 +8,8 @@ from takd.search_spaces.stage import TRAINING_REVISION, DatasetFingerprint, Stag
 from takd.search_spaces.values import Value
 
 What = Literal["soft_targets", "embedding", "map"]
+DTYPE = ":"  # in a name, before another dtype than float32
+WITH_OWN = "+"  # in a name, before the images that a stage's own come before
 
 
 class Left(NamedTuple):
@@ -17,21 +19,34 @@ class Left(NamedTuple):
     layer: str | None = None  # whose output a map is; an embedding is what enters the head
     view: ViewName = None
     images: str | None = None  # the fingerprint of the data set whose training images they are, as JSON; None: its own
+    with_own: bool = False  # whether its own come before those
+    dtype: Literal["float16"] | None = None  # None: float32
 
     @property
     def name(self) -> LeftName:
         """That of the view, of soft targets on the data set's own images."""
         if self.what == "soft_targets" and self.images is None:
             return self.view
-        return LEFT.join((self.what, self.layer or "", self.images or "", self.view or ""))
+        what = f"{self.what}{DTYPE}{self.dtype}" if self.dtype else self.what
+        images = WITH_OWN * self.with_own + (self.images or "")
+        return LEFT.join((what, self.layer or "", images, self.view or ""))
 
     @classmethod
     def parse(cls, name: LeftName) -> "Left":
         if name is None or LEFT not in name:
             return cls(view=name)
-        what, layer, images, view = name.split(LEFT)
+        kind, layer, images, view = name.split(LEFT)
+        what, _, dtype = kind.partition(DTYPE)
         kinds: dict[str, What] = {"map": "map", "embedding": "embedding"}
-        return cls(kinds.get(what, "soft_targets"), layer or None, view or None, images or None)
+        others = images.removeprefix(WITH_OWN)
+        return cls(
+            kinds.get(what, "soft_targets"),
+            layer or None,
+            view or None,
+            others or None,
+            images.startswith(WITH_OWN),
+            "float16" if dtype else None,
+        )
 
 
 def learned_by(stage: Stage) -> list[tuple[What, str | None]]:
@@ -54,7 +69,8 @@ def needed_by(stage: Stage) -> list[LeftName]:
 def names_of(stage: Stage, what: What, layer: str | None) -> list[LeftName]:
     """What a stage learns of one kind, in the views of its recipe."""
     images = stage.transfer.model_dump_json() if stage.transfer else None
-    return [Left(what, layer, view, images).name for view in stage.recipe.view_names]
+    dtype = None if what == "soft_targets" else stage.features
+    return [Left(what, layer, view, images, bool(stage.with_own), dtype).name for view in stage.recipe.view_names]
 
 
 class Derived(Value):
@@ -66,6 +82,8 @@ class Derived(Value):
     layer: str | None = None  # of the model, where what is derived is a layer's
     dataset: DatasetFingerprint
     view: ViewName = None
+    dtype: Literal["float16"] | None = None  # null: float32
+    with_own: DatasetFingerprint | None = None  # whose training images come before those of the data set
     code: dict[str, str] | None = None  # of a user's, by which model and views are what they are
 
     def key_input(self) -> dict[str, Any]:
@@ -87,5 +105,6 @@ def derived_of(stage: Stage, weights: str, name: LeftName) -> Derived:
     """What a stage leaves by that name; its weights have that digest."""
     left, model = Left.parse(name), stage.model if stage.has_weights else None
     dataset = DatasetFingerprint.model_validate_json(left.images) if left.images else stage.dataset
-    what = {"what": left.what, "layer": left.layer, "view": left.view}
+    what: dict[str, Any] = {"what": left.what, "layer": left.layer, "view": left.view, "dtype": left.dtype}
+    what |= {"with_own": stage.dataset} if left.with_own else {}
     return Derived.model_validate({"weights": weights, "model": model, "dataset": dataset, "code": stage.code, **what})

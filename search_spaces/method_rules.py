@@ -27,6 +27,7 @@ def keys_of(name: str) -> tuple[str, ...]:
     if name == KD:
         return ()
     own = [WEIGHT, *facts.params, *([TEMPERATURE] if facts.temperature else []), WARMUP]
+    own = [] if facts.reuses_head else own  # alone it weighs what the learning rate says
     own += [FORM] if name == DKD else []
     return (*own, *(LAYERS if facts.needs == "maps" else ()))
 
@@ -36,7 +37,7 @@ def published(name: str) -> dict[str, Any]:
     if name not in METHODS:
         return {WEIGHT: 1.0}
     facts = METHODS[name]
-    if name == KD:
+    if name == KD or facts.reuses_head:
         return {}
     low, high = facts.search
     own: dict[str, Any] = {WEIGHT: Range(low=low, high=high, log=True)}
@@ -64,7 +65,8 @@ def check_section(name: str, given: Mapping[str, Any]) -> None:
         if name in METHODS and key not in keys_of(name):
             others = [each for each in METHODS if key in METHODS[each].params]
             whose = f", which is a parameter of {' and '.join(others)}" if others else ""
-            raise ValueError(f"{name} has no {key}{whose}; valid: {', '.join(keys_of(name))}")
+            valid = ", ".join(keys_of(name)) or "nothing: it is all that its student learns by"
+            raise ValueError(f"{name} has no {key}{whose}; valid: {valid}")
         _check_value(name, key, value)
     if given.get(FORM) == "convex":
         for where, each in examples_of(given.get(WEIGHT, 1.0)):

@@ -57,6 +57,8 @@ class MethodFacts:
     temperature: float | None = None  # None: it has none
     warmup: float | None = None  # the part of a run over which its weight rises
     stages: Literal["all", "middle", "last"] = "last"  # of a model, whose maps it compares unless layers are named
+    # Whether it is all that a student learns by, whose network then ends in a projector and its teacher's head.
+    reuses_head: bool = False
 
     @property
     def search(self) -> tuple[float, float]:
@@ -100,7 +102,15 @@ METHODS: Mapping[str, MethodFacts] = {
     "at": MethodFacts("maps", "Zagoruyko and Komodakis 2017", 1000.0, stages="all"),
     "sp": MethodFacts("maps", "Tung and Mori 2019", 3000.0),
     "vid": MethodFacts("maps", "Ahn et al. 2019", stages="all"),
+    "simkd_linear": MethodFacts("embedding", "Chen et al. 2022, with a linear projector", reuses_head=True),
+    "simkd": MethodFacts("maps", "Chen et al. 2022", reuses_head=True),
 }
+
+
+def reuses_head(method: str) -> bool:
+    """Whether a student of that method ends in its teacher's head."""
+    return method in METHODS and METHODS[method].reuses_head
+
 
 RESERVED = frozenset({"labels", "label_smoothing", KD, "takd", "dense", "ensemble", STANDARDIZE})
 

@@ -524,6 +524,14 @@ class Transfer(Value):
     taken; the search, and the confirm phase, measure on the space's own."""
     examples: Integer | None = Field(None, ge=1, examples=[20000])
     """How many of them, drawn by `examples_seed` of the student's recipe; null is all of them."""
+    with_own: Flag | None = Field(None, examples=[True])
+    """`true`: on the space's own training images as well, whose labels are not used either; null and false: on the
+    others alone. `examples` are then drawn from both."""
+
+    @field_validator("with_own")
+    @classmethod
+    def _one_way_to_say_no(cls, flag: bool | None) -> bool | None:
+        return flag or None
 
 
 class Features(Value):
@@ -532,6 +540,9 @@ class Features(Value):
     cache_gb: Number = Field(8.0, ge=0, examples=[2])
     """How many gigabytes what one model leaves for one student may take. Where it is more the model runs beside the
     student in every step: the numbers are the same, and it takes longer."""
+    dtype: Literal["float32", "float16"] = Field("float32", examples=["float16"])
+    """In which numbers embeddings and maps are kept and taught. `float16` takes half the room. It rounds them, so it is
+    in the key of those that learn from them. Logits are always `float32`."""
 
 
 class Published(Value):

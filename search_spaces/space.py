@@ -22,7 +22,18 @@ from takd.search_spaces.factors import (
     without_places,
 )
 from takd.search_spaces.method_rules import as_published, check_section, completed, taught
-from takd.search_spaces.methods import DKD, EMBEDDING, KD, METHODS, STAGE, TEMPERATURE, WEIGHT, Needs, compared_stages
+from takd.search_spaces.methods import (
+    DKD,
+    EMBEDDING,
+    KD,
+    METHODS,
+    STAGE,
+    TEMPERATURE,
+    WEIGHT,
+    Needs,
+    compared_stages,
+    reuses_head,
+)
 from takd.search_spaces.metrics import METRICS, Metric
 from takd.search_spaces.sections import (
     Asha,
@@ -84,8 +95,8 @@ _CHANGEABLE = {
     "lanes",
     "allow_any_size",
     "code",  # its digests may not
-    "features",
     "inside",
+    "loops",
     "metric_of_code",
 }
 
@@ -211,6 +222,9 @@ class Space(Value):
     inside: dict[str, dict[str, tuple[Integer, ...]]] = Field(default_factory=dict, examples=[{}])
     """Not to be written by hand: of models that methods look into the shapes of what is compared, by layer, filled in
     when a study starts."""
+    loops: tuple[str, ...] = Field((), examples=[()])
+    """Not to be written by hand: of which students the model that teaches them runs in every step, since that was
+    measured to be faster than to keep what it leaves; filled in when a study starts."""
     metric_of_code: Metric | None = Field(None, examples=[None])
     """Not to be written by hand: how people read a `metric` of your code, filled in when a study starts."""
     flops: dict[str, Integer] = Field(default_factory=dict, examples=[{}])
@@ -342,7 +356,7 @@ class Space(Value):
     def _transfer_teaches_classes(self) -> None:
         """Of images without labels a student learns classes from soft targets alone."""
         for arm in self.all_arms if self.transfer is not None else ():
-            if arm.distilled and not {KD, DKD, "dist"} & {*arm.methods}:
+            if arm.distilled and not {KD, DKD, "dist"} & {*arm.methods} and not any(map(reuses_head, arm.methods)):
                 told = "+".join([*arm.methods, KD])
                 raise ValueError(
                     f"arms: {arm.name!r}: transfer uses no labels, and {arm.name} has nothing else that says what a "
@@ -383,13 +397,16 @@ class Space(Value):
         chains = [arm for arm in self.all_arms if arm.assistants]
         ways += [("assistants.method: ", arm, self.assistants.method) for arm in chains]
         for where, arm, method in ways:
+            if reuses_head(method) and where.startswith("assistants"):
+                raise ValueError(f"{where}a student of {method} ends in its teacher's head; assistants have their own")
             if needs.get(method, "logits") == "logits":
                 continue
             what = f"{method} compares what is inside of models"
             if needs[method] == "maps" and arm.dense:
                 raise ValueError(f"{where}{method} compares maps with those of one model, and dense/ has several")
+            none = "no single embedding" if needs[method] == "embedding" else "no maps of its own"
             if arm.ensemble and not (arm.assistants and where.startswith("arms")):
-                raise ValueError(f"{where}{what}, and an ensemble has no single {needs[method]}; use kd, dkd or dist")
+                raise ValueError(f"{where}{what}, and an ensemble has {none}; use kd, dkd or dist")
             if self.teacher.logits is not None and self._learns_from_the_teacher(arm):
                 raise ValueError(f"{where}{what}; of the teacher logits alone are given: give its checkpoint")
             for name in arm.assistants if where.startswith("arms") else ():
@@ -524,6 +541,7 @@ class Space(Value):
         """What may not change when a study goes on; budget, machine and words may."""
         # Weights by what they are, not by where they were found.
         places: Any = {role: {"pretrained", "checkpoint", "logits"} for role in ("teacher", "assistants", "student")}
+        places |= {"features": {"cache_gb"}}
         changeable = _CHANGEABLE - {"lanes", "resources"} if self.deterministic else _CHANGEABLE
         found = self.model_dump(mode="json", exclude=places | dict.fromkeys(changeable, True))
         for model in found["assistants"]["models"]:
@@ -806,6 +824,7 @@ class Space(Value):
         if upstream and role == "student" and self.transfer is not None:
             known = self.transfer_data
             fields["transfer"] = DatasetFingerprint.model_validate_json(known) if known else UNKNOWN_IMAGES
+            fields["with_own"] = self.transfer.with_own
             recipe["examples"] = self.transfer.examples
         if upstream and isinstance(section, Distillation):
             ensemble = len({stage.role for stage in upstream}) == 1 and len(upstream) > 1
@@ -825,9 +844,12 @@ class Space(Value):
             fields["pretrained"] = self.weights.get(role, {}).get(model, UNRESOLVED)
         whole = Recipe.model_validate(in_use(recipe))
         of_images = fields.get("transfer", dataset).sizes.get("train", 0)
+        of_images += dataset.sizes.get("train", 0) if fields.get("with_own") else 0
+        if self.features.dtype == "float16" and any(term.needed != "logits" for term in fields.get("terms") or ()):
+            fields["features"] = "float16"
         if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
-        return Stage(
+        stage = Stage(
             role=role,
             dataset=dataset,
             model=model,
@@ -837,6 +859,7 @@ class Space(Value):
             code=self.code_of(model, whole, fields.get("loss"), fields.get("terms") or ()),
             **fields,
         )
+        return stage.model_copy(update={"in_loop": True}) if stage.loop in self.loops else stage
 
     def _with_needs(self, term: Term) -> Term:
         return term.model_copy(update={"needs": self.needs[term.method]}) if term.method in self.needs else term
@@ -860,7 +883,8 @@ class Space(Value):
         for each in upstream if layers else ():
             shapes = self.inside.get(each.model, {})
             numbers = sum(math.prod(shapes.get(layer) or shapes.get(STAGE + layer) or (0,)) for layer in layers)
-            if 4 * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
+            each_takes = 2 if self.features.dtype == "float16" else 4
+            if each_takes * numbers * images * recipe.view_count > 1e9 * self.features.cache_gb:
                 return True
         return False
 

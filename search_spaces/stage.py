@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from takd.search_spaces.augments import NamedView, ViewName, altering, check_augment, mixes
-from takd.search_spaces.methods import METHODS, Needs
+from takd.search_spaces.methods import METHODS, Needs, reuses_head
 from takd.search_spaces.recipe_rules import check_recipe
 from takd.search_spaces.values import OWN, Flag, Integer, Number, Value
 
@@ -371,6 +371,8 @@ class Stage(Value):
     lambda_: Number | None = Field(None, alias="lambda")
     terms: tuple[Term, ...] | None = None  # methods beside that, or in its place; by their names
     transfer: DatasetFingerprint | None = None  # whose training images it learns from, without labels; null: its own
+    with_own: Flag | None = None  # whether it learns from its own training images too, without labels
+    features: Literal["float16"] | None = None  # in which embeddings and maps are taught; null: float32
     in_loop: Flag | None = None  # whether its upstream runs beside it; not in the key: the numbers are the same
 
     @model_validator(mode="after")
@@ -413,6 +415,8 @@ class Stage(Value):
             "lambda": self.lambda_,
             "terms": [term.model_dump(mode="json", exclude_none=True) for term in self.terms] if self.terms else None,
             "transfer": self.transfer.model_dump(mode="json") if self.transfer else None,
+            "with_own": self.with_own,
+            "features": self.features,
         }
         return {name: value for name, value in everything.items() if value is not None}
 
@@ -445,9 +449,10 @@ class Stage(Value):
         shared += [self._loss_input(), len(self.upstream)]
         shared += [self.given.digest] if self.given else []
         shared += [self.code] if self.code else []
-        shared += [self.transfer.model_dump(mode="json")] if self.transfer else []
+        shared += [self.transfer.model_dump(mode="json"), self.with_own] if self.transfer else []
         if self.terms:  # what a layer gives has as many features as its model says
             shared += [[term.form for term in self.terms], [each.model for each in self.upstream], self.in_loop]
+            shared += [self.features] if self.features else []
         return json.dumps(shared, sort_keys=True)
 
     @property
@@ -458,18 +463,33 @@ class Stage(Value):
     @property
     def images(self) -> int:
         """That it is trained on."""
-        return 0 if self.given else self.recipe.examples or (self.transfer or self.dataset).sizes["train"]
+        if self.given:
+            return 0
+        own = self.dataset.sizes["train"] if self.with_own else 0
+        return self.recipe.examples or own + (self.transfer or self.dataset).sizes["train"]
 
     @property
     def loss_name(self) -> str:
         """For people: `convex`, `cross-entropy`, `cross-entropy + 0.1 rkd`."""
         form = self.loss.form if self.loss else "cross-entropy"
+        if self.head_of is not None:
+            return self.methods
         return " + ".join([form, *(f"{term.weight:g} {term.method}" for term in self.terms or ())])
 
     @property
     def methods(self) -> str:
         """That teach it beside labels and soft targets, and cost something: `rkd`, or `crd+rkd`; empty: none."""
         return "+".join(term.method for term in self.terms or ())
+
+    @property
+    def head_of(self) -> "Stage | None":
+        """Whose head its model ends in, as that stands, and there are no labels in its loss; mostly nobody's."""
+        return self.upstream[0] if any(reuses_head(term.method) for term in self.terms or ()) else None
+
+    @property
+    def loop(self) -> str:
+        """Of whom it is measured whether their upstream runs beside them: `plain-2 by at <- plain-4`."""
+        return f"{self.model} by {self.methods} <- {'+'.join(each.model for each in self.upstream)}"
 
     @property
     def has_weights(self) -> bool:
@@ -533,6 +553,11 @@ def check_term(recipe: Recipe, term: Term) -> None:
         raise ValueError(
             f"augment is {recipe.augment}, whose images have two labels, but the method {term.method} takes one; leave "
             "one of them out"
+        )
+    if recipe.head_epochs is not None and reuses_head(term.method):
+        raise ValueError(
+            f"head_epochs is {recipe.head_epochs}, but a student of {term.method} has no head of its own to train; "
+            "leave it out"
         )
     if recipe.accumulate is not None:
         raise ValueError(

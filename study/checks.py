@@ -18,22 +18,26 @@ from takd.search_spaces import (
     Role,
     Space,
     Stage,
+    Term,
     Training,
     examples_of,
     first_of,
     sizes_of,
 )
 from takd.search_spaces.doubts import doubts
-from takd.search_spaces.methods import EMBEDDING, STAGE
+from takd.search_spaces.methods import EMBEDDING, STAGE, compared_stages
 from takd.search_spaces.sections import LOGITS
 from takd.study.code_checks import try_metric, use_code, with_code
 from takd.study.folder import StudyFolder
+from takd.study.loops import faster_in_loop
 from takd.study.options import Checked
 from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
+from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.families import check_model, family_of, normalises_batches, parameters_of, size_of
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained
+from takd.trainables.models.stage_models import check_heads, check_takes_means
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
@@ -48,16 +52,21 @@ def check(space: Space, source: str, folder: StudyFolder) -> Checked:
     dataset, warnings = check_space(space, source, folder)
     largest = max(dataset.class_counts["validation"])
     checked = with_weights(space, dataset, source, folder)
-    return Checked(checked, dataset.fingerprint, largest, warnings, code, is_own(dataset.name))
+    return Checked(checked, dataset.fingerprint, largest, warnings, code, own_data(checked, dataset.fingerprint))
+
+
+def own_data(space: Space, data: DatasetFingerprint) -> tuple[DatasetFingerprint, ...]:
+    """Of all images that a checked space learns from those that were converted from a user's files."""
+    other = [DatasetFingerprint.model_validate_json(space.transfer_data)] if space.transfer_data is not None else []
+    return tuple(each for each in (data, *other) if is_own(each.name))
 
 
 def keep_inputs(space: Space, data: DatasetFingerprint, source: str, folder: StudyFolder, code: Code = NO_CODE) -> None:
     """Puts below the root what nodes may lack and the root doesn't have: the data set, and weights."""
     use(code)
     dataset = load_for(data, folder.artifacts)
-    other = [DatasetFingerprint.model_validate_json(space.transfer_data)] if space.transfer_data is not None else []
-    for each in (data, *other):
-        if is_own(each.name) and not folder.artifacts.has_dataset(each):
+    for each in own_data(space, data):
+        if not folder.artifacts.has_dataset(each):
             folder.artifacts.keep_dataset(each, load_for(each, folder.artifacts).folder)
     keep_pretrained(space, source, folder, dataset)
 
@@ -106,9 +115,15 @@ def _dataset(name: str, folder: StudyFolder | None) -> Dataset:
         return load(name)
     except InputError:
         search = find_search(folder) if folder else None
-        if folder is None or search is None or search.dataset.name != name:
+        if folder is None or search is None:
             raise
-        return load_for(search.dataset, folder.artifacts)
+        known = [search.dataset]
+        if search.space.transfer_data is not None:
+            known.append(DatasetFingerprint.model_validate_json(search.space.transfer_data))
+        for each in known:
+            if each.name == name:
+                return load_for(each, folder.artifacts)
+        raise
 
 
 def check_space(space: Space, source: str, folder: StudyFolder | None = None) -> tuple[Dataset, list[str]]:
@@ -121,7 +136,7 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     _check_metric(space, dataset, source)
-    transfer_data(space, dataset, source)
+    transfer_data(space, dataset, source, folder)
     odd: dict[str, list[str]] = {}  # cells by what is odd in them
     try:
         space = space.model_copy(update={"flops": flops_of(space, dataset)})
@@ -229,13 +244,42 @@ def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, 
                     except InputError as error:
                         what = "embeddings" if term.needed == "embedding" else term.needed
                         raise InputError(f"{cell.where}{term.method} compares {what}: {error}") from None
-                own_layers, their_layers = term.student_layers, term.teacher_layers
-                if own_layers and their_layers and len(own_layers) != len(their_layers):
-                    raise InputError(
-                        f"methods: {term.method} compares layers in pairs; student_layers has {len(own_layers)}, "
-                        f"teacher_layers {len(their_layers)}"
-                    )
+                try:
+                    _check_head(stage, term, shape, classes)
+                except InputError as error:
+                    raise InputError(f"{cell.where}{term.method}: {error}") from None
+                if term.needed == "maps":
+                    _check_pairs(stage, term, shape, classes)
     return found
+
+
+def _check_pairs(stage: Stage, term: Term, shape: ImageShape, classes: int) -> None:
+    """Raises InputError where a method has not as many layers of the one model as of the other, or none."""
+    ends = [stages_in(model, shape, classes) for model in (stage.model, stage.upstream[0].model)]
+    known = compared_stages(term.method, *ends)
+    own, theirs = term.student_layers or known[0], term.teacher_layers or known[1]
+    if len(own) != len(theirs):
+        both = " and ".join(
+            f"{name} of {model}{'' if given else ', which are those of its stages,'} has {len(layers)}"
+            for name, model, given, layers in (
+                ("student_layers", stage.model, term.student_layers, own),
+                ("teacher_layers", stage.upstream[0].model, term.teacher_layers, theirs),
+            )
+        )
+        raise InputError(f"methods: {term.method} compares layers in pairs; {both}; name as many of both")
+
+
+def _check_head(stage: Stage, term: Term, shape: ImageShape, classes: int) -> None:
+    """Raises InputError where a student's model can't end in its teacher's head."""
+    if (teacher := stage.head_of) is None:
+        return
+    check_heads(stage.model, teacher.model, image_shape=shape, classes=classes)
+    if term.needed != "maps":
+        return
+    for model, named in ((stage.model, term.student_layers), (teacher.model, term.teacher_layers)):
+        if named and len(named) > 1:
+            raise InputError(f"the last layer of {model} before its head is compared, and not {' and '.join(named)}")
+        check_takes_means(model, shape, classes, named[0] if named else stages_in(model, shape, classes)[-1])
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:
@@ -318,13 +362,29 @@ def with_weights(space: Space, dataset: Dataset, source: str, folder: StudyFolde
                 f"{source}: factors: {role} {model} starts from other weights in one cell than in another; compare "
                 "null and one of them, or make two studies"
             )
-    other = transfer_data(space, dataset, source)
+    other = transfer_data(space, dataset, source, folder)
     data = other.fingerprint.model_dump_json() if other else None
     whole = space.model_copy(update={"weights": found, "flops": flops_of(space, dataset), "transfer_data": data})
-    return whole.model_copy(update={"inside": inside_of(whole, dataset)})
+    whole = whole.model_copy(update={"inside": inside_of(whole, dataset)})
+    return whole.model_copy(update={"loops": _loops(whole, dataset, folder)})
 
 
-def transfer_data(space: Space, dataset: Dataset, source: str) -> Dataset | None:
+def _loops(space: Space, dataset: Dataset, folder: StudyFolder) -> tuple[str, ...]:
+    """Decided once: a study that has begun keeps what was measured then."""
+    if (search := find_search(folder)) is not None:
+        return search.space.loops
+    kinds = (stages for cell in space.cells for stages in stages_by_model(cell.space, dataset))
+    return faster_in_loop(space, kinds, dataset, gpu_here(space, "student"))
+
+
+def gpu_here(space: Space, role: Role) -> float:
+    """What a rank of the role would get of this machine's GPUs, as `fitted` gives it."""
+    own, here = space.resources_of(role), float(torch.cuda.device_count())
+    unsaid = 0.0 if own.ranks else 0.25 if role == "student" else 1.0
+    return min(here, 1.0, own.gpu if own.gpu is not None else unsaid)
+
+
+def transfer_data(space: Space, dataset: Dataset, source: str, folder: StudyFolder | None) -> Dataset | None:
     """The data set whose training images students are taught on; raises InputError where that can't be."""
     found: dict[str, Dataset] = {}
     for cell in space.cells:
@@ -333,9 +393,9 @@ def transfer_data(space: Space, dataset: Dataset, source: str) -> Dataset | None
         if cell.space.teacher.logits is not None:
             raise InputError(f"{source}: transfer: of the teacher logits alone are given, and none on other images")
         try:
-            other = load(own.dataset)
+            other = _dataset(own.dataset, folder)
             if own.examples is not None:
-                any_examples(other.sizes["train"], own.examples, 0)
+                any_examples(other.sizes["train"] + dataset.sizes["train"] * bool(own.with_own), own.examples, 0)
         except InputError as error:
             raise InputError(f"{source}: transfer: {error}") from None
         if other.image_shape != dataset.image_shape:

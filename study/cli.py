@@ -239,9 +239,10 @@ def _sync(options: argparse.Namespace) -> int:
         print(f"takd: W&B: {failure}; run it again to go on", file=sys.stderr)
         return FAILED
     if options.report:
+        from takd.study.search.optimization import open_search
         from takd.study.tracking.wandb_report import save_report
 
-        console.print(f"report   {save_report(folder)}")
+        console.print(f"report   {save_report(folder, open_search(folder).space.goes_by)}")
     return OK
 
 

@@ -45,7 +45,8 @@ def use_code(space: Space, source: str) -> Code:
     try:
         code = read_code(space.code)
         use(code)
-        read_by_code(space.dataset)
+        for name in (space.dataset, *([space.transfer.dataset] if space.transfer else [])):
+            read_by_code(name)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     return code

@@ -21,7 +21,8 @@ class Checked(NamedTuple):
     largest_class: int  # validation images of the class that has most
     warnings: list[str]
     code: Code = NO_CODE  # that the space names, as it was read and checked
-    own_data: bool = False  # converted from a user's files, which a node may not have: they are kept below the root
+    # Of the data and what `transfer` names what a user's files were converted to, which a node may not have.
+    own_data: tuple[DatasetFingerprint, ...] = ()
 
 
 Checking = Callable[[], Checked]  # waits for it

@@ -17,7 +17,7 @@ from takd.search_spaces import WIDEST, InputError, Role, Space, Stage, What, is_
 from takd.search_spaces.methods import KD
 from takd.search_spaces.registry import PAGE
 from takd.search_spaces.sections import Confirm
-from takd.study.checks import check_space, first_stages, stages_by_model, with_weights
+from takd.study.checks import check_space, first_stages, gpu_here, stages_by_model, with_weights
 from takd.study.code_checks import use_code, with_code
 from takd.study.folder import StudyFolder
 from takd.study.options import more_than_asked
@@ -25,9 +25,10 @@ from takd.study.results import build_results
 from takd.study.run import left_to_confirm, what_confirms
 from takd.study.search.optimization import Search, find_search, refuse_another_space
 from takd.study.search.stored_choices import parameters_of
-from takd.trainables.datasets.dataset import Dataset, load, most_balanced, taught_on
+from takd.trainables.datasets.dataset import Dataset, load_for, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
-from takd.trainables.store.artifacts import needed_files
+from takd.trainables.models.stage_models import head_in
+from takd.trainables.store.artifacts import ArtifactStore, needed_files
 from takd.trainables.training.devices import device_of
 from takd.trainables.training.features import Frozen, embedding_in, maps_in
 from takd.trainables.training.lanes import form_of
@@ -133,14 +134,19 @@ def _dimensions(space: Space) -> Iterator[str]:
 
 
 def _in_loop(space: Space, dataset: Dataset) -> list[str]:
-    """Of students beside which a model runs in every step: what it leaves is more than is kept."""
-    stages = [stage for alike in stages_by_model(space, dataset) for stage in alike if stage.in_loop]
-    found = [
-        f"{stage.role} {stage.model} by {stage.methods}: {' and '.join(each.model for each in stage.upstream)} runs in "
-        f"the loop, since what it leaves takes more than features.cache_gb, {space.features.cache_gb:g} GB"
-        for stage in stages
-    ]
-    return list(dict.fromkeys(found))
+    """Of students whose methods look inside a model, whether it runs in every step or what it leaves is read."""
+    too_much = (
+        f"runs in the loop, since what it leaves takes more than features.cache_gb, {space.features.cache_gb:g} GB"
+    )
+    found: dict[tuple[str, str], dict[str, None]] = {}
+    for stage in (stage for alike in stages_by_model(space, dataset) for stage in alike):
+        if all(term.needed == "logits" for term in stage.terms or ()):
+            continue
+        teaches = " and ".join(each.model for each in stage.upstream)
+        how = "runs in the loop, which was measured to be faster" if stage.loop in space.loops else too_much
+        how = how if stage.in_loop else "runs once, and what it leaves is read"
+        found.setdefault((f"{stage.role} {stage.model}", f"{teaches} {how}"), {})[stage.methods] = None
+    return [f"{who} by {', '.join(methods)}: {how}" for (who, how), methods in found.items()]
 
 
 def _alone(space: Space, dataset: Dataset) -> list[str]:
@@ -172,7 +178,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
         ranks = _ranks_here(space, stage.role)
         number = len(alike[row]) + len(done[row]) + new[stage.role, *_cost_of(space, stage)]
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
-        given, apart, gpu = stage.given is not None, _apart(stage, firsts), _gpu_here(space, stage.role)
+        given, apart, gpu = stage.given is not None, _apart(stage, firsts), gpu_here(space, stage.role)
         sized = _searched(space, stage) or ""
         about = stage.role == "assistant" and new[stage.role, *_cost_of(space, stage)] > 0
         planned.append(
@@ -185,7 +191,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
         torch.set_num_threads(cpu)
         lanes = space.lanes if isinstance(space.lanes, int) else None
         try:
-            seconds = estimate_seconds(stage, dataset, number - cached, lanes, device_of(gpu))
+            seconds = estimate_seconds(stage, dataset, number - cached, lanes, device_of(gpu), folder.artifacts)
         except (RuntimeError, MemoryError) as error:
             known = (MemoryError, torch.OutOfMemoryError)
             if not isinstance(error, known) and "can't allocate memory" not in str(error):
@@ -311,13 +317,6 @@ def _stages(
     return needed, found, new
 
 
-def _gpu_here(space: Space, role: Role) -> float:
-    """What a rank of the role would get of this machine's GPUs, as `fitted` gives it."""
-    own, here = space.resources_of(role), float(torch.cuda.device_count())
-    unsaid = 0.0 if own.ranks else 0.25 if role == "student" else 1.0
-    return min(here, 1.0, own.gpu if own.gpu is not None else unsaid)
-
-
 def _ranks_here(space: Space, role: Role) -> int:
     """How many of the role would train a stage together on this machine, as `fitted` gives it."""
     own = space.resources_of(role)
@@ -326,14 +325,19 @@ def _ranks_here(space: Space, role: Role) -> int:
 
 
 def estimate_seconds(
-    stage: Stage, dataset: Dataset, number: int = 1, lanes: int | None = None, device: torch.device = CPU
+    stage: Stage,
+    dataset: Dataset,
+    number: int = 1,
+    lanes: int | None = None,
+    device: torch.device = CPU,
+    store: ArtifactStore | None = None,
 ) -> float:
     """Seconds to train one of a number of stages alike, from a few timed steps.
 
     They train `lanes` at once, or as many as go fastest; with soft targets of zeros where they learn from any.
     """
     if stage.transfer:
-        dataset = taught_on(dataset, load(stage.transfer.name))
+        dataset = taught_on(dataset, load_for(stage.transfer, store), bool(stage.with_own))
     wanted = stage.images
     examples = min(wanted, PROBE_STEPS * stage.recipe.batch_size, most_balanced(dataset.train.labels)[0])
     whole = {"head_epochs": None, "finetune_from": None, "finetune_factor": None}
@@ -345,7 +349,8 @@ def estimate_seconds(
     def start(some: Sequence[Stage]) -> StageTraining:
         by_view = [logits] * recipe.view_count
         lessons = [_zeros(stage, each, by_view, dataset, device) for each in stage.upstream]
-        return StageTraining(some, dataset, [lessons] * len(some), device)
+        heads = [_zero_head(stage.head_of, dataset)] * len(some) if stage.head_of else None
+        return StageTraining(some, dataset, [lessons] * len(some), device, heads=heads)
 
     width = widest(stage, dataset) or lanes or (best_width(probes, dataset, start) if len(probes) > 1 else 1)
     training = start(probes[:width])
@@ -356,6 +361,14 @@ def estimate_seconds(
         training.run_epoch()
     per_image = (time.perf_counter() - started) / examples / len(training.lanes)
     return per_image * wanted * stage.recipe.whole_epochs
+
+
+def _zero_head(upstream: Stage, dataset: Dataset) -> dict[str, torch.Tensor]:
+    about = dataset.image_shape, len(dataset.classes)
+    return {
+        name: each.zero_()
+        for name, each in head_in(upstream.model, build(upstream.model, *about).state_dict(), *about).items()
+    }
 
 
 def _zeros(stage: Stage, upstream: Stage, logits: ByView, dataset: Dataset, device: torch.device) -> Lessons:

@@ -84,8 +84,8 @@ def run_study(
     PATIENCE.wait(AWAY_SECONDS, lambda: stop.requested)
     try:
         store = folder.artifacts
-        kept = (not own_data or store.has_dataset(data)) and space.transfer_data is None
-        if not (kept and all(store.has_pretrained(digest) for digest in space.digests)):
+        kept = all(map(store.has_dataset, own_data)) and all(map(store.has_pretrained, space.digests))
+        if not kept:
             apart("takd.study.checks:keep_inputs", space, data, source, folder, code)
         search = create_search(folder, space, data, stop)
         search.note_largest_class(largest_class)

@@ -18,6 +18,8 @@ from unittest.mock import patch
 import pytest
 from pyarrow import fs
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # two threads of each of two processes would wait for one another's cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
 os.environ["WANDB_MODE"] = "offline"
 os.environ.pop("TAKD_ROOT", None)
@@ -193,6 +195,9 @@ def postgres() -> Iterator[str]:
     pgserver = pytest.importorskip("pgserver", reason="its wheels are for Python 3.12 and older")
     folder = tempfile.mkdtemp(prefix="takd-pg-")  # not in pytest's: PostgreSQL runs as a user of its own
     server = pgserver.get_server(folder, cleanup_mode="delete")
+    for faster in ("fsync", "synchronous_commit", "full_page_writes"):  # no test takes the machine's power away
+        server.psql(f"ALTER SYSTEM SET {faster} = off;")
+    server.psql("SELECT pg_reload_conf();")
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,15 +1,9 @@
 """Studies of a user's own code: from a file beside the space to tables, and what is refused."""
 
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
 import torch
 import yaml
@@ -26,8 +20,6 @@ from takd.study.managing.studies import list_studies
 from takd.study.status import best_by_arm
 from takd.study.study import open_study
 from takd.trainables.own_code import NO_CODE, use
-
-README = Path(__file__).parents[1] / "README.md"
 
 NETS = """
 import takd
@@ -356,21 +348,3 @@ def test_what_a_users_code_raises_while_it_trains_has_its_line(ray_slots, tmp_pa
     trials = run(study_folder(str(tmp_path / "runs"), "failing"), space).result.tables.trials.to_pandas()
     [reason] = trials["error"].dropna().unique()
     assert reason.endswith(f"{tmp_path}/nets.py:4: AttributeError: 'Tensor' object has no attribute 'nothing'")
-
-
-def test_the_readmes_three_commands_export_a_network_of_ones_own(tmp_path):
-    """Exactly its files and commands, with workers; what was exported runs where neither takd nor the code is."""
-    about = README.read_text().partition("A network of your own, from an empty folder.")[2]
-    nets, space, commands = re.findall(r"```(?:python|yaml)?\n(.*?)```", about, re.DOTALL)[:3]
-    (tmp_path / "nets.py").write_text(nets)
-    (tmp_path / "small.yaml").write_text(space)
-    assert (len(space.splitlines()), len(commands.splitlines())) == (6, 3)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-ec", commands], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "small-8 trains alone" in done.stdout
-    session = onnxruntime.InferenceSession(tmp_path / "student" / "student.onnx")
-    [logits] = session.run(None, {"images": np.zeros((3, 1, 28, 28), np.float32)})
-    assert logits.shape == (3, 10)

@@ -1,6 +1,7 @@
-"""What is installed is whole: a source archive, the wheel made of it, and a study in a folder that is full of traps."""
+"""What is installed is whole: a source archive, its wheel, and the study of the README in a folder full of traps."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,20 +10,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = set(PROJECT["tool"]["setuptools"]["package-dir"].values())
-
-SPACE = """
-dataset: mnist
-teacher: mlp-16
-student: mlp-4
-arms: [labels, kd]
-trials: 2
-"""
-TINY = [f"{role}.recipe.{each}" for role in ("teacher", "student") for each in ("epochs=1", "examples=200")]
 
 
 def call(*command: Any, cwd: Path, env: dict[str, str] | None = None) -> str:
@@ -62,7 +56,8 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_wheel_runs_reports_and_exports_beside_folders_of_the_same_names(cache, tmp_path):
+def test_the_wheel_runs_the_readmes_three_commands_and_reports_beside_folders_of_the_same_names(cache, tmp_path):
+    """Exactly its files and commands, with workers; what was exported runs where neither takd nor the code is."""
     wheel = build_wheel(tmp_path)
     own = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert own == {"takd", f"takd-{PROJECT['project']['version']}.dist-info"}
@@ -71,18 +66,24 @@ def test_the_wheel_runs_reports_and_exports_beside_folders_of_the_same_names(cac
     for name in FOLDERS - {"takd"}:
         (home / name).mkdir(parents=True)
         (home / name / "__init__.py").write_text("raise SystemExit('somebody else')")
-    (home / "five.yaml").write_text(SPACE)
+    about = (ROOT / PROJECT["project"]["readme"]).read_text()
+    _, _, about = about.partition("A network of your own, from an empty folder.")
+    nets, space, commands = re.findall(r"```(?:python|yaml)?\n(.*?)```", about, re.DOTALL)[:3]
+    (home / "nets.py").write_text(nets)
+    (home / "small.yaml").write_text(space)
+    assert (len(space.splitlines()), len(commands.splitlines())) == (6, 3)
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env["PATH"] = f"{programs}{os.pathsep}{env['PATH']}"
 
-    takd, python_m = (programs / "takd",), (programs / "python", "-m", "takd")
     where = "import takd.study, takd.analysis as analysis; print(takd.__version__, takd.__file__, analysis.__file__)"
     version, *files = call(programs / "python", "-c", where, cwd=home, env=env).split()
     assert version == PROJECT["project"]["version"]
     assert all(Path(file).is_relative_to(tmp_path / "environment") for file in files), files
-    overrides = [word for each in (*TINY, "confirm.seeds=1") for word in ("--set", each)]
-    shown = call(*python_m, "run", "five.yaml", "--slots", "1", "--wandb", "disabled", *overrides, cwd=home, env=env)
+    shown = call("bash", "-ec", commands, cwd=home, env=env)
+    assert "small-8 trains alone" in shown
     assert "BLKD" in shown
-    call(*takd, "report", "five", cwd=home, env=env)
-    assert (home / "runs" / "five" / "report" / "report.html").is_file()
-    call(*takd, "export", "five", "--out", "best", cwd=home, env=env)
-    assert (home / "best" / "model_card.json").is_file()
+    session = onnxruntime.InferenceSession(home / "student" / "student.onnx")
+    [logits] = session.run(None, {"images": np.zeros((3, 1, 28, 28), np.float32)})
+    assert logits.shape == (3, 10)
+    call(programs / "python", "-m", "takd", "report", "small", cwd=home, env=env)
+    assert (home / "runs" / "small" / "report" / "report.html").is_file()

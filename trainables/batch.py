@@ -10,14 +10,16 @@ from typing import Any, Protocol
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from takd.search_spaces import LeftName, Stage, What, learned_by, names_of
 from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.registry import metric_named
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
-from takd.trainables.derivation import CPU, frozen, publish_left
+from takd.trainables.derivation import CPU, frozen, publish_left, weights_of
 from takd.trainables.looks import looks
 from takd.trainables.models.pretrained import read_weights
+from takd.trainables.models.stage_models import head_in
 from takd.trainables.outcome import describe_outcome
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.storage import sha256
@@ -308,13 +310,24 @@ def new_training(
     upstream = [[_left_by(each, stage, store, frozen) for each in stage.upstream] for stage in stages]
     digest = stages[0].pretrained
     pretrained = read_weights(store, digest) if digest else None
-    return StageTraining(stages, _dataset(stages[0], store), upstream, device, pretrained, metric)
+    heads = [_head_of(stage, store) for stage in stages] if stages[0].head_of else None
+    return StageTraining(stages, _dataset(stages[0], store), upstream, device, pretrained, metric, heads)
+
+
+def _head_of(stage: Stage, store: ArtifactStore) -> Mapping[str, Tensor]:
+    """Its teacher's, in which its model ends."""
+    assert stage.head_of
+    dataset = _dataset(stage, store)
+    weights = weights_of(stage.head_of, store)
+    return head_in(stage.head_of.model, weights, dataset.image_shape, len(dataset.classes))
 
 
 def _dataset(stage: Stage, store: ArtifactStore) -> Dataset:
     """What it is trained and measured on."""
     own = load_for(stage.dataset, store)
-    return taught_on(own, load_for(stage.transfer, store)) if stage.transfer else own
+    if stage.transfer is None:
+        return own
+    return taught_on(own, load_for(stage.transfer, store), bool(stage.with_own))
 
 
 def _left_by(upstream: Stage, stage: Stage, store: ArtifactStore, frozen: Callable[[str], Frozen] | None) -> Lessons:

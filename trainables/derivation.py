@@ -14,12 +14,12 @@ from torch import Tensor
 
 from takd.search_spaces import DatasetFingerprint, Left, LeftName, Stage, ViewName, derived_of
 from takd.search_spaces.metrics import Metric
-from takd.trainables.datasets.dataset import Dataset, load_for
-from takd.trainables.models.pretrained import finished_module
+from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
+from takd.trainables.models.stage_models import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
-from takd.trainables.training.features import Frozen, left_by
+from takd.trainables.training.features import Frozen, halved, left_by
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import LaneModel, form_of
 from takd.trainables.training.losses import measure
@@ -84,6 +84,11 @@ def frozen(stage: Stage, store: ArtifactStore, device: torch.device) -> Frozen:
     return Frozen(source.model, stage.model, source.dataset)
 
 
+def weights_of(stage: Stage, store: ArtifactStore) -> dict[str, Tensor]:
+    """Of a finished stage's model, by name."""
+    return safetensors.torch.load(_Source(stage, store, CPU).content())
+
+
 class _Source:
     """A stage's model with its weights, or what is known of it; of a given stage from what the study keeps."""
 
@@ -135,6 +140,10 @@ class _Source:
 
     def left(self, left: Left) -> Array:
         """`[train examples, ...]`"""
+        found = self._left(left)
+        return halved(torch.from_numpy(found)).numpy() if left.dtype else found
+
+    def _left(self, left: Left) -> Array:
         if left.images is not None:
             return self._of_others(left)
         if left.what == "soft_targets":
@@ -146,8 +155,9 @@ class _Source:
         return found
 
     def _of_others(self, left: Left) -> Array:
-        """On the training images of another data set."""
+        """On the training images of another data set, or of both."""
         other = load_for(DatasetFingerprint.model_validate_json(left.images or ""), self.store)
+        other = taught_on(self.dataset, other, with_own=True) if left.with_own else other
         if not self.stage.has_weights:
             raise ValueError(f"{self.stage.name}: logits are all that is known of it, and of other images none")
         images = self._pixels(other.train.images)

@@ -15,7 +15,7 @@ from takd.search_spaces.stage import BINS
 from takd.trainables.binary import best_threshold, binary_metrics
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.measured import Measured
-from takd.trainables.models.pretrained import finished_module
+from takd.trainables.models.stage_models import finished_module
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
@@ -173,9 +173,12 @@ def predict_stages(
 ) -> dict[str, Tensor]:
     """Logits of finished stages, by key `[classes, n]`; models of the same layers side by side, as in training."""
     found: dict[str, Tensor] = {}
-    for model, dropout in {(stage.model, stage.recipe.dropout) for stage in stages}:
-        alike = [stage for stage in stages if (stage.model, stage.recipe.dropout) == (model, dropout)]
-        form, layout = form_of(model, dataset)
+    groups: dict[tuple[Any, ...], list[Stage]] = {}
+    for stage in stages:
+        ends = (stage.head_of.model, stage.methods) if stage.head_of else ()
+        groups.setdefault((stage.model, stage.recipe.dropout, *ends), []).append(stage)
+    for alike in groups.values():
+        form, layout = form_of(alike[0].model, dataset)
         pixels, width = Pixels(images, dataset, device, layout, resident=False), widest(alike[0], dataset) or WIDEST
         for batch in (alike[start : start + width] for start in range(0, len(alike), width)):
             lanes = form([trained_module(store, stage, dataset) for stage in batch])

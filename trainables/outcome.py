@@ -11,16 +11,15 @@ import torch
 
 from takd.search_spaces import Stage
 from takd.trainables.datasets.dataset import Dataset
-from takd.trainables.models.families import library_of, size_of
+from takd.trainables.models.families import library_of
+from takd.trainables.models.stage_models import size_of_stage
 
 
 def describe_outcome(
     stage: Stage, dataset: Dataset, device: torch.device, threads: int, origin: Mapping[str, str], **own: Any
 ) -> dict[str, Any]:
     """The part of stage.json that its key does not determine; `own` is what only training, or only a file, has."""
-    size = (
-        None if stage.given and stage.given.logits else size_of(stage.model, dataset.image_shape, len(dataset.classes))
-    )
+    size = None if stage.given and stage.given.logits else size_of_stage(stage, dataset)
     return {
         "name": stage.name,
         "role": stage.role,

@@ -29,7 +29,7 @@ from takd.study import cli
 from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.derivation import derive
-from takd.trainables.models.pretrained import finished_module
+from takd.trainables.models.stage_models import finished_module
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.training.loop import StageTraining
 

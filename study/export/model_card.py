@@ -25,6 +25,7 @@ from takd.analysis.evidence.statistics import (
     spread_of_paths,
 )
 from takd.search_spaces import Stage, some
+from takd.search_spaces.methods import reuses_head
 from takd.search_spaces.metrics import Metric
 from takd.search_spaces.stage import BINS
 from takd.study.export.candidates import Student
@@ -33,7 +34,7 @@ from takd.study.export.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABIL
 from takd.trainables.binary import binary_metrics
 from takd.trainables.datasets.built_in import BUILT_IN, UNKNOWN_LICENCE
 from takd.trainables.measuring import measure_logits, positive_scores
-from takd.trainables.models.families import size_of
+from takd.trainables.models.stage_models import size_of_stage
 
 WIDTH = 110  # of Markdown
 SHOWN = 20  # names of classes
@@ -54,7 +55,7 @@ def model_card(
     files take images as they are.
     """
     stage, dataset, candidate = student.stage, student.dataset, student.candidate
-    size = size_of(stage.model, dataset.image_shape, len(dataset.classes))
+    size = size_of_stage(stage, dataset)
     return {
         "format": FORMAT,
         "name": f"{stage.model} student for {dataset.name}",
@@ -162,7 +163,7 @@ def _parameters(student: Student, stage: Stage) -> int | None:
     """Of a stage's model; not known where its logits are all that is."""
     if not stage.has_weights:
         return None
-    return size_of(stage.model, student.dataset.image_shape, len(student.dataset.classes)).parameters
+    return size_of_stage(stage, student.dataset).parameters
 
 
 def _validation(student: Student) -> dict[str, Any]:
@@ -230,18 +231,31 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 
 def _head(card: Mapping[str, Any]) -> Iterator[str]:
-    test, taught = card["metrics"]["test"]["accuracy"], " and ".join(card["path"][-1]["learned_from"])
+    test = card["metrics"]["test"]["accuracy"]
     yield f"# {card['name']}\n"
     yield _paragraph(
         f"An image classifier with {card['parameters']:,} parameters. It sorts images of {_image(card)} into",
         f"{len(card['classes'])} classes ({some(map(as_text, card['classes']), SHOWN)}), and is right on",
         f"**{_percent(test)}** of",
         f"{test['of']:,} test images (95 % interval {_percents(test)}).",
-        f"It learned from labels and from the soft targets of `{taught}`."
-        if taught
-        else "It learned from labels alone.",
+        _learned(card["path"][-1]),
         f"takd made it, in the study `{card['study']}`, arm `{card['arm']}`.",
     )
+
+
+def _learned(student: Mapping[str, Any]) -> str:
+    """From what, by its key and the models that taught it."""
+    given, taught = student["key_input"], " and ".join(student["learned_from"])
+    if not taught:
+        return "It learned from labels alone."
+    terms = [each["method"] for each in given.get("terms", ())]
+    if any(map(reuses_head, terms)):
+        return f"It learned from `{taught}` alone, by {terms[0]}, and ends in the head of that, which was not trained."
+    labels = "" if "transfer" in given else "labels and from "
+    soft = "the soft targets of " if "loss" in given else ""
+    by = f", by {' and '.join(terms)}" if terms else ""
+    where = f" It saw the images of `{given['transfer']['name']}`, without labels." if "transfer" in given else ""
+    return f"It learned from {labels}{soft}`{taught}`{by}.{where}"
 
 
 def _use(card: Mapping[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from takd.search_spaces import InputError
+from takd.search_spaces import DatasetFingerprint, InputError
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.managing.studies import size, studies_below
 from takd.study.search.lease import runner
@@ -77,7 +77,8 @@ def used_below(root: str | None, database: str | None) -> Used:
         used.stages |= set(stages)
         used.weights |= search.space.digests
         used.datasets.add(dataset_folder(search.dataset))
-        used.datasets |= {dataset_folder(stage.transfer) for stage in stages.values() if stage.transfer}
+        if search.space.transfer_data is not None:
+            used.datasets.add(dataset_folder(DatasetFingerprint.model_validate_json(search.space.transfer_data)))
         if runner(open_optuna(folder), folder.name):
             used.running.append(folder.name)
             used.models |= {(search.dataset.digest, model) for model in _models(search)}

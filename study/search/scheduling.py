@@ -34,7 +34,7 @@ from takd.study.search.measuring import Measuring
 from takd.study.search.optimization import Search
 from takd.study.search.pruned import Pruned, looks_before
 from takd.study.search.workers import ELSEWHERE, KEPT_SECONDS, Batch, Need, Nodes, Use, Worker, Workers, fitted
-from takd.study.stopping import Stop
+from takd.study.stopping import Stop, StoppedError
 from takd.study.tracking.observers import Observers
 from takd.trainables.halving import start_halving
 from takd.trainables.own_code import NO_CODE, Code
@@ -54,8 +54,10 @@ STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoi
 # Ray speaks gRPC, and so HTTP/2: both sides begin with their settings, a frame of type 4.
 HTTP2, SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", b"\4"
 
-# Tune's own state files, loggers and table are not used: what must last is in the two durable places.
-_TUNE_ENVIRONMENT = {
+# Tune's own state files, loggers and table are not used: what must last is in the two durable places. Nor are the
+# processes that Ray starts ahead, one a CPU, for tasks without an environment of their own.
+_RAY_ENVIRONMENT = {
+    "RAY_prestart_worker_first_driver": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
@@ -513,10 +515,11 @@ def start_ray(slots: int | None, address: str | None = None, stop: Stop | None =
     """A Ray of our own on this machine, on loopback, or the running cluster at an address; returns its CPU slots.
 
     Where Ray runs in this process already it is used as it is; raises InputError where `address` names another, or no
-    cluster answers there, and KeyboardInterrupt where `stop` is requested while it is waited for.
+    cluster answers there, StoppedError where none starts here, as on a machine that is too busy, and KeyboardInterrupt
+    where `stop` is requested while it is waited for.
     """
     global _begun
-    os.environ.update(_TUNE_ENVIRONMENT)
+    os.environ.update(_RAY_ENVIRONMENT)
     for name in ("ray", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # It says of a trial whose worker died that it did not complete; its stages do, in another.
@@ -589,10 +592,14 @@ def _why_no_answer(address: str) -> str:
 
 def _init(slots: int | None, address: str | None) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        ray.init(address=LOCAL, num_cpus=slots, include_dashboard=False, **quiet)
-    else:
+    if address is not None:
         _join(address, quiet)
+        return
+    try:
+        ray.init(address=LOCAL, num_cpus=slots, include_dashboard=False, **quiet)
+    except Exception as error:  # of many kinds, among them that itself
+        ray.shutdown()
+        raise StoppedError(f"Ray did not start on this machine ({str(error).splitlines()[0]})") from error
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:

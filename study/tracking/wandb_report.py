@@ -4,17 +4,19 @@ import os
 from typing import Any
 
 from takd.search_spaces import InputError
+from takd.search_spaces.metrics import Metric
 from takd.study.folder import StudyFolder
 from takd.study.tracking.wandb_runs import project
 
 
-def build_report(folder: StudyFolder, entity: str) -> Any:
-    """The report, not saved yet; raises InputError where the API is not installed."""
+def build_report(folder: StudyFolder, entity: str, metric: Metric) -> Any:
+    """The report, not saved yet, of what the study goes by; raises InputError where the API is not installed."""
     try:
         import wandb_workspaces.reports.v2 as wr
     except ImportError:
         raise InputError("--report needs wandb-workspaces: pip install 'takd[dashboard]'") from None
-    accuracy = wr.SummaryMetric("val_accuracy")
+    title, column = metric.title, f"val_{metric.name}"
+    value = wr.SummaryMetric(column)
     students = wr.Runset(
         entity=entity,
         project=project(),
@@ -26,21 +28,19 @@ def build_report(folder: StudyFolder, entity: str) -> Any:
         wr.Config("temperature"),
         wr.Config("lambda"),
         wr.Config("recipe.learning_rate"),
-        accuracy,
+        value,
     ]
     panels = [
         wr.ScatterPlot(
-            title="accuracy by TA size", x=wr.Config("upstream_parameters"), y=accuracy, log_x=True, regression=False
+            title=f"{title} by TA size", x=wr.Config("upstream_parameters"), y=value, log_x=True, regression=False
         ),
-        wr.ScatterPlot(title="T x lambda", x=wr.Config("temperature"), y=wr.Config("lambda"), z=accuracy),
+        wr.ScatterPlot(title="T x lambda", x=wr.Config("temperature"), y=wr.Config("lambda"), z=value),
         wr.ParallelCoordinatesPlot(
             title="hyperparameters", columns=[wr.ParallelCoordinatesPlotColumn(metric=name) for name in columns]
         ),
-        wr.ScatterPlot(title="cost", x=wr.SummaryMetric("train_seconds"), y=accuracy, log_x=True),
-        wr.BarPlot(
-            title="accuracy by arm", metrics=["val_accuracy"], groupby=wr.Config("path"), groupby_aggfunc="mean"
-        ),
-        wr.LinePlot(title="validation accuracy", x="epoch", y=["val_accuracy"], groupby=wr.Config("path")),
+        wr.ScatterPlot(title="cost", x=wr.SummaryMetric("train_seconds"), y=value, log_x=True),
+        wr.BarPlot(title=f"{title} by arm", metrics=[column], groupby=wr.Config("path"), groupby_aggfunc="mean"),
+        wr.LinePlot(title=f"validation {title}", x="epoch", y=[column], groupby=wr.Config("path")),
     ]
     return wr.Report(
         project=project(),
@@ -51,12 +51,12 @@ def build_report(folder: StudyFolder, entity: str) -> Any:
     )
 
 
-def save_report(folder: StudyFolder) -> str:
+def save_report(folder: StudyFolder, metric: Metric) -> str:
     """Creates the report on W&B; returns its address. Raises InputError where W&B doesn't take it."""
     entity = os.environ.get("WANDB_ENTITY", "")
     if not entity:
         raise InputError("--report: set WANDB_ENTITY to the user or team whose runs it shows")
-    report = build_report(folder, entity)
+    report = build_report(folder, entity, metric)
     try:
         report.save()
     except Exception as error:  # of W&B's client, of many kinds

@@ -232,14 +232,15 @@ def _rows(epochs: Sequence[Mapping[str, Any]], started: float) -> Iterator[tuple
 
 
 def _summary(node: Node) -> dict[str, Any]:
-    """How the stage ended: `val_accuracy` of the selected epoch, beside the best and the last."""
+    """How the stage ended: the metrics of the selected epoch, as `val_METRIC`, and the best and the last accuracy."""
     summary: dict[str, Any] = {"status": "done" if node.description else node.state}
     if node.reason:
         summary["error"] = node.reason
     if node.description:
         outcome = node.description["outcome"]
         accuracies = [each["val_accuracy"] for each in outcome["epochs"] if each.get("val_accuracy") is not None]
-        summary |= {"val_accuracy": node.val_accuracy, "val_loss": outcome["metrics"]["validation"].get("loss")}
+        measured = outcome["metrics"]["validation"] or {}  # a metric of the user's own also says by what code
+        summary |= {f"val_{name.partition('@')[0]}": value for name, value in measured.items() if value is not None}
         if accuracies:
             summary |= {"best_val_accuracy": max(accuracies), "last_val_accuracy": accuracies[-1]}
         if test := outcome["metrics"].get("test"):

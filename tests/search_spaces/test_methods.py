@@ -117,6 +117,11 @@ def test_every_method_that_a_space_may_name_has_its_function_with_these_paramete
         ({"arms": ["kd+dkd"]}, "kd and dkd stand in the same place of the loss; name one of them"),
         ({"arms": ["rkd+standardize"]}, "say kd\\+standardize or dkd\\+standardize"),
         ({"arms": ["dense/rkd"]}, "'dense/rkd' is no arm: dense/ has no assistant"),
+        ({"arms": ["simkd+kd"]}, "simkd is all that its student learns by; name it alone"),
+        ({"arms": ["dense/simkd:mlp-16"]}, "ends in the head of one model, and dense/ has several"),
+        ({"assistants__method": "simkd"}, "a student of simkd ends in its teacher's head; assistants have their own"),
+        ({"methods": {"simkd": {"weight": 2}}}, "simkd has no weight; valid: student_layers, teacher_layers"),
+        ({"methods": {"simkd_linear": {"weight": 2}}}, "valid: nothing: it is all that its student learns by"),
         ({"arms": ["labels+kd"]}, "'labels\\+kd' is no arm; valid: "),
         ({"arms": ["rkd"], "methods": {"rkd": {"alpha": 1}}}, "rkd has no alpha, which is a parameter of dkd; valid: "),
         ({"methods": {"rdk": {}}}, "'rdk' is no method; did you mean 'rkd'\\? valid: kd, dkd, .*docs/own-code.md"),
@@ -163,6 +168,15 @@ def test_transfer_changes_the_students_that_somebody_teaches_and_nobody_else():
     assert "lambda" not in space.varied(space.all_arms[1])
     with pytest.raises(InputError, match=r"transfer uses no labels, and rkd has nothing else .*add kd: rkd\+kd"):
         tiny_space(arms=["rkd"], transfer={"dataset": "other"})
+
+
+def test_float16_features_are_in_the_keys_of_those_alone_who_learn_from_them():
+    half = {"features": {"dtype": "float16"}}
+    assert student("rkd", **half).key != student("rkd").key
+    assert student("rkd", **half).key_input()["features"] == "float16"
+    for arm in ("kd", "dist", "dkd"):
+        assert student(arm, **half).key == student(arm).key
+    assert student("rkd", features={"dtype": "float32"}).key == student("rkd").key
 
 
 def test_a_method_of_code_may_be_in_an_arm_and_without_code_may_not():

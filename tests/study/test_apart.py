@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import TINY, new_bucket, new_database
+from conftest import TINY, assert_bad_input, new_bucket, new_database
 from pyarrow import fs
 from test_cli import row
 
@@ -42,19 +42,15 @@ def children(parent: psutil.Process, ready: Callable[[psutil.Process], bool]) ->
 # starts from, an assistant that can't be trained, and a confirm phase.
 
 KEY, PASSWORD, TOKEN = "d15ea5e" * 5 + "d15ea", "plantedpassword", "plantedtoken"
-RUN_TWICE = """
-from pyarrow import fs
+RUN = """
 from takd.study.cli import main
-files, place = fs.FileSystem.from_uri(sys.argv[sys.argv.index("--root") + 1])
-assert main([*sys.argv[1:], "--set", "teacher.model=cnn"]) == 2
-assert files.get_file_info(place).type == fs.FileType.NotFound
 assert main(sys.argv[1:]) == 1
 """
 
 
 @dataclass(frozen=True)
 class Alone:
-    """A study that ran in a process of its own, and was refused before with another teacher."""
+    """A study that ran in a process of its own."""
 
     ran: subprocess.CompletedProcess[str]
     folder: Path  # that it ran in
@@ -82,7 +78,7 @@ def alone(s3_server: str, postgres: str, tmp_path_factory: pytest.TempPathFactor
         "TAKD_CACHE": str(folder / "cache"),
     }
     options = ("run", "tiny.yaml", "--root", root, "--slots", "1", "--wandb", "offline")
-    return Alone(python(RUN_TWICE, folder, *options, **planted), folder, root, planted)
+    return Alone(python(RUN, folder, *options, **planted), folder, root, planted)
 
 
 def contents(root: str) -> dict[str, bytes]:
@@ -94,11 +90,19 @@ def contents(root: str) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_a_study_runs_to_its_test_numbers_without_torch_in_its_own_process(alone):
     assert alone.ran.returncode == 0, alone.ran.stderr  # torch was not loaded, see WITHOUT_TORCH
-    assert "takd: space tiny.yaml: pretrained" in alone.ran.stderr
-    assert "these are not the weights of cnn" in alone.ran.stderr
     assert "These are test numbers of the confirm phase" in alone.ran.stdout
     [kept] = [name for name in contents(alone.root) if "/weights/" in name]
     assert kept.endswith(".safetensors")
+
+
+def test_a_study_that_is_refused_leaves_nothing_in_its_bucket(takd, bucket, database, tmp_path):
+    torch.save(build("plain-2", (1, 28, 28), 10).state_dict(), tmp_path / "start.pth")
+    teacher = {"model": "cnn", "pretrained": str(tmp_path / "start.pth")}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"teacher": teacher}))
+    refused = takd("run", tmp_path / "tiny.yaml", "--root", bucket, "--storage", database)
+    assert_bad_input(refused, f"space {tmp_path}/tiny.yaml: pretrained", "these are not the weights of cnn")
+    files, place = fs.FileSystem.from_uri(bucket)
+    assert files.get_file_info(place).type == fs.FileType.NotFound
 
 
 @pytest.mark.slow
@@ -225,3 +229,16 @@ def test_it_ends_with_the_process_that_asked(tmp_path):
     asking.send_signal(signal.SIGKILL)
     asking.wait()
     child.wait(timeout=30)
+
+
+def test_where_ray_does_not_start_the_run_ends_in_one_line(tmp_path, cache):
+    """Here its folder has so long a name that it can't have its sockets there."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = [Path(sys.executable).with_name("takd"), "run", "tiny.yaml", "--slots", "1", "--wandb", "disabled"]
+    too_long = os.environ | {"RAY_TMPDIR": str(tmp_path / ("x" * 100))}
+    job = subprocess.run(command, cwd=tmp_path, env=too_long, capture_output=True, text=True, timeout=120)
+    assert job.returncode == 1
+    [said] = job.stderr.splitlines()
+    assert said.startswith("takd: stopped: Ray did not start on this machine (")
+    assert said.endswith("; go on with: takd run tiny.yaml --slots 1 --wandb disabled")
+    assert not (tmp_path / "runs").exists()

@@ -1,8 +1,6 @@
 """Studies with factors, with arms that cost as much as others, and studies that are the same whatever their timing."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from takd.analysis.cost import student_costs
 from takd.analysis.tables import by_cell, confirmed, students
 from takd.search_spaces import InputError, load_space
 from takd.search_spaces import Path as StagePath
-from takd.search_spaces.yaml_text import write_yaml
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.study.search import scheduling
@@ -94,7 +91,8 @@ def numbers(trials: pd.DataFrame) -> pd.DataFrame:
 def test_a_deterministic_study_is_the_same_to_the_last_digit_whatever_is_ready(
     trials: pd.DataFrame, gap: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Here with twice the slots, teachers that are done late, and students that are asked for one trial at a time."""
+    """Here with twice the slots, teachers that are done late, and students that are asked for one trial at a time.
+    `benchmarks/faults.py` compares such a study's rows, from several workers and with faults, in the same way."""
     more = scheduling.reachable_nodes
     monkeypatch.setattr(
         scheduling, "reachable_nodes", lambda: {node: Need(2 * have.cpu, have.gpu) for node, have in more().items()}
@@ -111,20 +109,6 @@ def test_a_deterministic_study_is_the_same_to_the_last_digit_whatever_is_ready(
     monkeypatch.setattr(Here, "step", late)
     again = run(study_folder(str(tmp_path), "gap"), gap.space)
     pd.testing.assert_frame_equal(numbers(pd.read_parquet(again.folder.trials)), numbers(trials), check_exact=True)
-
-
-@pytest.mark.slow
-def test_a_deterministic_study_is_the_same_on_two_slots_with_workers_of_rays(
-    trials: pd.DataFrame, gap: Study, tmp_path: Path
-):
-    """Up to two processes that train at the same time, as fast as they start, where `gap` trained one list of stages
-    after another in this one."""
-    file = tmp_path / "gap.yaml"
-    file.write_text(write_yaml(gap.space.model_dump(mode="json")))
-    command = [sys.executable, "-m", "takd", "run", str(file), "--root", str(tmp_path), "--slots", "2"]
-    subprocess.run([*command, "--wandb", "disabled"], check=True, capture_output=True, timeout=240)
-    again = pd.read_parquet(study_folder(str(tmp_path), "gap").trials)
-    pd.testing.assert_frame_equal(numbers(again), numbers(trials), check_exact=True)
 
 
 def test_who_trains_together_is_fixed_by_the_proposals_and_not_by_what_is_ready():

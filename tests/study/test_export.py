@@ -55,9 +55,9 @@ FILES = {
 # What each model family of the project, and what it may borrow, is exported from. A new family needs a row.
 SPECS = {
     "mlp-8": MNIST, "cnn": MNIST, "plain-4": RGB, "resnet-8": RGB, "torchvision/resnet18": MNIST,
-    "timm/resnet10t": RGB,
+    "timm/resnet10t": RGB, "wrn-10-1": RGB, "vgg-8": RGB, "shufflenet-v1": RGB,
 }  # fmt: skip
-SLOW = {"timm/resnet10t"}
+SLOW = {"timm/resnet10t", "wrn-10-1", "vgg-8", "shufflenet-v1"}
 
 
 class WithConstants(nn.Module):

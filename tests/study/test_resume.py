@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -84,13 +85,6 @@ class Driver:
         output, errors = self.process.communicate(timeout=seconds)
         return self.process.returncode, output, errors
 
-    def kill(self) -> None:
-        children = self.children()
-        self.process.kill()
-        self.end()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert alive == [], "workers outlive their driver"
-
     def children(self) -> list[psutil.Process]:
         """Its raylet, its GCS and what trains; Ray's agents take up to a minute to see that they are alone."""
         found = [(child, line_of(child)) for child in psutil.Process(self.process.pid).children(recursive=True)]
@@ -132,8 +126,8 @@ def interrupt_soon(driver: "Driver") -> None:
 
 @pytest.mark.slow
 def test_whatever_ends_a_run_the_same_command_goes_on(undisturbed, takd, tmp_path):
-    """One study, which is asked to stop while its teacher trains, killed while it goes on with that, asked to stop
-    twice while students train, which is at once, and goes on to its end."""
+    """One study, which is asked to stop while its teacher trains, goes on with that, refuses a second process, is asked
+    to stop twice while students train, which is at once, and goes on to its end; `benchmarks/faults.py` kills some."""
     asked = Driver(tmp_path, LATEST)
     threading.Thread(target=interrupt_soon, args=[asked]).start()
     stopped = takd(*asked.options)
@@ -147,16 +141,14 @@ def test_whatever_ends_a_run_the_same_command_goes_on(undisturbed, takd, tmp_pat
     seen = epochs_in(teacher)
     assert seen
 
-    in_the_teacher = Driver(tmp_path, EVERY_EPOCH).start()
-    in_the_teacher.until(lambda: len(epochs_in(teacher)) > len(seen))
-    in_the_teacher.process.send_signal(signal.SIGSTOP)  # its teacher does not come to its end meanwhile
+    twice = Driver(tmp_path, EVERY_EPOCH).start()
+    twice.until(lambda: len(epochs_in(teacher)) > len(seen))
+    twice.process.send_signal(signal.SIGSTOP)  # its teacher does not come to its end meanwhile
     refused = takd(*asked.options)
     assert (refused.code, refused.out) == (2, "")
-    assert re.fullmatch(rf"takd: study tiny: process {in_the_teacher.process.pid} on \S+ runs it; .*\n", refused.err)
-    in_the_teacher.kill()
+    assert re.fullmatch(rf"takd: study tiny: process {twice.process.pid} on \S+ runs it; .*\n", refused.err)
     seen = {teacher.name: epochs_in(teacher)}
-
-    twice = Driver(tmp_path, EVERY_EPOCH).start()
+    twice.process.send_signal(signal.SIGCONT)
     twice.until(lambda: len(twice.checkpoints()) >= 4)  # of students that train side by side
     children = twice.children()
     twice.process.send_signal(signal.SIGTERM)
@@ -167,7 +159,7 @@ def test_whatever_ends_a_run_the_same_command_goes_on(undisturbed, takd, tmp_pat
     assert (code, "takd: stopping: " in errors) == (130, True)
     assert time.monotonic() - started < STOP_SECONDS
     _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
+    assert alive == [], "workers outlive their driver"
     finished = {file: file.stat().st_mtime_ns for file in twice.stages()}
     seen |= {file.name: epochs_in(file) for file in twice.checkpoints()}
     assert 2 <= len(finished) < 14
@@ -216,22 +208,53 @@ def folder(ray_slots, tmp_path) -> StudyFolder:
 
 
 @pytest.mark.slow
-def test_a_stage_whose_worker_dies_again_and_again_fails_with_its_reason_and_only_its_paths(folder):
-    def kill_always(node: Node) -> None:
-        if node.stage.role == "teacher":
-            for worker in workers():
-                worker.kill()
+def test_a_batch_whose_worker_dies_goes_on_and_one_whose_workers_always_die_fails_with_its_reason(folder):
+    """Of students once; of the teacher whenever it tells an epoch, which fails its paths and no others."""
+    killed: list[int] = []
+    told: dict[str, list[int]] = defaultdict(list)
+
+    def kill(node: Node) -> None:
+        for worker in workers():
+            killed.append(worker.pid)
+            worker.kill()
+
+    class Killing(Watcher):
+        students = 0
+
+        def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
+            if node.stage.role == "teacher":
+                kill(node)
+                return
+            told[node.stage.key] += [each["epoch"] for each in epochs]
+            if not self.students and list(artifacts(folder).parent.glob("checkpoints/*")):
+                self.students += 1
+                kill(node)
 
     space = tiny_space(
-        arms=["labels", "kd"], trials=2, coverage=1, seeds=1, teacher__recipe={"epochs": 4000}, max_failures=1
+        arms=["labels", "kd"],
+        trials=2,
+        coverage=1,
+        teacher__recipe={"epochs": 4000},
+        student__recipe={"epochs": 100},
+        checkpoint_every={"epochs": 1},
+        max_failures=1,
     )
-    search, _ = run_watched(folder, space, Watcher(reported=kill_always), workers=True)
+    search, _ = run_watched(folder, space, killing := Killing(), workers=True)
     write_results(folder, search)
-    rows = pd.read_parquet(folder.trials).set_index(["arm", "role"])
-    assert rows.loc[("labels", "student"), "status"] == "done"
-    assert rows.loc[("kd", "teacher"), "status"] == "failed"
-    assert "died" in rows.loc[("kd", "teacher"), "error"]
-    assert rows.loc[("kd", "student"), "error"].startswith("teacher mlp-64 failed: ")
+    rows = pd.read_parquet(folder.trials).set_index(["arm", "role"]).sort_index()
+    assert set(rows.loc[("labels", "student"), "status"]) == {"done"}
+    assert set(rows.loc[("kd", "teacher"), "status"]) == {"failed"}
+    assert rows.loc[("kd", "teacher"), "error"].str.contains("died").all()
+    assert rows.loc[("kd", "student"), "error"].str.startswith("teacher mlp-64 failed: ").all()
+
+    # No epoch is told twice. One that the killed worker trained, and did not come to tell, is in its checkpoint alone.
+    assert killing.students == 1
+    assert len(told) == 2
+    assert all(epochs == sorted(set(epochs)) for epochs in told.values())
+    for file in artifacts(folder).glob("[0-9a-f]*/stage.json"):
+        outcome = json.loads(file.read_text())["outcome"]
+        assert outcome["process"] not in killed
+        assert [each["epoch"] for each in outcome["epochs"]] == list(range(1, 101))
 
 
 @pytest.mark.slow

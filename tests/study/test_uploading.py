@@ -13,11 +13,13 @@ from conftest import Study, make_stage, run, tiny_space
 from test_tracking import ARMS, LABELS, TEACHER, local, read_run, warnings_of
 from wandb_server import KEY, WandbServer
 
+from takd.search_spaces.metrics import METRICS
 from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder
 from takd.study.search.graph import Node
 from takd.study.tracking.uploading import Upload, batches, unsynced, uploads
 from takd.study.tracking.wandb_log import Run, write_run, written_runs
+from takd.study.tracking.wandb_report import build_report
 from takd.study.tracking.wandb_runs import RunWriter, WandbTracker, run_id
 
 
@@ -139,6 +141,15 @@ def test_a_report_shows_sizes_temperatures_and_cost(small, server, monkeypatch, 
     for title in ("accuracy by TA size", "T x lambda", "hyperparameters", "cost"):
         assert title in view["spec"]
     assert "/someone/takd/reports/" in capsys.readouterr().out
+
+
+def test_a_report_shows_what_the_study_goes_by(small, server):
+    pytest.importorskip("wandb_workspaces")
+    build_report(small, "someone", METRICS["f1"]).save()
+    spec = server.views[0]["spec"]
+    assert "F1 by TA size" in spec
+    assert "val_f1" in spec
+    assert "accuracy" not in spec
 
 
 # While a study runs

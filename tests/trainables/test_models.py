@@ -8,6 +8,8 @@ from takd.search_spaces import InputError
 from takd.trainables.models.dropout import Dropout, StochasticDepth
 from takd.trainables.models.families import FAMILIES, build, check_model, family_of, parameters_of, size_of
 from takd.trainables.models.libraries import timm_models, torchvision_models
+from takd.trainables.models.stage_models import check_takes_means
+from takd.trainables.training.features import stages_in
 
 MNIST = (1, 28, 28)
 CIFAR = (3, 32, 32)
@@ -127,6 +129,32 @@ def test_resnets_have_the_depth_and_the_parameters_of_the_paper(depth, millions)
     weighted = [name for name, each in module.named_modules() if isinstance(each, nn.Conv2d | nn.Linear)]
     assert len([name for name in weighted if "shortcut" not in name]) == depth
     assert parameters_of(f"resnet-{depth}", CIFAR, 10) == pytest.approx(millions * 1e6, abs=6e3)
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [
+        ("wrn-40-2", 2.255),
+        ("wrn-16-2", 0.703),
+        ("resnet-8x4", 1.233),
+        ("resnet-32x4", 7.433),
+        ("vgg-8", 3.965),
+        ("vgg-13", 9.462),
+        ("shufflenet-v1", 0.949),
+    ],
+)
+def test_networks_that_papers_on_methods_compare_have_the_published_number_of_parameters(model, millions):
+    """Of CIFAR-100; and they take other images, down to a stage whose maps end in their head."""
+    assert parameters_of(model, CIFAR, 100) == pytest.approx(millions * 1e6, abs=1e3)
+    assert build(model, MNIST, 10).eval()(torch.rand(2, *MNIST)).shape == (2, 10)
+    last = stages_in(model, CIFAR, 100)[-1]
+    check_takes_means(model, CIFAR, 100, last)
+
+
+@pytest.mark.parametrize("model", ["wrn-40", "wrn-41-2", "wrn-40-0", "resnet-8x2", "resnet-9x4", "vgg-9", "shufflenet"])
+def test_a_size_that_no_paper_has_is_told_those_that_there_are(model):
+    with pytest.raises(InputError, match="does not exist; valid: "):
+        family_of(model)
 
 
 def test_a_resnet_halves_the_image_where_it_gets_wider():

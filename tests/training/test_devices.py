@@ -5,6 +5,7 @@ import gc
 import importlib.util
 import sys
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from takd.search_spaces import MIXING, InputError, Loss
+from takd.search_spaces.methods import METHODS, SOFTENED
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.trainables import batch as batches
@@ -117,13 +119,15 @@ def moved(thing: Any, device: torch.device, known: dict[int, tuple[Any, Any]]) -
     elif isinstance(thing, torch.device):
         made = device
     elif isinstance(thing, dict):
-        made = {moved(key, device, known): moved(value, device, known) for key, value in thing.items()}
+        kind = OrderedDict if isinstance(thing, OrderedDict) else dict  # of hooks, which are referred to weakly
+        made = kind((moved(key, device, known), moved(value, device, known)) for key, value in thing.items())
     elif type(thing) in (list, tuple):
         made = type(thing)(moved(each, device, known) for each in thing)
     else:
         made = thing
         known[id(thing)] = (thing, made)
-        if isinstance(thing, nn.Module) or type(thing).__module__.startswith("takd.trainables.training"):
+        own = type(thing).__module__.startswith("takd.trainables.training") and hasattr(thing, "__dict__")
+        if isinstance(thing, nn.Module) or own:
             for name, value in list(vars(thing).items()):
                 vars(thing)[name] = moved(value, device, known)
     known[id(thing)] = (thing, made)  # the thing too, so that its place in memory stays its own
@@ -230,10 +234,11 @@ VARIANTS = (
     "mlp, lanes, dropout", "rates by lane, adam", "rates by lane, adamw", "sgd, smoothing, weights", "additive, mean",
     "decoupled", "standardised", "ensemble", "dropped guides", "cnn, crop-flip", "plain, flip-rotate", "resnet, tf32",
     "torchvision", "crops, colours", "operations", "mixup", "cutmix, averaged", "clipped, in parts", *RULES,
+    *(name for name in METHODS if name not in SOFTENED), "wide", "vgg", "shuffled",
 )  # fmt: skip
 
 
-def test_steps_are_tried_of_every_family_loss_augmentation_and_optimizer(benchmark):
+def test_steps_are_tried_of_every_family_loss_method_augmentation_and_optimizer(benchmark):
     assert set(VARIANTS) == set(benchmark.VARIANTS)
     kinds = list(benchmark.VARIANTS.values())
     losses = [given["loss"] for _, _, given in kinds if "loss" in given] + [Loss()]

@@ -4,22 +4,19 @@ import errno
 import json
 import os
 import time
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
-import psutil
 import pytest
 import torch
-from conftest import Watcher, artifacts, make_stage, run, run_watched, tiny_space
+from conftest import artifacts, make_stage, run, tiny_space
 
 from takd.search_spaces import WIDEST, Stage
 from takd.search_spaces.metrics import ACCURACY
 from takd.study.folder import StudyFolder, study_folder
-from takd.study.search.graph import Node
 from takd.trainables.datasets.dataset import load
 from takd.trainables.halving import Halving
 from takd.trainables.stage_trainable import StageTrainable
@@ -261,35 +258,3 @@ def test_a_diverging_setting_fails_its_own_students(folder):
     rows = pd.read_parquet(run(folder, space).folder.trials)
     assert "failed" in set(rows.loc[rows["learning_rate"] > 1, "status"])
     assert set(rows.loc[rows["learning_rate"] < 1, "status"]) == {"done"}
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_slots")
-def test_a_batch_whose_worker_is_killed_goes_on_from_its_checkpoints(folder):
-    killed: list[int] = []
-
-    def kill_once(node: Node) -> None:
-        if not killed and node.stage.role == "student" and list(artifacts(folder).parent.glob("checkpoints/*")):
-            for process in psutil.Process().children(recursive=True):
-                if process.name().startswith("ray::StageTrain"):
-                    killed.append(process.pid)
-                    process.kill()
-
-    class Listening(Watcher):
-        def stage_reported(self, node: Node, epochs: Sequence[dict[str, Any]]) -> None:
-            super().stage_reported(node, epochs)
-            told[node.stage.key] += [each["epoch"] for each in epochs]
-
-    told: dict[str, list[int]] = defaultdict(list)
-    space = tiny_space(
-        arms=["labels"], trials=2, coverage=1, student__recipe={"epochs": 100}, checkpoint_every={"epochs": 1}
-    )
-    run_watched(folder, space, Listening(reported=kill_once), workers=True)
-    assert killed
-    # No epoch is told twice. One that the killed worker trained, and did not come to tell, is in its checkpoint alone.
-    assert len(told) == 4
-    assert all(epochs == sorted(set(epochs)) for epochs in told.values())
-    for file in artifacts(folder).glob("[0-9a-f]*/stage.json"):
-        outcome = json.loads(file.read_text())["outcome"]
-        assert outcome["process"] not in killed
-        assert [each["epoch"] for each in outcome["epochs"]] == list(range(1, 101))

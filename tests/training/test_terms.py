@@ -9,20 +9,34 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import make_stage
+from conftest import make_stage, tiny_space
 from torch import nn
 
-from takd.search_spaces import InputError, Left, Loss, Recipe, Stage, Term, learned_by, names_of, needed_by
+from takd.search_spaces import (
+    InputError,
+    Left,
+    Loss,
+    Recipe,
+    Stage,
+    Term,
+    derived_of,
+    learned_by,
+    names_of,
+    needed_by,
+)
 from takd.search_spaces import Path as StudyPath
 from takd.search_spaces.methods import METHODS, compared_stages
+from takd.study.checks import inside_of, stages_by_model
+from takd.study.loops import Seconds, faster_in_loop, images_of, measured
 from takd.study.search.graph import Proposal, StageGraph
 from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import load, taught_on
 from takd.trainables.derivation import derive
 from takd.trainables.models.families import build
+from takd.trainables.models.stage_models import check_takes_means, finished_module, size_of_stage
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.features import Frozen, check_map, embedding_in, left_by, maps_in, stages_in
+from takd.trainables.training.features import Frozen, check_map, embedding_in, halved, left_by, maps_in, stages_in
 from takd.trainables.training.inputs import Inputs
 from takd.trainables.training.lanes import Alone
 from takd.trainables.training.loop import StageTraining
@@ -54,6 +68,13 @@ def lessons(features: int = 16, seed: int = 0) -> dict[Any, Any]:
     return {(what, None): [random.normal(size=shape).astype(np.float32)] for what, shape in drawn.items()}
 
 
+def heads(*stages: Stage) -> list[dict[str, torch.Tensor]] | None:
+    """Of the teacher of each, drawn, where students end in that."""
+    torch.manual_seed(7)
+    drawn = [{"weight": torch.randn(CLASSES, 16), "bias": torch.randn(CLASSES)} for _ in stages]
+    return drawn if stages[0].head_of else None
+
+
 def weights_of(training: StageTraining) -> list[dict[str, torch.Tensor]]:
     while not training.done:
         training.run_epoch()
@@ -76,12 +97,13 @@ def test_lanes_of_a_method_are_as_if_alone_and_go_on_from_checkpoints_when_a_nei
     stages = [student(term(method, weight), seed=seed, learning_rate=0.01 / (seed + 1))
               for seed, weight in enumerate((0.1, 1.0, 2.0))]  # fmt: skip
     upstream = [[shared], [other], [shared]]
-    together = weights_of(StageTraining(stages, MNIST, upstream))
-    close(together[:1], weights_of(StageTraining(stages[:1], MNIST, upstream[:1])))
-    first = StageTraining(stages, MNIST, upstream)
+    own = heads(*stages)
+    together = weights_of(StageTraining(stages, MNIST, upstream, heads=own))
+    close(together[:1], weights_of(StageTraining(stages[:1], MNIST, upstream[:1], heads=own and own[:1])))
+    first = StageTraining(stages, MNIST, upstream, heads=own)
     first.run_epoch()
     kept = [Checkpoint.parse(first.checkpoint(lane)) for lane in first.lanes]
-    again = StageTraining(stages, MNIST, upstream)
+    again = StageTraining(stages, MNIST, upstream, heads=own)
     again.restore(kept)
     again.run_epoch()
     again.end([again.lanes[1]])
@@ -139,13 +161,13 @@ def test_the_embedding_is_what_enters_the_head(model):
     assert entered[0].shape[1] == found.features
 
 
-def convolutional(method: str) -> Stage:
-    """A student of another, of two stages each; with all that a space fills in of layers."""
-    teacher = make_stage("plain-4", role="teacher", dataset=MNIST.fingerprint)
-    own, theirs = compared_stages(method, *(stages_in(each, SHAPE, CLASSES) for each in ("plain-2", "plain-4")))
+def convolutional(method: str, models: tuple[str, str] = ("plain-2", "plain-4")) -> Stage:
+    """A student of another, with all that a space fills in of layers."""
+    teacher = make_stage(models[1], role="teacher", dataset=MNIST.fingerprint)
+    own, theirs = compared_stages(method, *(stages_in(each, SHAPE, CLASSES) for each in models))
     layers = {"student_layers": own, "teacher_layers": theirs} if METHODS[method].needs == "maps" else {}
     recipe = {"batch_size": 16, "epochs": 1, "examples": 40, "learning_rate": 0.01, "optimizer": "sgd"}
-    stage = make_stage("plain-2", upstream=(teacher,), dataset=MNIST.fingerprint, **recipe)
+    stage = make_stage(models[0], upstream=(teacher,), dataset=MNIST.fingerprint, **recipe)
     own_fields = {"terms": (term(method, **layers),), "loss": None, "temperature": None, "lambda_": None}
     return stage.model_copy(update=own_fields)
 
@@ -174,6 +196,87 @@ def test_what_is_derived_and_a_model_in_the_loop_make_the_same_student(method):
         batch = torch.arange(10 * step, 10 * step + 16) % 40
         assert float(kept.train_step(batch, 1.0)) == pytest.approx(float(looped.train_step(batch, 1.0)), rel=1e-4)
     close([kept.taught.weights(0)], [looped.taught.weights(0)], atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["simkd", "simkd_linear"])
+def test_a_student_of_simkd_learns_by_the_regression_alone_and_ends_in_its_teachers_head(method):
+    """Which stands still; body and projector are trained, and with the head they are what is kept and measured."""
+    stage = convolutional(method, ("resnet-8", "resnet-8"))
+    torch.manual_seed(0)
+    teacher = build("resnet-8", SHAPE, CLASSES)
+    head = {name: each.detach() for name, each in teacher.fc.named_parameters()}
+    layer = "layer3" if METHODS[method].needs == "maps" else None
+    lanes = Alone([teacher]).to(memory_format=torch.channels_last)
+    inputs = Inputs(MNIST, stage.recipe, torch.device("cpu"), torch.channels_last)
+    rows = left_by(lanes, "resnet-8", MNIST, inputs.images, layer).numpy()
+    whole = np.zeros((50_000, *rows.shape[1:]), np.float32)
+    whole[inputs.transfer_set] = rows
+    training = StageTraining([stage], MNIST, [[{kind: [whole] for kind in learned_by(stage)}]], heads=[head])
+    module = training.taught.model.layers
+    before = {name: each.detach().clone() for name, each in module.named_parameters()}
+    batch = torch.arange(16)
+    with torch.no_grad():  # what it says is its own; batch normalisation is as in training
+        entered: list[torch.Tensor] = []
+        place = module.get_submodule("layer3" if layer else "fc.projector")
+        hook = place.register_forward_hook(lambda _, __, result: entered.append(result.clone()))
+        logits = module(inputs.images[batch])
+        hook.remove()
+    said = float(training.train_step(batch, 1.0))
+    taught = torch.from_numpy(rows[:16])
+    assert said == pytest.approx(float((entered[0] - taught).square().mean()), rel=1e-4)
+    pooled = entered[0].mean(dim=(2, 3)) if layer else entered[0]
+    torch.testing.assert_close(logits, pooled @ head["weight"].T + head["bias"], atol=1e-4, rtol=1e-4)
+    moved = {name for name, each in module.named_parameters() if not torch.equal(each, before[name])}
+    assert moved == set(before) - {"fc.head.weight", "fc.head.bias"}
+    assert any("projector" in name for name in moved)
+    kept = safetensors.torch.save(training.taught.weights(0))
+    finished = finished_module(stage, MNIST, kept).eval()
+    torch.testing.assert_close(finished.fc.head.weight, head["weight"])
+    parameters = sum(each.numel() for each in finished.parameters())
+    assert size_of_stage(stage, MNIST).parameters == parameters
+    assert parameters > size_of_stage(stage.model_copy(update={"terms": None, "upstream": ()}), MNIST).parameters
+
+
+def test_a_head_that_takes_no_means_over_places_is_nobody_elses():
+    check_takes_means("resnet-8", SHAPE, CLASSES, "layer3")
+    with pytest.raises(InputError, match=r"the head of plain-4 does not take the means .*; take simkd_linear"):
+        check_takes_means("plain-4", SHAPE, CLASSES, stages_in("plain-4", SHAPE, CLASSES)[-1])
+
+
+def test_in_float16_embeddings_take_half_the_room_under_keys_of_their_own_and_are_rounded_in_the_loop_too(tmp_path):
+    """Numbers that float16 has not are the largest that it has."""
+    whole = student(term("rkd"), kd=True)
+    half = whole.model_copy(update={"features": "float16"})
+    assert half.key != whole.key
+    assert needed_by(half)[0] is needed_by(whole)[0] is None  # logits stay as they are
+    names = [needed_by(each)[1] for each in (whole, half)]
+    assert [Left.parse(name).dtype for name in names] == [None, "float16"]
+    assert [Left.parse(name).name for name in names] == names
+    kept = [derived_of(TEACHER, "w", name) for name in names]
+    assert kept[0].key != kept[1].key
+    store = ArtifactStore(str(tmp_path))
+    store.prepare()
+    values = np.array([[1.0001, 2.0], [3.0, 7e4]], np.float32)
+    rounded = halved(torch.from_numpy(values)).numpy()
+    for each, said in zip(kept, (values, rounded), strict=True):
+        store.derived.publish(each, "s", said, {})
+    found = [store.derived.read(each.key) for each in kept]
+    assert [each.dtype for each in found] == [np.float32, np.float16]
+    np.testing.assert_array_equal(found[1], [[1.0, 2.0], [3.0, 65504.0]])
+
+    class Says(Frozen):
+        def __init__(self) -> None: ...
+
+    source = Says()
+    inputs = Inputs(MNIST, Recipe(examples=2), torch.device("cpu"), torch.contiguous_format)
+    derived = Guide([[np.repeat(rounded, 25_000, axis=0)]], in_half=True)
+    derived.show(0, inputs)
+    in_loop = Guide([source], in_half=True)
+    batch = torch.arange(2)
+    said = {id(source): {None: torch.from_numpy(values)[(inputs.transfer_set >= 25_000).long()]}}
+    pair = [each.of(batch, said)[0] for each in (derived, in_loop)]
+    assert {each.dtype for each in pair} == {torch.float32}
+    torch.testing.assert_close(pair[0], pair[1], atol=0, rtol=0)
 
 
 def test_a_models_stages_are_its_layers_of_one_size_of_maps_each_by_its_last_layer():
@@ -260,6 +363,31 @@ def test_a_student_of_other_images_learns_from_its_teacher_alone(tmp_path: Path)
         assert float(known.train_step(batch, 1.0)) == float(other.train_step(batch, 1.0))
 
 
+def test_a_student_of_other_images_and_its_own_learns_from_both_under_another_key(tmp_path: Path):
+    """Its own come first; what a teacher says of both is derived as one thing, in each view."""
+    own, other = load("mnist"), load("mnist")
+    both = taught_on(own, other, with_own=True)
+    assert (both.sizes["train"], len(both.train.labels)) == (100_000, 100_000)
+    pupil = student(term("rkd"), kd=True).model_copy(update={"transfer": MNIST.fingerprint, "lambda_": 1.0})
+    with_own = pupil.model_copy(update={"with_own": True})
+    assert with_own.key != pupil.key
+    assert with_own.shape != pupil.shape
+    assert with_own.model_copy(update={"recipe": Recipe()}).images == 100_000
+    names = [*needed_by(pupil), *needed_by(with_own)]
+    assert [Left.parse(name).with_own for name in names] == [False, False, True, True]
+    assert [Left.parse(name).name for name in names] == names
+    keys = {derived_of(TEACHER, "w", name).key for name in names}
+    assert len(keys) == 4
+    store = ArtifactStore(str(tmp_path))
+    store.prepare()
+    teacher = make_stage("mlp-4", role="teacher", dataset=MNIST.fingerprint, epochs=1)
+    trained([teacher], store)
+    derive(teacher, needed_by(with_own)[:1], store, 1, {})
+    [found] = store.left(teacher, needed_by(with_own)[:1])
+    assert found.shape == (100_000, CLASSES)
+    np.testing.assert_allclose(found[:50_000], found[50_000:], atol=1e-4)
+
+
 def graph_of(store: ArtifactStore, *students: Stage) -> StageGraph:
     graph = StageGraph(store)
     graph.add(Proposal(0, "setting", tuple(StudyPath(arm="rkd", student=each) for each in students)))
@@ -274,3 +402,31 @@ def work(graph: StageGraph) -> list[tuple[str, str]]:
             graph.start(node.stage.key)
             found.append((node.work, node.stage.name))
     return found
+
+
+def test_a_model_runs_in_the_loop_where_that_was_measured_to_be_faster_once_a_study_and_its_students_keep_their_keys():
+    assert Seconds(say=1.0, write=1.0, read=0.5).faster_in_loop(derived=100, seen=100)
+    assert not Seconds(say=1.0, write=1.0, read=0.5).faster_in_loop(derived=100, seen=1000)
+    stage = convolutional("at")
+    found = measured(stage, stage.upstream[0], MNIST, torch.device("cpu"))
+    assert min(found.say, found.write, found.read) > 0
+    space = tiny_space(
+        arms=["at", "kd"],
+        teacher__model="plain-4",
+        student__model="plain-2",
+        confirm={"paths": 2, "seeds": 3},
+        trials=4,
+        seeds=2,
+        methods={"at": {"weight": 1}},
+    )
+    space = space.model_copy(update={"inside": inside_of(space, MNIST)})
+    [own] = [each for alike in stages_by_model(space, MNIST) for each in alike if each.terms]
+    # Three teachers; 2 configurations of 2 students and 6 that confirm, of 3 epochs on 200 images.
+    assert images_of(space, own) == (3 * 50_000, 10 * 3 * 200)
+    looped = space.model_copy(update={"loops": (own.loop,)})
+    [again] = [each for alike in stages_by_model(looped, MNIST) for each in alike if each.terms]
+    assert (own.in_loop, again.in_loop, own.loop) == (None, True, "plain-2 by at <- plain-4")
+    assert own.key == again.key
+    assert looped.identity() == space.identity()
+    lanes = (alike for alike in [[student(term("rkd"))]])
+    assert faster_in_loop(space, lanes, MNIST, 0.0) == ()  # one reading serves them all

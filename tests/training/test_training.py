@@ -219,7 +219,8 @@ def test_training_learns():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_convolutions_train_in_either_precision(precision):
-    [trained] = train([stage("plain-2", epochs=4, examples=1000, learning_rate=0.01, precision=precision)], MNIST, [[]])
+    recipe = {"epochs": 4, "examples": 1000, "learning_rate": 0.01, "evaluate_every": 4}
+    [trained] = train([stage("plain-2", precision=precision, **recipe)], MNIST, [[]])
     assert trained.selected.val_accuracy > 0.5
     numbers = [weight for weight in trained.weights.values() if weight.is_floating_point()]  # no counters
     assert all(weight.dtype == torch.float32 for weight in numbers)

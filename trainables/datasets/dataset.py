@@ -115,20 +115,24 @@ class Dataset:
         return read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
 
 
-def taught_on(own: Dataset, other: Dataset) -> Dataset:
-    """A data set with the training images of another in the place of its own, normalised as its own are.
+def taught_on(own: Dataset, other: Dataset, with_own: bool = False) -> Dataset:
+    """A data set with the training images of another in the place of its own, or after them, normalised as its own are.
 
     Their labels are the other's: they mean nothing here.
     """
-    found = replace(own, sizes={**own.sizes, "train": other.sizes["train"]})
-    found.__dict__["train"] = other.train
+    train = other.train
+    if with_own:
+        images = torch.cat([own.train.images, train.images])
+        train = Split(images, torch.cat([own.train.labels, train.labels]))
+    found = replace(own, sizes={**own.sizes, "train": len(train.labels)})
+    found.__dict__["train"] = train
     return found
 
 
 def any_examples(images: int, examples: int, seed: int) -> Tensor:
     """Sorted indices of a seeded subset, whatever the labels; a smaller one of the same seed is a part of a larger."""
     if not 1 <= examples <= images:
-        raise InputError(f"transfer.examples is {examples}; the dataset has {images} training images")
+        raise InputError(f"transfer.examples is {examples}; there are {images:,} training images")
     return torch.from_numpy(generator(seed).permutation(images)[:examples]).sort().values
 
 

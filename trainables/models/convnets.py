@@ -49,23 +49,34 @@ def _convolution(channels: int, width: int) -> list[nn.Module]:
     return [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
 
 
-def resnet(size: int, image_shape: ImageShape, classes: int) -> nn.Module:
+def is_resnet(size: object) -> bool:
+    """A depth, or `8x4`: four times as wide."""
+    return size in RESNET_DEPTHS or size in [f"{depth}x4" for depth in RESNET_DEPTHS]
+
+
+def resnet(size: int | str, image_shape: ImageShape, classes: int) -> nn.Module:
     """He et al. 2016, section 4.2: 6n + 2 layers, widths 16, 32 and 64.
 
+    Those named `8x4` have the widths 64, 128 and 256 and begin with 32, as in the public code of Tian et al. 2020.
     Shortcuts where the width changes are 1x1 convolutions, as in the TAKD paper's code (option B), and convolutions
     start from He et al. 2015's normal distribution over what they give out.
     """
-    blocks = (size - 2) // 6
+    depth, _, wide = str(size).partition("x")
+    blocks, first, (one, two, three) = (
+        (int(depth) - 2) // 6,
+        32 if wide else 16,
+        (64, 128, 256) if wide else (16, 32, 64),
+    )
     layers: OrderedDict[str, nn.Module] = OrderedDict(
-        conv1=nn.Conv2d(image_shape[0], 16, 3, padding=1, bias=False),
-        bn1=nn.BatchNorm2d(16),
+        conv1=nn.Conv2d(image_shape[0], first, 3, padding=1, bias=False),
+        bn1=nn.BatchNorm2d(first),
         relu=nn.ReLU(inplace=True),
-        layer1=nn.Sequential(*_blocks(16, 16, blocks)),
-        layer2=nn.Sequential(*_blocks(16, 32, blocks)),
-        layer3=nn.Sequential(*_blocks(32, 64, blocks)),
+        layer1=nn.Sequential(*_blocks(first, one, blocks, stride=1)),
+        layer2=nn.Sequential(*_blocks(one, two, blocks, stride=2)),
+        layer3=nn.Sequential(*_blocks(two, three, blocks, stride=2)),
         avgpool=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(),
-        fc=nn.Linear(64, classes),
+        fc=nn.Linear(three, classes),
     )
     module = nn.Sequential(layers)
     for layer in module.modules():
@@ -74,18 +85,17 @@ def resnet(size: int, image_shape: ImageShape, classes: int) -> nn.Module:
     return module
 
 
-def _blocks(channels: int, width: int, number: int) -> Iterator["Block"]:
-    yield Block(channels, width)
+def _blocks(channels: int, width: int, number: int, stride: int) -> Iterator["Block"]:
+    yield Block(channels, width, stride)
     for _ in range(number - 1):
-        yield Block(width, width)
+        yield Block(width, width, 1)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; where the width changes the first halves height and width."""
+    """Two 3x3 convolutions and a shortcut, which is one too where the width changes; the first has the stride."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        stride = 1 if channels == width else 2
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)

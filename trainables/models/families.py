@@ -11,7 +11,8 @@ from torch import nn
 from takd.search_spaces import InputError
 from takd.search_spaces.registry import PAGE, TABLES, Family, Origin, model_family, nearest, origin_of
 from takd.trainables.datasets.sources import ImageShape
-from takd.trainables.models import convnets
+from takd.trainables.models import cifar_nets, convnets
+from takd.trainables.models.cifar_nets import VGG
 from takd.trainables.models.convnets import PLAIN, RESNET_DEPTHS
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.layers import stack_together
@@ -73,9 +74,16 @@ model_family("plain", sizes=f"plain-N with N one of {', '.join(map(str, PLAIN))}
 )
 model_family(
     "resnet",
-    sizes=f"resnet-N with N one of {', '.join(map(str, RESNET_DEPTHS))}",
-    valid=lambda size: size in RESNET_DEPTHS,
+    sizes=f"resnet-N and resnet-Nx4 with N one of {', '.join(map(str, RESNET_DEPTHS))}",
+    valid=convnets.is_resnet,
 )(convnets.resnet)
+model_family("wrn", sizes="wrn-D-W with a depth D of 6n + 4 and a width W, such as wrn-40-2", valid=cifar_nets.is_wide)(
+    cifar_nets.wide
+)
+model_family("vgg", sizes=f"vgg-N with N one of {', '.join(map(str, VGG))}", valid=lambda size: size in VGG)(
+    cifar_nets.vgg
+)
+model_family("shufflenet", sizes="shufflenet-v1", valid=lambda size: size == "v1")(cifar_nets.shufflenet)
 model_family(
     "torchvision",
     sizes="torchvision/NAME with a classification model of torchvision's",
@@ -217,15 +225,21 @@ def _size_of(model: str, image_shape: ImageShape, classes: int, digest: str | No
     parameters = parameters_of(model, image_shape, classes)
     with torch.device("meta"):
         module = build(model, image_shape, classes).eval()
-        if stack_together(module):
-            return ModelSize(parameters, sum(2 * each.numel() for each in module.parameters() if each.dim() == 2))
         try:
-            return ModelSize(parameters, _flops(module, image_shape))
+            return size_of_module(module, image_shape)
         except (NotImplementedError, RuntimeError):
             if digest is None:
                 raise
     # What a user's code does with numbers, such as `.item()`, needs some.
     return ModelSize(parameters, _flops(build(model, image_shape, classes).eval(), image_shape))
+
+
+def size_of_module(module: nn.Module, image_shape: ImageShape) -> ModelSize:
+    """On torch's default device, where the module is."""
+    parameters = sum(weight.numel() for weight in module.parameters())
+    if stack_together(module):
+        return ModelSize(parameters, sum(2 * each.numel() for each in module.parameters() if each.dim() == 2))
+    return ModelSize(parameters, _flops(module, image_shape))
 
 
 def _flops(module: nn.Module, image_shape: ImageShape) -> int:

@@ -10,14 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from takd.search_spaces import InputError, Stage
-from takd.search_spaces.registry import check_digests
+from takd.search_spaces import InputError
 from takd.trainables.datasets.conversion import Normalization
-from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.families import build, check_model, stacks
 from takd.trainables.models.weights_files import (
@@ -208,13 +205,6 @@ def between(given: Normalization, expected: Normalization) -> tuple[Tensor, Tens
         (torch.tensor(each).view(-1, 1, 1) for each in normalization) for normalization in (given, expected)
     )
     return own_std / std, (own_mean - mean) / std
-
-
-def finished_module(stage: Stage, dataset: Dataset, content: bytes) -> nn.Module:
-    """The model of a stage, with the weights of its artifact, or of what is given."""
-    check_digests(stage.code)
-    module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
-    return restore(module, safetensors.torch.load(content))
 
 
 def restore(module: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:

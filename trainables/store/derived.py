@@ -1,7 +1,7 @@
 """What is derived from models: `derived/<key>/` below a root, shared by all studies there. No torch.
 
-Each is one array, float32, whose rows are the training images of a data set in one view. Whatever it is, and whoever
-computes it, it is written, found, checked, mapped and swept away here.
+Each is one array, float32 or float16, whose rows are the training images of a data set in one view. Whatever it is, and
+whoever computes it, it is written, found, checked, mapped and swept away here.
 """
 
 import json
@@ -32,7 +32,7 @@ DERIVED = "derived"
 DESCRIPTION = "derived.json"
 VALUES = "values.arrow"
 
-Array = np.ndarray[Any, np.dtype[np.float32]]
+Array = np.ndarray[Any, np.dtype[np.floating[Any]]]  # float32, or float16
 
 log = logging.getLogger("takd")
 
@@ -131,9 +131,10 @@ def _folder(key: str) -> str:
 
 
 def _arrow(values: Array) -> bytes:
-    """Arrow IPC of one column: a fixed-size list of float32 for each row."""
+    """Arrow IPC of one column: a fixed-size list of float32, or float16, for each row."""
+    kind = np.float16 if values.dtype == np.float16 else np.float32
     rows, width = len(values), math.prod(values.shape[1:])
-    column = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float32, copy=False).reshape(-1)), width)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind, copy=False).reshape(-1)), width)
     table = pa.table({"values": column})
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:

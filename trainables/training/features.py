@@ -206,6 +206,12 @@ def by_lane(entered: Tensor, stacked: bool) -> Tensor:
     return (whole.mean(dim=(2, 3)) if whole.dim() == 4 else whole.flatten(1)).unsqueeze(0)
 
 
+def halved(tensor: Tensor) -> Tensor:
+    """In float16; what is larger than that has is the largest that it has."""
+    largest = torch.finfo(torch.float16).max
+    return tensor.clamp(-largest, largest).half()
+
+
 class Frozen:
     """A model that runs beside those that learn from it, in evaluation mode and float32, and does not change."""
 

@@ -18,6 +18,7 @@ from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, convolutional, normalises_batches, stacks
 from takd.trainables.models.layers import ELEMENTWISE
 from takd.trainables.models.pretrained import draw_head, start_from
+from takd.trainables.models.stage_models import put_head, with_head
 from takd.trainables.models.weights_files import Pretrained, put_into
 from takd.trainables.training.averaging import Average
 from takd.trainables.training.optimizers import RULES, ByRule, FusedAdam, FusedSGD, Optimizer, Rule
@@ -199,9 +200,11 @@ class Linears(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        learns = layers[0].weight.requires_grad
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]), learns)
         has_bias = layers[0].bias is not None
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers])) if has_bias else None
+        biases = torch.stack([layer.bias.detach() for layer in layers]) if has_bias else None
+        self.bias = None if biases is None else nn.Parameter(biases, learns)
 
     def forward(self, features: Tensor) -> Tensor:
         if self.bias is None:
@@ -359,8 +362,8 @@ def form_of(model: str, dataset: Dataset) -> tuple[type[LaneModel], torch.memory
 class Lanes:
     """Stages of one shape on their way through the epochs of their recipe.
 
-    `images [few, channels, height, width]`, as the model takes them, show which layers are its head. Raises ValueError
-    on stages that can't train together.
+    `images [few, channels, height, width]`, as the model takes them, show which layers are its head. `heads` has by
+    stage the head of its teacher, where it ends in that. Raises ValueError on stages that can't train together.
     """
 
     def __init__(
@@ -369,12 +372,15 @@ class Lanes:
         dataset: Dataset,
         images: Tensor,
         pretrained: Pretrained | None = None,
+        heads: "Sequence[Mapping[str, Tensor]] | None" = None,
     ) -> None:
         self.recipe, self.device = stages[0].recipe, images.device
         self.all = [Lane(stage) for stage in stages]
         self.running = list(self.all)  # those that are in the model, in its order
         form, layout = form_of(stages[0].model, dataset)
-        model = form([_new_model(stage, dataset, pretrained) for stage in stages])
+        own: Sequence[Mapping[str, Tensor] | None] = heads or [None] * len(stages)
+        models = [_new_model(stage, dataset, pretrained, head) for stage, head in zip(stages, own, strict=True)]
+        model = form(models)
         self.model: LaneModel = model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.smallest_batch = 2 if normalises_batches(self.model) and not self.recipe.freeze_norm else 1
         self.head = find_head(self.model.layers, images) if self.recipe.head_epochs else None
@@ -452,15 +458,21 @@ class Lanes:
         self.model.load([self.selected(number) for number in range(len(self.running))])
 
 
-def _new_model(stage: Stage, dataset: Dataset, pretrained: Pretrained | None) -> nn.Module:
+def _new_model(
+    stage: Stage, dataset: Dataset, pretrained: Pretrained | None, head: Mapping[str, Tensor] | None
+) -> nn.Module:
     check_digests(stage.code)
+    about = dataset.image_shape, len(dataset.classes)
     # The seed alone decides the first weights, whatever device they go to.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage.seed)
-        module = build(stage.model, dataset.image_shape, len(dataset.classes), stage.recipe.dropout)
-    if pretrained is not None:
-        start_from(pretrained, module, dataset.normalization)
-        draw_head(module, stage.seed)
+        module = build(stage.model, *about, stage.recipe.dropout)
+        if pretrained is not None:
+            start_from(pretrained, module, dataset.normalization)
+            draw_head(module, stage.seed)
+        module = with_head(module, stage, *about)
+    if head is not None:
+        put_head(module, head)
     return module
 
 

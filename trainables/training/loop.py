@@ -50,6 +50,7 @@ class StageTraining:
     upstream: for each stage, of its upstream stages in their order, by view the logits `[train examples, classes]`; or,
     where it learns other things, all of these by what they are.
     pretrained: the weights that `stage.pretrained` names.
+    heads: for each stage the head of its teacher, `weight` and `bias`, where its model ends in that.
     metric: what is measured at each look beside loss and accuracy, where it is another; `select_by` is too.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
@@ -62,18 +63,21 @@ class StageTraining:
         device: torch.device | str = "cpu",
         pretrained: Pretrained | None = None,
         metric: str | None = None,
+        heads: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> None:
         first = stages[0]
         if len({stage.shape for stage in stages}) > 1:
             raise ValueError("stages that train together share dataset, model, recipe (but the rate) and loss form")
         if (first.pretrained is None) != (pretrained is None):
             raise ValueError(f"{first.name} starts from pretrained weights: {first.pretrained}")
+        if (first.head_of is None) != (heads is None):
+            raise ValueError(f"{first.name} ends in the head of {first.head_of and first.head_of.model}")
         self.recipe, self.epoch = first.recipe, 0
         wanted = dict.fromkeys(filter(None, (metric, first.recipe.select_by)))
         self.scores = [name for name in wanted if name not in MEASURED]
         _, layout = form_of(first.model, dataset)
         self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None)
-        self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained)
+        self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained, heads)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = self._teaching(first, upstream)
         self.stopped: list[tuple[Lane, Trained]] = []  # that ended by their patience, until they are taken
@@ -342,9 +346,10 @@ def train(
     upstream: "Sequence[Sequence[Upstream]]",
     device: torch.device | str = "cpu",
     pretrained: Pretrained | None = None,
+    heads: Sequence[Mapping[str, Tensor]] | None = None,
 ) -> list[Trained]:
     """Train stages of one shape to their end; see `StageTraining`. Raises TrainingError where one failed."""
-    training = StageTraining(stages, dataset, upstream, device, pretrained)
+    training = StageTraining(stages, dataset, upstream, device, pretrained, heads=heads)
     while not training.done:
         training.run_epoch()
     for lane in training.lanes:

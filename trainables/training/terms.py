@@ -18,7 +18,17 @@ from torch import Tensor, nn
 
 from takd.search_spaces import NamedView, Term, What
 from takd.search_spaces.registry import Method
-from takd.trainables.training.features import Frozen, by_lane, embedding_in, entering, leaving, maps_in
+from takd.trainables.models.stage_models import reused_head
+from takd.trainables.training.features import (
+    Embedding,
+    Frozen,
+    by_lane,
+    embedding_in,
+    entering,
+    halved,
+    leaving,
+    maps_in,
+)
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.inputs import Inputs
 from takd.trainables.training.lanes import LaneModel, LaneOptimizer, Lanes
@@ -73,7 +83,9 @@ class Guide:
     It is what was derived, by view; or what models say in the loop, of the images of the batch at hand.
     """
 
-    def __init__(self, by_lane: Sequence[ByView | Frozen], layer: str | None = None) -> None:
+    def __init__(self, by_lane: Sequence[ByView | Frozen], layer: str | None = None, in_half: bool = False) -> None:
+        """`in_half`: whether the numbers are those of float16, whoever says them."""
+        self.in_half = in_half
         self.sources = list({id(each): each for each in by_lane}.values())
         places = {id(each): place for place, each in enumerate(self.sources)}
         self.of_lane, self.layer = [places[id(each)] for each in by_lane], layer
@@ -98,8 +110,9 @@ class Guide:
 
         `said` has what models say in the loop of these images, by their identity.
         """
-        each = [tensor.index_select(0, batch) for tensor in self.tensors]
-        each += [said[id(source)][self.layer] for source in self.sources if isinstance(source, Frozen)]
+        each = [tensor.index_select(0, batch).float() for tensor in self.tensors]
+        in_loop = [said[id(source)][self.layer] for source in self.sources if isinstance(source, Frozen)]
+        each += [halved(tensor).float() for tensor in in_loop] if self.in_half else in_loop
         if len(each) == 1:
             return each[0], None
         return torch.stack([each[place] for place in self.of_lane]), 0
@@ -165,9 +178,10 @@ class _Taught:
         layers = (term.teacher_layers or ()) if term.needed == "maps" else (None,)
         self.layers = term.student_layers or ()
         what: What = _WHAT[term.needed]
+        in_half = term.needed != "logits" and taught.all[0].stage.features == "float16"
         # By upstream, then by layer.
         self.guides = [
-            [Guide([each[place][what, layer] for each in lessons], layer) for layer in layers]
+            [Guide([each[place][what, layer] for each in lessons], layer, in_half) for layer in layers]
             for place in range(len(lessons[0]))
         ]
         self.params: dict[str, Any] = {
@@ -287,8 +301,13 @@ class MethodTeaching(Teaching):
         self.weights = self._weights()
         self.view: int | None = None
         self.inside = None
+        # A student whose head is its teacher's learns by that alone; what enters that head is what is compared.
+        self.alone = stage.head_of is not None
         if any(each.term.needed == "embedding" for each in self.terms):
-            self.inside = embedding_in(stage.model, inputs.dataset.image_shape, len(inputs.dataset.classes))
+            about = stage.model, inputs.dataset.image_shape, len(inputs.dataset.classes)
+            self.inside = embedding_in(*about)
+            if self.alone:
+                self.inside = Embedding(reused_head(*about), self.terms[0].guides[0][0].shape[0])
         self.layers = list(dict.fromkeys(layer for each in self.terms for layer in each.layers))
         self.entered: list[Tensor] = []
         self.maps: dict[str, Tensor] = {}
@@ -354,7 +373,7 @@ class MethodTeaching(Teaching):
                 guide.show(view, self.inputs)
 
     def losses(self, logits: Tensor, labels: Tensor, batch: Tensor, number: int | Tensor) -> Tensor:
-        losses = self.base.losses(logits, labels, batch, number)
+        losses = logits.new_zeros(len(logits)) if self.alone else self.base.losses(logits, labels, batch, number)
         embedding = by_lane(self.entered.pop(), self.taught.model.stacked) if self.inside else None
         maps, said = {name: each.float() for name, each in self.maps.items()}, self._said(batch)
         self.maps.clear()

@@ -15,6 +15,7 @@ from torchdistill.models.adaptation import ConvReg
 from torchdistill.models.wrapper import Regressor4VID
 
 from takd.search_spaces import Loss
+from takd.trainables.models.stage_models import Projector
 from takd.trainables.training.losses import SoftTargets, distillation, labels_only, soften
 from takd.trainables.training.methods.attention import at
 from takd.trainables.training.methods.logits import dist
@@ -23,7 +24,6 @@ from takd.trainables.training.methods.regressions import (
     fitnet,
     hint,
     linear,
-    projector,
     simkd,
     simkd_linear,
     variational,
@@ -62,6 +62,20 @@ class Case:
         return self.function(student, teacher, LABELS, **({} if module is None else {"modules": module}))
 
 
+def projected(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """SimKD's projector is a part of its student."""
+
+    def of_student(student: Given, teacher: Given, labels: Tensor, *, modules: Any) -> Tensor:
+        maps = isinstance(student, tuple)
+        return function((modules(student[-1]),) if maps else modules(student), teacher, labels)
+
+    return of_student
+
+
+def projector(student: Any, teacher: Any, classes: int, examples: int) -> nn.Module:
+    return Projector(student[-1][0], teacher[-1][0], teacher[-1][1:])
+
+
 LOGITS, EMBEDDINGS = (((CLASSES,),), ((CLASSES,),)), (((5,),), ((8,),))
 MAPS = (((4, 8, 8), (6, 4, 4)), ((5, 8, 8), (7, 4, 4)))
 UNEVEN = (((4, 8, 8), (6, 2, 2), (3, 3, 3)), ((5, 4, 4), (7, 4, 4), (4, 5, 5)))
@@ -71,11 +85,11 @@ CASES = {
     "pkt": Case(pkt, *EMBEDDINGS),
     "sp_pooled": Case(sp_pooled, *EMBEDDINGS),
     "hint": Case(hint, *EMBEDDINGS, linear),
-    "simkd_linear": Case(simkd_linear, *EMBEDDINGS, linear),
+    "simkd_linear": Case(projected(simkd_linear), *EMBEDDINGS, linear),
     "at": Case(at, *MAPS, maps=True),
     "sp": Case(sp, *UNEVEN, maps=True),
     "fitnet": Case(fitnet, *UNEVEN, convolutional, maps=True),
-    "simkd": Case(simkd, UNEVEN[0][-1:], UNEVEN[1][-1:], projector, maps=True),
+    "simkd": Case(projected(simkd), UNEVEN[0][-1:], UNEVEN[1][-1:], projector, maps=True),
     "vid": Case(vid, *MAPS, variational, maps=True),
 }
 WITHOUT_MAPS = [name for name, case in CASES.items() if not case.maps]

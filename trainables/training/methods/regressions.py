@@ -24,18 +24,18 @@ def hint(student: Tensor, teacher: Tensor, labels: Tensor, *, modules: nn.Module
 
 
 def linear(student_shapes: Shapes, teacher_shapes: Shapes, classes: int, examples: int) -> nn.Module:
-    """From the student's embedding to one as wide as the teacher's; of `hint` and `simkd_linear`."""
+    """From the student's embedding to one as wide as the teacher's; of `hint`."""
     (own,), (upstream,) = student_shapes[0], teacher_shapes[0]
     return nn.Linear(own, upstream)
 
 
-def simkd_linear(student: Tensor, teacher: Tensor, labels: Tensor, *, modules: nn.Module) -> Tensor:
-    """Chen et al. 2022, equation 3, on embeddings `[images, d_s]` and `[images, d_t]`, with a linear projector.
+def simkd_linear(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Chen et al. 2022, equation 3, on embeddings `[images, d_t]`, of which the student's is projected: linearly.
 
     The student's network ends in the projector and the teacher's head, so this is all that it learns from: published
     with the weight 1, the cross-entropy 0. For networks without maps; see `simkd`.
     """
-    return F.mse_loss(modules(student), teacher)
+    return F.mse_loss(student, teacher)
 
 
 def fitnet(
@@ -89,45 +89,14 @@ def _fitting(student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
     return nn.Conv2d(own, upstream, 3, padding=1)
 
 
-def simkd(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], labels: Tensor, *, modules: nn.Module) -> Tensor:
-    """Chen et al. 2022, equation 3: maps before pooling, `[images, channels, height, width]`, projected, must be alike.
+def simkd(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """Chen et al. 2022, equation 3: maps before pooling, `[images, channels, height, width]`, must be alike.
 
-    The student's network ends in the projector, a mean over places and the teacher's head, so this is all that it
-    learns from: published with the weight 1, the cross-entropy 0. The last of the maps given; where the teacher's is
-    larger its places are averaged. torchdistill has no SimKD.
+    The student's is projected: its network ends in the projector, a mean over places and the teacher's head, so this is
+    all that it learns from: published with the weight 1, the cross-entropy 0. The last of the maps given; where the
+    teacher's is larger its places are averaged. torchdistill has no SimKD.
     """
-    guess = modules(student[-1])
-    return F.mse_loss(guess, averaged(teacher[-1], *guess.shape[2:]))
-
-
-class Projector(nn.Sequential):
-    """Chen et al. 2022, section 3.3: 1x1, 3x3 and 1x1 convolutions through half of the teacher's channels.
-
-    What is larger than the teacher's map is averaged first.
-    """
-
-    def __init__(self, student: Sequence[int], teacher: Sequence[int]) -> None:
-        inner = max(teacher[0] // 2, 1)
-        super().__init__(
-            nn.Conv2d(student[0], inner, 1, bias=False),
-            nn.BatchNorm2d(inner),
-            nn.ReLU(),
-            nn.Conv2d(inner, inner, 3, padding=1, bias=False),
-            nn.BatchNorm2d(inner),
-            nn.ReLU(),
-            nn.Conv2d(inner, teacher[0], 1, bias=False),
-            nn.BatchNorm2d(teacher[0]),
-            nn.ReLU(),
-        )
-        self.size = min(student[1], teacher[1]), min(student[2], teacher[2])
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return super().forward(averaged(maps, *self.size))
-
-
-def projector(student_shapes: Shapes, teacher_shapes: Shapes, classes: int, examples: int) -> nn.Module:
-    """That of `simkd`."""
-    return Projector(student_shapes[-1], teacher_shapes[-1])
+    return F.mse_loss(student[-1], averaged(teacher[-1], *student[-1].shape[2:]))
 
 
 def vid(
