@@ -435,10 +435,12 @@ class Resources(Value):
     """What one worker of a role (`teacher`, `assistant` or `student`) holds while it trains."""
 
     cpu: Integer = Field(1, ge=1, examples=[2])
-    """CPU cores."""
+    """CPU cores; of each rank, where several train a stage."""
     gpu: Number | None = Field(None, ge=0, examples=[0.25])
-    """GPUs, a whole number, or a part of one. Null: where there are GPUs, one for a teacher or assistant, a quarter for
-    a student."""
+    """GPUs, a whole number, or a part of one. Several train a stage together, a rank on each, on one node or more.
+    Null: where there are GPUs, one for a teacher or assistant, a quarter for a student."""
+    ranks: Integer | None = Field(None, ge=1, examples=[2])
+    """Processes that train a stage together on CPUs, each with `cpu` cores. On GPUs there are as many as GPUs."""
 
     @field_validator("gpu")
     @classmethod
@@ -448,6 +450,18 @@ class Resources(Value):
         if gpu is not None and round(gpu, GPU_DIGITS) != gpu:
             raise ValueError(f"gpu is {gpu:.10g}; a part of a GPU has at most {GPU_DIGITS} digits, such as 0.3333")
         return gpu
+
+    @model_validator(mode="after")
+    def _ranks_are_of_cpus(self) -> Self:
+        if self.ranks is not None and self.gpu:
+            ways = f"gpu: {self.ranks} for a rank on each of {self.ranks} GPUs, or ranks: {self.ranks} on CPUs alone"
+            raise ValueError(f"ranks is {self.ranks} and gpu {self.gpu:g}; say one of the two: {ways}")
+        return self
+
+    @property
+    def together(self) -> int:
+        """How many processes train a stage: its ranks."""
+        return self.ranks or max(1, int(self.gpu or 0))
 
 
 class CheckpointEvery(Value):

@@ -55,6 +55,7 @@ from takd.search_spaces.stage import (
     FRESH_SEED,
     HEAD,
     MEMBER_SEEDS,
+    ROLES,
     STUDENT_SEEDS,
     DatasetFingerprint,
     Given,
@@ -324,6 +325,7 @@ class Space(Value):
             raise ValueError("arms: each arm is named once")
         self._arms_are_not_the_same()
         self._transfer_teaches_classes()
+        self._ranks_can_train()
         self.refuse_methods({name: facts.needs for name, facts in METHODS.items()})
         own = [(f"assistants.models: {each}", self.assistants.section(each)) for each in self.assistants.names]
         for place, section in (("assistants", self.assistants), *own, ("student", self.student)):
@@ -367,6 +369,27 @@ class Space(Value):
                 raise ValueError(f"arms: {arm.name!r}: with transfer epochs are over other images; leave it out")
         if self.transfer is not None and any(mixes(each.augment) for each in self.student.view_recipes()):
             raise ValueError("student.recipe.augment mixes the labels of images, and transfer uses none; leave one out")
+
+    def _ranks_can_train(self) -> None:
+        """What several ranks train is one stage, by what each of them can say of its part of a batch."""
+        for role in (each for each in ROLES if self.resources_of(each).together > 1):
+            own = self.resources_of(role)
+            asked = f"resources.{role}.{'ranks' if own.ranks else 'gpu'} is {own.together}"
+            if self.deterministic:
+                raise ValueError(f"deterministic is true, which is for one process a stage, and {asked}")
+            if role == "student" and self.lanes not in ("auto", 1):
+                raise ValueError(f"lanes is {self.lanes}, and {asked}; over several ranks a stage trains alone")
+            taught_by = {"teacher": (), "assistant": [self.assistants.method], "student": self._student_methods()}
+            divergence = self.loss.divergence if self.loss.divergence != "decoupled" else None
+            ways = [divergence or each if each == KD else each for each in taught_by[role]]
+            if bad := next((each for each in ways if each not in (KD, DKD)), None):
+                raise ValueError(
+                    f"{asked}, each with its part of a batch; {bad} compares the examples of a batch, or what is "
+                    "inside of models: use kd or dkd, or one device"
+                )
+
+    def _student_methods(self) -> list[str]:
+        return [method for arm in self.all_arms for method in arm.methods]
 
     def refuse_methods(self, needs: Mapping[str, str]) -> None:
         """Raises ValueError where a method needs what is inside a model, and who teaches has no such thing.
@@ -829,7 +852,8 @@ class Space(Value):
             fields["features"] = "float16"
         if self._is_too_much(fields.get("terms") or (), upstream, whole, of_images):
             fields["in_loop"] = True
-        if section.pretrained is not None and whole.head_epochs is not None:
+        alone = self.resources_of(role).together == 1  # else each rank runs them, in every step
+        if section.pretrained is not None and whole.head_epochs is not None and alone:
             fields["frozen"] = self._kept(model, whole, whole.examples or of_images, dataset.sizes)
         stage = Stage(
             role=role,

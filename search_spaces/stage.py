@@ -471,6 +471,11 @@ class Stage(Value):
         return json.dumps(shared, sort_keys=True)
 
     @property
+    def divisible(self) -> bool:
+        """Whether several ranks can train it: what it learns by looks neither at other examples nor inside a model."""
+        return not self.terms and (self.loss is None or self.loss.divergence in (None, "decoupled"))
+
+    @property
     def images(self) -> int:
         """That it is trained on."""
         if self.given:

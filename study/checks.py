@@ -413,9 +413,10 @@ def _loops(space: Space, dataset: Dataset, folder: StudyFolder) -> tuple[str, ..
 
 
 def gpu_here(space: Space, role: Role) -> float:
-    """What a worker of the role would get of this machine's GPUs, as `fitted` gives it."""
-    wanted, here = space.resources_of(role).gpu, float(torch.cuda.device_count())
-    return min(here, wanted if wanted is not None else 0.25 if role == "student" else 1.0)
+    """What a rank of the role would get of this machine's GPUs, as `fitted` gives it."""
+    own, here = space.resources_of(role), float(torch.cuda.device_count())
+    unsaid = 0.0 if own.ranks else 0.25 if role == "student" else 1.0
+    return min(here, 1.0, own.gpu if own.gpu is not None else unsaid)
 
 
 def transfer_data(space: Space, dataset: Dataset, source: str, folder: StudyFolder | None) -> Dataset | None:

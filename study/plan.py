@@ -206,7 +206,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
     """What a run would go through. Upstream stages are known where nothing of theirs is varied; students are counted.
 
     Seconds are estimated from a few timed training steps of each model on this machine, with the CPUs its role gets, on
-    a GPU where there is one and the role would get a part of it.
+    a GPU where there is one and the role would get a part of it. Several ranks are taken to share the time evenly.
     """
     needed, ended, new = _stages(space, dataset, folder, search)
     threads = torch.get_num_threads()
@@ -215,13 +215,16 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
     alike, done = (_rows(space, stages, firsts) for stages in (needed, ended))
     for row, stage in enumerate(firsts):
         cpu = min(space.resources_of(stage.role).cpu, threads)
+        ranks = _ranks_here(space, stage.role)
         number = len(alike[row]) + len(done[row]) + new[stage.role, *_cost_of(space, stage)]
         cached = len(done[row]) + sum(folder.artifacts.has(each.key, needed_files(each)) for each in alike[row])
         given, apart, gpu = stage.given is not None, _apart(stage, firsts), gpu_here(space, stage.role)
         sized = _searched(space, stage) or ""
         about = stage.role == "assistant" and new[stage.role, *_cost_of(space, stage)] > 0
         planned.append(
-            PlannedStages(stage.role, stage.model, number, cached, 0.0, cpu, given, apart, sized, about, gpu)
+            PlannedStages(
+                stage.role, stage.model, number, cached, 0.0, ranks * cpu, given, apart, sized, about, ranks * gpu
+            )
         )
         if not planned[-1].left:
             continue
@@ -234,7 +237,7 @@ def plan(space: Space, dataset: Dataset, folder: StudyFolder, search: Search | N
             if not isinstance(error, known) and "can't allocate memory" not in str(error):
                 raise
             raise InputError(f"{stage.role} {stage.model}: has no room in this machine's memory") from None
-        planned[-1] = replace(planned[-1], seconds=seconds)
+        planned[-1] = replace(planned[-1], seconds=seconds / ranks)
     torch.set_num_threads(threads)
     return planned
 
@@ -352,6 +355,13 @@ def _stages(
     needed = {key: stage for key, stage in needed.items() if key not in lasting}
     found = {key: stage for key, stage in ended.items() if key not in needed and folder.artifacts.describe(key)}
     return needed, found, new
+
+
+def _ranks_here(space: Space, role: Role) -> int:
+    """How many of the role would train a stage together on this machine, as `fitted` gives it."""
+    own = space.resources_of(role)
+    most = torch.cuda.device_count() if own.gpu else (os.cpu_count() or 1) // own.cpu
+    return max(1, min(own.together, most))
 
 
 def estimate_seconds(

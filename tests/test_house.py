@@ -41,7 +41,12 @@ ROOMS_ALLOWED = {
     },
 }  # fmt: skip
 ONLY_IN = {
-    "ray": {"trainables/halving.py", "trainables/stage_trainable.py", "study/search/scheduling.py"},
+    "ray": {
+        "trainables/halving.py",
+        "trainables/stage_trainable.py",
+        "trainables/team.py",
+        "study/search/scheduling.py",
+    },
     "optuna": {
         "study/search/database.py",
         "study/search/lease.py",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors.torch
 import torch
@@ -25,7 +25,7 @@ from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, let_go, room_on
+from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, larger_part, let_go, no_room
 from takd.trainables.training.features import Frozen
 from takd.trainables.training.frozen import whole_epochs
 from takd.trainables.training.lanes import EpochMetrics, Lane
@@ -39,6 +39,18 @@ WRITERS = 8
 log = logging.getLogger("takd")
 
 
+class Team(Protocol):
+    """Other processes that train what this one trains."""
+
+    size: int  # with this one
+
+    def begin(self, training: StageTraining, metric: str) -> None:
+        """All go on from where this training stands."""
+
+    def run_epoch(self, training: StageTraining) -> None:
+        """All do."""
+
+
 class StageBatch:
     """Stages of one shape on their way. Those whose artifacts are there end at once; the others go on from checkpoints.
 
@@ -50,6 +62,8 @@ class StageBatch:
     `gpus` is what the worker was given, `device` what that comes to (`prepare`). Where the device has no room, half of
     the stages are returned, and the others go on from their checkpoints; one alone, or the whole of them, ends as
     `no memory`.
+
+    `team` are the other ranks that train with this process, a stage at a time.
     """
 
     def __init__(
@@ -63,7 +77,9 @@ class StageBatch:
         metric: Metric = ACCURACY,
         device: torch.device = CPU,
         gpus: float = 0.0,
+        team: Team | None = None,
     ) -> None:
+        self.team = team
         self.name, self.whole, self.metric = stages[0].name, whole, metric
         torch.set_num_threads(threads)
         self.device, self.gpus = device, gpus
@@ -103,7 +119,7 @@ class StageBatch:
         if len(chosen) > 1:
             dataset = self._dataset(chosen[0])
             measured = best_width(chosen, dataset, self._new_training) if self.measure_width else None
-            self.width = measured if self.measure_width else widest(chosen[0], dataset)
+            self.width = measured if self.measure_width else 1 if self.team else widest(chosen[0], dataset)
             chosen = chosen[: self.width]
         for stage in left:
             if stage not in chosen:
@@ -130,7 +146,9 @@ class StageBatch:
             except ValueError as error:
                 log.warning("%s: %s; trained from its start", stages[0].name, error)
                 del training  # first: two have no room
-                return self._new_training(stages)
+                training = self._new_training(stages)
+        if self.team:
+            self.team.begin(training, self.metric.name)
         return training
 
     def _fewer(self, stages: Sequence[Stage]) -> Sequence[Stage]:
@@ -146,15 +164,14 @@ class StageBatch:
 
     def _what_would_fit(self, stages: Sequence[Stage]) -> str:
         recipe, role, lanes = stages[0].recipe, stages[0].role, len(stages)
-        there = f"{room_on(self.device) / 1e9:.1f} GB" if self.device.type == "cuda" else "memory"
-        fits = [f"resources.{role}.gpu: {min(1.0, 2 * self.gpus):g}"] if 0 < self.gpus < 1 else []
+        ranks = self.team.size if self.team else 1
+        fits = larger_part(role, self.gpus)
+        if self.gpus >= 1 and stages[0].divisible:
+            fits = [f"resources.{role}.gpu: {2 * ranks}"]  # each has half of a batch
         fits += [f"{role}.recipe.batch_size: {recipe.batch_size // 2}"] if recipe.batch_size > 1 else []
         fits = [f"lanes: {lanes // 2}"] if lanes > 1 else fits
         asked = f"{stages[0].model} with batch_size {recipe.batch_size}{f' in {lanes} lanes' if lanes > 1 else ''}"
-        return (
-            f"{asked} has no room in the {there} that a worker with gpu {self.gpus:g} has; "
-            f"try {' or '.join(fits) or 'a larger GPU'}"
-        )
+        return no_room(asked, self.device, f"each of {ranks} ranks" if ranks > 1 else "a worker", self.gpus, fits)
 
     def _checkpoint_of(self, stage: Stage) -> Checkpoint | None:
         content = self.store.load_checkpoint(stage.key)
@@ -165,18 +182,8 @@ class StageBatch:
             return None
 
     def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
-        upstream = [[self._left_by(each, stage) for each in stage.upstream] for stage in stages]
-        digest = stages[0].pretrained
-        pretrained = read_weights(self.store, digest) if digest else None
-        dataset, kept = self._dataset(stages[0]), self._kept_below(stages[0])
-        heads = [self._head_of(stage, dataset) for stage in stages] if stages[0].head_of else None
-        return StageTraining(stages, dataset, upstream, self.device, pretrained, self.metric.name, heads, kept)
-
-    def _head_of(self, stage: Stage, dataset: Dataset) -> Mapping[str, Tensor]:
-        """Its teacher's, in which its model ends."""
-        assert stage.head_of
-        weights = weights_of(stage.head_of, self.store)
-        return head_weights(stage.head_of.model, weights, dataset.image_shape, len(dataset.classes))
+        kept = None if self.team else self._kept_below(stages[0])
+        return new_training(stages, self.store, self.device, self.metric.name, self._frozen, kept)
 
     def _dataset(self, stage: Stage) -> Dataset:
         return dataset_of(stage, self.store)
@@ -192,17 +199,6 @@ class StageBatch:
             derive_frozen(stage, names, self.store, self.device)
         return {name: _of_frozen(self.store, frozen_of(stage, name).key) for name in names}
 
-    def _left_by(self, upstream: Stage, stage: Stage) -> Lessons:
-        """All that a stage learns from one of its upstream stages."""
-        text = upstream.model_dump_json()
-        found: dict[tuple[What, str | None], ByView | Frozen] = {}
-        for each in learned_by(stage):
-            if stage.in_loop and each != SOFT_TARGETS:
-                found[each] = self._frozen(text)
-            else:
-                found[each] = _left(self.store, text, tuple(names_of(stage, *each)))
-        return found
-
     @cached_property
     def _frozen(self) -> Callable[[str], Frozen]:
         """Models that run beside these stages, by the stage that they are of, as JSON: one each, whoever learns."""
@@ -211,7 +207,10 @@ class StageBatch:
     def run_epoch(self) -> None:
         assert self.training
         with suppress(torch.OutOfMemoryError):
-            self.training.run_epoch()
+            if self.team:
+                self.team.run_epoch(self.training)
+            else:
+                self.training.run_epoch()
             self._note_failures(self.training)
             self._publish(self.training.take_stopped())
             return
@@ -282,6 +281,7 @@ class StageBatch:
             soft_targets_seconds=trained.soft_targets_seconds,
             lanes=len(self.training.lanes) if self.training else 1,
             **self._costs(lane),
+            **({"ranks": self.team.size} if self.team else {}),
         )
         if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
             logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
@@ -319,6 +319,45 @@ class StageBatch:
     def _new_epochs(self, lane: Lane) -> list[dict[str, Any]]:
         told = 0 if self.ended.get(lane.stage.key, ("", ""))[0] == "pruned" else self.told
         return [each.row() for each in lane.epochs if each.epoch > told]
+
+
+def new_training(
+    stages: Sequence[Stage],
+    store: ArtifactStore,
+    device: torch.device,
+    metric: str,
+    frozen: Callable[[str], Frozen] | None = None,
+    kept: Mapping[LeftName, Array] | None = None,
+) -> StageTraining:
+    """From their start, with what the store has of those they learn from; `frozen` are models that run beside them,
+    `kept` is what their own layers give that stand still.
+    """
+    upstream = [[_left_by(each, stage, store, frozen) for each in stage.upstream] for stage in stages]
+    digest = stages[0].pretrained
+    pretrained = read_weights(store, digest) if digest else None
+    dataset = dataset_of(stages[0], store)
+    heads = [_head_of(stage, dataset, store) for stage in stages] if stages[0].head_of else None
+    return StageTraining(stages, dataset, upstream, device, pretrained, metric, heads, kept)
+
+
+def _head_of(stage: Stage, dataset: Dataset, store: ArtifactStore) -> Mapping[str, Tensor]:
+    """Its teacher's, in which its model ends."""
+    assert stage.head_of
+    weights = weights_of(stage.head_of, store)
+    return head_weights(stage.head_of.model, weights, dataset.image_shape, len(dataset.classes))
+
+
+def _left_by(upstream: Stage, stage: Stage, store: ArtifactStore, frozen: Callable[[str], Frozen] | None) -> Lessons:
+    """All that a stage learns from one of its upstream stages."""
+    text = upstream.model_dump_json()
+    found: dict[tuple[What, str | None], ByView | Frozen] = {}
+    for each in learned_by(stage):
+        if stage.in_loop and each != SOFT_TARGETS:
+            assert frozen
+            found[each] = frozen(text)
+        else:
+            found[each] = _left(store, text, tuple(names_of(stage, *each)))
+    return found
 
 
 def _measured(selected: EpochMetrics) -> dict[str, float | None]:

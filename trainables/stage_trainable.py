@@ -15,6 +15,7 @@ from takd.trainables.own_code import NO_CODE, use
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.store.shared_root import answer_sign
 from takd.trainables.store.storage import AWAY_SECONDS, FULL, PATIENCE, first_line
+from takd.trainables.team import Team
 
 if TYPE_CHECKING:
     from takd.trainables.batch import StageBatch
@@ -35,14 +36,15 @@ class StageTrainable(tune.Trainable):
 
     Teacher, assistant and student differ in data, not in code.
 
-    config: `root`, `cpu`, `gpu`, `sign`, a file of the study's process in the root, and the user's `code`, which
-    travels so to every node; with `deterministic` a GPU is so too. The lists come one at a time by `assign`, between
-    two steps; each has `work` (`train`; or `derive` what is learned from stages whose weights exist, in their `views`
-    by key; or `measure` finished ones on the test split), `stages` (of one shape where they train, as JSON), `origin`
-    (who asked for each stage, by key; kept in its description), `measure_width` (train as many at once as go fastest),
-    `halving` (the actor that ends weak students, or None) and `halving_epochs` (it is asked at multiples of these),
-    `checkpoint_every` (`epochs` or `seconds`), `threads` (in place of as many as `cpu`, or None), `whole` (they train
-    together or not at all) and `metric` (what the study goes by).
+    config: `root`, `cpu`, `gpu`, `ranks` (as many processes with so much each train a stage together), `sign`, a file
+    of the study's process in the root, and the user's `code`, which travels so to every node; with `deterministic` a
+    GPU is so too. The lists come one at a time by `assign`, between two steps; each has `work` (`train`; or `derive`
+    what is learned from stages whose weights exist, in their `views` by key; or `measure` finished ones on the test
+    split), `stages` (of one shape where they train, as JSON), `origin` (who asked for each stage, by key; kept in its
+    description), `measure_width` (train as many at once as go fastest), `halving` (the actor that ends weak students,
+    or None) and `halving_epochs` (it is asked at multiples of these), `checkpoint_every` (`epochs` or `seconds`),
+    `threads` (in place of as many as `cpu`, or None), `whole` (they train together or not at all) and `metric` (what
+    the study goes by).
 
     Checkpoints are kept by stage key below the root, not by Tune: whoever trains the stage next, after a retry, on
     another machine or in another run of the study, goes on from there.
@@ -53,16 +55,17 @@ class StageTrainable(tune.Trainable):
     where that was measured. `idle` says that the list is done. `measured` has what finished stages do on the test split
     (`Measured`), or a line that says why that can't be read.
     The first report has nothing but the worker's `node` and `host`, its own handle, `actor`, by which lists are
-    assigned, and what is wrong with the `root` there, or None.
+    assigned, what is wrong with the `root` there, or None, and as much of its `others`, the other ranks.
     """
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}])
+        return tune.PlacementGroupFactory([{"CPU": config["cpu"], "GPU": config["gpu"]}] * config["ranks"], "PACK")
 
     def setup(self, config: dict[str, Any]) -> None:
         if config.get("deterministic"):
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+        self.team = Team(config) if config["ranks"] > 1 else None  # they load torch while this process does
         from takd.trainables.batch import prepare  # loads torch, which the study's process has not: at once
 
         self.gpus, self.device = config["gpu"], prepare(config["gpu"], bool(config.get("deterministic")))
@@ -112,7 +115,9 @@ class StageTrainable(tune.Trainable):
 
     def _introduction(self, node: str, actor: Any) -> dict[str, Any]:
         wrong = answer_sign(self.store.root, self.sign, node)
-        return NOTHING | {"node": node, "actor": actor, "host": socket.gethostname(), "root": wrong}
+        others = self.team.introductions() if self.team else []
+        own = {"node": node, "actor": actor, "host": socket.gethostname(), "root": wrong}
+        return NOTHING | own | {"others": others}
 
     def _report(self, batch: "StageBatch") -> dict[str, Any]:
         report = {"stages": batch.states(), "width": batch.width, "idle": not batch.lanes}
@@ -124,6 +129,8 @@ class StageTrainable(tune.Trainable):
 
     def _let_go(self) -> None:
         """What the last list held of the device is free before the next one begins, here or in another worker."""
+        if self.team:
+            self.team.end()
         from takd.trainables.training.devices import let_go
 
         let_go(self.device)
@@ -150,13 +157,17 @@ class StageTrainable(tune.Trainable):
             given["metric"],
             self.device,
             self.gpus,
+            self.team,
         )
         if given["halving"] is not None and (before := batch.values_before(given["halving_epochs"])):
             given["halving"].record.remote(before)
         return batch
 
     def _derive(self) -> dict[str, Any]:
+        import torch
+
         from takd.trainables.derivation import derive
+        from takd.trainables.training.devices import larger_part, no_room
 
         given, self.given, self.wait_seconds = self.given, {}, 0.0
         states: list[dict[str, Any]] = []
@@ -171,11 +182,19 @@ class StageTrainable(tune.Trainable):
                 if error.errno not in FULL:
                     raise
                 state |= {"state": "no room", "reason": f"{self.store.root}: {error.strerror}"}
+            except torch.OutOfMemoryError:  # with a single image
+                fits = larger_part(stage.role, self.gpus)
+                reason = no_room(f"{stage.model} beside one image", self.device, "a worker", self.gpus, fits)
+                state |= {"state": "no memory", "reason": reason}
             states.append(state)
+        self._let_go()
         return {"stages": states, "width": None, "idle": True}
 
     def _measure(self) -> dict[str, Any]:
+        import torch
+
         from takd.trainables.measuring import measure_on_test
+        from takd.trainables.training.devices import larger_part, no_room
 
         given, self.given, self.wait_seconds = self.given, {}, 0.0
         stages = [Stage.model_validate(stage) for stage in given["stages"]]
@@ -186,6 +205,10 @@ class StageTrainable(tune.Trainable):
             )
         except InputError as error:
             measured = str(error)
+        except torch.OutOfMemoryError:  # with a single image
+            models = ", ".join(dict.fromkeys(stage.model for stage in stages))
+            fits = larger_part("student", self.gpus)
+            measured = no_room(f"one of {models} beside one image", self.device, "a worker", self.gpus, fits)
         self._let_go()
         return {"stages": [], "width": None, "idle": True, "measured": measured}
 
@@ -225,3 +248,5 @@ class StageTrainable(tune.Trainable):
                 self._write_checkpoints(batch)
             except OSError as error:
                 log.warning("%s: no checkpoint of its last epochs: %s", batch.name, error)
+        if self.team:
+            self.team.abandon()

@@ -48,6 +48,7 @@ LOCAL = "local"  # Ray's word for one that is started here
 LOOK_SECONDS = 1.0  # between two looks at the cluster's nodes
 HOMELESS_SECONDS = 30.0  # that stages wait for a node before they are fitted to those that there are
 ANSWER_SECONDS = 15.0  # that a cluster may take to answer
+UNLIMITED = 1000  # nodes of a kind, where an autoscaler has no limit
 STOP_SECONDS = 10  # that a stage may take to end its epoch and write a checkpoint when the study stops
 
 # Ray speaks gRPC, and so HTTP/2: both sides begin with their settings, a frame of type 4.
@@ -146,6 +147,7 @@ class PathSearcher(Searcher):
             "sign": self.shared_root.sign,
             "cpu": need.cpu,
             "gpu": need.gpu,
+            "ranks": need.ranks,
             "deterministic": self.search.space.deterministic,
             "code": self.code,
         }
@@ -159,8 +161,7 @@ class PathSearcher(Searcher):
     def _homeless(self, now: float) -> bool:
         """Whether stages have waited a while for a node that is gone, or has not come."""
         needs = {self._need(group.role) for group in self.graph.groups()}
-        nodes = self.workers.nodes.values()
-        if all(any(need.fits(there) for there in nodes) for need in needs):
+        if all(need.among(self.workers.nodes.values()) for need in needs):
             self.homeless_since = None
             return False
         self.homeless_since = self.homeless_since or now
@@ -208,7 +209,7 @@ class PathSearcher(Searcher):
         return len(self.graph.open) < max(2 * slots, slots * width // self.search.space.seeds)
 
     def _width(self, group: Group, unknown: int = WIDEST) -> int:
-        if group.work == "derive":
+        if group.work == "derive" or self._need(group.role).ranks > 1:
             return 1
         lanes = self.search.space.fixed_lanes or self.search.space.lanes
         width = self.widths.get(group.shape, lanes if isinstance(lanes, int) else unknown)
@@ -220,7 +221,7 @@ class PathSearcher(Searcher):
     def _lacking(self) -> Need | None:
         """The kind of worker to start now. What others learn from comes first: no other kind takes its room."""
         wanted: dict[Need, int] = {}
-        kept = None
+        kept: frozenset[str] = frozenset()
         for group in self.graph.groups():
             need = self._need(group.role)
             wanted[need] = wanted.get(need, 0) + self._batches(group)
@@ -257,10 +258,12 @@ class PathSearcher(Searcher):
         """A worker reports; it is given stages where it has none. Returns whether it goes."""
         worker = self.workers.living[trial_id]
         if "actor" in result:
-            worker.introduce(result["node"], result["actor"], time.monotonic())
+            others = result.get("others", ())
+            worker.introduce(result["node"], result["actor"], time.monotonic(), [each["node"] for each in others])
             self.failed_starts = 0
-            if problem := self.shared_root.problem(result):
-                self.stop.request(problem)
+            for each in (result, *others):
+                if problem := self.shared_root.problem(each):
+                    self.stop.request(problem)
         if worker.batch:
             self._hear(worker.batch, result)
         if not result["idle"]:
@@ -293,7 +296,7 @@ class PathSearcher(Searcher):
         return (
             self._batches(group) > self.workers.waiting(need)
             and not self.workers.room(need)
-            and self.workers.kept_for(need) == worker.node
+            and bool(self.workers.kept_for(need) & worker.nodes)
         )
 
     def _is_kept(self, worker: Worker) -> bool:
@@ -652,10 +655,14 @@ def reachable_nodes() -> Nodes:
 
 
 def possible_nodes() -> list[Need]:
-    """What each node has, and each kind of node that an autoscaler can bring."""
+    """What each node has, and each that an autoscaler can bring."""
     config = ray._private.state.state.get_cluster_config()
-    kinds = [kind.resources for kind in config.node_group_configs if kind.max_count] if config else []
-    return [*nodes_now().values(), *(Need(kind.get("CPU", 0), kind.get("GPU", 0)) for kind in kinds)]
+    now, more = list(nodes_now().values()), list[Need]()
+    for kind in config.node_group_configs if config else []:
+        node = Need(kind.resources.get("CPU", 0), kind.resources.get("GPU", 0))
+        most = kind.max_count if kind.max_count >= 0 else UNLIMITED
+        more += [node] * max(0, most - now.count(node))
+    return [*now, *more]
 
 
 def nodes_now() -> Nodes:

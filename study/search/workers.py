@@ -1,6 +1,6 @@
 """The workers of a run: which there are, what each does, where another has room, and how busy they were. No Ray."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,17 +13,23 @@ ELSEWHERE = "a node that an autoscaler can bring"
 
 
 class Need(NamedTuple):
-    """What a worker holds while it lives."""
+    """What a worker holds while it lives: that much for each of its ranks, which may be on several nodes."""
 
     cpu: float
     gpu: float
+    ranks: int = 1
+
+    def among(self, nodes: Iterable["Need"]) -> int:
+        """How many times it fits into what is free on nodes."""
+        return sum(map(self.fits, nodes)) // self.ranks
 
     def fits(self, free: "Need") -> int:
-        """How many times it fits into what is free."""
+        """How many ranks of it fit into what is free."""
         by_cpu = int(free.cpu / self.cpu + 1e-9)
         return max(0, min(by_cpu, int(free.gpu / self.gpu + 1e-9)) if self.gpu else by_cpu)
 
     def minus(self, other: "Need") -> "Need":
+        """Without one of its ranks."""
         return Need(self.cpu - other.cpu, self.gpu - other.gpu)
 
 
@@ -41,6 +47,7 @@ class Fitted(NamedTuple):
 def fitted(space: Space, nodes: Collection[Need]) -> Fitted:
     """What the space asks for, and no more than one node has of those that there are, or that an autoscaler can bring.
 
+    A rank is on one node, a worker of several ranks on as many as it takes.
     Where the space says nothing of GPUs and there are any, others' models get a whole one and four students share one.
     """
     hosts = [node for node in nodes if node.cpu >= 1]
@@ -51,22 +58,23 @@ def fitted(space: Space, nodes: Collection[Need]) -> Fitted:
     for role in ROLES:
         used = role != "assistant" or space.assistants.names
         wanted, place = space.resources_of(role), f"resources.{role}"
+        ranks = wanted.together
         if wanted.gpu is None:
-            gpu = min(most, 0.25 if role == "student" else 1.0)
-        elif wanted.gpu > most and used and most > 0:
-            gpu = most
-            warnings.append(f"{place}.gpu is {wanted.gpu:g}; no node has more than {most:g}, which it gets")
+            gpu = 0.0 if ranks > 1 else min(most, 0.25 if role == "student" else 1.0)
         else:
-            gpu = wanted.gpu
+            gpu = min(1.0, wanted.gpu)
         if gpu > most and used:
-            lacking = lacking or f"{place}.gpu is {gpu:g}; Ray has 0 GPUs"
-        if gpu > 1 and used:
-            warnings.append(f"{place}.gpu is {gpu:g}; a stage trains on one GPU, the others are idle")
+            lacking = lacking or f"{place}.gpu is {wanted.gpu:g}; Ray has 0 GPUs"
         cpus = int(max((node.cpu for node in hosts if node.gpu >= gpu), default=wanted.cpu))
         if wanted.cpu > cpus and used:
             which = f"no node with {gpu:g} GPU" if gpu else "no node"
             warnings.append(f"{place}.cpu is {wanted.cpu}; {which} has more than {cpus}, which it gets")
-        needs[role] = Need(min(wanted.cpu, cpus), gpu)
+        needs[role] = Need(min(wanted.cpu, cpus), gpu, ranks)
+        room = sum(map(needs[role].fits, hosts))
+        if ranks > room > 0 and used:
+            what = f"gpu is {ranks}; GPUs" if gpu else f"ranks is {ranks}; CPUs"
+            warnings.append(f"{place}.{what} for {room} are there, which it gets")
+        needs[role] = needs[role]._replace(ranks=max(1, min(ranks, room)))
     if not hosts:
         lacking = lacking or "Ray has no node with a CPU"
     return Fitted(needs, warnings, lacking)
@@ -89,6 +97,7 @@ class Worker:
 
     need: Need
     node: str | None = None
+    others: Sequence[str] = ()  # the nodes of its other ranks
     actor: Any = None  # Ray's handle of it
     batch: Batch | None = None
     began: float = 0.0  # when it had started
@@ -101,9 +110,15 @@ class Worker:
     def started(self) -> bool:
         return self.node is not None
 
-    def introduce(self, node: str, actor: Any, now: float) -> None:
-        """It has started."""
+    def introduce(self, node: str, actor: Any, now: float, others: Sequence[str] = ()) -> None:
+        """It has started, with its other ranks on these nodes."""
         self.node, self.actor, self.began, self.idle_since = node, actor, now, now
+        self.others = others
+
+    @property
+    def nodes(self) -> set[str]:
+        """That it holds something of."""
+        return {self.node, *self.others} if self.node else set()
 
     @property
     def free(self) -> bool:
@@ -144,22 +159,23 @@ class Workers:
         """What of each node no worker holds. Those that are about to start are taken to start where there is room."""
         free = dict(self.nodes)
         for worker in self.living.values():
-            if worker.node in free:
-                free[worker.node] = free[worker.node].minus(worker.need)
+            for node in (worker.node, *worker.others):
+                if node in free:
+                    free[node] = free[node].minus(worker.need)
         for worker in self.living.values():
-            if not worker.started:
+            for _ in range(0 if worker.started else worker.need.ranks):
                 node = next((name for name, there in free.items() if worker.need.fits(there)), None)
                 if node is not None:
                     free[node] = free[node].minus(worker.need)
         return free
 
-    def room(self, need: Need, besides: str | None = None) -> int:
-        """How many more such workers could start, on any node but the one that is kept for another kind."""
-        return sum(need.fits(there) for node, there in self._free().items() if node != besides)
+    def room(self, need: Need, besides: Collection[str] = ()) -> int:
+        """How many more such workers could start, on any nodes but those that are kept for another kind."""
+        return need.among(there for node, there in self._free().items() if node not in besides)
 
     def most(self, need: Need) -> int:
         """How many such workers the whole cluster has room for; at least 1."""
-        return sum(need.fits(there) for there in self.nodes.values()) or 1
+        return need.among(self.nodes.values()) or 1
 
     def waiting(self, need: Need) -> int:
         """Workers of a kind that have nothing to train, those that are about to start among them."""
@@ -169,13 +185,20 @@ class Workers:
         """Workers of a kind that have nothing to train and could begin at once."""
         return sum(worker.free and worker.started for worker in self.living.values() if worker.need == need)
 
-    def kept_for(self, need: Need) -> str | None:
-        """The node whose workers go, one after the other, until one of another kind has room: the one nearest to it."""
+    def kept_for(self, need: Need) -> frozenset[str]:
+        """The node whose workers go, one after the other, until one of another kind has room: the one nearest to it.
+
+        Of one with several ranks as many nodes as it takes.
+        """
         free = self._free()
         hosts = [node for node, whole in self.nodes.items() if need.fits(whole) and node != ELSEWHERE]
-        return max(
-            hosts, key=lambda node: (free[node].gpu, free[node].cpu) if need.gpu else free[node].cpu, default=None
-        )
+        hosts.sort(key=lambda node: (free[node].gpu if need.gpu else 0.0, free[node].cpu), reverse=True)
+        kept, room = set[str](), 0
+        for node in hosts:
+            if room < need.ranks:
+                kept.add(node)
+                room += need.fits(self.nodes[node])
+        return frozenset(kept if room >= need.ranks else ())
 
     @property
     def busy_part(self) -> float:

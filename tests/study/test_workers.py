@@ -56,12 +56,12 @@ def test_a_worker_starts_where_a_node_has_room_for_it(made, need, room):
 def test_no_other_kind_takes_the_room_that_is_kept_for_what_comes_first():
     made = workers({"a": Need(2, 0), "b": Need(2, 0)}, (STUDENT, "a", True), (STUDENT, "a", True), (STUDENT, "b", True))
     assert made.room(STUDENT) == 1
-    assert made.kept_for(TEACHER) == "b"  # the one nearest to having room
-    assert made.room(STUDENT, besides="b") == 0
+    assert made.kept_for(TEACHER) == {"b"}  # the one nearest to having room
+    assert made.room(STUDENT, besides={"b"}) == 0
 
 
 def test_what_no_node_could_hold_has_no_node_kept_for_it():
-    assert workers({"a": Need(1, 0), ELSEWHERE: Need(8, 0)}).kept_for(TEACHER) is None
+    assert workers({"a": Need(1, 0), ELSEWHERE: Need(8, 0)}).kept_for(TEACHER) == set()
 
 
 BIG, SMALL = Need(8, 0), Need(2, 1)
@@ -72,8 +72,16 @@ BIG, SMALL = Need(8, 0), Need(2, 1)
     [
         ({"cpu": 64}, [Need(2, 0)], Need(2, 0), "resources.teacher.cpu is 64; no node has more than 2, which it gets"),
         ({"cpu": 2}, [Need(1, 0), Need(1, 0)], Need(1, 0), "resources.teacher.cpu is 2; no node has more than 1,"),
-        ({"gpu": 2}, [Need(4, 1), Need(4, 1)], Need(1, 1), "resources.teacher.gpu is 2; no node has more than 1,"),
-        ({"gpu": 2}, [Need(4, 2)], Need(1, 2), "teacher.gpu is 2; a stage trains on one GPU, the others are idle"),
+        ({"gpu": 2}, [Need(4, 1), Need(4, 1)], Need(1, 1, 2), None),  # a rank on each of two nodes
+        (
+            {"gpu": 4},
+            [Need(4, 2), Need(4, 1)],
+            Need(1, 1, 3),
+            "teacher.gpu is 4; GPUs for 3 are there, which it gets",
+        ),
+        ({"gpu": 4}, [Need(2, 4)], Need(1, 1, 2), "resources.teacher.gpu is 4; GPUs for 2 are there, which it gets"),
+        ({"ranks": 3, "cpu": 2}, [Need(5, 0)], Need(2, 0, 2), "resources.teacher.ranks is 3; CPUs for 2 are there"),
+        ({"ranks": 2}, [Need(4, 2)], Need(1, 0, 2), None),  # on CPUs, although there are GPUs
         ({"cpu": 4}, [BIG, SMALL], Need(2, 1), "teacher.cpu is 4; no node with 1 GPU has more than 2, which it gets"),
         ({"cpu": 4, "gpu": 0}, [BIG, SMALL], Need(4, 0), None),
         ({"cpu": 2}, [Need(0, 0), SMALL], Need(2, 1), None),  # a head that trains nothing

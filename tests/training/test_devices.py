@@ -26,11 +26,12 @@ from takd.search_spaces.methods import METHODS, SOFTENED
 from takd.study.checks import check_space
 from takd.study.folder import study_folder
 from takd.trainables import batch as batches
+from takd.trainables import derivation
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models import dropout
 from takd.trainables.models.families import FAMILIES
 from takd.trainables.store.artifacts import ArtifactStore
-from takd.trainables.training import devices, inputs
+from takd.trainables.training import devices, inputs, teaching
 from takd.trainables.training.devices import device_of, room_left
 from takd.trainables.training.inputs import Pixels, evaluation_batch, predict
 from takd.trainables.training.lanes import OPTIMIZERS, EpochMetrics
@@ -367,6 +368,28 @@ def test_a_stage_that_has_no_room_alone_says_what_would_fit(tmp_path, counted):
     assert state["reason"] == (
         "mlp-8 with batch_size 64 has no room in the memory that a worker with gpu 0 has; "
         "try student.recipe.batch_size: 32"
+    )
+
+
+def test_what_is_derived_from_a_model_without_room_says_what_would_fit(tmp_path, monkeypatch):
+    """In one report: a worker that died of it would be retried."""
+    [one] = stages(1, role="teacher", epochs=1)
+    reports(worker(tmp_path, [one]))
+    trainable = worker(tmp_path, [one])
+    trainable.assign(trainable.given | {"work": "derive", "views": {one.key: ["crop-flip 1"]}})
+    trainable.gpus = 0.25
+
+    def no_memory(*given: Any) -> None:
+        raise torch.OutOfMemoryError("made up")
+
+    monkeypatch.setattr(derivation, "predict", no_memory)
+    monkeypatch.setattr(teaching, "predict", no_memory)
+    [report] = reports(trainable)
+    [state] = report["stages"]
+    assert (state["state"], report["idle"]) == ("no memory", True)
+    assert state["reason"] == (
+        "mlp-8 beside one image has no room in the memory that a worker with gpu 0.25 has; "
+        "try resources.teacher.gpu: 0.5"
     )
 
 

@@ -35,7 +35,7 @@ def stages(number: int, model: str = "mlp-8", **given: Any) -> list[Stage]:
 def worker(root: Path, of: list[Stage], cpu: int = 1) -> StageTrainable:
     """A worker that was given these stages, without Tune around it."""
     ArtifactStore(str(root)).prepare()
-    trainable = StageTrainable({"root": str(root), "sign": "", "cpu": cpu, "gpu": 0})
+    trainable = StageTrainable({"root": str(root), "sign": "", "cpu": cpu, "gpu": 0, "ranks": 1})
     trainable.introduced = True  # which only Ray can do
     given = {
         "stages": [stage.model_dump(mode="json") for stage in of],

@@ -1,7 +1,7 @@
 """What a worker trains on, how much of its memory is this worker's, and how exactly it computes there."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -47,6 +47,18 @@ def room_left(share: float, free: float, cached: float, held: float) -> float:
     What torch has cached is free for this process, though the device says that it is not.
     """
     return max(0.0, USED * min(share - held, free + cached - held))
+
+
+def no_room(what: str, device: torch.device, whose: str, gpus: float, fits: Sequence[str]) -> str:
+    """The line about what had no room on a device, whose part of it was full, and what a space may say instead."""
+    there = f"{room_on(device) / 1e9:.1f} GB" if device.type == "cuda" else "memory"
+    tried = " or ".join(fits) or "a larger GPU"
+    return f"{what} has no room in the {there} that {whose} with gpu {gpus:g} has; try {tried}"
+
+
+def larger_part(role: str, gpus: float) -> list[str]:
+    """What a space may say for more of a GPU, where workers of a role have a part of one."""
+    return [f"resources.{role}.gpu: {min(1.0, 2 * gpus):g}"] if 0 < gpus < 1 else []
 
 
 def let_go(device: torch.device) -> None:

@@ -87,6 +87,15 @@ class Pixels:
         return shown
 
 
+def part_of(images: Pixels | Tensor, part: slice) -> Pixels | Tensor:
+    """Some of the images of a split, in no view."""
+    if isinstance(images, Tensor):
+        return images[part]
+    found = copy.copy(images)
+    found.images = images.images[part]
+    return found
+
+
 @dataclass(frozen=True)
 class Feed:
     """What trains, and the examples that go through it: a whole model and images, or what is above layers that stand

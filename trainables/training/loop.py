@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from takd.search_spaces import LeftName, Stage, What
 from takd.trainables.datasets.dataset import Dataset
@@ -15,11 +15,12 @@ from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
 from takd.trainables.training.features import Frozen
-from takd.trainables.training.frozen import Values
+from takd.trainables.training.frozen import Rows, Values
 from takd.trainables.training.graphs import Graphs, Places
-from takd.trainables.training.inputs import Feed, Inputs, predict
+from takd.trainables.training.inputs import Feed, Inputs, part_of, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
+from takd.trainables.training.ranks import Ranks
 from takd.trainables.training.schedules import rate_factor
 from takd.trainables.training.scores import MEASURED, scores
 from takd.trainables.training.teaching import ByView, Lessons, Teaching, soft_targets, teaching_of
@@ -85,6 +86,7 @@ class StageTraining:
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = self._teaching(first, upstream)
         self.stopped: list[tuple[Lane, Trained]] = []  # that ended by their patience, until they are taken
+        self.ranks: Ranks | None = None
         on_gpu = self.inputs.device.type == "cuda"
         self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
         self._reads: Places | None = None
@@ -112,6 +114,13 @@ class StageTraining:
     def done(self) -> bool:
         return self.epoch == self.recipe.epochs or not self.running
 
+    def join(self, ranks: Ranks) -> None:
+        """From now on this is one of several trainings of one stage, in as many processes, which do the same epochs.
+
+        All stand where this one does. What the stage leaves is the first one's to say.
+        """
+        self.ranks, self.graphs = ranks, None
+
     def run_epoch(self) -> None:
         """One epoch over the transfer set, then a look at the validation split where the recipe says so."""
         started = time.perf_counter()
@@ -124,6 +133,8 @@ class StageTraining:
         for number, batch in enumerate(batches):
             factor = rate_factor(self.recipe, self.epoch + number / len(batches))
             total += self.train_step(batch, factor, number) * len(batch)
+        if self.ranks is not None:
+            self.ranks.sum(total)
         train_losses = (total / len(self.inputs.labels)).tolist()
         self.epoch += 1
         looked = time.perf_counter()
@@ -142,6 +153,9 @@ class StageTraining:
     def _stop(self, lanes: Sequence[Lane]) -> None:
         """These have what they will keep; the others go on as if they were alone."""
         if not lanes:
+            return
+        if self.ranks is not None and not self.ranks.leads:
+            self.end(lanes)
             return
         now = [self.taught.weights(number) for number in range(len(self.running))]
         self.stopped += [(lane, trained) for lane, trained in self._kept() if lane in lanes]
@@ -166,7 +180,7 @@ class StageTraining:
     def train_step(self, batch: Tensor, factor: float, number: int = 0) -> Tensor:
         """One step on a batch of the transfer set, at `factor` times each lane's rate; returns the losses `[lanes]`.
 
-        `number` is the batch's in its epoch.
+        `number` is the batch's in its epoch. With ranks it is this one's part of the losses.
         """
         if self.graphs is None:
             return self.step(batch, factor, number)
@@ -179,7 +193,7 @@ class StageTraining:
         """What `train_step` does, kernel by kernel. On a GPU factor and number are there too, `[]` and `[1]`."""
         self.taught.optimizer.zero_grad()
         with tf32(self.recipe.precision == "tf32"):
-            if self.recipe.accumulate is None:
+            if self.recipe.accumulate is None and self.ranks is None:
                 losses = self._learn(batch, number)
             else:
                 losses = self._learn_in_parts(batch, number)
@@ -189,20 +203,40 @@ class StageTraining:
 
     def _learn(self, batch: Tensor, number: int | Tensor, share: float = 1.0) -> Tensor:
         """Adds the gradients of a batch, which counts for that share of a step; its losses `[lanes]`."""
-        with self.inputs.precision(), self.teaching.watching():
-            logits = self.feed.model(self.feed.train[batch])
-        losses = self.teaching.losses(logits, self.inputs.labels.index_select(0, batch), batch, number)
+        losses = self._losses(self.feed.model, batch, number)
         losses = losses if share == 1.0 else losses * share
         losses.sum().backward()  # lanes share no weights: each gets its own gradient
         return losses.detach()
 
+    def _losses(self, model: nn.Module, batch: Tensor, number: int | Tensor) -> Tensor:
+        with self.inputs.precision(), self.teaching.watching():
+            logits = model(self.feed.train[batch])
+        return self.teaching.losses(logits, self.inputs.labels.index_select(0, batch), batch, number)
+
     def _learn_in_parts(self, batch: Tensor, number: int | Tensor) -> Tensor:
-        """The same of a whole batch, in parts one after the other: no part larger than memory allows."""
+        """The same of a whole batch, in parts one after the other: no part larger than memory allows.
+
+        Of ranks each does its share of every part.
+        """
         parts = max(1, min(self.recipe.accumulate or 1, len(batch) // self.taught.smallest_batch))
         self.teaching.whole = self.teaching.mean_weight(batch)
-        shares = [self._learn(part, number, len(part) / len(batch)) for part in batch.tensor_split(parts)]
+        shares = []
+        for place, part in enumerate(batch.tensor_split(parts), start=1):
+            share = len(part) / len(batch)
+            if self.ranks is None:
+                shares.append(self._learn(part, number, share))
+            else:
+                shares.append(self._learn_own(self.ranks, part, number, share, place == parts))
         self.teaching.whole = None
         return torch.stack(shares).sum(dim=0)
+
+    def _learn_own(self, ranks: Ranks, part: Tensor, number: int | Tensor, share: float, last: bool) -> Tensor:
+        """As `_learn`, of what this rank has of it; with the `last` part of a batch all ranks' gradients are summed."""
+        own = ranks.share(part, self.taught.model.stacked)
+        with ranks.doing(own, self.taught.model, last) as model:
+            losses = self._losses(model, own.examples, number)
+            (losses.sum() * (share * own.gradient)).backward()
+        return losses.detach() * (share * own.counts)
 
     def reads(self) -> Places:
         """What a step finds by its place in memory, as it was when this was last asked to look again."""
@@ -231,8 +265,14 @@ class StageTraining:
         """By lane, what the validation split says; nothing where the recipe does not look."""
         if self.epoch % self.recipe.evaluate_every and self.epoch != self.recipe.epochs:
             return [_Look((None, None), {})] * len(self.running)
+        images, labels = self.feed.validation, self.inputs.validation_labels
         with self.taught.evaluated():
-            logits, labels = predict(self.feed.model, self.feed.validation), self.inputs.validation_labels
+            if self.ranks is None:
+                logits = predict(self.feed.model, images)
+            else:
+                assert not isinstance(images, Rows)  # of several ranks each runs what stands still
+                own = part_of(images, self.ranks.own_part(len(labels)))
+                logits = self.ranks.whole(predict(self.feed.model, own), len(labels))
         more = [scores(each, labels, self.scores) for each in logits]
         return [_Look(pair, found) for pair, found in zip(measure(logits, labels), more, strict=True)]
 
