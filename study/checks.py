@@ -36,15 +36,15 @@ from takd.study.search.optimization import find_search
 from takd.trainables.datasets.dataset import Dataset, any_examples, is_own, load, load_for, transfer_set
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.families import build, check_model, family_of, normalises_batches, parameters_of, size_of
+from takd.trainables.models.frozen import cut_in, head_in
 from takd.trainables.models.given import canonical_given
 from takd.trainables.models.pretrained import canonical_weights, check_takes_pretrained, without_head
 from takd.trainables.models.stage_models import check_heads, check_takes_means
+from takd.trainables.models.transfer import check_layer
 from takd.trainables.models.weights_files import MissingWeightsError
 from takd.trainables.own_code import NO_CODE, Code, use
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.features import check_map, embedding_in, maps_in, stages_in
-from takd.trainables.training.frozen import cut_in, head_in
-from takd.trainables.training.transfer import check_layer
 
 
 def check(space: Space, source: str, folder: StudyFolder) -> Checked:

@@ -44,12 +44,12 @@ from takd.study.search.optimization import Search, find_search, refuse_another_s
 from takd.study.search.stored_choices import parameters_of
 from takd.trainables.datasets.dataset import Dataset, load_for, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
+from takd.trainables.models.frozen import cut_in, head_in
 from takd.trainables.models.stage_models import head_weights
 from takd.trainables.store.artifacts import ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.training.devices import device_of
 from takd.trainables.training.features import Frozen, embedding_in, maps_in
-from takd.trainables.training.frozen import cut_in, head_in
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.teaching import ByView, Lessons

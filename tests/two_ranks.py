@@ -50,6 +50,8 @@ def trained(stage: Stage, ranks: Ranks | None, dataset: Any = None) -> StageTrai
 
 def weights(training: StageTraining) -> dict[str, Tensor]:
     """What it would leave, with what batch normalisation counts."""
+    if training.stopped:  # by its patience
+        return training.stopped[0][1].weights
     return training.taught.selected(0)
 
 

@@ -18,6 +18,7 @@ from takd.search_spaces.registry import metric_named
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.derivation import CPU, dataset_of, derive_frozen, frozen, publish_left, weights_of
 from takd.trainables.looks import looks
+from takd.trainables.models.frozen import whole_epochs
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.models.stage_models import head_weights
 from takd.trainables.outcome import describe_outcome
@@ -27,7 +28,6 @@ from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, larger_part, let_go, no_room
 from takd.trainables.training.features import Frozen
-from takd.trainables.training.frozen import whole_epochs
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import SOFT_TARGETS, StageTraining, Trained
 from takd.trainables.training.teaching import ByView, Lessons
@@ -202,7 +202,8 @@ class StageBatch:
     @cached_property
     def _frozen(self) -> Callable[[str], Frozen]:
         """Models that run beside these stages, by the stage that they are of, as JSON: one each, whoever learns."""
-        return lru_cache(lambda text: frozen(Stage.model_validate_json(text), self.store, self.device))
+        store, device = self.store, self.device  # not itself, which would hold the device until garbage is collected
+        return lru_cache(lambda text: frozen(Stage.model_validate_json(text), store, device))
 
     def run_epoch(self) -> None:
         assert self.training

@@ -27,13 +27,13 @@ from takd.search_spaces.augments import view_number
 from takd.search_spaces.metrics import Metric
 from takd.search_spaces.stage import HEAD
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
+from takd.trainables.models.frozen import cut_in, entered, head_in
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.models.stage_models import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
 from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.training.features import Frozen, halved, left_by
-from takd.trainables.training.frozen import cut_in, entered, head_in
 from takd.trainables.training.inputs import Inputs, Pixels, of_all, predict
 from takd.trainables.training.lanes import LaneModel, form_of, new_model
 from takd.trainables.training.losses import measure

@@ -11,8 +11,8 @@ import torch
 from takd.search_spaces import WIDEST, Stage
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.families import stacks
+from takd.trainables.models.frozen import trains_heads
 from takd.trainables.training.devices import let_go, room_on
-from takd.trainables.training.frozen import trains_heads
 from takd.trainables.training.lanes import OPTIMIZERS
 from takd.trainables.training.loop import StageTraining
 

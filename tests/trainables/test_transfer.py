@@ -26,6 +26,7 @@ from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.datasets.sources import RawSplit, Source
 from takd.trainables.models.families import build
 from takd.trainables.models.pretrained import canonical_weights, read_weights, restore, start_from, without_head
+from takd.trainables.models.transfer import Head, find_head, train_from
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.store.storage import sha256
@@ -33,7 +34,6 @@ from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.inputs import evaluation_batch
 from takd.trainables.training.loop import StageTraining, train
 from takd.trainables.training.schedules import rate_factor
-from takd.trainables.training.transfer import Head, find_head, train_from
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 SHAPE = (3, 32, 32)

@@ -30,6 +30,7 @@ from takd.trainables import derivation
 from takd.trainables.datasets.dataset import load
 from takd.trainables.models import dropout
 from takd.trainables.models.families import FAMILIES
+from takd.trainables.models.transfer import Head
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training import devices, inputs, teaching
 from takd.trainables.training.devices import device_of, room_left
@@ -38,7 +39,6 @@ from takd.trainables.training.lanes import OPTIMIZERS, EpochMetrics
 from takd.trainables.training.loop import StageTraining
 from takd.trainables.training.losses import DIVERGENCES, FORMS, distillation, labels_only, soften
 from takd.trainables.training.optimizers import RULES
-from takd.trainables.training.transfer import Head
 from takd.trainables.training.views import AUGMENTATIONS
 
 MNIST = load("mnist")

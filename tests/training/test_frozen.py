@@ -24,11 +24,11 @@ from takd.trainables.datasets.built_in import OWN
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.derivation import derive_frozen
 from takd.trainables.models.families import build, size_of
+from takd.trainables.models.frozen import cut_in, find_cut, whole_epochs
 from takd.trainables.models.pretrained import read_weights, without_head
 from takd.trainables.models.weights_files import Pretrained, packed
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.frozen import cut_in, find_cut, whole_epochs
 from takd.trainables.training.lanes import Heads
 from takd.trainables.training.loop import StageTraining, Trained
 

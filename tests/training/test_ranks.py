@@ -76,7 +76,7 @@ def test_two_ranks_leave_what_one_process_leaves(by_two, name, one_thread):
     [own], [theirs] = alone.lanes, together.lanes
     assert len(own.epochs) == len(theirs.epochs) >= 2
     for one, other in zip(own.epochs, theirs.epochs, strict=True):
-        assert other.train_loss == pytest.approx(one.train_loss, abs=1e-5)
+        assert other.train_loss == pytest.approx(one.train_loss, abs=5e-5)
         assert other.val_loss == pytest.approx(one.val_loss, abs=1e-4)
         assert other.val_accuracy == pytest.approx(one.val_accuracy, abs=6e-3)  # one image of 201
     expected = weights(alone)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from takd.search_spaces import VALIDATION, Left, LeftName, NamedView, Recipe, ViewName
 from takd.trainables.datasets.dataset import Dataset, any_examples, transfer_set
+from takd.trainables.models.frozen import Rows, Values
+from takd.trainables.models.transfer import Head, over_features
 from takd.trainables.training.devices import let_go, room_on, tf32
-from takd.trainables.training.frozen import Rows, Values
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, Heads, LaneModel, Lanes, Tail
 from takd.trainables.training.mixing import Mix, mix
-from takd.trainables.training.transfer import Head, over_features
 from takd.trainables.training.views import View, view
 
 EVALUATION_BATCH = 1000  # images, and fewer where they are large:

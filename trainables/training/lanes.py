@@ -17,14 +17,14 @@ from takd.search_spaces.registry import TABLES, OptimizerKind, check_digests, op
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, convolutional, normalises_batches, stacks
+from takd.trainables.models.frozen import Cut, above, cut_in, head_in, trains_heads
 from takd.trainables.models.layers import ELEMENTWISE
 from takd.trainables.models.pretrained import draw_head, start_from
 from takd.trainables.models.stage_models import put_head, with_head
+from takd.trainables.models.transfer import Head, find_head, freeze_norm, train_from, train_head
 from takd.trainables.models.weights_files import Pretrained, put_into
 from takd.trainables.training.averaging import Average
-from takd.trainables.training.frozen import Cut, above, cut_in, head_in, trains_heads
 from takd.trainables.training.optimizers import RULES, ByRule, FusedAdam, FusedSGD, Optimizer, Rule
-from takd.trainables.training.transfer import Head, find_head, freeze_norm, train_from, train_head
 
 
 @dataclass(frozen=True)

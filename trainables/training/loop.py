@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from takd.search_spaces import LeftName, Stage, What
 from takd.trainables.datasets.dataset import Dataset
+from takd.trainables.models.frozen import Rows, Values
 from takd.trainables.models.weights_files import Pretrained
 from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
 from takd.trainables.training.features import Frozen
-from takd.trainables.training.frozen import Rows, Values
 from takd.trainables.training.graphs import Graphs, Places
 from takd.trainables.training.inputs import Feed, Inputs, part_of, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from takd.search_spaces import Recipe
 from takd.search_spaces.registry import TABLES, schedule
-from takd.trainables.training.transfer import part_of
+from takd.trainables.models.transfer import part_of
 
 # What the learning rate is multiplied by, by the fraction of the run that is done (0 at the first step).
 SCHEDULES: Mapping[str, Callable[[float, Recipe], float]] = TABLES["schedule"]

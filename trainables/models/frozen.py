@@ -18,7 +18,7 @@ from takd.search_spaces import Kept, Stage
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.dropout import Dropout
 from takd.trainables.models.families import build, digest_of, flops_of, size_of
-from takd.trainables.training.transfer import Head, find_head, over_features
+from takd.trainables.models.transfer import Head, find_head, over_features
 
 Values = np.ndarray[Any, np.dtype[np.float32]]
 NOISE = 0.1  # of the deviation of each weight: so that none is zero, behind which a second way could hide
