@@ -220,6 +220,7 @@ def _check_one(space: Space, dataset: Dataset) -> None:
     for role, section, model in _roles(space):
         if section.pretrained is not None and not space.existing(role, model):
             check_takes_pretrained(model, dataset.image_shape, len(dataset.classes))
+            _check_dropout(role, section, model, dataset)
 
 
 def inside_of(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -293,11 +294,7 @@ def _below(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...
         heads = [each for _, each in examples_of(section.recipe.get("head_epochs")) if each is not None]
         if section.pretrained is None or own.existing(role, model) or not heads:
             continue
-        given = [each for _, each in examples_of(section.recipe.get("dropout"))]
-        rates = [None if each is None else float(each) for each in given]
-        if not _named_alike(model, dataset, rates):  # then weights don't reach all layers, and some are a seed's
-            continue
-        about = model, shape, classes, next(iter(rates), None)
+        about = model, shape, classes, next(iter(_dropout_rates(section)), None)
         head, features = head_in(*about)
         below = found.setdefault(model, {})
         if head.whole:
@@ -308,13 +305,24 @@ def _below(space: Space, dataset: Dataset) -> dict[str, dict[str, tuple[int, ...
     return found
 
 
-def _named_alike(model: str, dataset: Dataset, rates: Sequence[float | None]) -> bool:
-    """Whether layers have the same names whatever dropout there is between them."""
-    names = set()
-    for rate in {None, *rates} if any(rate is not None for rate in rates) else ():
+def _dropout_rates(section: Training) -> list[float | None]:
+    return [None if each is None else float(each) for _, each in examples_of(section.recipe.get("dropout"))]
+
+
+def _check_dropout(role: Role, section: Training, model: str, dataset: Dataset) -> None:
+    """Raises InputError on a rate at which layers have other names, so that weights would not reach all of them."""
+    if not (given := {rate for rate in _dropout_rates(section) if rate is not None}):
+        return
+    names = {}
+    for rate in (None, *sorted(given)):
         with torch.device("meta"):
-            names.add(tuple(without_head(build(model, dataset.image_shape, len(dataset.classes), rate))))
-    return len(names) < 2
+            names[rate] = set(without_head(build(model, dataset.image_shape, len(dataset.classes), rate)))
+    if other := [rate for rate in sorted(given) if names[rate] != names[None]]:
+        where = "assistants" if role == "assistant" else role
+        raise InputError(
+            f"{where}.recipe.dropout is {other[0]:g}: then layers of {model} have other names than in its pretrained "
+            "weights, which would not reach them; leave it out, or give another rate"
+        )
 
 
 def _check_layers(stage: Stage, module: torch.nn.Module, section: Training) -> None:

@@ -13,9 +13,9 @@ from conftest import make_stage, run
 from image_folders import write_images
 from torch import Tensor, nn
 
-from takd.search_spaces import Kept, Space, Stage, frozen_for, frozen_of, space_from
+from takd.search_spaces import InputError, Kept, Space, Stage, frozen_for, frozen_of, space_from
 from takd.search_spaces.stage import HEAD
-from takd.study.checks import inside_of
+from takd.study.checks import check_space, inside_of
 from takd.study.data import import_files
 from takd.study.folder import study_folder
 from takd.study.plan import _run_in_every_step
@@ -188,12 +188,17 @@ def study_of(files: dict[str, Path], cache_gb: float = 1.0, **of_student: Any) -
     return space_from(content | {"allow_any_size": True, "features": {"cache_gb": cache_gb}}, "still")
 
 
-def test_a_study_computes_what_stands_still_once_and_finds_what_it_would_find(data, tmp_path, monkeypatch, ray_slots):
+def files_of(folder: Path) -> dict[str, Path]:
     files = {}
     for model in FIRST:
         torch.manual_seed(2)
-        files[model] = tmp_path / f"{model}.safetensors"
+        files[model] = folder / f"{model}.safetensors"
         safetensors.torch.save_file(build(model, SHAPE, 3).state_dict(), files[model])
+    return files
+
+
+def test_a_study_computes_what_stands_still_once_and_finds_what_it_would_find(data, tmp_path, monkeypatch, ray_slots):
+    files = files_of(tmp_path)
     passes: list[int] = []
     given_below = derivation.given_below
     monkeypatch.setattr(derivation, "given_below", lambda *given: passes.append(len(given[2])) or given_below(*given))
@@ -233,8 +238,14 @@ def test_a_plan_says_what_runs_in_every_step_and_why(data):
         "teacher resnet-8: the layers below its head run in the loop, since what they give takes more than "
         "features.cache_gb, 1e-06 GB"
     )
-    # Without dropout the layers of a cnn have other names: weights that were made with it don't reach all.
-    assert "cnn" not in inside_of(study_of(files, dropout=0.0), data)
+
+
+def test_dropout_that_keeps_weights_from_layers_is_refused(data, tmp_path):
+    """Without it the layers of a cnn have other names: weights that were made with it would not reach all."""
+    with pytest.raises(
+        InputError, match=r"student.recipe.dropout is 0: then layers of cnn have other names than in its"
+    ):
+        check_space(study_of(files_of(tmp_path), dropout=0.0), "still")
 
 
 class Skip(nn.Module):
