@@ -280,7 +280,7 @@ def _parameter(trials: pd.DataFrame, name: str, symbol: str) -> str:
     if found is None:
         return f"This study can't answer it: {symbol} was not varied."
     text = (
-        f"On the search's validation images the best is {found.best} %, and the worst {found.worst} %, as means over "
+        f"On the search's validation images the best is {found.best}, and the worst {found.worst}, as means over "
         "all else that was varied."
     )
     if not np.isnan(found.explained):
