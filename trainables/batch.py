@@ -117,7 +117,7 @@ class StageBatch:
         [(epoch, _)] = Counter(epochs.values()).most_common(1)
         chosen = [stage for stage in left if epochs[stage.key] == epoch]
         if len(chosen) > 1:
-            dataset = self._dataset(chosen[0])
+            dataset = dataset_of(chosen[0], self.store)
             measured = best_width(chosen, dataset, self._new_training) if self.measure_width else None
             self.width = measured if self.measure_width else 1 if self.team else widest(chosen[0], dataset)
             chosen = chosen[: self.width]
@@ -185,19 +185,16 @@ class StageBatch:
         kept = None if self.team else self._kept_below(stages[0])
         return new_training(stages, self.store, self.device, self.metric.name, self._frozen, kept)
 
-    def _dataset(self, stage: Stage) -> Dataset:
-        return dataset_of(stage, self.store)
-
     def _kept_below(self, stage: Stage) -> dict[LeftName, Array] | None:
         """What the layers that stand still give, by its names; it is derived here where it is gone."""
-        if not (names := frozen_for(stage)):
+        if not (keys := {name: frozen_of(stage, name).key for name in frozen_for(stage)}):
             return None
         try:
-            return {name: _of_frozen(self.store, frozen_of(stage, name).key) for name in names}
+            return {name: _of_frozen(self.store, key) for name, key in keys.items()}
         except (FileNotFoundError, ValueError) as error:
             log.info("%s: %s; it is derived again", stage.name, error)
-            derive_frozen(stage, names, self.store, self.device)
-        return {name: _of_frozen(self.store, frozen_of(stage, name).key) for name in names}
+            derive_frozen(stage, list(keys), self.store, self.device)
+        return {name: _of_frozen(self.store, key) for name, key in keys.items()}
 
     @cached_property
     def _frozen(self) -> Callable[[str], Frozen]:
@@ -295,7 +292,7 @@ class StageBatch:
         """Where layers stand still and what they give is kept: the epochs of all layers that would cost as much."""
         if lane.stage.frozen is None:
             return {}
-        dataset = self._dataset(lane.stage)
+        dataset = dataset_of(lane.stage, self.store)
         return {"whole_epochs": whole_epochs(lane.stage, dataset.image_shape, len(dataset.classes), len(lane.epochs))}
 
     def no_room(self, reason: str) -> None:

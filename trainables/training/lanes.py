@@ -466,8 +466,8 @@ class Lanes:
             self.head = head_in(*about)[0]
         elif self.recipe.head_epochs:
             self.head = find_head(self.model.layers, images)
-        kept = self.recipe.finetune_from if self.frozen is not None and self.frozen.rest is not None else None
-        self.cut = cut_in(*about, first=kept) if kept is not None else None
+        rest = self.frozen.rest if self.frozen is not None else None
+        self.cut = cut_in(*about, first=rest) if rest is not None else None
         self.optimizer = self._new_optimizer()
         self.average = Average(self.model, self.recipe.ema) if self.recipe.ema is not None else None
 
