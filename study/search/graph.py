@@ -283,10 +283,11 @@ class StageGraph:
         """
         names = {frozen_of(node.stage, name).key: name for name in frozen_for(node.stage)}
         node.below = frozenset(names)
-        unknown = [names[key] for key in names if key not in self._below_there and key not in self._below_by]
-        node.frozen = set(self.find.lacking_frozen(node.stage, unknown)) if unknown else set()
-        for name in unknown:
-            key = frozen_of(node.stage, name).key
+        unknown = {
+            key: name for key, name in names.items() if key not in self._below_there and key not in self._below_by
+        }
+        node.frozen = set(self.find.lacking_frozen(node.stage, list(unknown.values()))) if unknown else set()
+        for key, name in unknown.items():
             if name in node.frozen:
                 self._below_by[key] = node.stage.key
             else:
