@@ -120,8 +120,11 @@ class Tables(NamedTuple):
 def write_results(folder: StudyFolder, search: Search) -> Tables:
     """Rebuilds `results/trials.parquet` and `results/epochs.parquet`; returns both."""
     state, tables = _state(folder, search), build_results(folder, search)
-    files = write_tables(folder, tables)
-    folder.write(STATE, json.dumps({"of": state, "files": files}, indent=1).encode())
+    files = {TRIALS_FILE: _parquet(tables.trials), EPOCHS_FILE: _parquet(tables.epochs)}
+    for file, content in files.items():
+        folder.write(file, content)
+    about = {"of": state, "files": list(map(sha256, files.values()))}
+    folder.write(STATE, json.dumps(about, indent=1).encode())
     return tables
 
 
@@ -150,15 +153,6 @@ def _state(folder: StudyFolder, search: Search) -> str:
         with suppress(FileNotFoundError):
             measured.append(folder.storage.read(f"{folder.name}/{file}"))
     return sha256(b"\0".join([told.encode(), *measured]))
-
-
-def write_tables(folder: StudyFolder, tables: Tables) -> list[str]:
-    """As Parquet, in the study's folder; returns the files' digests."""
-    digests = []
-    for file, table in ((TRIALS_FILE, tables.trials), (EPOCHS_FILE, tables.epochs)):
-        folder.write(file, content := _parquet(table))
-        digests.append(sha256(content))
-    return digests
 
 
 def build_results(folder: StudyFolder, search: Search, known: dict[str, Description] | None = None) -> Tables:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -10,10 +9,9 @@ from functools import partial
 import pandas as pd
 from rich.console import Console
 
-from takd.analysis.tables import best_configurations, by_cell
 from takd.search_spaces import InputError, Space
 from takd.study.apart import apart, begin
-from takd.study.confirm import keep, unmeasured
+from takd.study.confirm import any_missing, best_configurations_of, choice_stands, keep, unmeasured
 from takd.study.folder import FIGURE, StorageAwayError, StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
 from takd.study.results import Tables, build_results, standing_results, write_results
@@ -95,7 +93,7 @@ def run_study(
             apart("takd.study.checks:keep_inputs", space, data, source, folder, code)
         search = create_search(folder, space, data, stop, storage)
         search.note_largest_class(largest_class)
-        if _choice_stands(folder, search):
+        if choice_stands(folder, search):
             search.keep_choice()
         _say_what_failed(search, search.try_again(), console)
         folder.write_space(space)
@@ -183,49 +181,15 @@ def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
     if search.space.confirm is None:
         return False
     if not search.choice_stands:
-        search.choose(_best(build_results(folder, search).trials.to_pandas()))
-    return _any_missing(folder, search, search.confirming())
-
-
-def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> bool:
-    """Whether students that would confirm a finished search are missing; reads only."""
-    return _any_missing(folder, search, what_confirms(folder, search, trials))
-
-
-def _any_missing(folder: StudyFolder, search: Search, confirming: Iterable[Proposal]) -> bool:
-    students = [path.student for proposal in confirming for path in proposal.paths]
-    lasting = search.lasting
-    return any(folder.artifacts.describe(each.key) is None for each in students if each.key not in lasting)
-
-
-def what_confirms(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> list[Proposal]:
-    """What confirms, or would confirm, a finished search by its table of trials; reads only."""
-    if search.space.confirm is None:
-        return []
-    return search.confirming(None if _choice_stands(folder, search) else _best(trials))
+        search.choose(best_configurations_of(build_results(folder, search).trials.to_pandas()))
+    return any_missing(folder, search, search.confirming())
 
 
 def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
     """Chooses each arm's best configuration by the table of trials, and returns what is to train."""
     if not search.choice_stands:
-        search.choose(_best(trials))
+        search.choose(best_configurations_of(trials))
     return search.confirming()
-
-
-def _choice_stands(folder: StudyFolder, search: Search) -> bool:
-    """Whether what was chosen is confirmed, or goes on being so: a finished study stays finished.
-
-    What a version chose that didn't record from what is kept while there is a student that confirms it.
-    """
-    if search.choice_stands or not search.choice_is_old:
-        return search.choice_stands
-    students = [path.student for proposal in search.confirming() for path in proposal.paths]
-    return any(folder.artifacts.describe(student.key) is not None for student in students)
-
-
-def _best(trials: pd.DataFrame) -> list[str]:
-    """The best configuration of each arm in each cell."""
-    return [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
 
 
 def _complete_wandb(folder: StudyFolder, search: Search) -> None:
