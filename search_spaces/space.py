@@ -714,7 +714,9 @@ class Space(Value):
             return tuple(own)
         sections: list[Training] = [self.student, *([self.teacher] if own[:1] == ["teacher"] else [])]
         sections += [self.assistants.section(model) for model in trained]
-        if any(examples is not None for each in sections for _, examples in examples_of(each.recipe.get("examples"))):
+        drawn = [examples for each in sections for _, examples in examples_of(each.recipe.get("examples"))]
+        drawn += [self.transfer.examples] if self.transfer and arms else []
+        if any(examples is not None for examples in drawn):
             own.append("transfer set")
         return (*own, "order of examples")
 

@@ -81,6 +81,7 @@ def model_card(
         "chosen_by": {
             "metric": candidate.metric.name,
             "title": candidate.metric.title,
+            "fraction": candidate.metric.fraction,
             "split": "validation",
             "phase": candidate.phase,
             "mean": candidate.mean,
@@ -349,22 +350,29 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     by = chosen.get("title", chosen["metric"])  # an older card has a name alone
     yield _paragraph(
         f"It was chosen on validation images: by each configuration's mean {by} there, over its {whose}.",
-        f"That of `{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}",
-        f"{_seeds_interval(chosen)}. Of these students it is the best on validation,",
+        f"That of `{card['configuration']}` is {_read(chosen['mean'], chosen)}",
+        f"over {_count(chosen['students'], 'seed')}",
+        f"{_seeds_interval(chosen, chosen)}. Of these students it is the best on validation,",
         f"{100 * card['metrics']['validation']['accuracy']:.2f} %. No test image chose anything.",
     )
     if tested := chosen["on_test"]:
         yield ""
         yield _paragraph(
-            f"On the test split the mean {by} of the same students is {tested['mean']:.4f}",
-            f"{_seeds_interval(tested)}.",
+            f"On the test split the mean {by} of the same students is {_read(tested['mean'], chosen)}",
+            f"{_seeds_interval(tested, chosen)}.",
         )
 
 
-def _seeds_interval(about: Mapping[str, Any]) -> str:
+def _seeds_interval(about: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     if about["low"] is None:
         return ""
-    return f"(95 % interval over seeds {about['low']:.4f} to {about['high']:.4f})"
+    low, high = (_read(about[end], chosen) for end in ("low", "high"))
+    return f"(95 % interval over seeds {low.removesuffix(' %')} to {high})"
+
+
+def _read(value: float, chosen: Mapping[str, Any]) -> str:
+    """As people read what chose the student; an older card doesn't say whether it is a fraction."""
+    return f"{100 * value:.2f} %" if chosen.get("fraction") else f"{value:.4f}"
 
 
 def _path(card: Mapping[str, Any]) -> Iterator[str]:
