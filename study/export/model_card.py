@@ -250,13 +250,33 @@ def _learned(student: Mapping[str, Any]) -> str:
     if not taught:
         return "It learned from labels alone."
     terms = [each["method"] for each in given.get("terms", ())]
+    where = f" It saw the images of {_seen(given)}, without labels." if "transfer" in given else ""
     if any(map(reuses_head, terms)):
-        return f"It learned from `{taught}` alone, by {terms[0]}, and ends in the head of that, which was not trained."
-    labels = "" if "transfer" in given else "labels and from "
+        head = "and ends in the head of that, which was not trained."
+        return f"It learned from `{taught}` alone, by {terms[0]}, {head}{where}"
+    labels = "labels and from " if _uses_labels(student) else ""
     soft = "the soft targets of " if "loss" in given else ""
     by = f", by {' and '.join(terms)}" if terms else ""
-    where = f" It saw the images of `{given['transfer']['name']}`, without labels." if "transfer" in given else ""
     return f"It learned from {labels}{soft}`{taught}`{by}.{where}"
+
+
+def _trained_on(student: Mapping[str, Any], own: int) -> str:
+    given = student["key_input"]
+    if "transfer" in given:
+        return f"{student['examples']:,} images of {_seen(given)}"
+    return f"{student['examples']:,} of {own:,} training images"
+
+
+def _uses_labels(stage: Mapping[str, Any]) -> bool:
+    """Not where SimKD taught it, nor on the images of another data set."""
+    given = stage["key_input"]
+    return "transfer" not in given and not any(reuses_head(each["method"]) for each in given.get("terms", ()))
+
+
+def _seen(given: Mapping[str, Any]) -> str:
+    """The data sets whose images a student saw, where that is not its own alone."""
+    own = f" and of `{given['dataset']['name']}`" if given.get("with_own") else ""
+    return f"`{given['transfer']['name']}`{own}"
 
 
 def _use(card: Mapping[str, Any]) -> Iterator[str]:
@@ -388,7 +408,7 @@ def _path(card: Mapping[str, Any]) -> Iterator[str]:
             stage["role"],
             f"`{stage['model']}`",
             "not known" if stage["parameters"] is None else f"{stage['parameters']:,}",
-            "given" if given else " + ".join(["labels", *stage["learned_from"]]),
+            "given" if given else " + ".join([*["labels"] * _uses_labels(stage), *stage["learned_from"]]),
             *numbers,
             *(["-"] * 3 if given else trained),
             "-" if given else f"{stage['examples']:,}",
@@ -452,7 +472,7 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
         f"mean brightness of {bright}; the same drawing with dark and light swapped is another image to it.",
     )
     yield _item(
-        f"It was trained on {card['path'][-1]['examples']:,} of {data['sizes']['train']:,} training images.",
+        f"It was trained on {_trained_on(card['path'][-1], data['sizes']['train'])}.",
         "Its weakest classes: "
         + ", ".join(f"{as_text(name)} ({_percent(each)} right)" for name, each in weakest)
         + ".",
