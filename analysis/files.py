@@ -63,7 +63,7 @@ class Results:
         files, base = open_root(self.root)
         found: dict[str, float] = {}
         for name in self.names:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, TypeError):
                 found |= _json(files, f"{base}/{name}/{LATENCY_FILE}")
         return found
 

@@ -308,7 +308,9 @@ class Space(Value):
             shape = arm.costs_as or arm
             for assistant in shape.assistants:
                 if assistant not in known:
-                    raise ValueError(f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known)}")
+                    raise ValueError(
+                        f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known) or 'none'}"
+                    )
             if arm.costs_as:
                 self._what_an_assistant_costs_is_fixed(arm)
             if shape.ensemble and self.teacher.members is None:

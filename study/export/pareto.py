@@ -134,8 +134,8 @@ def measure_latencies(root: str, study: str, inputs: Mapping[str, Mapping[str, A
     store = ArtifactStore(root)
     place = f"{study}/{LATENCY_FILE}"
     try:
-        known = json.loads(store.storage.read(place))
-    except (FileNotFoundError, ValueError):
+        known = dict(json.loads(store.storage.read(place)))
+    except (FileNotFoundError, ValueError, TypeError):
         known = {}
     for network, about in inputs.items():
         if network not in known:
