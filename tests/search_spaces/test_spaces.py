@@ -298,7 +298,7 @@ def test_a_file_that_is_no_section_is_told_so_whatever_is_replaced_in_it(tmp_pat
     file = tmp_path / "space.yaml"
     file.write_text(text)
     for overrides in ([], ["trials=3"], ["student.recipe.epochs=1"]):
-        with pytest.raises(InputError, match="space.yaml: a space is a mapping of keys to values"):
+        with pytest.raises(InputError, match=r"space\.yaml: a space is a mapping of keys to values"):
             load_space(str(file), overrides)
 
 
