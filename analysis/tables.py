@@ -15,8 +15,10 @@ from pyarrow.fs import FileSystem
 from takd.analysis.metrics import Column, column_of
 from takd.search_spaces import InputError, is_called, parse_arm
 from takd.search_spaces.arms import ANY_SIZE
+from takd.search_spaces.methods import DKD, reuses_head
 from takd.search_spaces.metrics import ACCURACY, METRICS, Metric
 
+UNTAUGHT = ("labels", "label_smoothing")  # arms whose students learn from labels alone
 SEARCH_NOTE = (
     "These are validation numbers of the search: the split that chose the best configuration of each arm also measured "
     "it, so they flatter every arm, and most the arm with the most configurations tried. They can rank the arms, but "
@@ -363,6 +365,43 @@ def is_another_method(arm: str) -> bool:
     except InputError:
         return False
     return found.distilled and (found.methods != ("kd",) or found.standardized)
+
+
+def images_learned_from(students: pd.DataFrame) -> int:
+    """By most arms; by those that somebody taught, where these saw other images than the arm `labels`."""
+    by_arm = students.groupby("arm", sort=False)["examples"].first()
+    taught = by_arm[~by_arm.index.isin(UNTAUGHT)]
+    return int((taught if len(taught) else by_arm).mode().iloc[0])
+
+
+def images_text(students: pd.DataFrame) -> str:
+    """`2,000 images`; where some arms saw others, `2,000 images (labels: 500)`."""
+    main, by_number = images_learned_from(students), dict[int, list[str]]()
+    for arm, number in students.groupby("arm", sort=False)["examples"].first().items():
+        by_number.setdefault(int(number), []).append(str(arm))
+    others = "; ".join(f"{', '.join(arms)}: {number:,}" for number, arms in by_number.items() if number != main)
+    return f"{main:,} images{f' ({others})' if others else ''}"
+
+
+def by_lambda(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of arms that T and lambda teach: DKD has a weight and a temperature of its own in these columns."""
+    return rows[[not _has_own_weight(str(arm)) for arm in rows["arm"]]]
+
+
+def _has_own_weight(arm: str) -> bool:
+    return DKD in _methods_of(arm)
+
+
+def ends_in_anothers_head(arm: str) -> bool:
+    """Whether its students do, by SimKD: they are larger than their model."""
+    return any(map(reuses_head, _methods_of(arm)))
+
+
+def _methods_of(arm: str) -> tuple[str, ...]:
+    try:
+        return parse_arm(arm, any_method=True).methods
+    except InputError:
+        return ()
 
 
 def of_assistant(trials: pd.DataFrame, arm: str) -> "pd.Series[bool]":
