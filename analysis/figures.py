@@ -32,12 +32,14 @@ from takd.analysis.importance import importance
 from takd.analysis.metrics import column_of, label
 from takd.analysis.tables import (
     Missing,
+    P,
     arm_order,
     assistants_of,
     chosen_students,
     confirmed,
     metric_of,
     of_assistant,
+    remembering,
     split_of,
     students,
 )
@@ -66,7 +68,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-styled = matplotlib.rc_context(STYLE)
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A figure in the style of all, for which each table is made once."""
+    return remembering()(matplotlib.rc_context(STYLE)(draw))
 
 
 def arm_colors(trials: pd.DataFrame) -> dict[str, str]:
