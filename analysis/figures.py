@@ -32,6 +32,7 @@ from takd.analysis.importance import importance
 from takd.analysis.metrics import column_of, label
 from takd.analysis.tables import (
     Missing,
+    P,
     arm_order,
     assistants_of,
     by_lambda,
@@ -41,6 +42,7 @@ from takd.analysis.tables import (
     is_another_method,
     metric_of,
     of_assistant,
+    remembering,
     split_of,
     students,
     unit_of,
@@ -71,7 +73,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-styled = matplotlib.rc_context(STYLE)
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A figure in the style of all, for which each table is made once."""
+    return remembering()(matplotlib.rc_context(STYLE)(draw))
 
 
 def arm_colors(trials: pd.DataFrame) -> dict[str, str]:

@@ -24,6 +24,7 @@ from takd.analysis.tables import (
     images_text,
     is_another_method,
     metric_of,
+    remembering,
     smallest_effect,
     split_of,
     students,
@@ -34,6 +35,7 @@ from takd.search_spaces.metrics import ACCURACY, Metric
 NOTHING_YET = "No student has ended yet, so there is no finding."
 
 
+@remembering()
 def finding(trials: pd.DataFrame) -> list[str]:
     """What taught the student best, whether an assistant was worth it, what it cost; then what is to be known of it.
 
@@ -194,6 +196,7 @@ def _changed(trials: pd.DataFrame) -> Iterator[str]:
         )
 
 
+@remembering()
 def choice(trials: pd.DataFrame) -> str:
     """Which student to ship, and why."""
     if not len(chosen_students(trials)):
@@ -232,6 +235,7 @@ def _choice(trials: pd.DataFrame, table: pd.DataFrame) -> str:
 # The questions
 
 
+@remembering()
 def answers(trials: pd.DataFrame) -> list[tuple[str, str]]:
     """Each question with what this study's numbers say, or what is missing to say it."""
     return [(question, answer(trials)) for question, answer in QUESTIONS.items()]

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from math import fsum, sqrt
 from statistics import stdev
@@ -39,35 +40,41 @@ class Missing(Exception):  # noqa: N818  # it is no error: a study may be young
     """What a figure or a table needs and this study has not, in a sentence."""
 
 
-_known: dict[tuple[Any, ...], tuple[Any, Any]] | None = None  # while something remembers
+# While something remembers, of one thread.
+_known: ContextVar[dict[tuple[Any, ...], tuple[Any, Any]] | None] = ContextVar("known", default=None)
 
 
 @contextmanager
 def remembering() -> Iterator[None]:
     """What is made of tables by a function that is `remembered` is made once; nobody may change tables meanwhile."""
-    global _known
-    before, _known = _known, {} if _known is None else _known
+    known = _known.get()
+    before = _known.set({} if known is None else known)
     try:
         yield
     finally:
-        _known = before
+        _known.reset(before)
 
 
 def remembered(make: Callable[P, T]) -> Callable[P, T]:
-    """A function whose result is kept, by what it was given, as long as `remembering` lasts; of a table by itself."""
+    """A function whose result is kept, by what it was given, as long as `remembering` lasts; of a table by itself.
+
+    Where nothing remembers yet it does, until the function returns: what it calls is `remembered`, too.
+    """
     signature = inspect.signature(make)
 
     @wraps(make)
     def made(*given: P.args, **named: P.kwargs) -> T:
-        if _known is None:
-            return make(*given, **named)
+        known = _known.get()
+        if known is None:
+            with remembering():
+                return make(*given, **named)
         bound = signature.bind(*given, **named)
         bound.apply_defaults()
         values = tuple(bound.arguments.values())
         place = (make, *(id(each) if isinstance(each, pd.DataFrame) else each for each in values))
-        if place not in _known:
-            _known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
-        found: Any = _known[place][1]
+        if place not in known:
+            known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
+        found: Any = known[place][1]
         kept: Any = found.copy() if isinstance(found, pd.DataFrame) else found
         return kept
 
