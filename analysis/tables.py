@@ -392,7 +392,7 @@ def images_text(students: pd.DataFrame) -> str:
 
 def by_lambda(rows: pd.DataFrame) -> pd.DataFrame:
     """Those of arms that T and lambda teach: DKD has a weight and a temperature of its own in these columns."""
-    return rows[[not _has_own_weight(str(arm)) for arm in rows["arm"]]]
+    return rows.loc[[not _has_own_weight(str(arm)) for arm in rows["arm"]]]
 
 
 def _has_own_weight(arm: str) -> bool:

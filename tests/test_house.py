@@ -35,7 +35,7 @@ ROOMS_ALLOWED = {
     "trainables/training": {"trainables/training/methods", "trainables/models", "trainables/datasets"},
     "trainables/training/methods": set(),
     "study/search": {"study/folder.py", "study/stopping.py", "study/tracking/observers.py"},
-    "study/managing": {"study/search", "study/folder.py", "study/run.py", "study/status.py", "study/study.py"},
+    "study/managing": {"study/search", "study/folder.py", "study/confirm.py", "study/status.py", "study/study.py"},
     "study/tracking": {"study/search", "study/folder.py", "study/options.py", "study/results.py"},
     "study/export": {
         "study/search", "study/tracking", "study/study.py", "study/folder.py", 

@@ -554,7 +554,7 @@ def test_where_students_learn_from_other_images_than_the_arm_labels_both_numbers
 
 
 def test_the_methods_paragraph_has_the_students_own_size_and_which_weights_were_searched():
-    space = tiny_space(arms=["labels", "kd", "dkd", "rkd", "simkd_linear"], methods={"rkd": {"weight": 1}})
+    space = tiny_space(trials=10, arms=["labels", "kd", "dkd", "rkd", "simkd_linear"], methods={"rkd": {"weight": 1}})
     trials = with_methods()
     said = methods(
         space, trials.replace({"arm": {"simkd": "simkd_linear"}, "model": {"mlp-8": space.student.model}}), {}

@@ -120,11 +120,11 @@ def test_the_best_of_a_long_history_are_those_with_the_lowest_loss():
         def __init__(self, number: int) -> None:
             from optuna.trial import TrialState
 
-            self.number, self.value, self.state = number, float(number), TrialState.COMPLETE
+            self.number, self.values, self.state = number, [float(number)], TrialState.COMPLETE
 
-    trials: Any = [Trial(number) for number in range(1500)]
-    assert {each.number for each in RecentHistory(None, trials, lowest=True).seen} >= set(range(250))
-    assert {each.number for each in RecentHistory(None, trials).seen} >= set(range(500, 750))
+    trials: Any = [Trial(number) for number in range(500)]
+    assert {each.number for each in RecentHistory(None, trials, lowest=True).seen} >= set(range(75))
+    assert {each.number for each in RecentHistory(None, trials).seen} >= set(range(200, 275))
 
 
 def test_what_is_not_defined_on_a_split_is_refused(monkeypatch: pytest.MonkeyPatch):
