@@ -101,7 +101,7 @@ def _memory_for(training: StageTraining, factor: int) -> float:
     kept copies, soft targets of the transfer set."""
     inputs = training.inputs
     if inputs.device.type == "cuda":
-        images = inputs.images.images.nbytes + inputs.validation.images.nbytes  # which lanes share
+        images = inputs.images.nbytes + inputs.validation.nbytes  # which lanes share
         return images + factor * (torch.cuda.max_memory_allocated(inputs.device) - images)
     weights = sum(weight.numel() for weight in training.taught.model.parameters())
     targets = len(inputs.labels) * (1 + len(inputs.dataset.classes)) * len(training.running)

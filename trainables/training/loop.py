@@ -17,7 +17,7 @@ from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
 from takd.trainables.training.features import Frozen
 from takd.trainables.training.graphs import Graphs, Places
-from takd.trainables.training.inputs import Feed, Inputs, part_of, predict
+from takd.trainables.training.inputs import Feed, Inputs, Pixels, part_of, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
 from takd.trainables.training.ranks import Ranks
@@ -129,6 +129,8 @@ class StageTraining:
         self.taught.train(self.epoch)
         self.looks_again()
         batches = self.inputs.batches(self.epoch, self.taught.smallest_batch)
+        if isinstance(self.feed.train, Pixels):
+            self.feed.train.expect(part for batch in batches for part in self._asked(batch))
         total = torch.zeros(len(self.running), device=self.inputs.device)
         for number, batch in enumerate(batches):
             factor = rate_factor(self.recipe, self.epoch + number / len(batches))
@@ -218,17 +220,28 @@ class StageTraining:
 
         Of ranks each does its share of every part.
         """
-        parts = max(1, min(self.recipe.accumulate or 1, len(batch) // self.taught.smallest_batch))
+        parts = self._parts(batch)
         self.teaching.whole = self.teaching.mean_weight(batch)
         shares = []
-        for place, part in enumerate(batch.tensor_split(parts), start=1):
+        for place, part in enumerate(parts, start=1):
             share = len(part) / len(batch)
             if self.ranks is None:
                 shares.append(self._learn(part, number, share))
             else:
-                shares.append(self._learn_own(self.ranks, part, number, share, place == parts))
+                shares.append(self._learn_own(self.ranks, part, number, share, place == len(parts)))
         self.teaching.whole = None
         return torch.stack(shares).sum(dim=0)
+
+    def _parts(self, batch: Tensor) -> Sequence[Tensor]:
+        """That go through one after the other."""
+        return batch.tensor_split(max(1, min(self.recipe.accumulate or 1, len(batch) // self.taught.smallest_batch)))
+
+    def _asked(self, batch: Tensor) -> Sequence[Tensor]:
+        """Of which images of a batch are asked for here, one part after the other."""
+        if self.recipe.accumulate is None and self.ranks is None:
+            return [batch]
+        parts, ranks, stacked = self._parts(batch), self.ranks, self.taught.model.stacked
+        return parts if ranks is None else [ranks.share(part, stacked).examples for part in parts]
 
     def _learn_own(self, ranks: Ranks, part: Tensor, number: int | Tensor, share: float, last: bool) -> Tensor:
         """As `_learn`, of what this rank has of it; with the `last` part of a batch all ranks' gradients are summed."""
