@@ -16,7 +16,7 @@ from takd.trainables.datasets.dataset import Dataset, any_examples, transfer_set
 from takd.trainables.datasets.splits import SplitImages, rows_of, some_of, whole_on
 from takd.trainables.models.frozen import Rows, Values
 from takd.trainables.models.transfer import Head, over_features
-from takd.trainables.training.devices import let_go, room_on, tf32
+from takd.trainables.training.devices import can_stream, images_stay, let_go, room_on, tf32
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, Heads, LaneModel, Lanes, Tail
 from takd.trainables.training.mixing import Mix, mix
@@ -146,15 +146,19 @@ class Inputs:
         memory_format: torch.memory_format,
         labelled: bool = True,
         kept: Mapping[LeftName, Values] | None = None,
+        streamed: bool = False,
     ) -> None:
         """`labelled`: whether the labels of the training images say what is on them. `kept`: what is kept of layers
-        that stand still, by the names of `frozen_for`."""
+        that stand still, by the names of `frozen_for`. `streamed`: whether a GPU gets images a batch at a time though
+        all may have room."""
         self.labelled, self.kept = labelled, kept or {}
         self.dataset, self.recipe, self.device, self.memory_format = dataset, recipe, device, memory_format
         self.transfer_set = self._transfer_set()
-        self.images = self.pixels(some_of(dataset.train.images, self.transfer_set))
+        train, validation = some_of(dataset.train.images, self.transfer_set), dataset.validation.images
+        self.streamed = can_stream(device) and (streamed or not self._stay(len(train) + len(validation)))
+        self.images = self.pixels(train, not self.streamed)
         self.labels = dataset.train.labels[self.transfer_set].to(device)
-        self.validation = self.pixels(dataset.validation.images)
+        self.validation = self.pixels(validation, not self.streamed)
         self.validation_labels = dataset.validation.labels.to(device)
         self.view = 0  # the number of the view that the images are in
         self._shown: View | None = None  # the last view that was one
@@ -170,6 +174,10 @@ class Inputs:
             images = self.dataset.sizes["train"]
             return any_examples(images, self.recipe.examples, self.recipe.examples_seed)
         return transfer_set(self.dataset.train.labels, self.recipe.examples, self.recipe.examples_seed)
+
+    def _stay(self, images: int) -> bool:
+        """Whether so many stay on the device."""
+        return images_stay(images * math.prod(self.dataset.image_shape), room_on(self.device))
 
     def pixels(self, images: SplitImages, resident: bool = True) -> Pixels:
         return Pixels(images, self.dataset, self.device, self.memory_format, resident)

@@ -54,6 +54,7 @@ class StageTraining:
     heads: for each stage the head of its teacher, `weight` and `bias`, where its model ends in that.
     metric: what is measured at each look beside loss and accuracy, where it is another; `select_by` is too.
     kept: what is kept of the layers that stand still, by the names of `frozen_for`; without it they run in the loop.
+    streamed: whether a GPU gets images a batch at a time though all may have room.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
 
@@ -67,6 +68,7 @@ class StageTraining:
         metric: str | None = None,
         heads: Sequence[Mapping[str, Tensor]] | None = None,
         kept: Mapping[LeftName, Values] | None = None,
+        streamed: bool = False,
     ) -> None:
         if kept is None and stages[0].frozen is not None:
             stages = [stage.model_copy(update={"frozen": None}) for stage in stages]
@@ -81,14 +83,14 @@ class StageTraining:
         wanted = dict.fromkeys(filter(None, (metric, first.recipe.select_by)))
         self.scores = [name for name in wanted if name not in MEASURED]
         _, layout = form_of(first.model, dataset)
-        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None, kept)
+        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None, kept, streamed)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained, heads)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = self._teaching(first, upstream)
         self.stopped: list[tuple[Lane, Trained]] = []  # that ended by their patience, until they are taken
         self.ranks: Ranks | None = None
         on_gpu = self.inputs.device.type == "cuda"
-        self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
+        self.graphs = Graphs(self.inputs.device, first.model) if on_gpu and not self.inputs.streamed else None
         self._reads: Places | None = None
         self._begin_epoch()
         if kept is not None:
