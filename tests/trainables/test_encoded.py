@@ -1,5 +1,6 @@
 """Images kept as the user's files have them: the data set that it would be as pixels, whoever reads it and how."""
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,29 @@ def test_a_broken_image_is_found_before_anything_is_kept(own_cache, photos, tmp_
     kept = converted(copied, skip_broken=True, keep_encoded=True)
     assert kept.fingerprint == pixels.fingerprint
     assert torch.equal(kept.train.images[:], pixels.train.images[:])
+
+
+def test_a_split_that_is_larger_than_memory_is_written_and_mapped(tmp_path):
+    """Nothing is set aside for pages that nobody writes to."""
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    path, size = tmp_path / "train.arrow", 2 * pages
+    with path.open("wb") as file:
+        file.truncate(size)  # which takes no room on the disk either
+    mapped = splits._map(path)
+    assert (len(mapped), mapped[size - 1]) == (size, 0)
+    assert splits._zeros(size)[size - 1] == 0
+
+
+def test_a_large_file_is_read_whole_once_and_again_when_it_changed(both, monkeypatch, tmp_path):
+    taken = []
+    digest = splits.hashlib.file_digest
+    monkeypatch.setattr(splits.hashlib, "file_digest", lambda *given: (taken.append(1), digest(*given))[1])
+    monkeypatch.setattr(splits, "LARGE", 100)
+    folder = shutil.copytree(both[0].folder, tmp_path / "entry")
+    for opened in (1, 2):
+        assert len(datasets._open("photos", folder).train.labels) == 45
+        assert len(taken) == 2, opened  # train and validation
+    content = (folder / "train.arrow").read_bytes()
+    (folder / "train.arrow").write_bytes(content[:-9] + b"123456789")
+    with pytest.raises(ValueError, match=r"train.arrow is not what was written"):
+        datasets._open("photos", folder)

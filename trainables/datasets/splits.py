@@ -9,6 +9,7 @@ import math
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +25,12 @@ from takd.search_spaces import InputError
 from takd.trainables.datasets.decoding import decoded
 from takd.trainables.datasets.reading import Reading
 from takd.trainables.datasets.sources import Bytes, Indices, RawSplit
+from takd.trainables.store.storage import write_synced
 
 # What reading a damaged file raises: ValueError stands for Arrow's and JSON's errors too.
 DAMAGE = (OSError, ValueError, KeyError, TypeError)
 COPIED = 1 << 26  # bytes of some images of a split, up to which they are copied; more are found by their places
+LARGE = 1 << 30  # bytes of a file, from which on its digest is not taken whenever it is opened
 AT_ONCE = 1 << 24  # bytes of pixels that are decoded at once where all go through
 _PROBED = 64  # images by which it is known that they are decoded as they were when they were kept
 _NO_RESERVE = 0x4000  # Linux's flag of mmap, which Python names from 3.13 on
@@ -227,7 +230,7 @@ class SplitFile:
     def __init__(self, path: Path, raw: RawSplit, rows: Indices) -> None:
         self.rows, self.labels = rows, raw.labels[rows]
         pixels = int(np.prod(raw.images.shape[1:]))
-        room = np.zeros(len(rows) * pixels, np.uint8)  # pages that nothing is written to take no memory
+        room = _zeros(len(rows) * pixels)
         images = pa.FixedSizeListArray.from_arrays(pa.array(room), pixels)
         columns = {name: pa.array(values[rows]) for name, values in raw.columns.items()}
         table = pa.table({"image": images, "label": pa.array(self.labels, pa.int64()), **columns})
@@ -261,9 +264,7 @@ def _closed(file: Any) -> str:
 
 def read_split(path: Path, digest: str, reading: Reading) -> Split:
     """Raises one of DAMAGE where the file is not what was written. The SHA-256 costs 22 ms on 40 MB."""
-    with path.open("rb") as file:  # not as it is mapped: a driver, which looks at no image, has none in memory
-        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-            raise ValueError(f"{path.name} is not what was written")
+    _check(path, digest)
     encoded, batches = _read(path)
     if pa.types.is_large_binary(batches[0].schema.field("image").type):
         labels = np.concatenate([np.asarray(each.column("label")) for each in batches])
@@ -273,6 +274,32 @@ def read_split(path: Path, digest: str, reading: Reading) -> Split:
     images = np.frombuffer(mapped, np.uint8, *_extent(batch.column("image").values, mapped))
     labels = np.frombuffer(mapped, np.int64, *_extent(batch.column("label"), mapped))
     return Split(torch.from_numpy(images).view(-1, *reading.image_shape), torch.from_numpy(labels))
+
+
+def _zeros(size: int) -> Bytes:
+    """Pages that nothing is written to take no memory; none is set aside, so there may be more than the machine has."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+    return np.frombuffer(mmap.mmap(-1, size, flags=flags), np.uint8)
+
+
+def _check(path: Path, digest: str) -> None:
+    """Raises ValueError where a file is not what was written.
+
+    Of a large one it is noted beside it that it was, and when: it is read again only where it changed since then.
+    """
+    found = path.stat()
+    note, seen = path.with_name(f".{path.name}.seen"), [digest, found.st_size, found.st_mtime_ns, found.st_ino]
+    if found.st_size >= LARGE:
+        with suppress(OSError, ValueError):
+            if json.loads(note.read_bytes()) == seen:
+                return
+    with path.open("rb") as file:  # not as it is mapped: a driver, which looks at no image, has none in memory
+        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            raise ValueError(f"{path.name} is not what was written")
+    if found.st_size >= LARGE:
+        with suppress(OSError):  # of a cache that can't be written
+            write_synced(temporary := note.with_name(f"{note.name}-{os.getpid()}"), json.dumps(seen).encode())
+            temporary.replace(note)
 
 
 def _read(path: Path) -> tuple[mmap.mmap, list[pa.RecordBatch]]:
