@@ -68,7 +68,8 @@ def rows_of(images: SplitImages, index: slice | Tensor) -> Tensor:
 def some_of(images: SplitImages, index: slice | Tensor) -> SplitImages:
     """The images at an index, or in a slice."""
     if isinstance(images, Tensor):
-        if isinstance(index, slice) or len(index) * math.prod(images.shape[1:]) <= COPIED:
+        small = not isinstance(index, slice) and len(index) * math.prod(images.shape[1:]) <= COPIED
+        if isinstance(index, slice) or small or images.device.type != "cpu":
             return images[index]
     elif index == slice(None):
         return images

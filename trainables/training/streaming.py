@@ -23,9 +23,8 @@ class _Wanted(NamedTuple):
 
 
 class _Read(NamedTuple):
-    pixels: Tensor  # on the device
-    partners: Tensor | None
-    there: torch.cuda.Event | None  # when they are, of a copy that nobody has waited for
+    both: tuple[Tensor, Tensor | None]  # bytes of images, and of those that they are mixed with
+    there: torch.cuda.Event | None  # when they are on the device, of a copy that nobody has waited for
 
 
 class Stream:
@@ -39,7 +38,8 @@ class Stream:
         self.images, self.device = images, device
         self.expected: Iterator[_Wanted] = iter(())
         self.coming: deque[tuple[Index, Future[_Read]]] = deque()
-        self.last: tuple[Index, _Read] | None = None  # which a model in the loop asks for once more
+        self.partner: Tensor | None = None  # of what is coming
+        self.last: tuple[Index, Tensor | None, _Read] | None = None  # which a model in the loop asks for once more
         on_gpu = device.type == "cuda" and torch.cuda.is_available()
         self.copies = torch.cuda.Stream(device) if on_gpu else None
 
@@ -50,7 +50,7 @@ class Stream:
         """
         while self.coming:
             self.coming.pop()[1].cancel()
-        self.last, wanted = None, list(indices)
+        self.last, self.partner, wanted = None, partner, list(indices)
         tensors = [each for each in wanted if isinstance(each, Tensor)]
         rows = iter(torch.cat(tensors).cpu().split([*map(len, tensors)]) if tensors else ())  # of a GPU's at once
         others = None if partner is None else partner.cpu()
@@ -65,23 +65,29 @@ class Stream:
 
     def take(self, index: Index, partner: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Bytes on the device `[batch, channels, height, width]`, and those of their partners."""
-        if self.last is not None and _same(self.last[0], index):
-            return self.last[1][:2]
-        if self.coming and _same(self.coming[0][0], index):
+        if self.last is not None and _same(self.last[0], index) and partner is self.last[1]:
+            return self.last[2].both
+        if self.coming and _same(self.coming[0][0], index) and partner is self.partner:
             read = self.coming.popleft()[1].result()
             self._begin()
-            if read.there is not None:
-                now = torch.cuda.current_stream(self.device)
-                now.wait_event(read.there)
-                for each in filter(None.__ne__, read[:2]):
-                    each.record_stream(now)
         else:
             own = index if isinstance(index, slice) else index.cpu()
             read = self._read(_Wanted(index, own, None if partner is None else partner[index].cpu()), None)
-        if read.pixels.device.type != self.device.type:
-            read = _Read(*(each if each is None else each.to(self.device) for each in read[:2]), None)
-        self.last = index, read
-        return read[:2]
+        read = self._arrived(read)
+        self.last = index, partner, read
+        return read.both
+
+    def _arrived(self, read: _Read) -> _Read:
+        """On the device, for what is computed from now on."""
+        if read.there is None:
+            pixels, others = read.both
+            return _Read((pixels.to(self.device), None if others is None else others.to(self.device)), None)
+        now = torch.cuda.current_stream(self.device)
+        now.wait_event(read.there)
+        for each in read.both:
+            if each is not None:
+                each.record_stream(now)
+        return read
 
     def _begin(self) -> None:
         if (wanted := next(self.expected, None)) is not None:
@@ -92,13 +98,14 @@ class Stream:
         pixels = rows_of(self.images, wanted.rows)
         others = None if wanted.partners is None else rows_of(self.images, wanted.partners)
         if copies is None:
-            return _Read(pixels, others, None)
+            return _Read((pixels, others), None)
         with torch.cuda.stream(copies):
-            pixels, others = (
-                each if each is None else each.pin_memory().to(self.device, non_blocking=True)
-                for each in (pixels, others)
-            )
-            return _Read(pixels, others, copies.record_event())
+            others = None if others is None else self._copied(others)
+            return _Read((self._copied(pixels), others), copies.record_event())
+
+    def _copied(self, pixels: Tensor) -> Tensor:
+        """To the GPU, for which nobody waits."""
+        return pixels.pin_memory().to(self.device, non_blocking=True)
 
 
 def _same(one: Index, other: Index) -> bool:
