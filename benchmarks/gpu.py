@@ -859,7 +859,7 @@ def time_accuracy(bench: Bench) -> None:
 def time_tune(bench: Bench) -> None:
     """Beside plain Ray Tune."""
     there = find_spec("ray") is not None
-    where = "see benchmarks/plain_ray_tune.py" if there else "not measured: Ray is not installed here"
+    where = "see benchmarks/beside/plain_ray_tune.py" if there else "not measured: Ray is not installed here"
     bench.page.note(f"Plain Ray Tune on the same card: {where}.")
 
 

@@ -7,13 +7,22 @@ from takd.search_spaces.sections import Training
 from takd.search_spaces.space import Space
 from takd.search_spaces.varied import examples_of
 
+FEW = 100  # validation images: with fewer, one of them is more than a point
 EMA_STEPS = 3  # a run is at least so many times as long as what its moving average is over
 
 
-def doubts(space: Space, examples: int) -> list[str]:
-    """Of all cells; `examples` are those of the training split."""
+def doubts(space: Space, examples: int, validation: int) -> list[str]:
+    """Of all cells; `examples` are those of the training split, `validation` are the images that choose."""
     found = [each for cell in space.cells for each in _of_one(cell.space, examples)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*_few_that_choose(space, validation), *found]))
+
+
+def _few_that_choose(space: Space, images: int) -> Iterator[str]:
+    if images < FEW and any(space.varied(arm) for arm in space.all_arms):
+        yield (
+            f"dataset {space.dataset}: configurations are chosen by {images} validation images, and each of them is "
+            f"{100 / images:.1f} points of accuracy; hold more out when the data set is converted (--validation)"
+        )
 
 
 def _of_one(space: Space, examples: int) -> Iterator[str]:

@@ -156,7 +156,7 @@ def check_space(space: Space, source: str, folder: StudyFolder | None = None) ->
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     sizes = [f"{warning}{_in_cells(cells)}; {SILENCE}" for warning, cells in odd.items()]
-    return dataset, [*sizes, *doubts(space, dataset.sizes["train"])]
+    return dataset, [*sizes, *doubts(space, dataset.sizes["train"], dataset.sizes["validation"])]
 
 
 def _check_metric(space: Space, dataset: Dataset, source: str) -> None:

@@ -36,11 +36,11 @@ from takd.search_spaces.sections import Confirm
 from takd.search_spaces.stage import BELOW, HEAD
 from takd.study.checks import check_space, first_stages, gpu_here, stages_by_model, with_weights
 from takd.study.code_checks import use_code, with_code
+from takd.study.confirm import left_to_confirm, what_confirms
 from takd.study.folder import StudyFolder
 from takd.study.options import more_than_asked
 from takd.study.results import build_results
-from takd.study.run import left_to_confirm, what_confirms
-from takd.study.search.optimization import Search, find_search, refuse_another_space
+from takd.study.search.optimization import Search, find_search, refuse_to_go_on
 from takd.study.search.stored_choices import parameters_of
 from takd.trainables import room
 from takd.trainables.datasets.dataset import Dataset, load_for, most_balanced, taught_on
@@ -89,9 +89,9 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     for warning in warnings:
         console.print(f"warning: {warning}")
     space = with_weights(space, dataset, source, folder)
-    refuse_another_space(folder, space, dataset.fingerprint)
     search = find_search(folder)
     if search:
+        refuse_to_go_on(search, space, dataset.fingerprint)
         search.space = space
     try:
         planned = plan(space, dataset, folder, search)

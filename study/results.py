@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -14,13 +16,15 @@ from takd.analysis.tables import assistant_size
 from takd.search_spaces import Path, Stage
 from takd.search_spaces.metrics import METRICS, Metric
 from takd.study.folder import EPOCHS as EPOCHS_FILE
+from takd.study.folder import PREDICTIONS, StudyFolder
 from takd.study.folder import TRIALS as TRIALS_FILE
-from takd.study.folder import StudyFolder
 from takd.study.predictions import right_by_stage
 from takd.study.search.graph import Description, Proposal
 from takd.study.search.optimization import Search
 from takd.study.search.pruned import Pruned
+from takd.trainables.store.storage import sha256
 
+STATE = "results/state.json"  # what the tables were made of
 TEST = "results/test.json"  # what confirmed students and those who taught them do on the test split, by stage key
 RELIABILITY = pa.struct([("confidence", pa.float64()), ("accuracy", pa.float64()), ("count", pa.int64())])
 
@@ -115,15 +119,40 @@ class Tables(NamedTuple):
 
 def write_results(folder: StudyFolder, search: Search) -> Tables:
     """Rebuilds `results/trials.parquet` and `results/epochs.parquet`; returns both."""
-    tables = build_results(folder, search)
-    write_tables(folder, tables)
+    state, tables = _state(folder, search), build_results(folder, search)
+    files = {TRIALS_FILE: _parquet(tables.trials), EPOCHS_FILE: _parquet(tables.epochs)}
+    for file, content in files.items():
+        folder.write(file, content)
+    about = {"of": state, "files": list(map(sha256, files.values()))}
+    folder.write(STATE, json.dumps(about, indent=1).encode())
     return tables
 
 
-def write_tables(folder: StudyFolder, tables: Tables) -> None:
-    """As Parquet, in the study's folder."""
-    folder.write(TRIALS_FILE, _parquet(tables.trials))
-    folder.write(EPOCHS_FILE, _parquet(tables.epochs))
+def standing_results(folder: StudyFolder, search: Search) -> Tables | None:
+    """The files of a study that has ended, where nothing has changed since they were written; else None."""
+    try:
+        written = json.loads(folder.storage.read(f"{folder.name}/{STATE}"))
+        contents = [folder.storage.read(f"{folder.name}/{file}") for file in (TRIALS_FILE, EPOCHS_FILE)]
+        if written["of"] != _state(folder, search) or written["files"] != list(map(sha256, contents)):
+            return None
+        return Tables(*(pq.read_table(pa.BufferReader(content)) for content in contents))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _state(folder: StudyFolder, search: Search) -> str:
+    """A digest of all that the tables are made of but artifacts, which never change."""
+    trials = [
+        (trial.number, trial.state.name, trial.values, trial.params, trial.user_attrs)
+        for trial in search.study.get_trials(deepcopy=False)
+    ]
+    form = f"{version('takd')} {TRIALS} {EPOCHS}"
+    told = json.dumps([form, trials, search.study.user_attrs, Pruned(folder.artifacts, folder.name).names()])
+    measured = []
+    for file in (TEST, PREDICTIONS):
+        with suppress(FileNotFoundError):
+            measured.append(folder.storage.read(f"{folder.name}/{file}"))
+    return sha256(b"\0".join([told.encode(), *measured]))
 
 
 def build_results(folder: StudyFolder, search: Search, known: dict[str, Description] | None = None) -> Tables:

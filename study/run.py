@@ -9,17 +9,16 @@ from functools import partial
 import pandas as pd
 from rich.console import Console
 
-from takd.analysis.tables import best_configurations, by_cell
 from takd.search_spaces import InputError, Space
 from takd.study.apart import apart, begin
-from takd.study.confirm import keep, unmeasured
-from takd.study.folder import StorageAwayError, StudyFolder
+from takd.study.confirm import any_missing, best_configurations_of, choice_stands, keep, unmeasured
+from takd.study.folder import FIGURE, StorageAwayError, StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
-from takd.study.results import Tables, build_results, write_results
+from takd.study.results import Tables, build_results, standing_results, write_results
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.lease import acquire_lease
 from takd.study.search.measuring import Measuring
-from takd.study.search.optimization import Search, create_search, find_search, refuse_another_space
+from takd.study.search.optimization import Search, create_search, find_search, refuse_to_go_on
 from takd.study.search.pruned import Pruned
 from takd.study.search.storages import open_optuna
 from takd.study.search.workers import fitted
@@ -68,9 +67,12 @@ def run_study(
     check_variables(options.wandb)
     stop, began = stop or Stop(), time.monotonic()
     checking = checking or begin(CHECK, space, source, folder)
-    trains = (known := find_search(folder, stop)) is None or known.is_open
+    known = find_search(folder, stop)
+    trains = known is None or known.is_open
     if trains:
         _start_ray(options, stop)  # it takes seconds: while the other process checks
+    else:
+        import takd.study.report  # noqa: F401  # likewise SciPy, with which what has ended is shown
     space, data, largest_class, warnings, code, own_data = checking()
     if stop.requested:
         return RunResult(finished=False)
@@ -79,17 +81,19 @@ def run_study(
     for warning in warnings:
         console.print(f"warning: {warning}", style="yellow")
     folder.prepare()
-    refuse_another_space(folder, space, data, stop)
-    lease = acquire_lease(open_optuna(folder, stop), folder.name, on_lost=stop.request, on_wait=console.print)
+    if known:
+        refuse_to_go_on(known, space, data)
+    storage = known.study._storage if known else open_optuna(folder, stop)  # opened once: a long journal takes seconds
+    lease = acquire_lease(storage, folder.name, on_lost=stop.request, on_wait=console.print)
     PATIENCE.wait(AWAY_SECONDS, lambda: stop.requested)
     try:
         store = folder.artifacts
         kept = all(map(store.has_dataset, own_data)) and all(map(store.has_pretrained, space.digests))
         if not kept:
             apart("takd.study.checks:keep_inputs", space, data, source, folder, code)
-        search = create_search(folder, space, data, stop)
+        search = create_search(folder, space, data, stop, storage)
         search.note_largest_class(largest_class)
-        if _choice_stands(folder, search):
+        if choice_stands(folder, search):
             search.keep_choice()
         _say_what_failed(search, search.try_again(), console)
         folder.write_space(space)
@@ -103,7 +107,7 @@ def run_study(
         ):
             result = _train_and_track(folder, search, options, console, stop, began, code)
         else:
-            result = RunResult(finished=True, search=search, tables=_conclude(folder, search))
+            result = RunResult(finished=True, search=search, tables=_as_it_stands(folder, search))
         result.code = code
         if result.profile:
             result.profile.write(folder, console)
@@ -165,50 +169,27 @@ def _conclude(folder: StudyFolder, search: Search) -> Tables:
     return tables
 
 
+def _as_it_stands(folder: StudyFolder, search: Search) -> Tables:
+    """The tables of a study that has ended; they and the figure are made again only where something has changed."""
+    place, _, figure = f"{folder.name}/{FIGURE}".rpartition("/")
+    drawn = any(name.startswith(figure) for name in folder.storage.names(place))
+    return (standing_results(folder, search) if drawn else None) or _conclude(folder, search)
+
+
 def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
     """Of a finished search: chooses what is to be confirmed, and returns whether some of it is left to train."""
     if search.space.confirm is None:
         return False
-    trials = build_results(folder, search).trials.to_pandas()
-    _to_confirm(search, trials)
-    return left_to_confirm(folder, search, trials)
-
-
-def left_to_confirm(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> bool:
-    """Whether students that would confirm a finished search are missing; reads only."""
-    students = [path.student for proposal in what_confirms(folder, search, trials) for path in proposal.paths]
-    lasting = search.lasting
-    return any(folder.artifacts.describe(each.key) is None for each in students if each.key not in lasting)
-
-
-def what_confirms(folder: StudyFolder, search: Search, trials: pd.DataFrame) -> list[Proposal]:
-    """What confirms, or would confirm, a finished search by its table of trials; reads only."""
-    if search.space.confirm is None:
-        return []
-    return search.confirming(None if _choice_stands(folder, search) else _best(trials))
+    if not search.choice_stands:
+        search.choose(best_configurations_of(build_results(folder, search).trials.to_pandas()))
+    return any_missing(folder, search, search.confirming())
 
 
 def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
     """Chooses each arm's best configuration by the table of trials, and returns what is to train."""
     if not search.choice_stands:
-        search.choose(_best(trials))
+        search.choose(best_configurations_of(trials))
     return search.confirming()
-
-
-def _choice_stands(folder: StudyFolder, search: Search) -> bool:
-    """Whether what was chosen is confirmed, or goes on being so: a finished study stays finished.
-
-    What a version chose that didn't record from what is kept while there is a student that confirms it.
-    """
-    if search.choice_stands or not search.choice_is_old:
-        return search.choice_stands
-    students = [path.student for proposal in search.confirming() for path in proposal.paths]
-    return any(folder.artifacts.describe(student.key) is not None for student in students)
-
-
-def _best(trials: pd.DataFrame) -> list[str]:
-    """The best configuration of each arm in each cell."""
-    return [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
 
 
 def _complete_wandb(folder: StudyFolder, search: Search) -> None:

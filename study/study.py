@@ -168,14 +168,17 @@ class Study:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to try, to train or to confirm."""
-        from takd.study.run import left_to_confirm
+        from takd.study.confirm import left_to_confirm
 
         return not self.search.is_open and not left_to_confirm(self.folder, self.search, self.trials)
 
     @cached_property
     def _tables(self) -> Tables:
-        from takd.study.results import build_results
+        from takd.study.confirm import has_ended
+        from takd.study.results import build_results, standing_results
 
+        if self._made is None and has_ended(self.folder, self.search):
+            self._made = standing_results(self.folder, self.search)
         return self._made or build_results(self.folder, self.search, self._found)
 
     @property
@@ -281,9 +284,9 @@ class Study:
     def write_results(self) -> None:
         """Writes the tables as Parquet and the figure below the root, as a run does when it ends."""
         from takd.study.report import write_figure
-        from takd.study.results import write_tables
+        from takd.study.results import write_results
 
-        write_tables(self.folder, self._tables)
+        self._tables = write_results(self.folder, self.search)
         write_figure(self.folder, self.trials)
 
     def _stage(self, key: str) -> Stage:

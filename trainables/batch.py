@@ -8,7 +8,6 @@ from contextlib import suppress
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -16,9 +15,10 @@ from takd.search_spaces import LeftName, Stage, What, frozen_for, frozen_of, lea
 from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.registry import metric_named
 from takd.trainables.datasets.dataset import Dataset, load_for
-from takd.trainables.derivation import CPU, dataset_of, derive_frozen, frozen, publish_left, weights_of
+from takd.trainables.derivation import CPU, dataset_of, derive_frozen, frozen, publish_left
 from takd.trainables.looks import looks
 from takd.trainables.models.frozen import whole_epochs
+from takd.trainables.models.learned import learned, weights_of
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.models.stage_models import head_weights
 from takd.trainables.outcome import describe_outcome
@@ -275,20 +275,22 @@ class StageBatch:
         self._publish(self.training.finish() if self.training else [])
 
     def _publish(self, left: Sequence[tuple[Lane, Trained]]) -> None:
-        def publish(finished: tuple[Lane, Trained]) -> None:
-            self._publish_one(*finished)
-            self.ended[finished[0].stage.key] = ("done", None)
+        # What is described is so one after the other: what it is computed from is then kept for the next.
+        outcomes = [self._outcome(*finished) for finished in left]
 
-        _side_by_side(publish, left)
+        def publish(number: int) -> None:
+            self._publish_one(*left[number], outcomes[number])
+            self.ended[left[number][0].stage.key] = ("done", None)
 
-    def _publish_one(self, lane: Lane, trained: Trained) -> None:
-        stage, weights = lane.stage, safetensors.torch.save(trained.weights)
-        outcome = describe_outcome(
-            stage,
-            load_for(stage.dataset, self.store),
+        _side_by_side(publish, range(len(left)))
+
+    def _outcome(self, lane: Lane, trained: Trained) -> dict[str, Any]:
+        return describe_outcome(
+            lane.stage,
+            load_for(lane.stage.dataset, self.store),
             self.device,
             self.threads,
-            self.origin[stage.key],
+            self.origin[lane.stage.key],
             metrics={"validation": _measured(trained.selected)},
             selected_epoch=trained.selected.epoch,
             epochs=[each.row() for each in lane.epochs],
@@ -298,6 +300,10 @@ class StageBatch:
             **self._costs(lane),
             **({"ranks": self.team.size} if self.team else {}),
         )
+
+    def _publish_one(self, lane: Lane, trained: Trained, outcome: dict[str, Any]) -> None:
+        stage, digest = lane.stage, lane.stage.pretrained
+        weights = learned(trained.weights, digest, read_weights(self.store, digest) if digest else None)
         if trained.soft_targets is not None:  # first: who finds the artifact finds what is learned from it
             logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
             publish_left(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)

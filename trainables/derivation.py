@@ -29,6 +29,7 @@ from takd.search_spaces.stage import HEAD
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
 from takd.trainables.datasets.splits import SplitImages
 from takd.trainables.models.frozen import cut_in, entered, head_in
+from takd.trainables.models.learned import weights_of
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.models.stage_models import finished_module
 from takd.trainables.outcome import describe_outcome, device_name
@@ -163,11 +164,6 @@ def frozen(stage: Stage, store: ArtifactStore, device: torch.device) -> Frozen:
     return Frozen(source.model, stage.model, source.dataset)
 
 
-def weights_of(stage: Stage, store: ArtifactStore) -> dict[str, Tensor]:
-    """Of a finished stage's model, by name."""
-    return safetensors.torch.load(_Source(stage, store, CPU).content())
-
-
 class _Source:
     """A stage's model with its weights, or what is known of it; of a given stage from what the study keeps."""
 
@@ -175,15 +171,9 @@ class _Source:
         self.stage, self.store, self.device = stage, store, device
         self.dataset: Dataset = load_for(stage.dataset, store)
 
-    def content(self) -> bytes:
-        """Raises FileNotFoundError where the store has none, ValueError where they are damaged."""
-        if self.stage.given:
-            return self.store.pretrained(self.stage.given.digest)
-        return self.store.read(self.stage.key, WEIGHTS)
-
     def publish(self, threads: int, origin: Mapping[str, str]) -> None:
         assert self.stage.given
-        content, validation = self.content(), self._validation()
+        content, validation = self.store.pretrained(self.stage.given.digest), self._validation()
         labels = self.dataset.validation.labels
         [(loss, accuracy)] = [(None, None)] if validation is None else measure(validation, labels.to(validation.device))
         outcome = describe_outcome(
@@ -203,10 +193,15 @@ class _Source:
         file = WEIGHTS if self.stage.has_weights else LOGITS
         self.store.publish(self.stage.key, {"input": self.stage.key_input(), "outcome": outcome}, {file: content})
 
+    def _logits(self) -> bytes:
+        """Of one of whom nothing else is known."""
+        assert self.stage.given
+        return self.store.pretrained(self.stage.given.digest)
+
     def _validation(self) -> Tensor | None:
         """Logits `[1, classes, n]` on the validation images; None where they are not known."""
         if not self.stage.has_weights:
-            logits = safetensors.numpy.load(self.content()).get("validation")
+            logits = safetensors.numpy.load(self._logits()).get("validation")
             return None if logits is None else torch.from_numpy(logits).t().unsqueeze(0)
         return predict(self.model, self._pixels(self.dataset.validation.images))
 
@@ -254,14 +249,14 @@ class _Source:
             return found
         if view is not None:
             raise ValueError(f"{self.stage.name}: its logits are of the images as they are, and of no other view")
-        return safetensors.numpy.load(self.content())["train"]
+        return safetensors.numpy.load(self._logits())["train"]
 
     @cached_property
     def model(self) -> LaneModel:
         """As it would stand at the end of its training."""
         stage, dataset = self.stage, self.dataset
         form, layout = form_of(stage.model, dataset)
-        lanes = form([finished_module(stage, dataset, self.content())])
+        lanes = form([finished_module(stage, dataset, weights_of(stage, self.store))])
         model: LaneModel = lanes.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         return model
 

@@ -16,8 +16,9 @@ from takd.trainables.binary import best_threshold, binary_metrics
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.datasets.splits import SplitImages
 from takd.trainables.measured import Measured
+from takd.trainables.models.learned import weights_of
 from takd.trainables.models.stage_models import finished_module
-from takd.trainables.store.artifacts import LOGITS, WEIGHTS, ArtifactStore, needed_files
+from takd.trainables.store.artifacts import LOGITS, ArtifactStore, needed_files
 from takd.trainables.training.inputs import Pixels, predict
 from takd.trainables.training.lanes import form_of
 from takd.trainables.training.losses import measure
@@ -197,4 +198,4 @@ def predict_stages(
 
 def trained_module(store: ArtifactStore, stage: Stage, dataset: Dataset) -> nn.Module:
     """The model of a finished stage, with the weights that it left."""
-    return finished_module(stage, dataset, store.read(stage.key, WEIGHTS))
+    return finished_module(stage, dataset, weights_of(stage, store))

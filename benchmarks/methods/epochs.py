@@ -29,8 +29,9 @@ from takd.study import cli
 from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.derivation import derive
+from takd.trainables.models.learned import weights_of
 from takd.trainables.models.stage_models import finished_module
-from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
+from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.loop import StageTraining
 
 ORIGIN = {"study": "methods", "use": "0.0"}
@@ -141,7 +142,7 @@ def by_method(students: dict[str, Stage], store: ArtifactStore, threads: int, ep
 
 def in_the_loop(teacher: Stage, student: Stage, dataset: Dataset, store: ArtifactStore) -> float:
     """CPU seconds of an epoch by a plain loop, on the same batches of the same images."""
-    guide = finished_module(teacher, dataset, store.read(teacher.key, WEIGHTS)).eval()
+    guide = finished_module(teacher, dataset, weights_of(teacher, store)).eval()
     guide.to(memory_format=torch.channels_last)
     alone = student.model_copy(update={"upstream": (), "loss": None, "temperature": None, "lambda_": None})
     training = StageTraining([alone], dataset, [[]])

@@ -28,8 +28,9 @@ from takd.study import cli
 from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import Dataset, load
 from takd.trainables.derivation import derive
+from takd.trainables.models.learned import weights_of
 from takd.trainables.models.stage_models import finished_module
-from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
+from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.loop import StageTraining
 
 IN_THE_LOOP = 2  # students that are timed there
@@ -139,7 +140,7 @@ def run(one: Stage, store: ArtifactStore, threads: int) -> None:
 
 def in_the_loop(teacher: Stage, students: list[Stage], dataset: Dataset, store: ArtifactStore) -> float:
     """Seconds of the students by a plain loop, on the same batches of the same images."""
-    guide = finished_module(teacher, dataset, store.read(teacher.key, WEIGHTS)).eval()
+    guide = finished_module(teacher, dataset, weights_of(teacher, store)).eval()
     guide.to(memory_format=torch.channels_last)
     started = time.perf_counter()
     for student in students:

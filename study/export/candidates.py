@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from torch import nn
+from torch import Tensor, nn
 
 from takd.analysis.metrics import COLUMNS, Column, column_of
 from takd.analysis.tables import confirmed, metric_of, students
@@ -17,7 +17,7 @@ from takd.study.search.graph import Description
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.measuring import trained_module
-from takd.trainables.store.artifacts import WEIGHTS
+from takd.trainables.models.learned import weights_of
 
 Measure = Callable[[Sequence[str]], Mapping[str, Mapping[str, float]]]  # by keys of stages, on validation
 
@@ -116,8 +116,8 @@ class Student:
         """What the student's images are normalised by: the one place that says it of an export."""
         return self.dataset.normalization
 
-    def weights(self) -> bytes:
-        return self.folder.artifacts.read(self.stage.key, WEIGHTS)
+    def weights(self) -> dict[str, Tensor]:
+        return weights_of(self.stage, self.folder.artifacts)
 
     def module(self) -> nn.Module:
         return trained_module(self.folder.artifacts, self.stage, self.dataset).eval()

@@ -4,7 +4,7 @@ Both come from the graph that `torch.export` traces, so that any module the proj
 """
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from safetensors.torch import save
@@ -60,11 +60,11 @@ def pt2_model(content: bytes) -> Callable[[Tensor], Tensor]:
     return torch.export.load(io.BytesIO(content)).module()
 
 
-def weights_file(program: ExportedProgram, weights: bytes) -> bytes:
-    """The artifact's weights as they are, or with the constants that the graph needs beside them."""
+def weights_file(program: ExportedProgram, weights: Mapping[str, Tensor]) -> bytes:
+    """The student's weights as they are, or with the constants that the graph needs beside them."""
     constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
     if not constants:
-        return weights
+        return save(dict(weights))
     everything = {**program.state_dict, **constants}
     return save({name: tensor.detach().contiguous().clone() for name, tensor in everything.items()})
 

@@ -82,7 +82,7 @@ def state_of(folder: StudyFolder, search: Search) -> State:
     """Whether a process runs it, or it has ended, or waits to go on, as it does for stages that failed."""
     if runner(open_optuna(folder), folder.name):
         return "running"
-    from takd.study.run import left_to_confirm
+    from takd.study.confirm import left_to_confirm
 
     trials = _trials(folder)
     left = search.is_open or search.failed_before or (trials is not None and left_to_confirm(folder, search, trials))

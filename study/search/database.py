@@ -8,7 +8,15 @@ from urllib.parse import unquote
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
-from sqlalchemy.exc import ArgumentError, InterfaceError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
 
 from takd.search_spaces import InputError
 from takd.study.folder import StorageAwayError, StudyFolder, password_of
@@ -20,13 +28,16 @@ AWAY_SECONDS = 300.0  # that a run waits for its database
 OPENING_SECONDS = 15.0  # that it waits when it begins
 CONNECT_SECONDS = 10  # that a connection may take
 
+MADE_MEANWHILE = {"42710", "42P07"}  # PostgreSQL's duplicate_object and duplicate_table
+
 log = logging.getLogger("takd")
 
 
 def open_database(folder: StudyFolder, stop: Stop | None) -> "Database":
     """That of the folder's URL; raises InputError on one that can't be opened.
 
-    A run waits a little for one that doesn't answer: it may have been started while the database is.
+    A run waits a little for one that doesn't answer: it may have been started while the database is. Of several
+    processes that open a new one at the same moment one makes the tables, and the others find them.
     """
     password = password_of(folder.database) or ""
     if "@" in password:
@@ -36,17 +47,26 @@ def open_database(folder: StudyFolder, stop: Stop | None) -> "Database":
     while True:
         try:
             return Database(folder, stop)
-        except (ArgumentError, NoSuchModuleError, OperationalError, ImportError, ValueError) as error:
+        except (ArgumentError, NoSuchModuleError, DBAPIError, ImportError, ValueError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             if password and (password in reason or unquote(password) in reason):
                 reason = type(error).__name__
+            made = _made_meanwhile(error)
             away = isinstance(error, OperationalError) and stop is not None and not stop.requested
-            if not away or time.monotonic() - began > OPENING_SECONDS:
+            if not (made or away) or time.monotonic() - began > OPENING_SECONDS:
                 raise InputError(f"--storage {folder.optuna}: can't be opened ({reason})") from None
-        if not said:
+        if not (said or made):
             log.warning("storage %s can't be opened (%s); waiting up to %.0f s", folder.optuna, reason, OPENING_SECONDS)
             said = True
         time.sleep(0.2)
+
+
+def _made_meanwhile(error: Exception) -> bool:
+    """Whether another process made a table, a type or a row while this one was about to."""
+    if isinstance(error, IntegrityError):
+        return True
+    told = error.orig if isinstance(error, DBAPIError) else None
+    return getattr(told, "sqlstate", None) in MADE_MEANWHILE or "already exists" in str(told)  # of SQLite
 
 
 class Database(RDBStorage):

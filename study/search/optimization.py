@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from heapq import nlargest, nsmallest
+from operator import attrgetter
 from statistics import fmean
 from typing import Any, Literal
 
@@ -57,6 +58,7 @@ class Search:
         )
         self.asked = len(self.proposed())
         self._choices = StoredChoices(self._trials())
+        self._of_factors: dict[int, dict[str, Any]] = {}  # by trial: what it was told never changes
 
     def enqueue(self) -> None:
         """Queues what the space says of trials before the sampler is asked, as far as it is not queued already."""
@@ -134,8 +136,10 @@ class Search:
 
     def _values_of(self, trial: FrozenTrial) -> dict[str, Any]:
         """Of the factors, as it was told."""
-        told = told_to(trial)
-        return {name: told[name] for name in self.space.factors}
+        if trial.number not in self._of_factors:
+            told = told_to(trial)
+            self._of_factors[trial.number] = {name: told[name] for name in self.space.factors}
+        return self._of_factors[trial.number]
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
         """The mean of the metric of the students on validation; failed or pruned where one of them was.
@@ -359,14 +363,20 @@ def configuration_name(arm: str, parameters: Mapping[str, Any]) -> str:
     return " ".join([arm, *chosen])
 
 
-def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None) -> Search:
+def create_search(
+    folder: StudyFolder,
+    space: Space,
+    dataset: DatasetFingerprint,
+    stop: Stop | None = None,
+    storage: optuna.storages.BaseStorage | None = None,
+) -> Search:
     """A new study, or the one of that name; raises InputError when that has another space or dataset.
 
-
-    `stop` ends the waiting for a database that is away.
+    `stop` ends the waiting for a database that is away. `storage`: the study's, where it is open already.
     """
-    study = _load(folder, stop) or optuna.create_study(
-        study_name=folder.name, storage=open_optuna(folder, stop), direction=_direction(space), load_if_exists=True
+    storage = storage or open_optuna(folder, stop)
+    study = _study_in(storage, folder.name) or optuna.create_study(
+        study_name=folder.name, storage=storage, direction=_direction(space), load_if_exists=True
     )
     if "dataset" not in study.user_attrs:
         study.set_user_attr("training_revision", TRAINING_REVISION)
@@ -374,7 +384,7 @@ def create_search(folder: StudyFolder, space: Space, dataset: DatasetFingerprint
         study.set_metric_names([f"mean validation {space.metric}"])
         study.set_user_attr("dataset", dataset.model_dump(mode="json"))  # last: a study with it was created whole
     search = Search(study)
-    _refuse_another_space(search, space, dataset)
+    refuse_to_go_on(search, space, dataset)
     search.set_budget(space)
     search.enqueue()
     return search
@@ -402,8 +412,13 @@ def find_search(folder: StudyFolder, stop: Stop | None = None) -> Search | None:
 def _load(folder: StudyFolder, stop: Stop | None = None) -> optuna.Study | None:
     if folder.journal and not os.path.exists(folder.journal):
         return None
+    return _study_in(open_optuna(folder, stop), folder.name)
+
+
+def _study_in(storage: optuna.storages.BaseStorage, name: str) -> optuna.Study | None:
+    """Where it is there; else None. Unlike `create_study` it writes nothing."""
     try:
-        return optuna.load_study(study_name=folder.name, storage=open_optuna(folder, stop))
+        return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         return None
 
@@ -443,9 +458,14 @@ def _sampler(
 def _spent_arms(space: Space, number: int, trials: Sequence[FrozenTrial]) -> set[str]:
     """Arms that have nothing to tune and had their coverage, or one trial, before this one: others learn from more."""
     idle = {arm.name for arm in space.all_arms if not space.varied(arm)}
-    before = [each for each in trials if each.number < number and AGAIN not in each.user_attrs]
-    had = Counter(each.params.get("arm") for each in before)
-    spent = {arm for arm in idle if had[arm] >= max(1, space.coverage)}
+    had: Counter[str] = Counter()
+    spent: set[str] = set()
+    for each in trials:  # the first ones say it: the others are not looked at
+        if each.number >= number or spent == idle:
+            break
+        if (arm := each.params.get("arm")) in idle and AGAIN not in each.user_attrs:
+            had[arm] += 1
+            spent |= {arm} if had[arm] >= max(1, space.coverage) else set()
     return spent if len(spent) < len(space.all_arms) else set()
 
 
@@ -460,7 +480,7 @@ class RecentHistory(optuna.samplers.BaseSampler):
         newest_count = HISTORY - BEST if len(trials) > HISTORY else HISTORY
         older, newest = trials[:-newest_count], trials[-newest_count:]
         done = [trial for trial in older if trial.state == TrialState.COMPLETE]
-        best = (nsmallest if lowest else nlargest)(BEST, done, key=lambda trial: trial.value or 0.0)
+        best = (nsmallest if lowest else nlargest)(BEST, done, key=attrgetter("values"))
         running = [trial for trial in older if trial.state == TrialState.RUNNING]
         self.seen = sorted([*best, *running, *newest], key=lambda trial: trial.number)
 
@@ -526,15 +546,8 @@ class _Seen:
         return getattr(self._study, name)
 
 
-def refuse_another_space(
-    folder: StudyFolder, space: Space, dataset: DatasetFingerprint, stop: Stop | None = None
-) -> None:
-    """Raises InputError with the differences where the folder has a study of another space. Writes nothing."""
-    if search := find_search(folder, stop):
-        _refuse_another_space(search, space, dataset)
-
-
-def _refuse_another_space(search: Search, space: Space, dataset: DatasetFingerprint) -> None:
+def refuse_to_go_on(search: Search, space: Space, dataset: DatasetFingerprint) -> None:
+    """Raises InputError with the differences where a study has another space or data set."""
     _refuse_another_revision(search)
     if lacking := _left_out(search.space, space):
         raise InputError(

@@ -21,10 +21,14 @@ class Pruned:
     def note(self, key: str, epochs: Epochs) -> None:
         self.storage.replace(f"{self.folder}/{key}.json", json.dumps({"epochs": epochs}).encode())
 
+    def names(self) -> list[str]:
+        """Of its files."""
+        return self.storage.names(self.folder)
+
     def read(self) -> dict[str, list[dict[str, Any]]]:
         """The epochs of each, by stage key; of a file that is damaged none: that student is trained again."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for name in self.storage.names(self.folder):
+        for name in self.names():
             with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
                 content = json.loads(self.storage.read(f"{self.folder}/{name}"))
                 found[name.removesuffix(".json")] = list(content["epochs"])

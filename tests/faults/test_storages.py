@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 from conftest import complete, proposals, tiny_space
@@ -15,6 +17,7 @@ from takd.study.cli import main
 from takd.study.folder import StudyFolder, study_folder, without_password
 from takd.study.search import storages
 from takd.study.search.optimization import Search, create_search, open_search
+from takd.study.search.storages import open_optuna
 from takd.trainables.store.storage import PATIENCE, open_storage
 
 
@@ -147,3 +150,16 @@ def test_a_bucket_that_is_away_is_one_line_for_who_looks_and_is_waited_for_by_wh
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_of_processes_that_open_a_new_database_at_the_same_moment_all_find_its_tables(kind, tmp_path, request):
+    url = request.getfixturevalue("database") if kind == "postgres" else f"sqlite:///{tmp_path}/studies.db"
+    folder, together = study_folder(str(tmp_path), "mine", url), Barrier(6)
+
+    def opened() -> int:
+        together.wait()
+        return len(open_optuna(folder).get_all_studies())
+
+    with ThreadPoolExecutor(6) as pool:
+        assert [each.result() for each in [pool.submit(opened) for _ in range(6)]] == [0] * 6

@@ -324,7 +324,7 @@ def test_any_module_exports_and_all_files_agree(name, tmp_path):
         expected = module(torch.from_numpy(given(images, normalization)))
     tied = {key: value.clone() for key, value in module.state_dict().items()}
     program = traced(module, shape)
-    (tmp_path / "student.safetensors").write_bytes(weights_file(program, safetensors.torch.save(tied)))
+    (tmp_path / "student.safetensors").write_bytes(weights_file(program, tied))
     (tmp_path / "load.py").write_text(load_file(program, name, shape, ("a",), normalization))
     content, model = pt2_file(program), onnx_file(program, LOGITS)
     spec = importlib.util.spec_from_file_location("student_source", tmp_path / "load.py")

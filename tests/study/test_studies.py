@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,8 +13,9 @@ from conftest import SLOTS, Study, Watcher, artifacts, run, run_watched, run_wit
 
 from takd.search_spaces import InputError, key_of
 from takd.study.folder import StudyFolder, study_folder
-from takd.study.results import write_results
+from takd.study.results import TEST, build_results, standing_results, write_results
 from takd.study.search.graph import Node
+from takd.study.search.optimization import open_search
 from takd.study.stopping import Stop
 from takd.trainables.store.artifacts import WEIGHTS
 
@@ -67,6 +69,27 @@ def test_a_finished_study_runs_nothing_and_says_so_in_seconds(finished):
     again = run(finished.folder, finished.space)
     assert (again.result.finished, again.result.trained) == (True, 0)
     assert time.monotonic() - started < 10
+
+
+def test_the_tables_of_a_finished_study_stand_until_something_has_changed(finished, tmp_path):
+    shutil.copytree(finished.folder.root, tmp_path / "copy")
+    folder = study_folder(str(tmp_path / "copy"), finished.folder.name)
+    [figure] = (tmp_path / "copy").glob("*/report/*.png")
+    search, before = open_search(folder), figure.stat().st_mtime_ns
+    standing = standing_results(folder, search)
+    assert standing == build_results(folder, search) == run(folder, finished.space).result.tables
+    assert figure.stat().st_mtime_ns == before  # it is not drawn again
+    trials, content = Path(folder.trials), Path(folder.trials).read_bytes()
+    trials.write_bytes(content[:-1])
+    assert standing_results(folder, search) is None
+    assert run(folder, finished.space).result.tables == standing
+    assert trials.read_bytes() == content
+    search.study.set_user_attr("largest_class", 1)
+    assert standing_results(folder, search) is None
+    folder.write(TEST, b"{}")
+    write_results(folder, search)
+    folder.write(TEST, b"{ }")
+    assert standing_results(folder, search) is None
 
 
 def test_no_stage_starts_before_what_it_learns_from_exists(folder):

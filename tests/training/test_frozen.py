@@ -13,6 +13,7 @@ from conftest import make_stage, run
 from image_folders import write_images
 from torch import Tensor, nn
 
+import takd
 from takd.search_spaces import InputError, Kept, Space, Stage, frozen_for, frozen_of, space_from
 from takd.search_spaces.stage import HEAD
 from takd.study.checks import check_space, inside_of
@@ -25,9 +26,10 @@ from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.derivation import derive_frozen
 from takd.trainables.models.families import build, size_of
 from takd.trainables.models.frozen import cut_in, find_cut, whole_epochs
-from takd.trainables.models.pretrained import read_weights, without_head
-from takd.trainables.models.weights_files import Pretrained, packed
-from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.models.learned import weights_of
+from takd.trainables.models.pretrained import heads_of, read_weights, without_head
+from takd.trainables.models.weights_files import Pretrained, packed, read_file
+from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore
 from takd.trainables.training.checkpoint import Checkpoint
 from takd.trainables.training.lanes import Heads
 from takd.trainables.training.loop import StageTraining, Trained
@@ -220,6 +222,27 @@ def test_a_study_computes_what_stands_still_once_and_finds_what_it_would_find(da
     assert students["whole_epochs"].max() < 0.1 < kept["whole_epochs"].max() < 2
     kinds = [json.loads(file.read_text())["input"]["what"] for file in (tmp_path / "runs1.0").rglob("derived.json")]
     assert kinds.count("frozen") == 8  # of the teacher what enters its head in one view, its last layer in two
+    has_its_head_alone(tmp_path / "runs1.0", students.index[0], files["cnn"])
+
+
+def has_its_head_alone(root: Path, key: str, start: Path) -> None:
+    """A student's artifact; whoever reads it has the whole network."""
+    study = takd.open_study("still", root)
+    kept, began = root / "artifacts" / key / WEIGHTS, safetensors.torch.load_file(start)
+    own = safetensors.torch.load_file(kept)
+    assert {name.rpartition(".")[0] for name in own} == set(heads_of(build("cnn", SHAPE, 3)))
+    whole = weights_of(study.stages[key], study.folder.artifacts)
+    assert whole.keys() == began.keys()
+    assert all(torch.equal(each, began[name]) for name, each in whole.items() if name not in own)
+    for name, each in study.model(key).state_dict().items():
+        assert torch.equal(each, whole[name])
+    given = read_file(kept, "student.checkpoint").tensors
+    assert given.keys() == whole.keys()
+    assert all(torch.equal(each, whole[name]) for name, each in given.items())
+    elsewhere = root / "copy.safetensors"
+    elsewhere.write_bytes(kept.read_bytes())
+    with pytest.raises(InputError, match=r"checkpoint .*copy.safetensors: has those layers alone that a stage of takd"):
+        read_file(elsewhere, "student.checkpoint")
 
 
 def test_a_plan_says_what_runs_in_every_step_and_why(data):

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -189,7 +188,7 @@ def size_of_stage(stage: Stage, dataset: Dataset) -> ModelSize:
         return size_of_module(module_of(stage, *about).eval(), dataset.image_shape)
 
 
-def finished_module(stage: Stage, dataset: Dataset, content: bytes) -> nn.Module:
-    """The model of a stage, with the weights of its artifact, or of what is given."""
+def finished_module(stage: Stage, dataset: Dataset, weights: Mapping[str, Tensor]) -> nn.Module:
+    """The model of a stage, with the weights of `weights_of`."""
     check_digests(stage.code)
-    return restore(module_of(stage, dataset.image_shape, len(dataset.classes)), safetensors.torch.load(content))
+    return restore(module_of(stage, dataset.image_shape, len(dataset.classes)), weights)

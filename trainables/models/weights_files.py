@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import safetensors
 import safetensors.torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from takd.search_spaces import InputError, some
 from takd.trainables.datasets.conversion import Normalization
+from takd.trainables.store.artifacts import PRETRAINED
 from takd.trainables.store.storage import first_line
 
 # Under which training scripts save a state dict beside other things. Of two the earlier is read: where there is a
@@ -77,10 +78,20 @@ def _cut_short(kind: str) -> _RefusedError:
 
 
 def _read_safetensors(path: Path) -> Pretrained:
+    content = path.read_bytes()
     try:
-        return unpacked(path.read_bytes())
+        found = unpacked(content)
     except safetensors.SafetensorError:
         raise _cut_short("safetensors") from None
+    if (start := start_in(content)) is None:
+        return found
+    began = path.absolute().parents[2] / PRETRAINED / f"{start.digest}.safetensors"  # of a root that is a folder
+    if not began.is_file():
+        raise _RefusedError(
+            "has those layers alone that a stage of takd has trained; the others are below that study's root, in "
+            f"{PRETRAINED}/{began.name}; give what `takd export` wrote, or the file in its place below the root"
+        )
+    return replace(found, tensors=completed(found.tensors, start, unpacked(began.read_bytes()).tensors))
 
 
 def _read_torch(path: Path) -> Pretrained:
@@ -191,11 +202,45 @@ def packed(weights: Pretrained) -> bytes:
     return safetensors.torch.save(weights.tensors, about)
 
 
+class Start(NamedTuple):
+    """What a stage started from, and did not change: it is left out of the stage's own file."""
+
+    digest: str  # of the pretrained weights
+    names: list[str]  # of their tensors
+
+    def metadata(self) -> dict[str, str]:
+        """For the file that leaves them out. One entry: safetensors writes several in any order."""
+        return {_START: json.dumps(self._asdict())}
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        return cls(**json.loads(text))
+
+
+_START = "start"
+
+
+def start_in(content: bytes) -> Start | None:
+    """Of safetensors that were loaded before; None where nothing is left out."""
+    text = _metadata(content).get(_START)
+    return None if text is None else Start.read(text)
+
+
+def completed(own: Mapping[str, Tensor], start: Start, began: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A stage's whole weights, from its own and those that it started from."""
+    return {name: began[name] for name in start.names} | dict(own)
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    found: dict[str, str] = header.get("__metadata__", {})
+    return found
+
+
 def unpacked(content: bytes) -> Pretrained:
     """What `packed` wrote, and any other safetensors. Raises SafetensorError, and ValueError on odd metadata."""
     tensors = safetensors.torch.load(content)  # first: it checks that there is a header
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    about = header.get("__metadata__", {})
+    about = _metadata(content)
     return Pretrained(tensors, _described(about), _classes({name: _json_or_text(each) for name, each in about.items()}))
 
 

@@ -1,6 +1,6 @@
 """Transfer learning on few photographs: the platform beside a bare PyTorch loop, on the same weights, size and epochs.
 
-    .venv/bin/python benchmarks/transfer.py --images ants-bees.tar --weights DIR [--size 96] [--seeds 3]
+    .venv/bin/python benchmarks/beside/transfer.py --images ants-bees.tar --weights DIR [--size 96] [--seeds 3]
 
 `--images` is a folder, or a tar of one, with `train/CLASS/` and `val/CLASS/`, of which `val` is the test split, with
 photographs of any size; `takd data images` resizes them to `--size`. `--weights` has
@@ -27,16 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import takd
-from takd.search_spaces import Configuration, Space, Stage, frozen_for, space_from
+from takd.search_spaces import Space, space_from
 from takd.study import cli
-from takd.study.checks import keep_pretrained, with_weights
-from takd.study.folder import study_folder
-from takd.trainables.batch import StageBatch
 from takd.trainables.datasets.dataset import Dataset, load
-from takd.trainables.derivation import derive
 from takd.trainables.models.pretrained import canonical_weights
 from takd.trainables.models.weights_files import unpacked
-from takd.trainables.store.artifacts import ArtifactStore
 
 LITE2, LITE1, LITE0 = (f"timm/tf_efficientnet_lite{size}" for size in (2, 1, 0))
 HEAD_EPOCHS, EPOCHS, FROM, RATE, BATCH = 3, 6, "blocks.5", 1e-3, 32
@@ -48,32 +43,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--size", type=int, default=96, help="pixels")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", choices=("loop", "study", "frozen"))
-    parser.add_argument("--students", type=int, default=64, help="of --only frozen")
-    parser.add_argument("--trained", type=int, default=2, help="of these, with the layers in every step")
-    parser.add_argument("--threads", type=int, default=1, help="of --only frozen")
-    parser.add_argument("--above", nargs="+", default=["blocks.5", "blocks.6", "head"], help="of --only frozen")
+    parser.add_argument("--only", choices=("loop", "study"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        os.environ["TAKD_CACHE"] = str(work / "cache")
-        converting = [
-            "data",
-            "images",
-            "--from",
-            str(options.images),
-            "--name",
-            "photographs",
-            "--size",
-            str(options.size),
-        ]
-        assert cli.main(converting) == 0
-        dataset = load("photographs")
-        print(f"{dataset.sizes} images of {options.size}x{options.size}")
-        if options.only == "frozen":
-            for above in options.above:
-                standing_still(work / above, options, dataset, above)
-            return
+        dataset = photographs(options.images, options.size, work)
         for frozen in (True, False):
             print(f"batch normalisation {'frozen' if frozen else 'trained'}")
             if options.only != "study":
@@ -81,6 +55,16 @@ def main() -> None:
                     loop(model, start_of(options.weights, model), dataset, frozen, range(options.seeds))
             if options.only != "loop":
                 study(work, options.weights, dataset, frozen, options.seeds)
+
+
+def photographs(images: Path, size: int, work: Path) -> Dataset:
+    """Resized, in a cache of their own."""
+    os.environ["TAKD_CACHE"] = str(work / "cache")
+    about = {"--from": str(images), "--name": "photographs", "--size": str(size)}
+    assert cli.main(["data", "images", *(word for pair in about.items() for word in pair)]) == 0
+    dataset = load("photographs")
+    print(f"{dataset.sizes} images of {size}x{size}")
+    return dataset
 
 
 def start_of(weights: Path | None, model: str) -> str:
@@ -193,83 +177,6 @@ def study(work: Path, weights: Path | None, dataset: Dataset, frozen: bool, seed
     for each, found in measured.items():
         accuracies, losses = zip(*found, strict=True)
         print(f"  study  {each:<60} {spread(accuracies)}  validation loss after one epoch <= {max(losses):.2f}")
-
-
-# Layers that stand still, kept and in every step.
-
-
-def grid_of(weights: Path | None, above: str, students: int, kept: bool) -> Space:
-    """Every student has a T and a lambda of its own."""
-
-    def role(model: str) -> dict[str, Any]:
-        recipe = {"epochs": EPOCHS, "head_epochs": HEAD_EPOCHS, "finetune_from": above, "schedule": "constant"}
-        if above == "head":
-            recipe |= {"head_epochs": EPOCHS, "finetune_from": None}
-        recipe |= {"batch_size": BATCH, "learning_rate": RATE, "freeze_norm": True, "augment": "crop-flip", "views": 4}
-        return {"model": model, "pretrained": start_of(weights, model), "recipe": recipe}
-
-    side = max(1, round(students**0.5))
-    temperatures = {"choices": [1.0 + number for number in range(side)]}
-    lambdas = {"choices": [(number + 1) / (students // side + 1) for number in range(students // side)]}
-    content = {
-        "dataset": "photographs",
-        "teacher": role(LITE2),
-        "student": role(LITE0) | {"temperature": temperatures, "lambda": lambdas},
-        "arms": ["kd"],
-        "sampler": "grid",
-        "confirm": None,
-        "allow_any_size": True,
-        "features": {"cache_gb": 8.0 if kept else 0.0},
-    }
-    return space_from(content, "frozen")
-
-
-def standing_still(work: Path, options: Any, dataset: Dataset, above: str) -> None:
-    seconds: dict[bool, dict[str, float]] = {}
-    accuracies: dict[bool, list[float]] = {}
-    for kept in (True, False):
-        folder = study_folder(str(work / ("kept" if kept else "loop")), "frozen")
-        folder.prepare()
-        space = with_weights(grid_of(options.weights, above, options.students, kept), dataset, "frozen", folder)
-        keep_pretrained(space, "frozen", folder)
-        points = [Configuration(space.all_arms[0], point) for point in points_of(space)]
-        students = [path.student for point in points for path in space.paths(point, dataset.fingerprint, [0])]
-        few = students if kept and above == "head" else students[: options.trained * (4 if kept else 1)]
-        [teacher] = students[0].upstream
-        took = seconds[kept] = {}
-        for name, stages in (("teacher", [teacher]), ("students", few)):
-            started = time.perf_counter()
-            for stage in {stage.model: stage for stage in stages}.values():
-                derive(stage, frozen_for(stage), folder.artifacts, options.threads, {})
-            took[f"layers below the {name}"] = time.perf_counter() - started
-            started = time.perf_counter()
-            train_all(stages, folder.artifacts, options.threads)
-            took[name] = (time.perf_counter() - started) / (len(few) if name == "students" else 1)
-        took["students"] *= len(students)
-        found = [folder.artifacts.describe(stage.key) for stage in few[: options.trained]]
-        accuracies[kept] = [each["outcome"]["metrics"]["validation"]["loss"] for each in found if each]
-        how = f"{len(few)} of {len(students)} students trained, scaled" if len(few) < len(students) else "all trained"
-        parts = ", ".join(f"{name} {each:.1f} s" for name, each in took.items() if each > 0.05)
-        print(f"  above {above:<9} {'kept   ' if kept else 'in loop'} {sum(took.values()):7.0f} s  ({parts}; {how})")
-    ratio = sum(seconds[False].values()) / sum(seconds[True].values())
-    apart = max(abs(one - other) for one, other in zip(accuracies[True], accuracies[False], strict=True))
-    print(f"  above {above:<9} {ratio:.1f} times as fast; validation losses of the same students differ by {apart:.1e}")
-
-
-def points_of(space: Space) -> list[dict[str, Any]]:
-    return [{name: value for name, value in point.items() if name != "arm"} for point in space.grid()]
-
-
-def train_all(stages: list[Stage], store: ArtifactStore, threads: int) -> None:
-    """As a worker does it: one list of stages after another, as many at once as train as lanes."""
-    left = list(stages)
-    while left:
-        batch = StageBatch(left, store, threads, False, {stage.key: {} for stage in left})
-        while not batch.done:
-            batch.run_epoch()
-        batch.publish()
-        ended = {key for key, (state, _) in batch.ended.items() if state == "done"}
-        left = [stage for stage in left if stage.key not in ended]
 
 
 def spread(fractions: Any) -> str:

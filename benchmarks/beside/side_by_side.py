@@ -1,16 +1,16 @@
-"""The same students by takd and the plain way (`plain_ray_tune.py`): time, memory, and that the accuracies agree.
+"""The same students by takd, the plain way (`plain_ray_tune.py`) and an expert's script (`expert.py`): time and memory.
 
-    .venv/bin/python benchmarks/side_by_side.py [--part gap|temperature] [--markdown]
+    .venv/bin/python benchmarks/beside/side_by_side.py [--part gap|temperature] [--markdown]
 
 gap          400 students of the preset mnist-gap: kd and 4 takd arms, 10 settings of T and lambda, 8 seeds
 temperature  24 students of mnist-temperature cut to 3 epochs: 4 temperatures, 3 lambdas, 2 seeds; beside it the plain
              way that trains its teacher in every trial (float32, as one would; takd's recipe has bfloat16)
 
-Teacher and assistants are given: takd trains them first, not timed, and both sides load the same weights. takd runs
-all students, from `takd run` to the table. The plain way runs some, spread evenly over the list; the time of its
-trials is scaled by count, that of its start and end is not. A retrained teacher is measured over 40 steps, in as many
-trials as there are slots, and scaled to its epochs. CPU seconds are those of all processes, looked at twice a second;
-memory is the peak of the sum of their proportional set sizes (PSS). W&B is offline on both sides.
+Teacher and assistants are given: takd trains them first, not timed, and all sides load the same weights. takd and the
+script train all students, takd from `takd run` to the table. The plain way runs some, spread evenly over the list; the
+time of its trials is scaled by count, that of its start and end is not. A retrained teacher is measured over 40 steps,
+in as many trials as there are slots, and scaled to its epochs. CPU seconds are those of all processes, looked at twice
+a second; memory is the peak of the sum of their proportional set sizes (PSS). W&B is offline on both sides.
 
 Exits 1 where the accuracies of the same students don't agree: where the mean of their differences is more than 3
 standard errors. takd trains all students in one order of examples, whose luck is no smaller for many students: with
@@ -43,7 +43,7 @@ from takd.search_spaces import Recipe, Space, load_space, parse_arm
 from takd.trainables.datasets.dataset import load
 
 TAKD = str(Path(sys.executable).with_name("takd"))
-PLAIN = str(Path(__file__).with_name("plain_ray_tune.py"))
+PLAIN, EXPERT = (str(Path(__file__).with_name(name)) for name in ("plain_ray_tune.py", "expert.py"))
 SAMPLED_EVERY = 0.5  # seconds
 TEACHER_STEPS = 40  # of a retrained teacher, measured
 STUDENT = ["arm", "temperature", "lambda", "seed"]
@@ -128,12 +128,12 @@ def takd(part: Part, name: str, root: Path, cut: Sequence[str], slots: int) -> t
     return cost, read_trials(str(root / name / "results" / "trials.parquet"))
 
 
-def plain(listed: list[dict[str, Any]], folder: Path, slots: int) -> tuple[Cost, dict[str, Any]]:
-    """Trains the listed students the plain way; returns its cost and what it wrote."""
+def by(script: str, listed: list[dict[str, Any]], folder: Path, slots: int) -> tuple[Cost, dict[str, Any]]:
+    """Trains the listed students by a script; returns its cost and what it wrote."""
     given, out = folder / "students.json", folder / "found.json"
     given.write_text(json.dumps(listed))
-    command = [sys.executable, PLAIN, "--students", str(given), "--out", str(out), "--slots", str(slots)]
-    cost = measured(command, folder / "plain.log")
+    command = [sys.executable, script, "--students", str(given), "--out", str(out), "--slots", str(slots)]
+    cost = measured(command, folder / "script.log")
     return cost, json.loads(out.read_text())
 
 
@@ -157,6 +157,7 @@ def as_plain(space: Space, point: dict[str, Any], seed: int, files: dict[str, st
         **{name: getattr(recipe, name) for name in fields},
         **point,
         "seed": seed,
+        "dataset": space.dataset,
         "student": space.student.model,
         "teacher": teacher,
         "teacher_dropout": 0.5 if teacher == lone else 0.0,
@@ -178,10 +179,11 @@ def compare(part: Part, root: Path, cut: Sequence[str], count: int, slots: int) 
         apart = len(every) // count
         chosen = every[apart // 2 :: apart][:count]
         here, rows = takd(part, part.preset, folder, cut, slots)
-        there, found = plain(chosen, folder, slots)
+        there, found = by(PLAIN, chosen, folder, slots)
+        expert, by_expert = by(EXPERT, every, folder, slots)
         retrained = {"teacher_file": None, "teacher_steps": TEACHER_STEPS, "epochs": 1, "examples": 10}
         cut_off = [each | retrained for each in chosen[:slots]]
-        teachers = plain(cut_off, folder, slots)[1]["students"] if part.retrained else []
+        teachers = by(PLAIN, cut_off, folder, slots)[1]["students"] if part.retrained else []
 
     seconds = there.seconds + found["seconds"] * (len(every) / count - 1)
     cpu_seconds = there.cpu_seconds * seconds / there.seconds
@@ -197,7 +199,12 @@ def compare(part: Part, root: Path, cut: Sequence[str], count: int, slots: int) 
     table.append(row("CPU seconds", cpu_seconds, here.cpu_seconds, "{:,.0f} s"))
     table.append(row("peak memory", there.memory, here.memory, "{:.1f} GiB"))
     last, agree = accuracies(space, students(rows), found["students"])
-    return [*table, last], agree
+    strong = [
+        row("wall time, by an expert's script", expert.seconds, here.seconds, "{:,.0f} s"),
+        row("CPU seconds, by that script", expert.cpu_seconds, here.cpu_seconds, "{:,.0f} s"),
+    ]
+    same, agree_too = accuracies(space, students(rows), by_expert["students"])
+    return [*table, last, *strong, same], agree and agree_too
 
 
 def row(what: str, plain: float, takd: float, form: str, part_of_it: str = "") -> list[str]:

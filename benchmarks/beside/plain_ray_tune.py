@@ -1,6 +1,6 @@
 """A distillation study the plain way, as Ray Tune's documentation teaches it: what `side_by_side.py` measures takd by.
 
-    .venv/bin/python benchmarks/plain_ray_tune.py [--trials 4] [--epochs 3] [--retrain-teacher]
+    .venv/bin/python benchmarks/beside/plain_ray_tune.py [--trials 4] [--epochs 3] [--retrain-teacher]
 
 A function trainable, torchvision's MNIST and transforms behind a DataLoader, the teacher's forward pass in the loop,
 KLDivLoss, OptunaSearch, W&B's callback (offline), one CPU a trial. Models, initial weights, epochs, schedule, transfer
