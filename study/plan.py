@@ -194,11 +194,10 @@ def _run_in_every_step(space: Space, dataset: Dataset) -> list[str]:
 
 def _memory(space: Space, dataset: Dataset) -> list[str]:
     """Where a worker's images are, and on a GPU what else has to have room there."""
-    memory, found = room.memory_of_gpu(), []
+    memory, found = room.memory_of_gpu(), list[str | None]()
     for stage in (stages[0] for stages in stages_by_model(space, dataset)):
         gpu = gpu_here(space, stage.role) if memory else space.resources_of(stage.role).gpu
-        line = room.on_gpu(stage, dataset, gpu, memory) if gpu and stage.given is None else room.on_cpu(dataset)
-        found.append(line)
+        found.append(room.on_gpu(stage, dataset, gpu, memory) if gpu and not stage.given else room.on_cpu(dataset))
     return list(dict.fromkeys(filter(None, found)))
 
 

@@ -237,7 +237,7 @@ def through(layers: list[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
 def expert(options: Any, dataset: Dataset, above: str) -> tuple[float, float]:
     """A student trains once through its life for a small part of its steps, and that is scaled."""
     student, teacher = (network(options.weights, model, dataset) for model in (LITE0, LITE2))
-    images = normalised(dataset.train.images)
+    images = normalised(dataset.train.images[:])
     below = [student.conv_stem, student.bn1, *student.blocks]
     last = [student.conv_head, student.bn2, student.global_pool]
     cut = 2 + int(above.partition(".")[2]) if above != HEAD else None

@@ -52,7 +52,7 @@ def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance:
     written. Raises InputError where the source can't be split.
     """
     pieces = _pieces(source, raw)
-    form = EncodedFile if source.keeps_encoded else SplitFile
+    form: type[EncodedFile] | type[SplitFile] = EncodedFile if source.keeps_encoded else SplitFile
     files = {piece.split: form(folder / f"{piece.split}.arrow", raw[piece.part], piece.rows) for piece in pieces}
     digest, twice = hashlib.sha256(), _Twice()
     parts = [part for part in (ALL, *SPLITS) if part in raw]

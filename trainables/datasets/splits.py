@@ -71,7 +71,7 @@ def some_of(images: SplitImages, index: slice | Tensor) -> SplitImages:
         small = not isinstance(index, slice) and len(index) * math.prod(images.shape[1:]) <= COPIED
         if isinstance(index, slice) or small or images.device.type != "cpu":
             return images[index]
-    elif index == slice(None):
+    elif isinstance(index, slice) and index == slice(None):
         return images
     return _Some(images, torch.arange(len(images))[index] if isinstance(index, slice) else index.cpu())
 

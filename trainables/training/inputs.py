@@ -47,7 +47,8 @@ class Pixels:
         memory_format: torch.memory_format,
         resident: bool = True,
     ) -> None:
-        self.images, self.device = whole_on(images, device) if resident and device.type != "cpu" else images, device
+        self.images: SplitImages = whole_on(images, device) if resident and device.type != "cpu" else images
+        self.device = device
         self.stream = self._stream()
         self.memory_format = memory_format
         self.scale, self.shift = (each.to(device) for each in dataset.normalization.of_bytes())
