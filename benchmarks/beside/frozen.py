@@ -185,7 +185,8 @@ class Photographs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Augmented item by item, as the documentation has it."""
 
     def __init__(self, dataset: Dataset, number: int) -> None:
-        size, self.train, self.number = dataset.image_shape[-1], dataset.train, number
+        size, self.number = dataset.image_shape[-1], number
+        self.images, self.labels = dataset.train.images[:], dataset.train.labels
         self.augment = v2.Compose(
             [
                 v2.RandomCrop(size, padding=size // 8),
@@ -199,7 +200,7 @@ class Photographs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return self.number
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.augment(self.train.images[index]), self.train.labels[index]
+        return self.augment(self.images[index]), self.labels[index]
 
 
 def plain(options: Any, dataset: Dataset, above: str) -> tuple[float, float]:
