@@ -188,24 +188,28 @@ class Watch:
             if seen != _identity(file):
                 self.retrained.add(file.parent.name)
         for file in self.root.glob("checkpoints/[0-9a-f]*"):
-            done = self.artifacts.get(file.name)
+            done = self.artifacts.get(file.stem)
             written = _identity(file)
             self.newest = max(self.newest, written[0])
             if done and written and written[0] > done[0]:
-                self.retrained.add(file.name)
+                self.retrained.add(file.stem)
         self.retrained -= self.damaged
 
     def note_checkpoints(self) -> int:
-        """Takes down what each stage in flight has saved; returns how many there are."""
-        found = 0
+        """Takes down what each stage in flight has saved; returns how many there are.
+
+        Of two checkpoints the earlier: of stages that train together the later one counts where all have it.
+        """
+        found: dict[str, list[Any]] = {}
         for file in self.root.glob("checkpoints/[0-9a-f]*"):
             try:
                 content = file.read_bytes()
             except FileNotFoundError:
                 continue
-            self.epochs[file.name] = json.loads(content[64:].partition(b"\n")[0])["epochs"]
-            found += 1
-        return found
+            epochs = json.loads(content[64:].partition(b"\n")[0])["epochs"]
+            found[file.stem] = min(found.get(file.stem, epochs), epochs, key=len)
+        self.epochs |= found
+        return len(found)
 
     def repeated(self) -> int:
         """Epochs that a checkpoint had and that were trained again all the same: each has its seconds in it."""
@@ -214,7 +218,10 @@ class Watch:
             if key in self.damaged:
                 continue
             final = json.loads((self.root / "artifacts" / key / "stage.json").read_bytes())["outcome"]["epochs"]
-            total += sum(one != other for one, other in zip(epochs, final, strict=False))
+            again = sum(one != other for one, other in zip(epochs, final, strict=False))
+            if again:
+                print(f"stage {key[:12]} had saved {len(epochs)} epochs; {again} were trained again", flush=True)
+            total += again
         return total
 
 
@@ -297,10 +304,11 @@ class Disturbed:
                 next_fault = time.monotonic() + self.dice.uniform(*PACE)
             if next_fault is None or time.monotonic() < next_fault or (kind := kind or next_kind()) is None:
                 continue
-            self.account.in_flight += self.watch.note_checkpoints()
+            in_flight = self.watch.note_checkpoints()
             if not getattr(self, f"inject_{kind}")():
                 continue
             self.account.faults[kind] += 1
+            self.account.in_flight += in_flight
             number, there = self.account.faults.total(), len(self.watch.artifacts)
             print(f"fault {number:3} {kind:<7} {there:3} stages finished", flush=True)
             kind, next_fault, progress = None, None, self.watch.progress

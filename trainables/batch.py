@@ -43,6 +43,7 @@ from takd.trainables.width import best_width, widest
 
 # Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.
 WRITERS = 8
+FIRST, SECOND = 0, 1  # places for a stage's checkpoint
 
 log = logging.getLogger("takd")
 
@@ -64,7 +65,8 @@ class StageBatch:
 
     `origin` says of each stage, by key, who asked for it; its description keeps that. With `measure_width` as many are
     trained as go fastest, and `width` says how many. Of those left, the ones at another epoch than most are returned.
-    With `whole` all train together or none: what an interruption left of some alone is trained again, with the others.
+    With `whole` all train together or none. Their checkpoints have two places in turn, so that an interruption between
+    the first and the last of them leaves one epoch that all have saved.
     `metric` is what the study goes by.
 
     `gpus` is what the worker was given, `device` what that comes to (`prepare`). Where the device has no room, half of
@@ -95,6 +97,7 @@ class StageBatch:
         self.width: int | None = None  # where it was measured
         self.streamed = False  # the device has no room for a stage beside all images
         self.ended: dict[str, tuple[str, str | None]] = {}  # by key, until it is told: how, and why
+        self.place = SECOND  # of the last checkpoints
         self.training = self._start_or_go_on(stages)
         self.lanes: list[Lane] = list(self.training.lanes) if self.training else []  # whose end was not told
         self.told = self.checkpointed = self.epoch
@@ -117,12 +120,10 @@ class StageBatch:
         if self.whole and left:
             left = list(stages)
             self.ended.clear()
-        checkpoints = {stage.key: self._checkpoint_of(stage) for stage in left}
+        checkpoints = self._of_all(left) if self.whole else {stage.key: self._checkpoint_of(stage) for stage in left}
         epochs = {key: len(each.epochs) if each else 0 for key, each in checkpoints.items()}
         if not epochs:
             return None
-        if self.whole and len(set(epochs.values())) > 1:
-            checkpoints, epochs = dict.fromkeys(checkpoints), dict.fromkeys(epochs, 0)
         [(epoch, _)] = Counter(epochs.values()).most_common(1)
         chosen = [stage for stage in left if epochs[stage.key] == epoch]
         if len(chosen) > 1:
@@ -134,6 +135,17 @@ class StageBatch:
             if stage not in chosen:
                 self.ended[stage.key] = ("returned", None)
         return self._within_memory(chosen, checkpoints)
+
+    def _of_all(self, stages: Sequence[Stage]) -> dict[str, Checkpoint | None]:
+        """The last checkpoints that all have, of one epoch."""
+        chosen: dict[str, Checkpoint | None] = dict.fromkeys(stage.key for stage in stages)
+        furthest = 0
+        for place in (FIRST, SECOND):
+            found = {stage.key: self._checkpoint_of(stage, place) for stage in stages}
+            epochs = {len(each.epochs) if each else 0 for each in found.values()}
+            if len(epochs) == 1 and (epoch := epochs.pop()) > furthest:
+                chosen, furthest, self.place = found, epoch, place
+        return chosen
 
     def _within_memory(
         self, stages: Sequence[Stage], checkpoints: Mapping[str, Checkpoint | None]
@@ -190,8 +202,8 @@ class StageBatch:
         asked = f"{stages[0].model} with batch_size {recipe.batch_size}{f' in {lanes} lanes' if lanes > 1 else ''}"
         return no_room(asked, self.device, f"each of {ranks} ranks" if ranks > 1 else "a worker", self.gpus, fits)
 
-    def _checkpoint_of(self, stage: Stage) -> Checkpoint | None:
-        content = self.store.load_checkpoint(stage.key)
+    def _checkpoint_of(self, stage: Stage, place: int = FIRST) -> Checkpoint | None:
+        content = self.store.load_checkpoint(stage.key, place)
         try:
             return Checkpoint.parse(content) if content is not None else None
         except ValueError as error:
@@ -264,11 +276,13 @@ class StageBatch:
         training = self.training
         assert training
 
+        place = FIRST if not self.whole or self.place == SECOND else SECOND
+
         def save(lane: Lane) -> None:
-            self.store.save_checkpoint(lane.stage.key, training.checkpoint(lane))
+            self.store.save_checkpoint(lane.stage.key, training.checkpoint(lane), place)
 
         _side_by_side(save, training.running)
-        self.checkpointed = training.epoch
+        self.checkpointed, self.place = training.epoch, place
 
     def publish(self) -> None:
         """Writes the artifacts of the stages that came to the end, and drops their checkpoints."""
@@ -283,6 +297,12 @@ class StageBatch:
             self.ended[left[number][0].stage.key] = ("done", None)
 
         _side_by_side(publish, range(len(left)))
+        if self.checkpointed:
+            places = (FIRST, SECOND) if self.whole else (FIRST,)
+            _side_by_side(
+                lambda each: self.store.drop_checkpoint(*each),
+                [(lane.stage.key, place) for lane, _ in left for place in places],
+            )
 
     def _outcome(self, lane: Lane, trained: Trained) -> dict[str, Any]:
         return describe_outcome(
@@ -308,8 +328,6 @@ class StageBatch:
             logits = dict(zip(stage.recipe.left_views, trained.soft_targets.numpy(), strict=True))
             publish_left(self.store, stage, sha256(weights), logits, trained.soft_targets_seconds, self.device)
         self.store.publish(stage.key, {"input": stage.key_input(), "outcome": outcome}, {WEIGHTS: weights})
-        if self.checkpointed:
-            self.store.drop_checkpoint(stage.key)
 
     def _costs(self, lane: Lane) -> dict[str, float]:
         """Where layers stand still and what they give is kept: the epochs of all layers that would cost as much."""

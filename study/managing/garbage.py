@@ -111,7 +111,7 @@ def _is_used(folder: StudyFolder, entry: Entry, used: Used) -> bool:
     if entry.name.startswith("."):  # set aside, or what a killed writer left
         return False
     if entry.kind == CHECKPOINTS:
-        return entry.name in used.stages
+        return entry.name.partition(".")[0] in used.stages
     if entry.kind == PRETRAINED:
         return entry.name.partition(".")[0] in used.weights
     if entry.kind == DATASETS:

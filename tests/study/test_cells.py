@@ -164,22 +164,38 @@ def test_a_chunk_whose_worker_died_trains_whole_again_as_often_as_a_stage_may_fa
     assert sizes == [3, 3, 3, 1]
 
 
-def test_lanes_that_an_interruption_left_at_different_epochs_begin_again_together(tmp_path: Path):
+def test_lanes_that_train_together_go_on_from_the_last_epoch_that_all_have_saved(tmp_path: Path, monkeypatch):
     mnist, store = load("mnist"), ArtifactStore(str(tmp_path))
     store.prepare()
-    stages = [make_stage(seed=seed, dataset=mnist.fingerprint) for seed in range(2)]
+    stages = [make_stage(seed=seed, dataset=mnist.fingerprint, epochs=6) for seed in range(3)]
 
-    def batch(whole: bool) -> StageBatch:
-        return StageBatch(stages, store, 1, measure_width=False, origin={}, whole=whole)
+    def batch(whole: bool = True) -> StageBatch:
+        return StageBatch(stages, store, 1, False, {each.key: {"study": "s", "use": "0"} for each in stages}, whole)
 
-    first = batch(whole=True)
-    first.run_epoch()
-    first.write_checkpoints()
-    assert batch(whole=True).epoch == 1
-    store.drop_checkpoint(stages[0].key)
-    again = batch(whole=True)
-    assert (again.epoch, len(again.lanes), again.ended) == (0, 2, {})
-    assert len(batch(whole=False).lanes) == 1
+    def interrupted(going: StageBatch, saved: int) -> StageBatch:
+        """It ends when so many of the lanes have written their checkpoints; another goes on."""
+        going.run_epoch()
+        left = list(range(saved))
+        with monkeypatch.context() as patched:
+            save = ArtifactStore.save_checkpoint
+            patched.setattr(ArtifactStore, "save_checkpoint", lambda *given: left and (left.pop(), save(*given)))
+            going.write_checkpoints()
+        return batch()
+
+    going = interrupted(batch(), saved=3)
+    assert going.epoch == 1
+    for saved in (0, 1, 2):  # of the second epoch's; whose place they were in does not matter
+        going = interrupted(going, saved)
+        assert (going.epoch, len(going.lanes), going.ended) == (1, 3, {})
+    going = interrupted(going, saved=3)
+    going = interrupted(going, saved=1)
+    assert going.epoch == 2
+    assert len(batch(whole=False).lanes) < 3  # who may part goes on as far as it came
+    while not going.done:
+        going.run_epoch()
+    going.publish()
+    assert store.storage.names("checkpoints") == []
+    assert batch().done
 
 
 @pytest.mark.parametrize(

@@ -184,26 +184,26 @@ class ArtifactStore:
         place = self.storage.place(_folder(key), name, digest)
         return whole_file(self.storage, place, digest, f"{name} of stage {key[:12]}")
 
-    def save_checkpoint(self, key: str, content: bytes) -> None:
-        """Replaces the checkpoint of a stage that is not finished."""
-        self.storage.replace(_checkpoint(key), sha256(content).encode() + content)
+    def save_checkpoint(self, key: str, content: bytes, place: int = 0) -> None:
+        """Replaces the checkpoint of a stage that is not finished, in the first or the second place for one."""
+        self.storage.replace(_checkpoint(key, place), sha256(content).encode() + content)
 
-    def load_checkpoint(self, key: str) -> bytes | None:
-        """The last checkpoint of a stage; None where there is none, or a damaged one, which is deleted."""
+    def load_checkpoint(self, key: str, place: int = 0) -> bytes | None:
+        """A stage's last checkpoint in that place; None where there is none, or a damaged one, which is deleted."""
         try:
-            stored = self.storage.read(_checkpoint(key))
+            stored = self.storage.read(_checkpoint(key, place))
         except FileNotFoundError:
             return None
         digest, content = stored[:_DIGEST_LENGTH], stored[_DIGEST_LENGTH:]
         if digest.decode(errors="replace") == sha256(content):
             return content
         log.warning("checkpoint of stage %s is damaged; the stage is trained from its start", key[:12])
-        self.drop_checkpoint(key)
+        self.drop_checkpoint(key, place)
         return None
 
-    def drop_checkpoint(self, key: str) -> None:
+    def drop_checkpoint(self, key: str, place: int = 0) -> None:
         """The stage is finished, or nothing can come of it."""
-        self.storage.delete(_checkpoint(key))
+        self.storage.delete(_checkpoint(key, place))
 
     def keep_pretrained(self, content: bytes) -> str:
         """Writes canonical weights, unless they are there whole; returns their digest."""
@@ -261,8 +261,8 @@ def _folder(key: str) -> str:
     return f"{ARTIFACTS}/{key}"
 
 
-def _checkpoint(key: str) -> str:
-    return f"{CHECKPOINTS}/{key}"
+def _checkpoint(key: str, place: int) -> str:
+    return f"{CHECKPOINTS}/{key}{f'.{place}' if place else ''}"
 
 
 def dataset_folder(fingerprint: DatasetFingerprint) -> str:
