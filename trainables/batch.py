@@ -120,7 +120,7 @@ class StageBatch:
         if self.whole and left:
             left = list(stages)
             self.ended.clear()
-        checkpoints = self._of_all(left) if self.whole else {stage.key: self._checkpoint_of(stage) for stage in left}
+        checkpoints = self._checkpoints_of(left)
         epochs = {key: len(each.epochs) if each else 0 for key, each in checkpoints.items()}
         if not epochs:
             return None
@@ -135,6 +135,10 @@ class StageBatch:
             if stage not in chosen:
                 self.ended[stage.key] = ("returned", None)
         return self._within_memory(chosen, checkpoints)
+
+    def _checkpoints_of(self, stages: Sequence[Stage]) -> dict[str, Checkpoint | None]:
+        """By key what each goes on from; of those that train all together from one epoch."""
+        return self._of_all(stages) if self.whole else {stage.key: self._checkpoint_of(stage) for stage in stages}
 
     def _of_all(self, stages: Sequence[Stage]) -> dict[str, Checkpoint | None]:
         """The last checkpoints that all have, of one epoch."""
@@ -247,7 +251,7 @@ class StageBatch:
         """From the last checkpoints: what the device had no room for is half done."""
         self.training = None
         if fewer := self._fewer(stages):
-            self.training = self._within_memory(fewer, {stage.key: self._checkpoint_of(stage) for stage in fewer})
+            self.training = self._within_memory(fewer, self._checkpoints_of(fewer))
         goes_on = {lane.stage.key: lane for lane in self.training.lanes} if self.training else {}
         self.lanes = [goes_on.get(lane.stage.key, lane) for lane in self.lanes]
         self.checkpointed = self.epoch
