@@ -4,6 +4,7 @@ STAMP := .venv/.installed
 # The packages as they are imported, for mypy, which knows no mapping of folders: links, outside of version control.
 TYPED := .venv/mypy/takd
 PRESET ?= mnist-gap
+INSTALLED := tests/test_wheel.py
 
 # What the tests and the study print should not depend on the machine's mood.
 export RAY_DEDUP_LOGS := 0
@@ -11,7 +12,7 @@ export PYTHONHASHSEED := 0
 # Some machines ask for it; every process that a study or a test starts would then compile takd anew, half a second each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: study test check docs clean help
+.PHONY: study test wheel check docs clean help
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -19,8 +20,11 @@ help:  ## what there is
 study: $(STAMP)  ## the study of the README: run, resume or find it done (PRESET=mnist-gap)
 	.venv/bin/takd run $(PRESET)
 
-test: $(STAMP)  ## all tests
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## all tests but that of what is installed
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore=$(INSTALLED)
+
+wheel: $(STAMP)  ## a wheel, installed into an empty environment, runs the README's commands; a minute and a half of CPU
+	.venv/bin/python -m pytest $(INSTALLED)
 
 check: $(STAMP)  ## formatting, lint and types
 	.venv/bin/ruff format --check .

@@ -2,7 +2,8 @@
 
 Seconds are of training, as measured while other stages trained beside it. FLOPs are of training alone: a step counts
 as three forward passes (one forward, two backward; Kaplan et al. 2020, section 2.1), as one while the head alone
-trains, and neither evaluation nor soft targets are in them. Layers frozen below `finetune_from` count as trained.
+trains, and neither evaluation nor soft targets are in them. Layers that stand still below `finetune_from` count only
+where they ran in every step.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from takd.analysis.tables import ends_in_anothers_head
+
 STUDENT_COSTS = ("parameters", "flops_per_image", "milliseconds")  # what a student costs to run
-LATENCY_FILE = "results/latency.json"  # by model the milliseconds of one image, below a study
+LATENCY_FILE = "results/latency.json"  # by `networks_of` the milliseconds of one image, below a study
 USE = ["study", "phase", "trial", "configuration", "path_seed"]  # one path use
 FORWARD_PASSES_A_STEP = 3
 
@@ -67,6 +70,20 @@ def on_front(costs: "np.ndarray[Any, Any]", values: "np.ndarray[Any, Any]") -> "
     return np.asarray(~better.any(axis=1) & np.isfinite(costs) & np.isfinite(values))
 
 
+def networks_of(students: pd.DataFrame) -> "pd.Series[str]":
+    """What each of these students runs as: its model, `mlp-8`, and of which size where it ends in another's head."""
+    return pd.Series(
+        [
+            f"{row['model']} of {row['parameters']:.0f} parameters"
+            if ends_in_anothers_head(row["arm"])
+            else row["model"]
+            for row in students.to_dict("records")
+        ],
+        index=students.index,
+        dtype=object,
+    )
+
+
 def students_by_size(trials: pd.DataFrame, table: pd.DataFrame, latencies: Mapping[str, float]) -> pd.DataFrame:
     """The table of arms of a study whose student's size is a factor, with what each row's student costs to run.
 
@@ -77,7 +94,7 @@ def students_by_size(trials: pd.DataFrame, table: pd.DataFrame, latencies: Mappi
     rows = rows.assign(cell=rows["cell"].fillna("") if "cell" in rows else "")
     sizes = rows.groupby(["cell", "arm"])[["model", "parameters", "flops_per_image"]].first().reset_index()
     found = table.merge(sizes, on=["cell", "arm"])
-    found["milliseconds"] = found["model"].map(latencies).astype(float)
+    found["milliseconds"] = networks_of(found).map(latencies).astype(float)
     for cost in STUDENT_COSTS:
         found[f"front_of_{cost}"] = on_front(found[cost].to_numpy(float), found["score"].to_numpy(float))
     return found

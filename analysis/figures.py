@@ -32,14 +32,20 @@ from takd.analysis.importance import importance
 from takd.analysis.metrics import column_of, label
 from takd.analysis.tables import (
     Missing,
+    P,
     arm_order,
     assistants_of,
+    by_lambda,
     chosen_students,
     confirmed,
+    images_text,
+    is_another_method,
     metric_of,
     of_assistant,
+    remembering,
     split_of,
     students,
+    unit_of,
 )
 from takd.search_spaces.arms import ANY_SIZE
 from takd.search_spaces.metrics import ACCURACY, Metric
@@ -50,6 +56,7 @@ ASSISTED = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8F7A00")
 FIXED = {"labels": "#7F7F7F", "label_smoothing": "#A6761D", "kd": "#2A86C8", "ensemble": "#7B3FA0"}
 INK, FAINT, OTHERS = "#222222", "#88888840", "#A0A0A0"
 WIDTH = 8.0  # inches
+CHARACTERS = 84  # that fit below the axis of one panel
 # The parts of a figure that the report turns light on a dark page.
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "takd",  # the same figure, the same file
@@ -66,7 +73,9 @@ STYLE: dict[Any, Any] = {
 }
 
 
-styled = matplotlib.rc_context(STYLE)
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A figure in the style of all, for which each table is made once."""
+    return remembering()(matplotlib.rc_context(STYLE)(draw))
 
 
 def arm_colors(trials: pd.DataFrame) -> dict[str, str]:
@@ -145,19 +154,23 @@ def accuracy_by_assistant(trials: pd.DataFrame) -> Figure:
         axes.axhline(row["value"], color=colors[arm], linewidth=2)
         if not np.isnan(row["value_low"]):
             axes.axhspan(row["value_low"], row["value_high"], color=colors[arm], alpha=0.13, linewidth=0)
-    axes.set_xticks(range(len(assisted)), [_assistant_label(trials, arm) for arm in assisted])
+    names = [_assistant_label(trials, arm) for arm in assisted]
+    crowded = sum(2 + max(map(len, name.split("\n"))) for name in names) > CHARACTERS
+    axes.set_xticks(range(len(names)), names, **({"rotation": 35, "ha": "right"} if crowded else {}))
     axes.set_xlim(-0.6, max(len(assisted), 1) - 0.4)
-    axes.set_xlabel("teacher assistant (its parameters, its own validation accuracy), larger to smaller")
+    methods = any(map(is_another_method, assisted))
+    about = "teacher assistant (its parameters, its own validation accuracy), larger to smaller"
+    axes.set_xlabel("arm (its assistant's parameters and own validation accuracy)" if methods else about)
     axes.set_ylabel(_value_label(trials))
-    axes.set_title(f"{_what(chosen)}: what an assistant changes")
+    axes.set_title(f"{_what(chosen)}: what an assistant{' or another method' * methods} changes")
     axes.grid(axis="x", visible=False)
     lowest = min(table["value"].min(), table["value_low"].min(), chosen["value"].quantile(0.05))
     highest = max(chosen["value"].quantile(0.99), table["value_high"].max(), table["value"].max())
     margin = 0.1 if metric_of(trials).fraction else max(0.02 * (highest - lowest), 1e-4)
     axes.set_ylim(lowest - margin, highest + margin)
-    names, digits = {"labels": "labels alone", "kd": "kd, no assistant"}, metric_of(trials).digits
+    fixed, digits = {"labels": "labels alone", "kd": "kd, no assistant"}, metric_of(trials).digits
     means = {arm: table.loc[arm, "value"] for arm in table.index if arm in FIXED}
-    ends = [(f"{names.get(arm, arm)}\n{mean:.{digits}f}", mean, colors[arm]) for arm, mean in means.items()]
+    ends = [(f"{fixed.get(arm, arm)}\n{mean:.{digits}f}", mean, colors[arm]) for arm, mean in means.items()]
     _labels_apart(axes, ends, gap=0.1)
     return figure
 
@@ -209,8 +222,7 @@ def _bar(axes: Any, x: float, row: Any, color: str, **given: Any) -> None:
 
 
 def _what(chosen: pd.DataFrame) -> str:
-    student = chosen.iloc[0]
-    return f"Student {student['model']} on {student['examples']:,} images"
+    return f"Student {chosen['model'].iloc[0]} on {images_text(chosen)}"
 
 
 def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
@@ -219,19 +231,21 @@ def _assistant_label(trials: pd.DataFrame, arm: str) -> str:
     searched = bool(assistants_of(arm)) and assistants_of(arm)[-1].endswith(ANY_SIZE)
     if searched:  # of many the one that was chosen
         own = own[own["configuration"].isin(chosen_students(trials)["configuration"])]
-    size, accuracy = own["parameters"].max(), own["val_accuracy"].max()
+    if "phase" in own and (own["phase"] == (phase := chosen_students(trials)["phase"].iloc[0])).any():
+        own = own[own["phase"] == phase]
+    size, accuracy = own["parameters"].max(), own.drop_duplicates("stage_key")["val_accuracy"].mean()
     known = [str(model) for model in own["model"].unique()] if searched else []
     known += [] if pd.isna(size) else [f"{size / 1e3:,.0f} k"]
     known += [] if pd.isna(accuracy) else [f"{100 * accuracy:.1f} %"]
     about = f"\n{', '.join(known) or 'not known'}" if len(own) else ""
     kind, _, chain = arm.partition(":")
-    name = chain.replace(">", ">\n") or arm  # a line an assistant
-    return f"{name if kind in ('takd', 'kd') and chain else f'{kind} {name}'}{about}"
+    name = chain.replace(">", ">\n")  # a line an assistant
+    return f"{name if kind in ('takd', 'kd') else f'{kind} {name}'.strip()}{about}"
 
 
 @styled
 def differences(trials: pd.DataFrame) -> Figure:
-    """Every arm against kd and labels, paired by seed: the mean difference with its interval, hollow where not sure."""
+    """Every arm against kd and labels, paired: the mean difference with its interval, hollow where not sure."""
     _students_of(trials)
     compared, colors = comparisons(trials).dropna(subset=["difference"]), arm_colors(trials)
     if not len(compared):
@@ -262,7 +276,7 @@ def differences(trials: pd.DataFrame) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.set_title(f"over {reference}")
     figure.supxlabel(
-        f"{_difference_label(trials)}, paired by seed\n"
+        f"{_difference_label(trials)}, paired by {'path' if unit_of(trials) == 'path' else 'seed'}\n"
         "bars: 95 % intervals; filled: p < 0.05 after Holm's correction", fontsize=10,
     )  # fmt: skip
     return figure
@@ -330,7 +344,7 @@ class _bins:  # noqa: N801  # called like the function it is
 
 
 def _distilled(trials: pd.DataFrame) -> pd.DataFrame:
-    done = students(trials).dropna(subset=["temperature", "lambda"])
+    done = by_lambda(students(trials)).dropna(subset=["temperature", "lambda"])
     if not len(done):
         raise Missing("No student that learns from soft targets has ended yet.")
     return done

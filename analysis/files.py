@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from pyarrow.fs import FileSystem, LocalFileSystem
+from pyarrow.fs import FileSystem, FileType, LocalFileSystem
 
 from takd.analysis.cost import LATENCY_FILE
 from takd.analysis.tables import cells_of, remembered
@@ -63,7 +63,7 @@ class Results:
         files, base = open_root(self.root)
         found: dict[str, float] = {}
         for name in self.names:
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, TypeError):
                 found |= _json(files, f"{base}/{name}/{LATENCY_FILE}")
         return found
 
@@ -119,6 +119,8 @@ def _read(root: str, name: str, kind: str) -> pd.DataFrame:
     try:
         return pq.read_table(f"{base}/{name}/results/{kind}.parquet", filesystem=files).to_pandas()
     except FileNotFoundError:
+        if files.get_file_info(f"{base}/{name}").type == FileType.NotFound:
+            raise InputError(f"study {name}: none below {root}; `takd list` says which there are") from None
         raise InputError(
             f"study {name}: no results/{kind}.parquet below {root}; `takd results {name}` writes it"
         ) from None

@@ -17,11 +17,14 @@ from takd.analysis.tables import (
     Missing,
     assistants_of,
     by_cell,
+    by_lambda,
     chosen_configurations,
     chosen_students,
     confirmed,
+    images_text,
     is_another_method,
     metric_of,
+    remembering,
     smallest_effect,
     split_of,
     students,
@@ -32,6 +35,7 @@ from takd.search_spaces.metrics import ACCURACY, Metric
 NOTHING_YET = "No student has ended yet, so there is no finding."
 
 
+@remembering()
 def finding(trials: pd.DataFrame) -> list[str]:
     """What taught the student best, whether an assistant was worth it, what it cost; then what is to be known of it.
 
@@ -49,11 +53,11 @@ def finding(trials: pd.DataFrame) -> list[str]:
 
 def _best(trials: pd.DataFrame, table: pd.DataFrame) -> str:
     best = table.sort_values("accuracy").iloc[-1]
-    student = chosen_students(trials).iloc[0]
+    chosen = chosen_students(trials)
     kind = "test" if split_of(trials) == "test" else "validation (not test)"
     interval = "" if np.isnan(best["low"]) else f"95 % CI {best['low']:.2f} to {best['high']:.2f}, "
     return (
-        f"The highest mean {kind} accuracy of {student['model']} on {student['examples']:,} images is that of "
+        f"The highest mean {kind} accuracy of {chosen['model'].iloc[0]} on {images_text(chosen)} is that of "
         f"{best['arm']}: {best['accuracy']:.2f} % ({interval}{of_what(best, trials)})."
     )
 
@@ -192,6 +196,7 @@ def _changed(trials: pd.DataFrame) -> Iterator[str]:
         )
 
 
+@remembering()
 def choice(trials: pd.DataFrame) -> str:
     """Which student to ship, and why."""
     if not len(chosen_students(trials)):
@@ -230,6 +235,7 @@ def _choice(trials: pd.DataFrame, table: pd.DataFrame) -> str:
 # The questions
 
 
+@remembering()
 def answers(trials: pd.DataFrame) -> list[tuple[str, str]]:
     """Each question with what this study's numbers say, or what is missing to say it."""
     return [(question, answer(trials)) for question, answer in QUESTIONS.items()]
@@ -246,7 +252,7 @@ def _lambda(trials: pd.DataFrame) -> str:
 class Effect(NamedTuple):
     """What a parameter did in the search."""
 
-    best: str  # its best value, or range of values, and what that reached in percent: `T = 4: 92.10 (91.80 to 92.40)`
+    best: str  # its best value, or range of values, and what that reached in percent: `T = 4: 92.10 % (91.80 to 92.40)`
     worst: str
     explained: float  # of the variance between configurations, a fraction; NaN where there are too few
     chance: float  # what chance explains up to
@@ -255,14 +261,14 @@ class Effect(NamedTuple):
 
 def parameter_effect(trials: pd.DataFrame, name: str, symbol: str) -> Effect | None:
     """By means over all else that was varied, of the search's validation images; None where it was not varied."""
-    done = students(trials).dropna(subset=[name])
+    done = by_lambda(students(trials)).dropna(subset=[name])
     if done[name].nunique() < 2:
         return None
     cells = done[name] if done[name].nunique() <= 8 else pd.qcut(done[name], 4, duplicates="drop")
     means, metric = done.groupby(cells, observed=True)["score"].mean(), metric_of(trials)
-    of = f"{' %' if metric.fraction else ''}{'' if metric == ACCURACY else f' of {metric.title}'}"
+    unit, of = " %" if metric.fraction else "", "" if metric == ACCURACY else f" of {metric.title}"
     best, worst = (
-        f"{symbol} = {_cell(place)}: {_mean(done[cells == place], metric)}{of}"
+        f"{symbol} = {_cell(place)}: {_mean(done[cells == place], metric).replace(' (', f'{unit} (', 1)}{of}"
         for place in (means.idxmax(), means.idxmin())
     )
     row = importance(trials).set_index("parameter").reindex([name]).iloc[0]

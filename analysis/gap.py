@@ -21,6 +21,8 @@ from takd.analysis.tables import (
     assistants_of,
     blocks_of,
     chosen_students,
+    ends_in_anothers_head,
+    images_learned_from,
     metric_of,
     parameters_of,
     remembered,
@@ -75,10 +77,11 @@ def _rows_of_block(trials: pd.DataFrame) -> pd.DataFrame:
     for role in ("teacher", "student"):
         lone = ~trials["arm"].str.startswith("ensemble")  # an ensemble's members are no one teacher
         found = trials[(trials["role"] == role) & trials["parameters"].notna() & lone]
+        found = found.iloc[found["arm"].map(ends_in_anothers_head).argsort(kind="stable")]  # such are larger than it
         table[f"{role}.model"] = found["model"].iloc[0] if len(found) else None
         table[f"{role}.model size"] = float(found["parameters"].iloc[0]) if len(found) else np.nan
-    table["examples"] = f"{chosen['examples'].iloc[0]:,}"
-    table["examples size"] = float(chosen["examples"].iloc[0])
+    table["examples"] = f"{images_learned_from(chosen):,}"
+    table["examples size"] = float(images_learned_from(chosen))
     return table[[column for column in COLUMNS if column in table]]
 
 

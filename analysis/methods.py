@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from takd.analysis.tables import confirmed, students
+from takd.analysis.tables import confirmed, ends_in_anothers_head, students
 from takd.search_spaces import Recipe, Space, Training, examples_of, some
-from takd.search_spaces.methods import KD, METHODS, reuses_head
+from takd.search_spaces.methods import KD, METHODS, WEIGHT, reuses_head
 from takd.search_spaces.metrics import METRICS
 from takd.search_spaces.stage import in_use
 
@@ -39,7 +39,7 @@ def _data(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sent
 
 
 def _models(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
-    known = trials.dropna(subset=["parameters"]).groupby("model")["parameters"].max()
+    known = trials[~_projecting(trials)].dropna(subset=["parameters"]).groupby("model")["parameters"].max()
 
     def sized(models: Any) -> list[str]:
         return [f"{each} ({known[each]:,.0f} parameters)" if each in known else str(each) for each in models]
@@ -180,7 +180,7 @@ def _loss(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sent
         yield (
             f"Students of {_and([f'{name} ({METHODS[name].source})' for name in alone])} ended in a projector and "
             "their teacher's head, and minimised the squared distance of what they projected from what enters that "
-            "head in their teacher, and nothing else."
+            f"head in their teacher, and nothing else.{_with_projectors(trials)}"
         )
     if space.transfer is not None:
         own = ", and those of this data set" if space.transfer.with_own else ""
@@ -193,7 +193,7 @@ def _loss(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sent
         known = [f"{name} ({METHODS[name].source})" if name in METHODS else name for name in others]
         yield (
             f"Arms of other methods minimised the cross-entropy and the weighted loss of the method: {_and(known)}. "
-            "Weights were searched where they are no published ones."
+            f"{_weights(space, others)}"
         )
     for text, there in unusual.items():
         if there:
@@ -208,6 +208,33 @@ def _loss(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sent
         yield f"(assistants: {told})." if told else "throughout."
     else:
         yield "throughout."
+
+
+def _projecting(trials: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows are of students that end in a projector and another's head."""
+    return (trials["role"] == "student") & trials["arm"].map(ends_in_anothers_head).astype(bool)
+
+
+def _with_projectors(trials: pd.DataFrame) -> str:
+    """How large students are with these, from the smallest to the largest."""
+    sizes = sorted(set(trials[_projecting(trials)]["parameters"].dropna().astype(int)))
+    return f" With these they have {_and([f'{each:,}' for each in sizes])} parameters." if sizes else ""
+
+
+def _weights(space: Space, methods: list[str]) -> str:
+    """Of which of these methods the weight was searched; all others have a fixed one."""
+    varied = {
+        name.partition(".")[0]
+        for cell in space.cells
+        for arm in cell.space.all_arms
+        for name in cell.space.varied(arm)
+        if name.endswith(f".{WEIGHT}")
+    }
+    searched = [each for each in methods if each in varied]
+    if not searched or searched == methods:
+        return f"Weights were {'searched' if searched else 'fixed'}."
+    fixed = [each for each in methods if each not in searched]
+    return f"The weights of {_and(searched)} were searched; those of {_and(fixed)} were fixed."
 
 
 def _arms(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> Sentences:
@@ -241,9 +268,9 @@ def _confirm(space: Space, trials: pd.DataFrame, images: Mapping[str, int]) -> S
     paths = getattr(space.confirm, "paths", None)
     if paths:
         yield (
-            f"Then each arm's choice was trained again on {paths} whole paths, each with teacher, assistants, transfer "
-            f"set and order of examples drawn anew, with {_count(space.confirm.seeds, 'student')} a path; paths were "
-            "the same for all arms."
+            f"Then each arm's choice was trained again on {paths} whole paths, each with "
+            f"{_and([*space.cells[0].space.redrawn])} drawn anew, with {_count(space.confirm.seeds, 'student')} a "
+            "path; paths were the same for all arms."
         )
     else:
         again = "with teacher and assistants trained anew for each" if space.confirm.reseed_path else (

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from math import fsum, sqrt
 from statistics import stdev
@@ -15,8 +16,10 @@ from pyarrow.fs import FileSystem
 from takd.analysis.metrics import Column, column_of
 from takd.search_spaces import InputError, is_called, parse_arm
 from takd.search_spaces.arms import ANY_SIZE
+from takd.search_spaces.methods import DKD, reuses_head
 from takd.search_spaces.metrics import ACCURACY, METRICS, Metric
 
+UNTAUGHT = ("labels", "label_smoothing")  # arms whose students learn from labels alone
 SEARCH_NOTE = (
     "These are validation numbers of the search: the split that chose the best configuration of each arm also measured "
     "it, so they flatter every arm, and most the arm with the most configurations tried. They can rank the arms, but "
@@ -37,35 +40,41 @@ class Missing(Exception):  # noqa: N818  # it is no error: a study may be young
     """What a figure or a table needs and this study has not, in a sentence."""
 
 
-_known: dict[tuple[Any, ...], tuple[Any, Any]] | None = None  # while something remembers
+# While something remembers, of one thread.
+_known: ContextVar[dict[tuple[Any, ...], tuple[Any, Any]] | None] = ContextVar("known", default=None)
 
 
 @contextmanager
 def remembering() -> Iterator[None]:
     """What is made of tables by a function that is `remembered` is made once; nobody may change tables meanwhile."""
-    global _known
-    before, _known = _known, {} if _known is None else _known
+    known = _known.get()
+    before = _known.set({} if known is None else known)
     try:
         yield
     finally:
-        _known = before
+        _known.reset(before)
 
 
 def remembered(make: Callable[P, T]) -> Callable[P, T]:
-    """A function whose result is kept, by what it was given, as long as `remembering` lasts; of a table by itself."""
+    """A function whose result is kept, by what it was given, as long as `remembering` lasts; of a table by itself.
+
+    Where nothing remembers yet it does, until the function returns: what it calls is `remembered`, too.
+    """
     signature = inspect.signature(make)
 
     @wraps(make)
     def made(*given: P.args, **named: P.kwargs) -> T:
-        if _known is None:
-            return make(*given, **named)
+        known = _known.get()
+        if known is None:
+            with remembering():
+                return make(*given, **named)
         bound = signature.bind(*given, **named)
         bound.apply_defaults()
         values = tuple(bound.arguments.values())
         place = (make, *(id(each) if isinstance(each, pd.DataFrame) else each for each in values))
-        if place not in _known:
-            _known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
-        found: Any = _known[place][1]
+        if place not in known:
+            known[place] = values, make(*given, **named)  # the tables too, so that their ids stay their own
+        found: Any = known[place][1]
         kept: Any = found.copy() if isinstance(found, pd.DataFrame) else found
         return kept
 
@@ -363,6 +372,43 @@ def is_another_method(arm: str) -> bool:
     except InputError:
         return False
     return found.distilled and (found.methods != ("kd",) or found.standardized)
+
+
+def images_learned_from(students: pd.DataFrame) -> int:
+    """By most arms; by those that somebody taught, where these saw other images than the arm `labels`."""
+    by_arm = students.groupby("arm", sort=False)["examples"].first()
+    taught = by_arm[~by_arm.index.isin(UNTAUGHT)]
+    return int((taught if len(taught) else by_arm).mode().iloc[0])
+
+
+def images_text(students: pd.DataFrame) -> str:
+    """`2,000 images`; where some arms saw others, `2,000 images (labels: 500)`."""
+    main, by_number = images_learned_from(students), dict[int, list[str]]()
+    for arm, number in students.groupby("arm", sort=False)["examples"].first().items():
+        by_number.setdefault(int(number), []).append(str(arm))
+    others = "; ".join(f"{', '.join(arms)}: {number:,}" for number, arms in by_number.items() if number != main)
+    return f"{main:,} images{f' ({others})' if others else ''}"
+
+
+def by_lambda(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those of arms that T and lambda teach: DKD has a weight and a temperature of its own in these columns."""
+    return rows[[not _has_own_weight(str(arm)) for arm in rows["arm"]]]
+
+
+def _has_own_weight(arm: str) -> bool:
+    return DKD in _methods_of(arm)
+
+
+def ends_in_anothers_head(arm: str) -> bool:
+    """Whether its students do, by SimKD: they are larger than their model."""
+    return any(map(reuses_head, _methods_of(arm)))
+
+
+def _methods_of(arm: str) -> tuple[str, ...]:
+    try:
+        return parse_arm(arm, any_method=True).methods
+    except InputError:
+        return ()
 
 
 def of_assistant(trials: pd.DataFrame, arm: str) -> "pd.Series[bool]":

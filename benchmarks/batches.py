@@ -1,23 +1,30 @@
 """What batches of lanes cost the search: the sampler proposes many configurations before it hears of one.
 
-    .venv/bin/python benchmarks/batches.py [--trials 64] [--repeats 30]
+    .venv/bin/python benchmarks/batches.py [--trials 64] [--repeats 30] [--histories 300 1000]
 
 Nothing is trained: a made-up accuracy has its peak at T = 5, lambda = 0.7 and a learning rate of 3e-3, with the noise
 that 8 seeds leave. takd's own sampler is asked for 1, 4, 16 and 64 configurations at a time. Printed is how far the
 configuration it would choose is below the peak, in points, beside random search; a mean over searches with its
 standard error. About a minute.
+
+With `--histories` and more trials than those (`--trials 1300 --repeats 8`, 15 minutes) 16 at a time are asked of TPE
+that is shown so many trials of a long study, a quarter of them the best of the older ones. Beside the choice it prints
+what the last 300 proposals lack on the mean, and the milliseconds that a proposal takes.
 """
 
 import argparse
 import math
 import random
+import time
 from statistics import fmean, stdev
 
 import optuna
 
-from takd.study.search.optimization import SAMPLERS
+from takd.study.search import optimization
+from takd.study.search.optimization import SAMPLERS, RecentHistory
 
 NOISE = 0.15  # points, of a mean over 8 seeds
+LAST = 300  # proposals of a long study
 
 
 def accuracy(trial: optuna.Trial) -> float:
@@ -48,12 +55,44 @@ def below_the_peak(sampler: str, batch: int, trials: int, seed: int) -> float:
     return 88 - true[study.best_trial.number]
 
 
+def over_a_long_study(history: int, trials: int, seed: int) -> tuple[float, float, float]:
+    """Points that the choice lacks, points that the last proposals lack, and milliseconds a proposal."""
+    optimization.HISTORY, optimization.BEST = history, history // 4
+    study, dice = optuna.create_study(direction="maximize"), random.Random(seed)
+    true: list[float] = []
+    seconds = 0.0
+    while len(true) < trials:
+        seen, asked = study.get_trials(deepcopy=False), []
+        for _ in range(min(16, trials - len(true))):
+            sampler = SAMPLERS["tpe"](1_000 * seed + len(true))
+            study.sampler = RecentHistory(sampler, seen) if len(seen) > history else sampler
+            began = time.process_time()
+            asked.append(study.ask())
+            true.append(accuracy(asked[-1]))
+            seconds += time.process_time() - began
+        for trial in asked:
+            study.tell(trial, true[trial.number] + dice.gauss(0, NOISE))
+    return 88 - true[study.best_trial.number], 88 - fmean(true[-LAST:]), 1000 * seconds / trials
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--histories", type=int, nargs="+", help="trials that TPE is shown of more")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    for history in options.histories or []:
+        runs = [over_a_long_study(history, options.trials, seed) for seed in range(options.repeats)]
+        choice, last, milliseconds = (
+            f"{fmean(each):.3f} ±{stdev(each) / math.sqrt(len(each)):.3f}" for each in zip(*runs, strict=True)
+        )
+        print(
+            f"tpe, shown {history:5}: {choice} points below the peak, the last {LAST} {last}; {milliseconds} ms",
+            flush=True,
+        )
+    if options.histories:
+        return
     for sampler, batch in [*(("tpe", batch) for batch in (1, 4, 16, options.trials)), ("random", 1)]:
         found = [below_the_peak(sampler, batch, options.trials, seed) for seed in range(options.repeats)]
         error = stdev(found) / math.sqrt(len(found))

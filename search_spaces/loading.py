@@ -106,25 +106,40 @@ def _overrides(given: Mapping[str, Any] | Sequence[str]) -> Iterator[tuple[str, 
 
 def _override(given: Any, key: str, value: Any, source: str) -> None:
     *parents, last = key.split(".")
-    if parents and isinstance(given, dict):
-        given |= whole_roles({name: given[name] for name in parents[:1] if name in given})
-    for parent in parents:
+    if not isinstance(given, dict):
+        return  # the check of the space says what is wrong
+    given |= whole_roles({name: given[name] for name in parents[:1] if name in given})
+    for number, parent in enumerate(parents):
         if isinstance(given, dict) and given.get(parent) is None:
             given[parent] = {}
-        given = given[parent] if isinstance(given, dict) else _of_list(given, parent)
-    if not isinstance(given, dict):
+        if isinstance(given, list):
+            place = _place(given, parent, f"{source}: {'.'.join(parents[:number])}")
+            if parents[:number] == ["assistants", "models"] and isinstance(given[place], str):
+                given[place] = {"model": given[place]}
+            given = given[place]
+        else:
+            given = given[parent] if isinstance(given, dict) else None
+    if isinstance(given, list):
+        given[_place(given, last, f"{source}: {'.'.join(parents)}")] = value
+    elif isinstance(given, dict):
+        given[last] = value
+    else:
         raise InputError(f"{source}: {'.'.join(parents)} is a value, not a section")
-    given[last] = value
 
 
-def _of_list(given: Any, name: str) -> Any:
-    """Of a list of models the section of one, by its name in arms or its place; None where there is none."""
-    if not isinstance(given, list):
-        return None
-    for place, each in enumerate(given):
-        section = {"model": each} if isinstance(each, str) else each
-        called = {section.get("model"), section.get("name"), f"{section.get('family')}-*"} if section else set()
-        if name in called | {str(place)}:
-            given[place] = section
-            return section
-    return None
+def _place(given: Sequence[Any], name: str, where: str) -> int:
+    """Of a list that of what has this name in arms, or this place; raises InputError where there is none."""
+    called = [_called(each) for each in given]
+    for place, names in enumerate(called):
+        if name in (*names, str(place)):
+            return place
+    valid = [*dict.fromkeys(each for names in called for each in names), *map(str, range(len(given)))]
+    raise InputError(f"{where} has no {name!r}; valid: {', '.join(valid)}")
+
+
+def _called(entry: Any) -> list[str]:
+    """What an entry of a list may be called by."""
+    if isinstance(entry, dict):
+        family = [f"{entry['family']}-*"] if isinstance(entry.get("family"), str) else []
+        return [each for each in (entry.get("model"), entry.get("name")) if isinstance(each, str)] + family
+    return [entry] if isinstance(entry, str) else []

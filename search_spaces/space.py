@@ -308,7 +308,9 @@ class Space(Value):
             shape = arm.costs_as or arm
             for assistant in shape.assistants:
                 if assistant not in known:
-                    raise ValueError(f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known)}")
+                    raise ValueError(
+                        f"arms: {name!r} uses {assistant!r}; assistants.models has: {', '.join(known) or 'none'}"
+                    )
             if arm.costs_as:
                 self._what_an_assistant_costs_is_fixed(arm)
             if shape.ensemble and self.teacher.members is None:
@@ -714,7 +716,9 @@ class Space(Value):
             return tuple(own)
         sections: list[Training] = [self.student, *([self.teacher] if own[:1] == ["teacher"] else [])]
         sections += [self.assistants.section(model) for model in trained]
-        if any(examples is not None for each in sections for _, examples in examples_of(each.recipe.get("examples"))):
+        drawn = [examples for each in sections for _, examples in examples_of(each.recipe.get("examples"))]
+        drawn += [self.transfer.examples] if self.transfer and arms else []
+        if any(examples is not None for examples in drawn):
             own.append("transfer set")
         return (*own, "order of examples")
 

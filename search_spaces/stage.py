@@ -486,10 +486,10 @@ class Stage(Value):
     @property
     def loss_name(self) -> str:
         """For people: `convex`, `cross-entropy`, `cross-entropy + 0.1 rkd`."""
-        form = self.loss.form if self.loss else "cross-entropy"
+        form = [self.loss.form] if self.loss else [] if self.transfer else ["cross-entropy"]
         if self.head_of is not None:
             return self.methods
-        return " + ".join([form, *(f"{term.weight:g} {term.method}" for term in self.terms or ())])
+        return " + ".join([*form, *(f"{term.weight:g} {term.method}" for term in self.terms or ())])
 
     @property
     def methods(self) -> str:

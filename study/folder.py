@@ -104,10 +104,14 @@ class StudyFolder:
         Raises InputError where it can't be read, and where it names code: nothing read from a root may name what runs.
         """
         try:
-            text = self.storage.read(f"{self.name}/{SPACE}").decode()
+            content = self.storage.read(f"{self.name}/{SPACE}")
         except FileNotFoundError:
             return None
         source = f"space {self.place(SPACE)}"
+        try:
+            text = content.decode()
+        except UnicodeDecodeError:
+            raise InputError(f"{source}: is damaged; give the space's own file, with --name {self.name}") from None
         given = parse_space(text, source)
         if isinstance(given, dict) and given.get("code"):
             raise InputError(

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_table, test_table, with_interval
 from takd.analysis.between import differences, same_arms, verdict, warnings
+from takd.analysis.cost import networks_of
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
 from takd.analysis.tables import (
@@ -168,14 +169,14 @@ def _measure_latencies(root: str, name: str, console: Console) -> None:
     """What one image takes, of each student of a study with several sizes, as far as it is not known yet."""
     results = read_results(root, name)
     students = results.all_trials[(results.all_trials["role"] == "student") & (results.all_trials["status"] == "done")]
-    first = students.drop_duplicates("model")
-    if len(first) < 2 or set(first["model"]) <= results.latencies.keys():
+    first = students.assign(network=networks_of(students)).drop_duplicates("network")
+    if first["model"].nunique() < 2 or set(first["network"]) <= results.latencies.keys():
         return
     store = ArtifactStore(root)
-    described = {row["model"]: store.describe(row["stage_key"]) for row in first.to_dict("records")}
-    datasets = {model: each["input"]["dataset"] for model, each in described.items() if each}
+    described = {row["network"]: store.describe(row["stage_key"]) for row in first.to_dict("records")}
+    inputs = {network: each["input"] for network, each in described.items() if each}
     try:
-        apart("takd.study.export.pareto:measure_latencies", root, name, datasets)
+        apart("takd.study.export.pareto:measure_latencies", root, name, inputs)
     except InputError as error:
         console.print(f"the report has no latency of students: {error}")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from takd.analysis.metrics import value_text
-from takd.analysis.tables import metric_of, students
+from takd.analysis.tables import hyperparameters_of, metric_of, students
 from takd.search_spaces import ROLES
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description
@@ -73,9 +73,12 @@ def _status(search: Search, trials: pd.DataFrame, left: float | None) -> Rendera
         f"({proposed})" + (f", about {clock(left)} left" if left else "")
     ]
     metric = metric_of(trials)
+    found = best_by_arm(trials)
+    width = max(map(len, found["arm"]), default=0)
     best = [
-        f"best {row['arm']:<16} {value_text(row['value'] / metric.times, metric)}  ({row['configuration']})"
-        for _, row in best_by_arm(trials).iterrows()
+        f"best {row['arm']:<{width}}  {value_text(row['value'] / metric.times, metric)}  "
+        f"{hyperparameters_of(row['configuration']).removeprefix('-')}".rstrip()
+        for _, row in found.iterrows()
     ]
     return Group(*map(Text, lines), _counts(trials), *map(Text, [*_workers(trials), *best]))
 

@@ -50,7 +50,6 @@ SLOTS = 1
 SLOW_FILES = (
     "test_resume.py",
     "test_report.py",
-    "test_wheel.py",
     "test_apart.py",
     "test_export.py",
     "test_studies_of_own_code.py",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -68,6 +69,12 @@ def place(file: Path) -> str:
     return file.relative_to(ROOT).as_posix()
 
 
+@cache
+def own_tree(module: Path) -> ast.Module:
+    """Of a file that no test changes."""
+    return ast.parse(module.read_bytes())
+
+
 def trees(file: Path) -> Iterator[ast.AST]:
     """A file's syntax, a notebook's by cells, and that of the programs which it has as strings."""
     sources = [file.read_text()]
@@ -95,14 +102,16 @@ def named_by(tree: ast.AST) -> set[str]:
     return found
 
 
+@cache
 def imported(file: Path) -> set[str]:
     """The top-level packages that a module imports."""
-    return {name.partition(".")[0] for name in named_by(ast.parse(file.read_bytes()))}
+    return {name.partition(".")[0] for name in named_by(own_tree(file))}
 
 
+@cache
 def known(file: Path) -> set[str]:
     """The files of ours that a module imports, from the top level: `study/folder.py`."""
-    return set(filter(None, map(own_module, named_by(ast.parse(file.read_bytes())))))
+    return set(filter(None, map(own_module, named_by(own_tree(file)))))
 
 
 def own_module(name: str) -> str | None:
@@ -252,7 +261,7 @@ def test_no_folder_and_no_module_has_a_name_that_says_nothing():
 
 def test_every_module_says_what_it_is_for():
     modules = [file for file in own_files() if file.suffix == ".py"]
-    assert [place(file) for file in modules if not ast.get_docstring(ast.parse(file.read_bytes()))] == []
+    assert [place(file) for file in modules if not ast.get_docstring(own_tree(file))] == []
 
 
 def test_no_file_names_a_package_registry():

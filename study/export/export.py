@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from torch.export import ExportedProgram
 
-from takd.analysis.metrics import COLUMNS
+from takd.analysis.metrics import COLUMNS, shown
 from takd.analysis.tables import metric_of
 from takd.search_spaces import InputError, Stage
 from takd.search_spaces.metrics import Metric
@@ -132,11 +132,14 @@ def print_export(exported: Exported, console: Console) -> None:
     whose = "fresh students of the confirm phase" if candidate.phase == "confirm" else "the search (none is confirmed)"
     console.print(f"exported {candidate} to {exported.folder}")
     console.print(
-        f"chosen on validation, by the mean {candidate.metric.title} of {whose}: {candidate.mean:.4f}; "
-        f"stage {card['stage_key']}"
+        f"chosen on validation, by the mean {candidate.metric.title} of {whose}: "
+        f"{shown(candidate.mean, candidate.metric)}; stage {card['stage_key']}"
     )
     if tested := card["chosen_by"]["on_test"]:
-        console.print(f"on test the mean {candidate.metric.title} of the same students is {tested['mean']:.4f}")
+        console.print(
+            f"on test the mean {candidate.metric.title} of the same students is "
+            f"{shown(tested['mean'], candidate.metric)}"
+        )
     accuracy = card["metrics"]["test"]["accuracy"]["value"]
     console.print(f"test accuracy {100 * accuracy:.2f} %; {exported.folder}/MODEL_CARD.md says more")
     if about := card["files"].get(INT8):
@@ -163,7 +166,7 @@ def _meeting(
     """The best that meet the constraints, `top` at most; raises InputError with the nearest where none does."""
     met: list[Student] = []
     missed: list[tuple[float, str]] = []  # by how many times, and the candidate with its number
-    seconds: dict[str, float] = {}
+    seconds: dict[tuple[str, int], float] = {}
     for candidate in candidates:
         if len(met) == wanted.top:
             break
@@ -173,11 +176,12 @@ def _meeting(
             continue
         student = student_of(candidate, folder, stages)
         if wanted.max_latency is not None:
-            if model not in seconds:
-                seconds[model] = _milliseconds(student)  # whatever the weights are
-            if seconds[model] > wanted.max_latency:
-                text = f"{candidate} with {seconds[model]:.3g} ms for one image"
-                missed.append((seconds[model] / wanted.max_latency, text))
+            network = model, parameters  # of a model that ends in its teacher's head there are several
+            if network not in seconds:
+                seconds[network] = _milliseconds(student)  # whatever the weights are
+            if seconds[network] > wanted.max_latency:
+                text = f"{candidate} with {seconds[network]:.3g} ms for one image"
+                missed.append((seconds[network] / wanted.max_latency, text))
                 continue
         met.append(student)
     if not met:

@@ -81,6 +81,7 @@ def model_card(
         "chosen_by": {
             "metric": candidate.metric.name,
             "title": candidate.metric.title,
+            "fraction": candidate.metric.fraction,
             "split": "validation",
             "phase": candidate.phase,
             "mean": candidate.mean,
@@ -249,13 +250,33 @@ def _learned(student: Mapping[str, Any]) -> str:
     if not taught:
         return "It learned from labels alone."
     terms = [each["method"] for each in given.get("terms", ())]
+    where = f" It saw the images of {_seen(given)}, without labels." if "transfer" in given else ""
     if any(map(reuses_head, terms)):
-        return f"It learned from `{taught}` alone, by {terms[0]}, and ends in the head of that, which was not trained."
-    labels = "" if "transfer" in given else "labels and from "
+        head = "and ends in the head of that, which was not trained."
+        return f"It learned from `{taught}` alone, by {terms[0]}, {head}{where}"
+    labels = "labels and from " if _uses_labels(student) else ""
     soft = "the soft targets of " if "loss" in given else ""
     by = f", by {' and '.join(terms)}" if terms else ""
-    where = f" It saw the images of `{given['transfer']['name']}`, without labels." if "transfer" in given else ""
     return f"It learned from {labels}{soft}`{taught}`{by}.{where}"
+
+
+def _trained_on(student: Mapping[str, Any], own: int) -> str:
+    given = student["key_input"]
+    if "transfer" in given:
+        return f"{student['examples']:,} images of {_seen(given)}"
+    return f"{student['examples']:,} of {own:,} training images"
+
+
+def _uses_labels(stage: Mapping[str, Any]) -> bool:
+    """Not where SimKD taught it, nor on the images of another data set."""
+    given = stage["key_input"]
+    return "transfer" not in given and not any(reuses_head(each["method"]) for each in given.get("terms", ()))
+
+
+def _seen(given: Mapping[str, Any]) -> str:
+    """The data sets whose images a student saw, where that is not its own alone."""
+    own = f" and of `{given['dataset']['name']}`" if given.get("with_own") else ""
+    return f"`{given['transfer']['name']}`{own}"
 
 
 def _use(card: Mapping[str, Any]) -> Iterator[str]:
@@ -349,22 +370,29 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     by = chosen.get("title", chosen["metric"])  # an older card has a name alone
     yield _paragraph(
         f"It was chosen on validation images: by each configuration's mean {by} there, over its {whose}.",
-        f"That of `{card['configuration']}` is {chosen['mean']:.4f} over {_count(chosen['students'], 'seed')}",
-        f"{_seeds_interval(chosen)}. Of these students it is the best on validation,",
+        f"That of `{card['configuration']}` is {_read(chosen['mean'], chosen)}",
+        f"over {_count(chosen['students'], 'seed')}",
+        f"{_seeds_interval(chosen, chosen)}. Of these students it is the best on validation,",
         f"{100 * card['metrics']['validation']['accuracy']:.2f} %. No test image chose anything.",
     )
     if tested := chosen["on_test"]:
         yield ""
         yield _paragraph(
-            f"On the test split the mean {by} of the same students is {tested['mean']:.4f}",
-            f"{_seeds_interval(tested)}.",
+            f"On the test split the mean {by} of the same students is {_read(tested['mean'], chosen)}",
+            f"{_seeds_interval(tested, chosen)}.",
         )
 
 
-def _seeds_interval(about: Mapping[str, Any]) -> str:
+def _seeds_interval(about: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     if about["low"] is None:
         return ""
-    return f"(95 % interval over seeds {about['low']:.4f} to {about['high']:.4f})"
+    low, high = (_read(about[end], chosen) for end in ("low", "high"))
+    return f"(95 % interval over seeds {low.removesuffix(' %')} to {high})"
+
+
+def _read(value: float, chosen: Mapping[str, Any]) -> str:
+    """As people read what chose the student; an older card doesn't say whether it is a fraction."""
+    return f"{100 * value:.2f} %" if chosen.get("fraction") else f"{value:.4f}"
 
 
 def _path(card: Mapping[str, Any]) -> Iterator[str]:
@@ -380,7 +408,7 @@ def _path(card: Mapping[str, Any]) -> Iterator[str]:
             stage["role"],
             f"`{stage['model']}`",
             "not known" if stage["parameters"] is None else f"{stage['parameters']:,}",
-            "given" if given else " + ".join(["labels", *stage["learned_from"]]),
+            "given" if given else " + ".join([*["labels"] * _uses_labels(stage), *stage["learned_from"]]),
             *numbers,
             *(["-"] * 3 if given else trained),
             "-" if given else f"{stage['examples']:,}",
@@ -444,7 +472,7 @@ def _limits(card: Mapping[str, Any]) -> Iterator[str]:
         f"mean brightness of {bright}; the same drawing with dark and light swapped is another image to it.",
     )
     yield _item(
-        f"It was trained on {card['path'][-1]['examples']:,} of {data['sizes']['train']:,} training images.",
+        f"It was trained on {_trained_on(card['path'][-1], data['sizes']['train'])}.",
         "Its weakest classes: "
         + ", ".join(f"{as_text(name)} ({_percent(each)} right)" for name, each in weakest)
         + ".",

@@ -1,21 +1,26 @@
 """The students that no other beats both in what they reach and in what they cost to run: a front over their sizes."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from takd.analysis.cost import LATENCY_FILE, STUDENT_COSTS, on_front
 from takd.analysis.metrics import shown
 from takd.search_spaces import DatasetFingerprint, InputError
+from takd.search_spaces.methods import reuses_head
 from takd.search_spaces.metrics import ACCURACY
+from takd.search_spaces.stage import Term
 from takd.study.export.candidates import Candidate
 from takd.study.export.onnx_file import LOGITS, latency, needs_onnx, onnx_file
 from takd.study.export.torch_files import traced
-from takd.trainables.datasets.dataset import load_for
+from takd.trainables.datasets.dataset import Dataset, load_for
 from takd.trainables.models.families import build
+from takd.trainables.models.stage_models import ending_in_head
 from takd.trainables.store.artifacts import ArtifactStore
 
 TABLE = "pareto.csv"
@@ -30,40 +35,43 @@ class OnFront:
     candidate: Candidate
     costs: Mapping[str, float]
     fronts: tuple[str, ...]
-
-    @property
-    def folder(self) -> str:
-        """What its files are below."""
-        return str(self.candidate.row["model"]).replace("/", "-")
+    folder: str  # what its files are below
 
 
 def front_of(candidates: Sequence[Candidate], milliseconds: Callable[[Candidate], float]) -> list[OnFront]:
-    """Of each model the best candidate, where no other model is at least as good at a lower cost; cheapest first.
+    """Of each network the best candidate, where no other is at least as good at a lower cost; cheapest first.
 
-    Candidates come best first, see `find_candidates`. Raises InputError where there is one model: it has no front.
+    Those of one model that end in their teacher's head are networks of their own. Candidates come best first, see
+    `find_candidates`. Raises InputError where there is one model: it has no front.
     """
-    best: dict[str, Candidate] = {}
+    best: dict[tuple[str, int], Candidate] = {}
     for each in candidates:
-        best.setdefault(str(each.row["model"]), each)
-    if len(best) < 2:
+        best.setdefault((str(each.row["model"]), int(each.row["parameters"])), each)
+    models = Counter(model for model, _ in best)
+    if len(models) < 2:
         raise InputError(
-            f"--pareto: all students are {', '.join(best)}; a front needs students of several sizes, as factors: "
+            f"--pareto: all students are {', '.join(models)}; a front needs students of several sizes, as factors: "
             "{student.model: [mlp-4, mlp-8]} has them"
         )
-    costs = {
-        model: {
+    costs = [
+        {
             "parameters": float(each.row["parameters"]),
             "flops_per_image": float(each.row["flops_per_image"]),
             "milliseconds": milliseconds(each),
         }
-        for model, each in best.items()
-    }
+        for each in best.values()
+    ]
     higher = candidates[0].metric.higher
     values = np.array([each.mean if higher else -each.mean for each in best.values()])
-    fronts = {name: on_front(np.array([own[name] for own in costs.values()]), values) for name in STUDENT_COSTS}
+    fronts = {name: on_front(np.array([own[name] for own in costs]), values) for name in STUDENT_COSTS}
     found = [
-        OnFront(each, costs[model], tuple(name for name in STUDENT_COSTS if fronts[name][place]))
-        for place, (model, each) in enumerate(best.items())
+        OnFront(
+            each,
+            costs[place],
+            tuple(name for name in STUDENT_COSTS if fronts[name][place]),
+            "-".join([model.replace("/", "-"), *([str(parameters)] if models[model] > 1 else [])]),
+        )
+        for place, ((model, parameters), each) in enumerate(best.items())
     ]
     return sorted((each for each in found if each.fronts), key=lambda each: each.costs["parameters"])
 
@@ -116,22 +124,31 @@ def _numbers(front: Sequence[OnFront], cards: Sequence[Mapping[str, Any]]) -> It
         yield [*map(str, about), *(repr(float(number)) for number in numbers), " ".join(each.fronts)]
 
 
-def measure_latencies(root: str, study: str, datasets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Into `results/latency.json` of a study: milliseconds by model of one image in one thread, of those not there.
+def measure_latencies(root: str, study: str, inputs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Into `results/latency.json` of a study: milliseconds of one image in one thread, of the networks not there.
 
-    `datasets` has by model the fingerprint of the data set, as JSON. Weights don't matter: they are random ones.
+    `inputs` has by the name of a network what determined a student that has it. Weights don't matter: they are random
+    ones.
     """
     needs_onnx("measuring latency")
     store = ArtifactStore(root)
     place = f"{study}/{LATENCY_FILE}"
     try:
-        known = json.loads(store.storage.read(place))
-    except (FileNotFoundError, ValueError):
+        known = dict(json.loads(store.storage.read(place)))
+    except (FileNotFoundError, ValueError, TypeError):
         known = {}
-    for model, fingerprint in datasets.items():
-        if model not in known:
-            dataset = load_for(DatasetFingerprint.model_validate(fingerprint), store)
-            module = build(model, dataset.image_shape, len(dataset.classes)).eval()
+    for network, about in inputs.items():
+        if network not in known:
+            dataset = load_for(DatasetFingerprint.model_validate(about["dataset"]), store)
+            module = _network(about, dataset, store).eval()
             image = np.zeros(dataset.image_shape, np.float32)
-            known[model] = latency(onnx_file(traced(module, dataset.image_shape), LOGITS), image)[0]["median_ms"]
+            known[network] = latency(onnx_file(traced(module, dataset.image_shape), LOGITS), image)[0]["median_ms"]
     store.storage.replace(place, json.dumps(known, indent=1).encode())
+
+
+def _network(about: Mapping[str, Any], dataset: Dataset, store: ArtifactStore) -> nn.Module:
+    model, shape, classes = about["model"], dataset.image_shape, len(dataset.classes)
+    module = build(model, shape, classes)
+    terms = [Term.model_validate(each) for each in about.get("terms") or ()]
+    teacher = store.describe(about["upstream"][0]) if any(reuses_head(term.method) for term in terms) else None
+    return ending_in_head(module, model, terms[0], teacher["input"]["model"], shape, classes) if teacher else module

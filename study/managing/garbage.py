@@ -145,6 +145,9 @@ def collect(root: str | None, database: str | None, older: float, delete: bool, 
     console.print(table)
     if used.running:
         console.print(f"{', '.join(used.running)} runs: what its space could still use is kept")
+    if not found:
+        console.print("there is nothing to delete")
+        return
     if not delete:
         console.print("nothing was deleted; --yes deletes it")
         return

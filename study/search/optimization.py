@@ -439,8 +439,10 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # draws nothing: a grid is enqueued whole
 }
 
-HISTORY = 1000  # trials a sampler sees: its time grows with their number, 34 ms at 2,000
-BEST = 250  # of these, the best of those it would not see; TPE models the best 25 and all others
+HISTORY = (
+    300  # trials a sampler sees: its time grows with their number, and more find nothing better (docs/performance.md)
+)
+BEST = 75  # of these, the best of those it would not see; TPE models the best 25 and all others
 
 
 def _sampler(

@@ -21,6 +21,7 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 import ray
 from ray import tune
 from ray._common.network_utils import parse_address
+from ray._private.node import Node as RayNode
 from ray._private.services import canonicalize_bootstrap_address
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
@@ -70,6 +71,10 @@ _RAY_ENVIRONMENT = {
     "TUNE_FORCE_TRIAL_CLEANUP_S": str(STOP_SECONDS),
     "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # how many workers start at a time is decided here
 }
+
+# What a Ray of our own, of one node, starts besides: Python processes that watch a dashboard, what is to be printed of
+# workers, and nodes to come. None is here, and they would take two seconds of CPU, and some all the time.
+_UNUSED = ("start_api_server", "start_log_monitor", "start_monitor")
 
 log = logging.getLogger("takd")
 
@@ -599,10 +604,24 @@ def _init(slots: int | None, address: str | None) -> None:
         _join(address, quiet)
         return
     try:
-        ray.init(address=LOCAL, num_cpus=slots, include_dashboard=False, **quiet)
+        with _nothing_unused():
+            ray.init(address=LOCAL, num_cpus=slots, include_dashboard=False, **quiet)
     except Exception as error:  # of many kinds, among them that itself
         ray.shutdown()
         raise StoppedError(f"Ray did not start on this machine ({str(error).splitlines()[0]})") from error
+
+
+@contextmanager
+def _nothing_unused() -> Iterator[None]:
+    """Ray has no option for it."""
+    own = {name: getattr(RayNode, name) for name in _UNUSED if hasattr(RayNode, name)}
+    for name in own:
+        setattr(RayNode, name, lambda *given, **named: None)
+    try:
+        yield
+    finally:
+        for name, method in own.items():
+            setattr(RayNode, name, method)
 
 
 def _join(address: str, quiet: dict[str, Any]) -> None:

@@ -90,6 +90,11 @@ class Batch:
     parts: Mapping[str, Part] = field(default_factory=dict)  # by key, the views of a stage that are derived
     measured: Sequence[Stage] = ()  # finished ones, on the test split
 
+    @property
+    def trained(self) -> int:
+        """How many of its stages have not ended; to derive something of one trains nothing."""
+        return len(self.keys) if self.group.work == "train" else 0
+
 
 @dataclass
 class Worker:
@@ -127,11 +132,11 @@ class Worker:
 
     def begin(self, batch: Batch) -> None:
         self.batch = batch
-        self.stages += len(batch.keys)
+        self.stages += batch.trained
 
     def end(self, now: float) -> None:
         if self.batch:
-            self.stages -= len(self.batch.keys)  # that did not come to an end
+            self.stages -= self.batch.trained  # that did not come to an end
             self.busy_seconds += now - self.batch.began
             self.lived_seconds = now - self.began
         self.batch, self.idle_since = None, now

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import tiny_space
 from matplotlib.figure import Figure
 
 from takd.analysis import figures
@@ -20,8 +21,9 @@ from takd.analysis.arms import (
 )
 from takd.analysis.cost import pareto_front, student_costs
 from takd.analysis.figures import BY_TRIALS, arm_colors, image
-from takd.analysis.finding import QUESTIONS, answers, choice, finding
+from takd.analysis.finding import QUESTIONS, answers, choice, finding, parameter_effect
 from takd.analysis.importance import importance, omega_squared
+from takd.analysis.methods import methods
 from takd.analysis.tables import (
     Missing,
     best_configurations,
@@ -493,3 +495,70 @@ def test_two_classes_show_the_auc_with_its_interval_over_images():
     table = test_table(trials)
     assert set(table["AUC (%), its interval over images"]) == {"90.00 (85.00 to 95.00)"}
     assert "F1 (%)" in table.columns
+
+
+def with_methods() -> pd.DataFrame:
+    """The same confirmed, with DKD in the place of one arm with an assistant and SimKD of the other."""
+    trials = with_confirmation()
+    for arm, other in (("takd:mlp-64", "dkd"), ("takd:mlp-16", "simkd")):
+        trials.loc[trials["arm"] == arm, ["arm", "path"]] = other
+        trials["configuration"] = trials["configuration"].str.replace(f"{arm} temperature=4 lambda=0.7", other)
+    student, arms = trials["role"] == "student", trials["arm"]
+    trials.loc[student & (arms == "dkd"), "lambda"] = 3.5  # its weight
+    trials.loc[student & (arms == "simkd"), ["lambda", "temperature"]] = None
+    trials.loc[student & (arms == "simkd"), "parameters"] = 9999
+    return trials
+
+
+def test_the_weight_of_dkd_is_no_lambda():
+    trials = with_methods()
+    assert parameter_effect(trials, "lambda", "lambda") is None  # of kd alone, which had one value
+    first = (trials["arm"] == "kd") & (trials["path_seed"] == trials["path_seed"].min())
+    effect = parameter_effect(trials.assign(**{"lambda": trials["lambda"].mask(first, 0.5)}), "lambda", "lambda")
+    assert effect
+    assert set(effect.chosen) == {"kd"}
+    assert " % (" in effect.best
+
+
+def test_arms_of_methods_are_named_once_below_the_figure_and_share_no_place():
+    axes = figures.accuracy_by_assistant(with_methods()).axes[0]
+    assert [each.get_text() for each in axes.get_xticklabels()] == ["dkd", "simkd"]
+    assert "another method" in axes.get_title(loc="left")
+    assert axes.get_xticklabels()[0].get_rotation() == 0
+    many = pd.concat(
+        [with_methods(), *(with_methods().query("arm == 'dkd'").assign(arm=f"dkd+{each}") for each in "abcdefgh")]
+    )
+    many["arm"] = many["arm"].str.replace("dkd+", "at+kd:mlp-16>mlp-")
+    crowded = figures.accuracy_by_assistant(many).axes[0].get_xticklabels()
+    assert {each.get_rotation() for each in crowded} == {35.0}
+
+
+def test_an_assistant_below_the_figure_has_the_mean_of_those_that_taught_what_is_shown():
+    trials = with_confirmation()
+    own = (trials["model"] == "mlp-16") & (trials["phase"] == "confirm")
+    trials.loc[own, ["stage_key", "val_accuracy"]] = ["one", 0.5]
+    other = trials[own].assign(stage_key="other", val_accuracy=0.7)
+    [label] = [
+        each.get_text()
+        for each in figures.accuracy_by_assistant(pd.concat([trials, other])).axes[0].get_xticklabels()
+        if each.get_text().startswith("mlp-16")
+    ]
+    assert label.endswith("60.0 %")  # and not 97.0, of the search's
+
+
+def test_where_students_learn_from_other_images_than_the_arm_labels_both_numbers_are_said():
+    trials = with_confirmation()
+    trials.loc[(trials["role"] == "student") & ~trials["arm"].str.startswith("label"), "examples"] = 500
+    assert "of mlp-8 on 500 images (labels, label_smoothing: 2,000) is that of" in finding(trials)[0]
+    assert "of mlp-8 on 2,000 images is that of" in finding(with_confirmation())[0]
+
+
+def test_the_methods_paragraph_has_the_students_own_size_and_which_weights_were_searched():
+    space = tiny_space(arms=["labels", "kd", "dkd", "rkd", "simkd_linear"], methods={"rkd": {"weight": 1}})
+    trials = with_methods()
+    said = methods(
+        space, trials.replace({"arm": {"simkd": "simkd_linear"}, "model": {"mlp-8": space.student.model}}), {}
+    )
+    assert f"The student was {space.student.model} (6,442 parameters)." in said
+    assert "and nothing else. With these they have 9,999 parameters." in said
+    assert "The weights of dkd were searched; those of rkd were fixed." in said

@@ -11,7 +11,7 @@ import pytest
 from conftest import Study, make_stage, run, tiny_space
 
 from takd.analysis.arms import accuracy_table, arms_table, comparisons
-from takd.analysis.cost import on_front
+from takd.analysis.cost import networks_of, on_front
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.finding import finding
 from takd.analysis.gap import front_table, students_front
@@ -172,6 +172,11 @@ def test_an_export_of_a_front_has_the_best_of_each_size_that_no_other_size_beats
     assert "| mlp-8 | kd | 85.00 % | 70.00 % | 80 | 160 | 0.2 | parameters, FLOPs an image, ms an image |" in text
     rows = pd.read_csv(io.BytesIO(files["pareto.csv"]))
     assert rows["milliseconds"].tolist() == [0.3, 0.2, 0.4]
+    # One that ends in its teacher's head is larger than its model, and no student of that model's own size.
+    projecting = front_of(
+        [candidate("mlp-8", 0.9, 200), candidate("mlp-8", 0.85, 80), candidate("mlp-4", 0.8, 40)], lambda _: 1.0
+    )
+    assert [each.folder for each in projecting] == ["mlp-4", "mlp-8-80", "mlp-8-200"]
     losses = [
         candidate("mlp-8", 0.3, 80, "loss"),
         candidate("mlp-4", 0.4, 40, "loss"),
@@ -214,6 +219,20 @@ def test_the_report_draws_the_front_of_students_over_all_cells_in_the_metric_tha
     assert (front_table(trials, {})["ms an image"] == "not measured").all()
     with pytest.raises(Missing, match="All students are of one size"):
         front_table(trials[trials["model"] == "mlp-4"], {})
+
+
+def test_a_student_that_ends_in_its_teachers_head_has_a_latency_of_its_own():
+    trials = sized_students()
+    taught = (trials["arm"] == "kd") & (trials["model"] == "mlp-4")
+    trials.loc[taught, ["arm", "parameters"]] = ["simkd", 5000.0]
+    networks = networks_of(trials)
+    assert set(networks[taught]) == {"mlp-4 of 5000 parameters"}
+    assert set(networks[~taught]) == set(MILLISECONDS)
+    table = front_table(trials, MILLISECONDS | {"mlp-4 of 5000 parameters": 0.9}).set_index(["student", "arm"])
+    assert (table.loc[("mlp-4", "simkd"), "ms an image"], table.loc[("mlp-4", "labels"), "ms an image"]) == (
+        "0.9",
+        "0.3",
+    )
 
 
 # What is in the table

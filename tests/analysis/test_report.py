@@ -348,12 +348,12 @@ def test_compare_puts_studies_side_by_side(reported, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["report", "nothing"], "study nothing: no results/trials.parquet below"),
+        (["report", "nothing"], "study nothing: none below"),
         (["report", "../elsewhere"], "study ../elsewhere: expected letters"),
         (["report", "tiny", "tiny"], "report tiny tiny: each study is named once"),
-        (["report", "tiny", "nothing"], "study nothing: no results/trials.parquet below"),
+        (["report", "tiny", "nothing"], "study nothing: none below"),
         (["report", *(f"{number}{'x' * 80}" for number in range(3))], "245 characters together; expected at most 200"),
-        (["compare", "tiny", "nothing"], "study nothing: no results/trials.parquet below"),
+        (["compare", "tiny", "nothing"], "study nothing: none below"),
         (["compare", "tiny"], "expected two studies or more"),
         (["compare", "tiny", "tiny"], "each named once"),
     ],

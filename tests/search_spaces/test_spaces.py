@@ -267,10 +267,47 @@ def test_overrides_reach_into_what_is_given_in_a_short_form():
     assert load_space(space, {"asha": None, "assistants.recipe.epochs": 3}).assistants.recipe["epochs"] == 3
 
 
-@pytest.mark.parametrize("key", ["dataset.name", "sampler.seed", "student.model.name", "arms.kd"])
+@pytest.mark.parametrize("key", ["dataset.name", "sampler.seed", "student.model.name", "arms.kd.x"])
 def test_an_override_into_what_is_no_section_is_told_so(key):
     with pytest.raises(InputError, match=f"--set {key}=1: {key.rpartition('.')[0]} is a value, not a section"):
         load_space("mnist-gap", [f"{key}=1"])
+
+
+SEVERAL = """
+dataset: mnist
+teacher: mlp-32
+assistants: [mlp-16, {model: mlp-12, recipe: {epochs: 2}}]
+student: mlp-8
+trials: 9
+"""
+
+
+def test_what_is_in_a_list_is_replaced_by_its_name_or_its_place(tmp_path):
+    file = tmp_path / "several.yaml"
+    file.write_text(SEVERAL)
+    changed = load_space(str(file), ["assistants.models.mlp-16=mlp-20", "assistants.models.1.recipe.epochs=3"])
+    assert changed.assistants.names == ("mlp-20", "mlp-12")
+    assert changed.assistants.section("mlp-12").recipe["epochs"] == 3
+    for key in ("assistants.models.mlp-99.recipe.epochs", "assistants.models.7", "assistants.models.-1"):
+        with pytest.raises(InputError, match=r"assistants.models has no '.*'; valid: mlp-16, mlp-12, 0, 1"):
+            load_space(str(file), [f"{key}=1"])
+
+
+@pytest.mark.parametrize("text", ["- a", "3", "null", "", "[3]"])
+def test_a_file_that_is_no_section_is_told_so_whatever_is_replaced_in_it(tmp_path, text):
+    file = tmp_path / "space.yaml"
+    file.write_text(text)
+    for overrides in ([], ["trials=3"], ["student.recipe.epochs=1"]):
+        with pytest.raises(InputError, match=r"space\.yaml: a space is a mapping of keys to values"):
+            load_space(str(file), overrides)
+
+
+@pytest.mark.parametrize("entry", ["3", "[a]", "{model: [a]}", "null"])
+def test_an_override_beside_what_is_no_model_is_one_line(tmp_path, entry):
+    file = tmp_path / "space.yaml"
+    file.write_text(SEVERAL.replace("mlp-16", entry))
+    with pytest.raises(InputError, match="valid: mlp-12, 0, 1"):
+        load_space(str(file), ["assistants.models.mlp-99.recipe.epochs=1"])
 
 
 @pytest.mark.parametrize(

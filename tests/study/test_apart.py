@@ -17,6 +17,7 @@ from conftest import TINY, assert_bad_input, new_bucket, new_database
 from pyarrow import fs
 from test_cli import row
 
+from takd.study.cli import main
 from takd.trainables.models.families import build
 
 WITHOUT_TORCH = "import sys\nfrom takd.study.apart import apart\n{}\nassert 'torch' not in sys.modules\n"
@@ -59,13 +60,18 @@ class Alone:
 
 
 @pytest.fixture(scope="module")
-def alone(s3_server: str, postgres: str, tmp_path_factory: pytest.TempPathFactory) -> Alone:
+def alone(s3_server: str, postgres: str, made: Path, tmp_path_factory: pytest.TempPathFactory) -> Alone:
     folder, root = tmp_path_factory.mktemp("alone"), new_bucket(s3_server)
-    torch.save(build("plain-2", (1, 28, 28), 10).state_dict(), folder / "start.pth")
-    recipe = {"epochs": 1, "examples": 200}
+    torch.save(build("plain-2", (3, 6, 8), 3).state_dict(), folder / "start.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TAKD_CACHE", str(folder / "cache"))
+        assert main(["data", "images", "--from", str(made)]) == 0
+    recipe = {"epochs": 2, "batch_size": 16}
     space = TINY | {
+        "dataset": "trees",
         "teacher": {"model": "plain-2", "pretrained": str(folder / "start.pth"), "recipe": recipe},
-        "assistants": TINY["assistants"] | {"recipe": TINY["assistants"]["recipe"] | {"learning_rate": 1e30}},
+        "assistants": TINY["assistants"] | {"recipe": recipe | {"learning_rate": 1e30}},
+        "student": TINY["student"] | {"recipe": recipe},
         "trials": 3,
         "coverage": 1,
         "confirm": {"seeds": 2},

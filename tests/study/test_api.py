@@ -300,7 +300,7 @@ class Resumed:
 @pytest.fixture(scope="module")
 def resumed(ray_slots: int, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
     root, console = tmp_path_factory.mktemp("interrupted"), quiet()
-    space = tiny_space(arms=["kd"], assistants__models=[], trials=8, student__recipe={"epochs": 60})
+    space = tiny_space(arms=["kd"], assistants__models=[], trials=8, student__recipe={"epochs": 30})
     own: dict[str, Any] = {"root": root, "wandb": "disabled", "console": console}
 
     def interrupt_when_something_is_done() -> None:

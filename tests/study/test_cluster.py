@@ -403,6 +403,7 @@ def local_cluster() -> Iterator[Cluster]:
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all on 127.0.0.1
             "RAY_FAKE_CLUSTER": "1",
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "RAY_prestart_worker_first_driver": "0",  # one a CPU of each node, of which no study here has use
         }
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", "--block"]
         command += [f"--temp-dir={home}/ray", f"--autoscaling-config={config}", "--num-cpus=0", "--disable-usage-stats"]

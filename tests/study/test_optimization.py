@@ -1,4 +1,6 @@
-"""What Optuna is asked and told: one suite for a journal file and for a real PostgreSQL."""
+"""What Optuna is asked and told. What storages could do differently is one suite for a journal file and for a real
+PostgreSQL; what samplers, spaces and budgets come to is computed here, and tried with a journal alone.
+"""
 
 from collections import Counter
 from typing import Any
@@ -22,6 +24,13 @@ def folder(stored) -> StudyFolder:
     return stored
 
 
+@pytest.fixture
+def journal(tmp_path) -> StudyFolder:
+    folder = study_folder(str(tmp_path), "tiny")
+    folder.prepare()
+    return folder
+
+
 def start(folder: StudyFolder, space: Space | None = None) -> Search:
     return create_search(folder, space or tiny_space(), MNIST)
 
@@ -32,8 +41,8 @@ def contents(folder: StudyFolder) -> Any:
     return search.study.user_attrs, search.study.get_trials()
 
 
-def test_every_arm_gets_its_coverage_before_the_sampler_is_free(folder):
-    arms = [proposal.paths[0].arm for proposal in proposals(start(folder, tiny_space(trials=12, coverage=3)))]
+def test_every_arm_gets_its_coverage_before_the_sampler_is_free(journal):
+    arms = [proposal.paths[0].arm for proposal in proposals(start(journal, tiny_space(trials=12, coverage=3)))]
     assert sorted(arms[:9]) == ["kd"] * 3 + ["labels"] * 3 + ["takd:mlp-16"] * 3
     assert len(arms) == 12
 
@@ -56,18 +65,18 @@ def test_a_study_of_labels_alone_spends_its_budget_on_them(tmp_path):
     assert len(proposals(start(folder, tiny_space(arms=["labels"], trials=4, coverage=1)))) == 4
 
 
-def test_a_configuration_proposed_again_gets_fresh_seeds(folder):
+def test_a_configuration_proposed_again_gets_fresh_seeds(journal):
     labels = [
-        each for each in proposals(start(folder, tiny_space(trials=9, coverage=3))) if each.paths[0].arm == "labels"
+        each for each in proposals(start(journal, tiny_space(trials=9, coverage=3))) if each.paths[0].arm == "labels"
     ]
     seeds = [path.student.seed for each in labels for path in each.paths]
     assert seeds == list(range(len(seeds)))
     assert len(seeds) >= 6
 
 
-def test_the_grid_is_proposed_point_by_point(folder):
+def test_the_grid_is_proposed_point_by_point(journal):
     space = tiny_space(sampler="grid", trials=None, student__lambda={"choices": [0.2, 0.8]})
-    search = start(folder, space)
+    search = start(journal, space)
     points = {tuple(sorted(trial.params.items())) for _ in proposals(search) for trial in search.proposed()}
     assert len(points) == 1 + 2 * 2 * 2
     assert search.remaining == 0
@@ -136,18 +145,18 @@ def test_what_failed_is_tried_again_by_the_next_run_and_counts_in_no_budget_or_g
     assert start(folder, space.model_copy(update={"description": "more"})).try_again() == 0
 
 
-def test_what_is_tried_again_stays_in_its_cell_and_changes_no_draw_of_others(folder, tmp_path):
+def test_what_is_tried_again_stays_in_its_cell_and_changes_no_draw_of_others(journal, tmp_path):
     drawn: dict[str, Any] = {"sampler": "random", "student__temperature": {"low": 1.0, "high": 9.0}}
     space = tiny_space(arms=["kd"], trials=6, coverage=0, factors={"student.model": ["mlp-4", "mlp-8"]}, **drawn)
     undisturbed = study_folder(str(tmp_path / "undisturbed"), "tiny")
     undisturbed.prepare()
     expected = proposals(start(undisturbed, space))
-    first = start(folder, space)
+    first = start(journal, space)
     fail(first, first.ask())
     complete(first, first.ask())
-    again = start(folder, space)
+    again = start(journal, space)
     assert again.try_again() == 1
-    assert start(folder, space).try_again() == 0  # nor queues what is there anew
+    assert start(journal, space).try_again() == 0  # nor queues what is there anew
     trained = {(each.cell, each.configuration): each.paths for each in proposals(again)}
     assert trained == {(each.cell, each.configuration): each.paths for each in expected if each.number != 1}
     assert not again.is_open
@@ -157,12 +166,12 @@ def test_what_is_tried_again_stays_in_its_cell_and_changes_no_draw_of_others(fol
     }
 
 
-def test_what_a_key_says_of_a_failure_is_not_tried_again(folder):
-    search = start(folder, tiny_space(seeds=1))
+def test_what_a_key_says_of_a_failure_is_not_tried_again(journal):
+    search = start(journal, tiny_space(seeds=1))
     lasts, passes = search.ask(), search.ask()
     fail(search, lasts, lasting=True)
     fail(search, passes)
-    again = start(folder, tiny_space(seeds=1))
+    again = start(journal, tiny_space(seeds=1))
     assert again.try_again() == 1
     teacher, *_, student = lasts.paths[0].stages
     assert again.lasting[teacher.key] == "no memory"
@@ -205,12 +214,12 @@ def test_a_trial_that_was_asked_but_not_proposed_whole_is_proposed_as_it_would_h
     assert proposals(again) == expected[1:]
 
 
-def test_what_is_drawn_does_not_depend_on_how_often_a_study_went_on(folder, tmp_path):
+def test_what_is_drawn_does_not_depend_on_how_often_a_study_went_on(journal, tmp_path):
     space = tiny_space(sampler="random", trials=9, student__temperature={"low": 1.0, "high": 9.0})
     undisturbed = study_folder(str(tmp_path / "undisturbed"), "tiny")
     undisturbed.prepare()
     expected = proposals(start(undisturbed, space))
-    assert [start(folder, space).ask() for _ in expected] == expected
+    assert [start(journal, space).ask() for _ in expected] == expected
 
 
 def test_more_trials_extend_a_finished_study(folder):
@@ -227,25 +236,25 @@ def test_more_trials_extend_a_finished_study(folder):
         ({"seeds": 3}, "seeds was 2, is 3"),
     ],
 )
-def test_a_name_with_another_space_is_refused_with_the_difference(folder, changes: Any, difference):
-    proposals(start(folder))
-    before = contents(folder)
+def test_a_name_with_another_space_is_refused_with_the_difference(journal, changes: Any, difference):
+    proposals(start(journal))
+    before = contents(journal)
     with pytest.raises(InputError, match="study tiny exists with another space: ") as caught:
-        start(folder, tiny_space(**changes))
+        start(journal, tiny_space(**changes))
     assert difference in str(caught.value)
-    assert contents(folder) == before
+    assert contents(journal) == before
 
 
-def test_resources_and_words_may_change(folder):
-    start(folder)
-    start(folder, tiny_space(description="other words", resources={"teacher": {"cpu": 2}}))
+def test_resources_and_words_may_change(journal):
+    start(journal)
+    start(journal, tiny_space(description="other words", resources={"teacher": {"cpu": 2}}))
 
 
-def test_another_datasets_content_is_another_study(folder):
-    start(folder)
+def test_another_datasets_content_is_another_study(journal):
+    start(journal)
     other = MNIST.model_copy(update={"digest": "e"})
     with pytest.raises(InputError, match='digest was "d", is "e"'):
-        create_search(folder, tiny_space(), other)
+        create_search(journal, tiny_space(), other)
 
 
 def test_a_study_that_is_not_there_is_one_line(tmp_path):
@@ -286,10 +295,10 @@ def test_a_bucket_needs_a_database(bucket):
         study_folder(bucket, "tiny")
 
 
-def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(folder, monkeypatch):
+def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(journal, monkeypatch):
     monkeypatch.setattr(optimization, "HISTORY", 12)
     monkeypatch.setattr(optimization, "BEST", 4)
-    search = start(folder, tiny_space(trials=24, coverage=1, arms=["kd", "takd:mlp-16"]))
+    search = start(journal, tiny_space(trials=24, coverage=1, arms=["kd", "takd:mlp-16"]))
     for number in range(23):
         proposal = search.ask()
         assert proposal is not None
@@ -300,13 +309,13 @@ def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_
     assert [trial.number for trial in sampler.seen] == [3, 4, 5, 6, *range(15, 23)]
 
 
-def test_no_sampler_chooses_a_cell_and_tpe_learns_from_its_own_cell_alone(folder):
+def test_no_sampler_chooses_a_cell_and_tpe_learns_from_its_own_cell_alone(journal):
     cells = {"teacher.model": ["mlp-64", "mlp-128"]}
     space = tiny_space(factors=cells, trials=4, coverage=1, student__temperature={"low": 1.0, "high": 9.0})
-    asked = proposals(start(folder, space))
+    asked = proposals(start(journal, space))
     assert [each.cell for each in asked] == ["teacher.model=mlp-64", "teacher.model=mlp-128"] * 4
     assert asked[1].configuration.startswith("takd:mlp-16 teacher.model=mlp-128 temperature=")
-    more = start(folder, space.model_copy(update={"trials": 6}))
+    more = start(journal, space.model_copy(update={"trials": 6}))
     assert more.remaining == 4
     added = []
     while proposal := more.ask():
@@ -317,28 +326,28 @@ def test_no_sampler_chooses_a_cell_and_tpe_learns_from_its_own_cell_alone(folder
     assert added == ["teacher.model=mlp-64", "teacher.model=mlp-128"] * 2
 
 
-def test_values_that_are_added_to_factors_extend_a_study_and_what_there_was_stays(folder):
+def test_values_that_are_added_to_factors_extend_a_study_and_what_there_was_stays(journal):
     """Twice: while a trial runs and others wait, and when all have ended. Each new cell has its own search."""
     changes: dict[str, Any] = {"trials": 4, "coverage": 1, "student__temperature": {"low": 1.0, "high": 9.0}}
     teachers, epochs = ["mlp-64", "mlp-128"], {"student.recipe.epochs": [3]}
     one = tiny_space(factors={"teacher.model": teachers} | epochs, **changes)
     two = tiny_space(factors={"teacher.model": ["mlp-256", *reversed(teachers)]} | epochs, **changes)
     three = tiny_space(factors=two.factors | {"student.recipe.epochs": [5, 3]}, **changes)
-    search = start(folder, one)
+    search = start(journal, one)
     first = [search.ask() for _ in range(3)]
     for each in first[:-1]:
         complete(search, each)
-    again = start(folder, two)
+    again = start(journal, two)
     assert again.reclaim() == first[-1:]
     complete(again, first[-1])
     first += proposals(again)
     assert Counter(each.cell for each in first if each) == {cell.name: 4 for cell in two.cells}
     again.choose([each.configuration for each in first[:1] if each])
-    assert again.late_cells == start(folder, two).late_cells == set()
-    last = proposals(start(folder, three))
+    assert again.late_cells == start(journal, two).late_cells == set()
+    last = proposals(start(journal, three))
     assert Counter(each.cell for each in last) == {cell.name: 4 for cell in three.cells if "epochs=5" in cell.name}
-    assert not start(folder, three).is_open
-    stored = open_search(folder)
+    assert not start(journal, three).is_open
+    stored = open_search(journal)
     assert stored.late_cells == {each.cell for each in last}
     assert [stored.proposal_of(trial) for trial in stored.proposed()] == [*first, *last]
     for each in last:
@@ -348,21 +357,21 @@ def test_values_that_are_added_to_factors_extend_a_study_and_what_there_was_stay
     with pytest.raises(
         InputError, match=r"tiny has compared teacher.model mlp-256, which the space leaves out; a factor"
     ):
-        start(folder, tiny_space(factors=three.factors | {"teacher.model": teachers}, **changes))
+        start(journal, tiny_space(factors=three.factors | {"teacher.model": teachers}, **changes))
     with pytest.raises(InputError, match=r'exists with another space: .*factors was \[\["teacher.model"'):
-        start(folder, tiny_space(factors={"teacher.model": two.factors["teacher.model"]}, **changes))
+        start(journal, tiny_space(factors={"teacher.model": two.factors["teacher.model"]}, **changes))
 
 
-def test_a_choice_stands_until_another_trial_has_ended_well(folder):
-    search = start(folder, tiny_space(confirm={"seeds": 1}))
+def test_a_choice_stands_until_another_trial_has_ended_well(journal):
+    search = start(journal, tiny_space(confirm={"seeds": 1}))
     first = proposals(search)
     assert not search.choice_stands
     names = list({each.arm: each.configuration for each in first}.values())
     search.choose(names)
-    again = start(folder, search.space)
+    again = start(journal, search.space)
     assert again.choice_stands
     assert [each.configuration for each in again.confirming()] == names
-    more = start(folder, tiny_space(confirm={"seeds": 1}, trials=7))
+    more = start(journal, tiny_space(confirm={"seeds": 1}, trials=7))
     assert more.choice_stands
     proposals(more)
     assert not more.choice_stands
@@ -387,16 +396,16 @@ def test_a_study_of_another_training_revision_is_refused_and_left_as_it_is(folde
 ONE_ARM = {"arms": ["kd"], "coverage": 1, "trials": None, "sampler": "grid"}
 
 
-def test_a_grid_that_goes_on_with_equal_numbers_has_nothing_new(folder):
-    first = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1, 5]}))
+def test_a_grid_that_goes_on_with_equal_numbers_has_nothing_new(journal):
+    first = start(journal, tiny_space(**ONE_ARM, student__temperature={"choices": [1, 5]}))
     proposals(first)
-    again = start(folder, tiny_space(**ONE_ARM, student__temperature={"choices": [1.0, 5.0, 5]}))
+    again = start(journal, tiny_space(**ONE_ARM, student__temperature={"choices": [1.0, 5.0, 5]}))
     assert proposals(again) == []
     assert len(again.study.trials) == 2
 
 
-def test_a_study_that_was_begun_with_a_number_twice_goes_on(folder):
-    search = start(folder, tiny_space(arms=["kd"], coverage=0, trials=1, student__temperature={"choices": [1, 4]}))
+def test_a_study_that_was_begun_with_a_number_twice_goes_on(journal):
+    search = start(journal, tiny_space(arms=["kd"], coverage=0, trials=1, student__temperature={"choices": [1, 4]}))
     older = search.study.ask()
     older.suggest_categorical("arm", ["kd"])
     chosen = older.suggest_categorical("temperature", [1, 1.0, 4])
@@ -404,12 +413,12 @@ def test_a_study_that_was_begun_with_a_number_twice_goes_on(folder):
         older.set_user_attr(name, value)
     search.study.tell(older.number, 0.5)
     space = tiny_space(arms=["kd"], coverage=0, trials=6, student__temperature={"choices": [1, 1.0, 4]})
-    again = start(folder, space)
+    again = start(journal, space)
     [path, _] = again.paths_of(again.proposed()[0])
     assert path.student.temperature == chosen
     keys = [path.student.key for each in proposals(again) for path in each.paths]
     assert len(keys) == len({*keys, path.student.key}) - 1 == 10
-    assert {each.user_attrs["arm"] for each in open_search(folder).proposed()} == {"kd"}
+    assert {each.user_attrs["arm"] for each in open_search(journal).proposed()} == {"kd"}
 
 
 def test_equal_numbers_have_one_name():

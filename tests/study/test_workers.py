@@ -148,6 +148,18 @@ def test_who_waits_for_a_cluster_can_be_interrupted():
     assert time.monotonic() - started < 2
 
 
+def test_a_worker_that_derives_something_of_a_stage_trains_none_by_that():
+    there = workers({"a": Need(4, 0)}, (STUDENT, "a", True))
+    worker = there.living["0"]
+    assert worker.stages == 1
+    worker.batch.keys.clear()  # it came to an end
+    worker.end(2.0)
+    worker.begin(Batch(Group("teacher", "search", "shape", None, "derive"), {"key"}, began=2.0))
+    worker.batch.keys.clear()
+    worker.end(3.0)
+    assert (worker.stages, worker.busy_seconds) == (1, 3.0)
+
+
 def test_use_is_counted_from_the_first_stage_on():
     use = Use()
     use.note(0.0, part=0.0, ready=True)  # workers start

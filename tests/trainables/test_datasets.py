@@ -195,19 +195,36 @@ def test_a_damaged_cache_is_converted_again_with_a_warning(converted, caplog, fi
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("state", ["empty", "damaged"])
-def test_two_processes_may_convert_at_once(converted, state):
-    if state == "empty":
-        shutil.rmtree(converted)
-    else:
-        (converted / "train.arrow").unlink()
-    code = (
-        "from takd.trainables.datasets.dataset import load\n"
-        "print(len(load('mnist').train.labels), len(load('mnist').test().labels))"
-    )
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)]
-    assert [process.communicate()[0].strip() for process in both] == [b"50000 10000"] * 2
-    assert list(converted.parent.iterdir()) == [load("mnist").folder]
+# Loads it once more at each line that it is given.
+LOADING = """
+import sys
+from takd.trainables.datasets import dataset
+print("ready", flush=True)
+for line in sys.stdin:
+    dataset.load.cache_clear()
+    data = dataset.load("mnist")
+    print(len(data.train.labels), len(data.test().labels), flush=True)
+"""
+
+
+def test_two_processes_may_convert_at_once(converted):
+    """Where nothing is in the cache, and where what is there is damaged."""
+    both = [
+        subprocess.Popen([sys.executable, "-c", LOADING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        assert [process.stdout.readline() for process in both] == ["ready\n"] * 2
+        for damage in (lambda: shutil.rmtree(converted), lambda: (converted / "train.arrow").unlink()):
+            damage()
+            for process in both:
+                process.stdin.write("again\n")
+                process.stdin.flush()
+            assert [process.stdout.readline() for process in both] == ["50000 10000\n"] * 2
+            assert list(converted.parent.iterdir()) == [load("mnist").folder]
+    finally:
+        for process in both:
+            process.communicate()
 
 
 def test_of_two_conversions_the_first_stays_in_place_for_those_who_mapped_it(own_cache, monkeypatch):

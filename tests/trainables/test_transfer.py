@@ -381,6 +381,22 @@ def pretrained_space(file: Path, **changes: Any) -> Space:
     )
 
 
+# Few images for studies: soft targets are of all that there are.
+FEW: dict[str, Any] = {
+    "dataset": "generated",
+    "teacher__recipe": {"examples": 30, "batch_size": 16},
+    "student__recipe": {"examples": 30, "batch_size": 16},
+}
+
+
+@pytest.fixture
+def start_file(tmp_path: Path) -> Path:
+    """As `weights_file`, of images as `data` has them."""
+    torch.manual_seed(5)
+    torch.save(build("plain-2", SHAPE, 26).state_dict(), tmp_path / "letters.pth")
+    return tmp_path / "letters.pth"
+
+
 def teacher_of(space: Space, data: Dataset) -> Stage:
     path = space.path(space.all_arms[-1], {}, data.fingerprint, 0)
     return path.stages[0]
@@ -457,21 +473,21 @@ def test_fully_connected_models_take_no_pretrained_weights(weights_file):
         check_space(pretrained_space(weights_file, teacher=own), "space mine")
 
 
-def test_a_plan_knows_the_weights_and_writes_none(weights_file, tmp_path):
+def test_a_plan_knows_the_weights_and_writes_none(data, start_file, tmp_path):
     console = Console(width=200, record=True, quiet=False, file=(tmp_path / "out").open("w"))
     folder = study_folder(str(tmp_path / "runs"), "mine")
-    print_plan(pretrained_space(weights_file), "space mine", folder, console)
+    print_plan(pretrained_space(start_file, **FEW), "space mine", folder, console)
     assert "plain-2" in console.export_text()
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_plan_goes_on_without_the_file_as_a_run_does(weights_file, tmp_path):
-    folder, space, data = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(weights_file), load("mnist")
+def test_a_plan_goes_on_without_the_file_as_a_run_does(data, start_file, tmp_path):
+    folder, space = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(start_file, **FEW)
     folder.prepare()
     started = with_weights(space, data, "space mine", folder)
     keep_pretrained(started, "space mine", folder)
     create_search(folder, started, data.fingerprint)
-    weights_file.unlink()
+    start_file.unlink()
     before = sorted((tmp_path / "runs").rglob("*"))
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
     print_plan(space, "space mine", folder, console)
@@ -492,25 +508,25 @@ def test_a_head_epoch_costs_a_third_where_nothing_is_kept_of_the_last(recipe, ep
 
 
 @pytest.mark.slow
-def test_a_study_keeps_its_weights_and_refuses_others(ray_slots, weights_file, tmp_path):
+def test_a_study_keeps_its_weights_and_refuses_others(data, ray_slots, start_file, tmp_path):
     """The teacher starts from the file, which nobody needs afterwards; another one of that name is another study."""
-    folder, space = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(weights_file)
+    folder, space = study_folder(str(tmp_path / "runs"), "mine"), pretrained_space(start_file, **FEW)
     assert run(folder, space).result.finished
     search = find_search(folder)
     assert search is not None
     [kept] = (tmp_path / "runs" / "weights").iterdir()
     assert kept.stem == search.space.weights["teacher"]["plain-2"]
-    key = teacher_of(search.space, load("mnist")).key
+    key = teacher_of(search.space, data).key
     description = folder.artifacts.describe(key)
     assert description is not None
     assert description["input"]["pretrained"] == kept.stem
     start = safetensors.torch.load(kept.read_bytes())
     weights = safetensors.torch.load(folder.artifacts.read(key, WEIGHTS))
     assert torch.allclose(start["0.weight"], weights["0.weight"], atol=0.01)  # it went on from there
-    weights_file.unlink()
+    start_file.unlink()
     assert run(folder, space.model_copy(update={"trials": 3})).result.finished
     torch.manual_seed(6)
-    torch.save(build("plain-2", (1, 28, 28), 26).state_dict(), weights_file)
+    torch.save(build("plain-2", SHAPE, 26).state_dict(), start_file)
     with pytest.raises(InputError, match=r"another space: weights.teacher.plain-2 was \"\w{64}\", is \"\w{64}\""):
         run(folder, space)
     assert [*(tmp_path / "runs" / "weights").iterdir()] == [kept]

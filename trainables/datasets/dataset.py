@@ -314,7 +314,10 @@ def read_by_code(name: str) -> None:
     """
     if not _is_of_code(name):
         return
-    if (pointer := _pointer(name)).exists() and BY_CODE not in json.loads(pointer.read_bytes()):
+    by_code = True
+    with suppress(*DAMAGE):  # of no file, or a damaged one, which is written anew
+        by_code = BY_CODE in json.loads(_pointer(name).read_bytes())
+    if not by_code:
         raise InputError(
             f"{origin_of('dataset', name)}: dataset {name!r}: takd data has converted one of that name here; "
             "give yours another"

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from takd.search_spaces import InputError, Stage
 from takd.search_spaces.registry import check_digests
+from takd.search_spaces.stage import Term
 from takd.trainables.datasets.dataset import Dataset
 from takd.trainables.datasets.sources import ImageShape
 from takd.trainables.models.families import ModelSize, build, size_of, size_of_module
@@ -30,7 +31,14 @@ def with_head(module: nn.Module, stage: Stage, image_shape: ImageShape, classes:
     if (teacher := stage.head_of) is None:
         return module
     [term] = stage.terms or ()
-    own, theirs = _head(stage.model, module), _head_of(teacher.model, image_shape, classes)
+    return ending_in_head(module, stage.model, term, teacher.model, image_shape, classes)
+
+
+def ending_in_head(
+    module: nn.Module, model: str, term: Term, teacher: str, image_shape: ImageShape, classes: int
+) -> nn.Module:
+    """The module of a model with a projector and a head of the form that another model's has."""
+    own, theirs = _head(model, module), _head_of(teacher, image_shape, classes)
     linear = module.get_submodule(own)
     assert isinstance(linear, nn.Linear)
     head = nn.Linear(theirs.in_features, theirs.out_features, bias=theirs.bias is not None)
@@ -39,7 +47,7 @@ def with_head(module: nn.Module, stage: Stage, image_shape: ImageShape, classes:
         assert term.student_layers, "known once a study has started"
         assert term.teacher_layers
         layer = term.student_layers[-1]
-        size = _map_size(teacher.model, image_shape, classes, term.teacher_layers[-1])
+        size = _map_size(teacher, image_shape, classes, term.teacher_layers[-1])
         projector = Projector(linear.in_features, theirs.in_features, size)
         body = module.get_submodule(layer)
         _replace(module, layer, nn.Sequential(OrderedDict([(BODY, body), (PROJECTOR, projector)])))
