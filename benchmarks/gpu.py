@@ -312,7 +312,7 @@ def check_finish(bench: Bench) -> None:
     dataset = bench.images_of(32, bench.size(50_000, 300))
     training = training_of([stage(dataset, "plain-2", role="teacher", epochs=1, batch_size=256)], dataset, bench.device)
     training.run_epoch()
-    images = dataset.train.images.nbytes
+    images = dataset.train.images[:].nbytes
     if bench.gpu:
         # A batch's activations apart, which a smaller batch would not have: as much as the same model takes there.
         torch.cuda.reset_peak_memory_stats()
@@ -601,7 +601,7 @@ class Bare:
     def __init__(
         self, model: str, dataset: Dataset, device: torch.device, batch: int, precision: str, graph: bool = False
     ) -> None:
-        self.images, self.labels = dataset.train.images.to(device), dataset.train.labels.to(device)
+        self.images, self.labels = dataset.train.images[:].to(device), dataset.train.labels.to(device)
         self.scale, self.shift = (each.to(device) for each in dataset.normalization.of_bytes())
         module = build(model, dataset.image_shape, len(dataset.classes)).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module: nn.Module = module.train()
@@ -790,7 +790,7 @@ def _bare_student(bench: Bench, model: str, epochs: int, graph: bool) -> float:
                 else:
                     step(chosen)
         with torch.no_grad():
-            validation = dataset.validation.images.to(bench.device).float().mul_(scale.to(bench.device))
+            validation = dataset.validation.images[:].to(bench.device).float().mul_(scale.to(bench.device))
             float((module(validation).argmax(dim=1) == dataset.validation.labels.to(bench.device)).float().mean())
 
     train()

@@ -24,7 +24,7 @@ TOUCH = """
 from takd.trainables.datasets.dataset import load
 mhist = load("mhist")
 for split in (mhist.train, mhist.validation, mhist.test()):
-    split.images.sum(), split.labels.sum()
+    split.images[:].sum(), split.labels.sum()
 print("ready", flush=True)
 input()
 """

@@ -283,7 +283,7 @@ def measure_step() -> None:
     training = StageTraining([stage], dataset, [[]])
     training.taught.train(0)
     batches = torch.arange(2560).split(128)
-    images = (dataset.train.images.float() / 255 - 0.5) / 0.25
+    images = (dataset.train.images[:].float() / 255 - 0.5) / 0.25
     module = build("resnet-8", (3, 32, 32), 10).train()
     optimizer = torch.optim.Adam(module.parameters(), 1e-3)
 

@@ -203,6 +203,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--table", type=Path, metavar="FILE", help="CSV or Parquet with image, label, and maybe split and group"
     )
     images.add_argument("--skip-broken", action="store_true", help="go on without images that can't be read")
+    images.add_argument(
+        "--keep-encoded",
+        action="store_true",
+        help="keep the files' own bytes, and decode them when they are needed: for what is larger than memory or disk",
+    )
     parser.add_argument("--download", action="store_true", help="cifar10, cifar100: fetch the archive into DIR first")
 
 

@@ -375,7 +375,7 @@ def _data(options: argparse.Namespace) -> int:
         return OK
     if options.source is None:
         raise InputError(f"data {options.dataset}: --from DIR is missing; see takd data --help")
-    asked = ("size", "fit", "color", "split", "table", "skip_broken")
+    asked = ("size", "fit", "color", "split", "table", "skip_broken", "keep_encoded")
     wishes = Wishes(**{name: getattr(options, name) for name in asked})
     dataset = import_files(options.dataset, options.source, options.name, options.validation, options.download, wishes)
     print_dataset(dataset, console)

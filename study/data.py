@@ -1,5 +1,6 @@
 """`takd data`: a user's files become a dataset that a space may name, and what is there is shown."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ def import_files(
     wishes = replace(wishes or Wishes(), validation=validation)
     for option, given in {"--name": name, **wishes.given()}.items():
         if given is not None and kind != OWN:
-            raise InputError(f"{option} {given}: is for {OWN} only; {kind} has its own")
+            raise InputError(f"{f'{option} {given}'.rstrip()}: is for {OWN} only; {kind} has its own")
     if kind == OWN:
         given, name = name, name_of(place) if name is None else name
         check_name(name, "--name" if given is not None else f"--from {place}: the name")
@@ -73,6 +74,9 @@ def print_dataset(dataset: Dataset, console: Console) -> None:
     table.add_row("all", *(f"{dataset.sizes[split]:,}" for split in SPLITS))
     console.print(table)
     console.print(f"{dataset.name}: images {_shape(dataset)}, digest {dataset.digest[:12]}")
+    if dataset.encoded is not None:
+        pixels = dataset.sizes["train"] * math.prod(dataset.image_shape)
+        console.print(f"kept encoded: train {dataset.encoded / 1e6:,.1f} MB, as pixels {pixels / 1e6:,.1f} MB")
     console.print(f"in {dataset.folder}; a space uses it as dataset: {dataset.name}")
 
 

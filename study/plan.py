@@ -42,6 +42,7 @@ from takd.study.options import more_than_asked
 from takd.study.results import build_results
 from takd.study.search.optimization import Search, find_search, refuse_to_go_on
 from takd.study.search.stored_choices import parameters_of
+from takd.trainables import room
 from takd.trainables.datasets.dataset import Dataset, load_for, most_balanced, taught_on
 from takd.trainables.models.families import build, stacks
 from takd.trainables.models.frozen import cut_in, head_in
@@ -134,6 +135,8 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
         console.print(line)
     for line in _run_in_every_step(space, dataset):
         console.print(line)
+    for line in _memory(space, dataset):
+        console.print(line)
     for model in _alone(space, dataset):
         console.print(f"{model} trains alone: not all of its layers have a form for lanes, see {PAGE}")
     if not any(row.left for row in planned):
@@ -187,6 +190,15 @@ def _run_in_every_step(space: Space, dataset: Dataset) -> list[str]:
             is_cut = f"{BELOW}{recipe.finetune_from}" in known
             found.append(f"{who} {recipe.finetune_from} run in the loop, since {large if is_cut else apart}")
     return list(dict.fromkeys(found))
+
+
+def _memory(space: Space, dataset: Dataset) -> list[str]:
+    """Where a worker's images are, and on a GPU what else has to have room there."""
+    memory, found = room.memory_of_gpu(), list[str | None]()
+    for stage in (stages[0] for stages in stages_by_model(space, dataset)):
+        gpu = gpu_here(space, stage.role) if memory else space.resources_of(stage.role).gpu
+        found.append(room.on_gpu(stage, dataset, gpu, memory) if gpu and not stage.given else room.on_cpu(dataset))
+    return list(dict.fromkeys(filter(None, found)))
 
 
 def _alone(space: Space, dataset: Dataset) -> list[str]:

@@ -26,7 +26,15 @@ from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
-from takd.trainables.training.devices import device_of, fix_algorithms, keep_within, larger_part, let_go, no_room
+from takd.trainables.training.devices import (
+    can_stream,
+    device_of,
+    fix_algorithms,
+    keep_within,
+    larger_part,
+    let_go,
+    no_room,
+)
 from takd.trainables.training.features import Frozen
 from takd.trainables.training.lanes import EpochMetrics, Lane
 from takd.trainables.training.loop import SOFT_TARGETS, StageTraining, Trained
@@ -62,8 +70,8 @@ class StageBatch:
     `metric` is what the study goes by.
 
     `gpus` is what the worker was given, `device` what that comes to (`prepare`). Where the device has no room, half of
-    the stages are returned, and the others go on from their checkpoints; one alone, or the whole of them, ends as
-    `no memory`.
+    the stages are returned, and the others go on from their checkpoints; of one alone, or of the whole of them, images
+    are streamed from then on, and where there still is no room they end as `no memory`.
 
     `team` are the other ranks that train with this process, a stage at a time.
     """
@@ -87,6 +95,7 @@ class StageBatch:
         self.device, self.gpus = device, gpus
         self.store, self.threads, self.measure_width, self.origin = store, threads, measure_width, origin
         self.width: int | None = None  # where it was measured
+        self.streamed = False  # the device has no room for a stage beside all images
         self.ended: dict[str, tuple[str, str | None]] = {}  # by key, until it is told: how, and why
         self.place = SECOND  # of the last checkpoints
         self.training = self._start_or_go_on(stages)
@@ -111,7 +120,7 @@ class StageBatch:
         if self.whole and left:
             left = list(stages)
             self.ended.clear()
-        checkpoints = self._of_all(left) if self.whole else {stage.key: self._checkpoint_of(stage) for stage in left}
+        checkpoints = self._checkpoints_of(left)
         epochs = {key: len(each.epochs) if each else 0 for key, each in checkpoints.items()}
         if not epochs:
             return None
@@ -126,6 +135,10 @@ class StageBatch:
             if stage not in chosen:
                 self.ended[stage.key] = ("returned", None)
         return self._within_memory(chosen, checkpoints)
+
+    def _checkpoints_of(self, stages: Sequence[Stage]) -> dict[str, Checkpoint | None]:
+        """By key what each goes on from; of those that train all together from one epoch."""
+        return self._of_all(stages) if self.whole else {stage.key: self._checkpoint_of(stage) for stage in stages}
 
     def _of_all(self, stages: Sequence[Stage]) -> dict[str, Checkpoint | None]:
         """The last checkpoints that all have, of one epoch."""
@@ -164,9 +177,17 @@ class StageBatch:
         return training
 
     def _fewer(self, stages: Sequence[Stage]) -> Sequence[Stage]:
-        """Half of the stages, after the device had no room for all of them; the others are returned."""
+        """Half of the stages, after the device had no room for all of them; the others are returned.
+
+        Of one alone, or of the whole of them, images are streamed; then nothing is left to do without.
+        """
         let_go(self.device)
-        if len(stages) == 1 or self.whole:
+        alone = len(stages) == 1 or self.whole
+        if alone and can_stream(self.device) and not self.streamed:
+            self.streamed = True
+            log.info("%s: no room beside all images; they go to the device a batch at a time", self.name)
+            return stages
+        if alone:
             self.ended |= {stage.key: ("no memory", self._what_would_fit(stages)) for stage in stages}
             return []
         self.width = len(stages) // 2
@@ -195,7 +216,7 @@ class StageBatch:
 
     def _new_training(self, stages: Sequence[Stage]) -> StageTraining:
         kept = None if self.team else self._kept_below(stages[0])
-        return new_training(stages, self.store, self.device, self.metric.name, self._frozen, kept)
+        return new_training(stages, self.store, self.device, self.metric.name, self._frozen, kept, self.streamed)
 
     def _kept_below(self, stage: Stage) -> dict[LeftName, Array] | None:
         """What the layers that stand still give, by its names; it is derived here where it is gone."""
@@ -230,7 +251,7 @@ class StageBatch:
         """From the last checkpoints: what the device had no room for is half done."""
         self.training = None
         if fewer := self._fewer(stages):
-            self.training = self._within_memory(fewer, {stage.key: self._checkpoint_of(stage) for stage in fewer})
+            self.training = self._within_memory(fewer, self._checkpoints_of(fewer))
         goes_on = {lane.stage.key: lane for lane in self.training.lanes} if self.training else {}
         self.lanes = [goes_on.get(lane.stage.key, lane) for lane in self.lanes]
         self.checkpointed = self.epoch
@@ -350,16 +371,17 @@ def new_training(
     metric: str,
     frozen: Callable[[str], Frozen] | None = None,
     kept: Mapping[LeftName, Array] | None = None,
+    streamed: bool = False,
 ) -> StageTraining:
     """From their start, with what the store has of those they learn from; `frozen` are models that run beside them,
-    `kept` is what their own layers give that stand still.
+    `kept` is what their own layers give that stand still, and `streamed` says that images are not all on the device.
     """
     upstream = [[_left_by(each, stage, store, frozen) for each in stage.upstream] for stage in stages]
     digest = stages[0].pretrained
     pretrained = read_weights(store, digest) if digest else None
     dataset = dataset_of(stages[0], store)
     heads = [_head_of(stage, dataset, store) for stage in stages] if stages[0].head_of else None
-    return StageTraining(stages, dataset, upstream, device, pretrained, metric, heads, kept)
+    return StageTraining(stages, dataset, upstream, device, pretrained, metric, heads, kept, streamed)
 
 
 def _head_of(stage: Stage, dataset: Dataset, store: ArtifactStore) -> Mapping[str, Tensor]:

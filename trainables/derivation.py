@@ -27,6 +27,7 @@ from takd.search_spaces.augments import view_number
 from takd.search_spaces.metrics import Metric
 from takd.search_spaces.stage import HEAD
 from takd.trainables.datasets.dataset import Dataset, load_for, taught_on
+from takd.trainables.datasets.splits import SplitImages
 from takd.trainables.models.frozen import cut_in, entered, head_in
 from takd.trainables.models.learned import weights_of
 from takd.trainables.models.pretrained import read_weights
@@ -263,6 +264,6 @@ class _Source:
     def _images(self) -> Pixels:
         return self._pixels(self.dataset.train.images)
 
-    def _pixels(self, images: Tensor) -> Pixels:
+    def _pixels(self, images: SplitImages) -> Pixels:
         _, layout = form_of(self.stage.model, self.dataset)
         return Pixels(images, self.dataset, self.device, layout, resident=False)

@@ -14,6 +14,7 @@ from takd.search_spaces.registry import TABLES
 from takd.search_spaces.stage import BINS
 from takd.trainables.binary import best_threshold, binary_metrics
 from takd.trainables.datasets.dataset import Dataset, load_for
+from takd.trainables.datasets.splits import SplitImages
 from takd.trainables.measured import Measured
 from takd.trainables.models.learned import weights_of
 from takd.trainables.models.stage_models import finished_module
@@ -147,7 +148,7 @@ def _logits_with_teachers(
     stages: Mapping[str, Stage],
     dataset: Dataset,
     split: str,
-    images: Tensor,
+    images: SplitImages,
     device: torch.device = CPU,
 ) -> dict[str, Tensor]:
     """As `_logits_of`, also of those at the head of their paths, as far as these are there."""
@@ -157,7 +158,12 @@ def _logits_with_teachers(
 
 
 def _logits_of(
-    store: ArtifactStore, stages: Iterable[Stage], dataset: Dataset, split: str, images: Tensor, device: torch.device
+    store: ArtifactStore,
+    stages: Iterable[Stage],
+    dataset: Dataset,
+    split: str,
+    images: SplitImages,
+    device: torch.device,
 ) -> dict[str, Tensor]:
     """By key `[classes, n]` what stages say of a split's images; of one known by logits alone where these have it."""
     stages = list(stages)
@@ -170,7 +176,7 @@ def _logits_of(
 
 
 def predict_stages(
-    store: ArtifactStore, stages: Sequence[Stage], dataset: Dataset, images: Tensor, device: torch.device = CPU
+    store: ArtifactStore, stages: Sequence[Stage], dataset: Dataset, images: SplitImages, device: torch.device = CPU
 ) -> dict[str, Tensor]:
     """Logits of finished stages, by key `[classes, n]`; models of the same layers side by side, as in training."""
     found: dict[str, Tensor] = {}

@@ -53,8 +53,8 @@ class Rank:
         node = ray.get_runtime_context().get_node_id()
         return {"node": node, "host": socket.gethostname(), "root": answer_sign(self.store.root, self.sign, node)}
 
-    def begin(self, stage: Mapping[str, Any], metric: str, checkpoint: bytes | None) -> None:
-        """As the worker did; `checkpoint` has where it stands."""
+    def begin(self, stage: Mapping[str, Any], metric: str, checkpoint: bytes | None, streamed: bool) -> None:
+        """As the worker did; `checkpoint` has where it stands, `streamed` whether images are not all on the device."""
         import torch
 
         from takd.trainables.batch import new_training
@@ -62,7 +62,8 @@ class Rank:
 
         self.end()
         torch.set_num_threads(self.threads)
-        self.training = new_training([Stage.model_validate(stage)], self.store, self.device, metric)
+        stages = [Stage.model_validate(stage)]
+        self.training = new_training(stages, self.store, self.device, metric, streamed=streamed)
         if checkpoint is not None:
             self.training.restore([Checkpoint.parse(checkpoint)])
 
@@ -123,7 +124,7 @@ class Team:
         [lane] = training.lanes
         checkpoint = ray.put(training.checkpoint(lane)) if training.epoch else None
         try:
-            self._all("begin", lane.stage.model_dump(mode="json"), metric, checkpoint)
+            self._all("begin", lane.stage.model_dump(mode="json"), metric, checkpoint, training.inputs.streamed)
             meeting = Meeting(ray.util.get_node_ip_address())
             where = meeting.host, meeting.port
             joining = [each.join.remote(rank, self.size, where) for rank, each in enumerate(self.others, start=1)]

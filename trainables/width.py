@@ -101,11 +101,16 @@ def _memory_for(training: StageTraining, factor: int) -> float:
     kept copies, soft targets of the transfer set."""
     inputs = training.inputs
     if inputs.device.type == "cuda":
-        images = inputs.images.images.nbytes + inputs.validation.images.nbytes  # which lanes share
+        images = inputs.images.nbytes + inputs.validation.nbytes  # which lanes share
         return images + factor * (torch.cuda.max_memory_allocated(inputs.device) - images)
     weights = sum(weight.numel() for weight in training.taught.model.parameters())
     targets = len(inputs.labels) * (1 + len(inputs.dataset.classes)) * len(training.running)
-    return factor * 4.0 * (6 * weights + 2 * targets)
+    return factor * sum(bytes_of(weights, targets))
+
+
+def bytes_of(weights: int, targets: int) -> tuple[float, float]:
+    """That weights take with their gradients, states and kept copies; and so many numbers that are learned from."""
+    return 4.0 * 6 * weights, 4.0 * 2 * targets
 
 
 def _memory_there_is(device: torch.device) -> float:

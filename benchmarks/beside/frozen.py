@@ -185,7 +185,8 @@ class Photographs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     """Augmented item by item, as the documentation has it."""
 
     def __init__(self, dataset: Dataset, number: int) -> None:
-        size, self.train, self.number = dataset.image_shape[-1], dataset.train, number
+        size, self.number = dataset.image_shape[-1], number
+        self.images, self.labels = dataset.train.images[:], dataset.train.labels
         self.augment = v2.Compose(
             [
                 v2.RandomCrop(size, padding=size // 8),
@@ -199,7 +200,7 @@ class Photographs(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
         return self.number
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.augment(self.train.images[index]), self.train.labels[index]
+        return self.augment(self.images[index]), self.labels[index]
 
 
 def plain(options: Any, dataset: Dataset, above: str) -> tuple[float, float]:
@@ -237,7 +238,7 @@ def through(layers: list[Callable[[Tensor], Tensor]], images: Tensor) -> Tensor:
 def expert(options: Any, dataset: Dataset, above: str) -> tuple[float, float]:
     """A student trains once through its life for a small part of its steps, and that is scaled."""
     student, teacher = (network(options.weights, model, dataset) for model in (LITE0, LITE2))
-    images = normalised(dataset.train.images)
+    images = normalised(dataset.train.images[:])
     below = [student.conv_stem, student.bn1, *student.blocks]
     last = [student.conv_head, student.bn2, student.global_pool]
     cut = 2 + int(above.partition(".")[2]) if above != HEAD else None

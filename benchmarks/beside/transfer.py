@@ -78,7 +78,7 @@ def loop(model: str, weights: str, dataset: Dataset, frozen: bool, seeds: range)
     """As one writes it by hand: features once, a linear head on them, then the last blocks with it."""
     started = time.perf_counter()
     test = dataset.test()
-    images, test_images = (normalised(split.images) for split in (dataset.train, test))
+    images, test_images = (normalised(split.images[:]) for split in (dataset.train, test))
     heads, whole = [], []
     for seed in seeds:
         torch.manual_seed(seed)

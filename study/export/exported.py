@@ -17,6 +17,7 @@ from takd.study.export.onnx_file import Array, OnnxModel
 from takd.study.export.torch_files import pt2_model
 from takd.trainables.datasets.conversion import Normalization
 from takd.trainables.datasets.reading import Reading, of_shape
+from takd.trainables.datasets.splits import SplitImages
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.inputs import evaluation_batch
 
@@ -50,7 +51,7 @@ def given(images: Tensor, normalization: Normalization | None) -> Array:
     return images.float().mul_(scale).add_(shift).numpy()
 
 
-def probabilities(name: str, content: bytes, images: Tensor, normalization: Normalization | None) -> Array:
+def probabilities(name: str, content: bytes, images: SplitImages, normalization: Normalization | None) -> Array:
     """`[n, classes]` of uint8 images, from one of the files of RUNS; `normalization` is None for a raw one."""
     run = RUNS[name](content)
     size = evaluation_batch(images.shape[1:])

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +16,13 @@ from torch import Tensor
 from takd.search_spaces import InputError, some
 from takd.trainables.datasets.division import held_out
 from takd.trainables.datasets.reading import of_shape
-from takd.trainables.datasets.sources import ALL, SPLITS, Bytes, Images, Indices, RawSplit, Source
-from takd.trainables.datasets.splits import SplitFile
+from takd.trainables.datasets.sources import ALL, SPLITS, Bytes, EncodedImages, Images, Indices, RawSplit, Source
+from takd.trainables.datasets.splits import EncodedFile, SplitFile
 from takd.trainables.store.storage import write_synced
 
 EXAMPLES = "examples.parquet"
 _SLICE = 1 << 24  # bytes of pixels that are in memory at once
+_KEPT = 256  # images, at most, whose encoded bytes are: they may be far larger than their pixels
 
 
 class Normalization(NamedTuple):
@@ -51,25 +52,26 @@ def write_entry(folder: Path, source: Source, raw: dict[str, RawSplit], advance:
     written. Raises InputError where the source can't be split.
     """
     pieces = _pieces(source, raw)
-    files = {piece.split: SplitFile(folder / f"{piece.split}.arrow", raw[piece.part], piece.rows) for piece in pieces}
+    form: type[EncodedFile] | type[SplitFile] = EncodedFile if source.keeps_encoded else SplitFile
+    files = {piece.split: form(folder / f"{piece.split}.arrow", raw[piece.part], piece.rows) for piece in pieces}
     digest, twice = hashlib.sha256(), _Twice()
     parts = [part for part in (ALL, *SPLITS) if part in raw]
     reading = source.reading or of_shape(raw[parts[0]].images.shape[1:])
     histogram = np.zeros((raw[parts[0]].images.shape[1], 256), np.int64)
     for part in parts:
-        for start, pixels in _slices(raw[part].images):
+        for start, pixels, encoded in _slices(raw[part].images, source.keeps_encoded):
             digest.update(pixels.data)
             twice.look(raw[part].places or raw[part].names, start, pixels)
             for piece in pieces:
                 if piece.part == part:
-                    written = files[piece.split].write(start, pixels)
+                    written = files[piece.split].write(start, pixels, encoded)
                     if piece.split == "train":
                         histogram += _histogram(written)
             advance(len(pixels))
         digest.update(np.ascontiguousarray(raw[part].labels).data)
         if (splits := raw[part].splits) is not None:
             digest.update(splits.data)
-    counts = {name: file.class_counts(len(source.classes)) for name, file in files.items()}
+    counts = {name: np.bincount(file.labels, minlength=len(source.classes)).tolist() for name, file in files.items()}
     about = {
         "digest": digest.hexdigest(),
         "classes": source.classes,
@@ -137,20 +139,27 @@ def _write_examples(path: Path, pieces: list[_Piece], raw: dict[str, RawSplit]) 
     pq.write_table(table, path, compression="zstd")
 
 
-def _slices(images: Images) -> Iterator[tuple[int, Bytes]]:
-    """Where a slice begins, and its images, `_SLICE` bytes each; the next is read while one is worked on."""
-    number, step = images.shape[0], max(1, _SLICE // int(np.prod(images.shape[1:])))
+def _slices(images: Images, encoded: bool) -> Iterator[tuple[int, Bytes, list[bytes]]]:
+    """Where a slice begins, its images, `_SLICE` bytes each, and what they were decoded from where that is asked for.
 
-    def read(start: int) -> Bytes:
-        return np.ascontiguousarray(images[start : min(start + step, number)])
+    The next is read while one is worked on.
+    """
+    number, step = images.shape[0], max(1, _SLICE // int(np.prod(images.shape[1:])))
+    step = min(step, _KEPT) if encoded else step
+
+    def read(start: int) -> tuple[Bytes, list[bytes]]:
+        rows = slice(start, min(start + step, number))
+        if encoded:
+            return cast(EncodedImages, images).with_encoded(rows)
+        return np.ascontiguousarray(images[rows]), []
 
     with ThreadPoolExecutor(1) as beside:
         following = beside.submit(read, 0)
         for start in range(0, number, step):
-            pixels = following.result()
+            found = following.result()
             if start + step < number:
                 following = beside.submit(read, start + step)
-            yield start, pixels
+            yield start, *found
 
 
 def _histogram(images: Bytes) -> Indices:

@@ -31,7 +31,7 @@ from takd.trainables.datasets.conversion import EXAMPLES, Normalization, write_e
 from takd.trainables.datasets.division import SPLIT_SEED, generator
 from takd.trainables.datasets.reading import Reading, of_shape
 from takd.trainables.datasets.sources import Indices, Source
-from takd.trainables.datasets.splits import DAMAGE, Split, read_split
+from takd.trainables.datasets.splits import DAMAGE, EncodedSplit, Split, joined, read_split
 from takd.trainables.store.artifacts import ArtifactStore, dataset_folder
 from takd.trainables.store.storage import cache_folder, write_synced
 
@@ -84,6 +84,11 @@ class Dataset:
         """Held out of the source's training images by the split seed."""
         return self._read("validation")
 
+    @property
+    def encoded(self) -> int | None:
+        """Bytes of its training images as the user's files have them, where these are kept; None: they are pixels."""
+        return self.train.images.nbytes if isinstance(self.train.images, EncodedSplit) else None
+
     def test(self) -> Split:
         """Read by whoever reports a chosen model, never by what chooses one.
 
@@ -112,7 +117,7 @@ class Dataset:
         return Examples(part, part_size, table["row"].to_numpy(), None if None in names else tuple(names))
 
     def _read(self, split: str) -> Split:
-        return read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.image_shape)
+        return read_split(self.folder / f"{split}.arrow", self.file_digests[split], self.reading)
 
 
 def taught_on(own: Dataset, other: Dataset, with_own: bool = False) -> Dataset:
@@ -122,7 +127,7 @@ def taught_on(own: Dataset, other: Dataset, with_own: bool = False) -> Dataset:
     """
     train = other.train
     if with_own:
-        images = torch.cat([own.train.images, train.images])
+        images = joined(own.train.images, train.images)
         train = Split(images, torch.cat([own.train.labels, train.labels]))
     found = replace(own, sizes={**own.sizes, "train": len(train.labels)})
     found.__dict__["train"] = train
@@ -334,7 +339,8 @@ def _cache() -> Path:
 
 def _entry(name: str, source: Source, digest: str) -> Path:
     held = "tenth" if source.validation is None else source.validation
-    return _cache() / f"{name}-{digest[:16]}-split{SPLIT_SEED}-{held}-v{_CACHE_FORMAT}"
+    form = "-encoded" if source.keeps_encoded else ""
+    return _cache() / f"{name}-{digest[:16]}-split{SPLIT_SEED}-{held}{form}-v{_CACHE_FORMAT}"
 
 
 def _pointer(name: str) -> Path:

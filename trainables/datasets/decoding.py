@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import ceil
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self
@@ -34,6 +36,7 @@ from takd.trainables.datasets.sources import Bytes
 
 _MANY = 2_000  # images, from which on processes pay for their start
 _BLOCK = 64  # images that one thread or process decodes at a time
+_FEW = 8  # images that are decoded at once, by nobody else
 
 
 class Decoders:
@@ -65,6 +68,8 @@ class Decoders:
     def _in_a_process(self, block: Block, out: Bytes) -> list[Finding]:
         process = self.idle.get()
         try:
+            if process.poll() is not None:  # it ended when it was asked before
+                process = _process()
             assert process.stdin is not None
             assert process.stdout is not None
             pickle.dump((block, out.shape), process.stdin, pickle.HIGHEST_PROTOCOL)
@@ -99,9 +104,38 @@ def serve() -> None:
         except EOFError:
             return
         pixels = np.zeros(shape, np.uint8)
-        pickle.dump(block.read(pixels), answers, pickle.HIGHEST_PROTOCOL)
-        answers.write(pixels.data)
-        answers.flush()
+        findings = block.read(pixels)
+        try:
+            pickle.dump(findings, answers, pickle.HIGHEST_PROTOCOL)
+            answers.write(pixels.data)
+            answers.flush()
+        except BrokenPipeError:
+            return
+
+
+def decoded(encoded: Sequence[bytes], reading: Reading, many: int, cores: int) -> Bytes:
+    """Uint8 [n, channels, height, width], by as many cores, of images that were found to be whole before.
+
+    `many` is how many there are of which these are some: for those of a large set processes are started, once, and stay
+    as long as this one.
+    """
+    images = np.zeros((len(encoded), *reading.image_shape), np.uint8)
+    if len(encoded) <= _FEW:
+        found = [Block(encoded, reading, True, False).read(images)]
+    else:
+        decoders = _decoders(many >= _MANY, cores)
+        step = max(1, min(_BLOCK, ceil(len(encoded) / (2 * decoders.cores))))
+        starts = range(0, len(encoded), step)
+        blocks = [Block(encoded[each : each + step], reading, True, False) for each in starts]
+        found = decoders.read(blocks, [images[each : each + step] for each in starts])
+    if broken := [why for findings in found for _, kind, why in findings if kind == BROKEN]:
+        raise ValueError(f"an image that could be decoded when it was converted can't be now: {broken[0]}")
+    return images
+
+
+@lru_cache
+def _decoders(processes: bool, cores: int) -> Decoders:
+    return Decoders(_MANY if processes else 0, cores).__enter__()
 
 
 @dataclass
@@ -138,6 +172,7 @@ class EncodedImages:
     automatic: bool
     survey: Survey
     decoders: Callable[[], Decoders]
+    keeps: bool = False  # what the images are decoded from is asked for too
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -145,9 +180,19 @@ class EncodedImages:
 
     def __getitem__(self, rows: slice) -> Bytes:
         """uint8 [n, channels, height, width]"""
+        return self.with_encoded(rows)[0]
+
+    def with_encoded(self, rows: slice) -> tuple[Bytes, list[bytes]]:
+        """Those images, and what they are decoded from, where that is kept; empty where there is nothing to read."""
         start, stop, _ = rows.indices(len(self.encoded))
-        images, decoders = np.zeros((stop - start, *self.reading.image_shape), np.uint8), self.decoders()
-        encoded, look = self.encoded[start:stop], bool(self.survey.sizes)
+        encoded = self.encoded[start:stop]
+        if self.keeps:
+            encoded = [_content(each) for each in encoded]
+        return self._decoded(start, encoded), [each if isinstance(each, bytes) else b"" for each in encoded]
+
+    def _decoded(self, start: int, encoded: Sequence[Encoded]) -> Bytes:
+        images, decoders = np.zeros((len(encoded), *self.reading.image_shape), np.uint8), self.decoders()
+        look = bool(self.survey.sizes)
         step = max(1, min(_BLOCK, ceil(len(images) / (4 * decoders.cores))))
         starts = range(0, len(images), step)
         blocks = [
@@ -158,3 +203,11 @@ class EncodedImages:
             for number, kind, detail in findings:
                 self.survey.add(self.part, start + first + number, kind, detail)
         return images
+
+
+def _content(encoded: Encoded) -> Encoded:
+    """What is in a file; one that can't be read stays what it is, and that is found when it is decoded."""
+    try:
+        return Path(encoded).read_bytes() if isinstance(encoded, str | Path) else encoded
+    except OSError:
+        return encoded

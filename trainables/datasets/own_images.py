@@ -40,6 +40,7 @@ class Wishes:
     table: Path | None = None
     skip_broken: bool = False
     validation: int | None = None  # held out of train; None: a tenth
+    keep_encoded: bool = False  # the files' own bytes are kept, and decoded when they are needed
 
     def given(self) -> dict[str, str]:
         """By option, what the command line has."""
@@ -47,6 +48,7 @@ class Wishes:
             "size": self.size and "x".join(map(str, self.size)),
             "split": self.split and "/".join(f"{100 * each:g}" for each in self.split),
             "skip_broken": "" if self.skip_broken else None,
+            "keep_encoded": "" if self.keep_encoded else None,
         }
         values = {field.name: texts.get(field.name, getattr(self, field.name)) for field in fields(self)}
         return {f"--{name.replace('_', '-')}": str(value) for name, value in values.items() if value is not None}
@@ -113,6 +115,8 @@ def _listing(folder: Path, place: Path, wishes: Wishes) -> Listing:
             raise InputError(f"--table {wishes.table}: --from {place} is no folder; expected that of its images")
         listing = list_table(wishes.table, folder)
     elif folder.is_file() and folder.suffix.lower() == ".npz":
+        if wishes.keep_encoded:
+            raise InputError(f"--keep-encoded: {place} has pixels and no encoded images; leave it out")
         listing = list_npz(folder)
     elif files := parquet_files(folder):
         listing = list_parquet(folder, files)
@@ -201,6 +205,7 @@ class _Import:
             validation=self.wishes.validation,
             reading=self.reading,
             judged=self.judged,
+            keeps_encoded=self.wishes.keep_encoded,
         )
 
     def read(self) -> dict[str, RawSplit]:
@@ -215,7 +220,7 @@ class _Import:
 
         images = EncodedImages(
             name, left(part.images), self.reading, self.wishes.size is not None, self.wishes.color is None, self.survey,
-            lambda: self.decoders,
+            lambda: self.decoders, self.wishes.keep_encoded,
         )  # fmt: skip
         labels, splits = part.labels[kept], self._splits(name, part, kept)
         if name in (ALL, "train"):

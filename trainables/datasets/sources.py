@@ -26,6 +26,12 @@ class Images(Protocol):
     def __getitem__(self, rows: slice, /) -> Bytes: ...
 
 
+class EncodedImages(Images, Protocol):
+    """Those that are decoded from bytes, and can give these too."""
+
+    def with_encoded(self, rows: slice, /) -> tuple[Bytes, list[bytes]]: ...
+
+
 @dataclass(frozen=True)
 class RawSplit:
     """A part of a source, as the source gives it."""
@@ -51,5 +57,6 @@ class Source:
     validation: int | None = None  # examples held out of train; None: a tenth
     stratified: bool = True  # every class gives its share of them
     reading: Reading | None = None  # of image files; None: they are of the images' size and colours
+    keeps_encoded: bool = False  # the entry has the user's encoded images; `read` gives those that have them
     # Asked when all images were read: the source to convert instead, None where this will do; raises InputError.
     judged: Callable[[], Optional["Source"]] = lambda: None

@@ -8,6 +8,8 @@ import torch
 
 USED = 0.9  # of what is left of a worker's share: libraries take their own memory beside torch's
 
+IMAGES = 0.5  # of that room, that images may take: what trains needs the rest
+
 log = logging.getLogger("takd")
 
 
@@ -47,6 +49,16 @@ def room_left(share: float, free: float, cached: float, held: float) -> float:
     What torch has cached is free for this process, though the device says that it is not.
     """
     return max(0.0, USED * min(share - held, free + cached - held))
+
+
+def images_stay(images: float, room: float) -> bool:
+    """Whether images of so many bytes stay on a GPU with room for so many; else they go there a batch at a time."""
+    return images <= IMAGES * room
+
+
+def can_stream(device: torch.device) -> bool:
+    """Whether images may be elsewhere than on the device: on a CPU they are mapped or encoded, and never copied."""
+    return device.type != "cpu"
 
 
 def no_room(what: str, device: torch.device, whose: str, gpus: float, fits: Sequence[str]) -> str:

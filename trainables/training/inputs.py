@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from takd.search_spaces import VALIDATION, Left, LeftName, NamedView, Recipe, ViewName
 from takd.trainables.datasets.dataset import Dataset, any_examples, transfer_set
+from takd.trainables.datasets.splits import SplitImages, rows_of, some_of, whole_on
 from takd.trainables.models.frozen import Rows, Values
 from takd.trainables.models.transfer import Head, over_features
-from takd.trainables.training.devices import let_go, room_on, tf32
+from takd.trainables.training.devices import can_stream, images_stay, let_go, room_on, tf32
 from takd.trainables.training.graphs import in_place
 from takd.trainables.training.lanes import Alone, Heads, LaneModel, Lanes, Tail
 from takd.trainables.training.mixing import Mix, mix
+from takd.trainables.training.streaming import Index, Stream
 from takd.trainables.training.views import View, view
 
 EVALUATION_BATCH = 1000  # images, and fewer where they are large:
@@ -30,7 +32,8 @@ class Pixels:
     """Images of a split, as bytes; a batch of them becomes normalised float32 on the device.
 
     With a `view` they are as that view has them, and with a `mix` each has its partner in it. They are all on the
-    device, or with `resident` false where they were, for who goes through them once: a batch at a time goes there.
+    device, or with `resident` false where they were: a batch at a time goes there, where it is said what is expected
+    before it is asked for.
     """
 
     view: View | None = None
@@ -38,13 +41,15 @@ class Pixels:
 
     def __init__(
         self,
-        images: Tensor,
+        images: SplitImages,
         dataset: Dataset,
         device: torch.device,
         memory_format: torch.memory_format,
         resident: bool = True,
     ) -> None:
-        self.images, self.device = images.to(device) if resident else images, device
+        self.images: SplitImages = whole_on(images, device) if resident and device.type != "cpu" else images
+        self.device = device
+        self.stream = self._stream()
         self.memory_format = memory_format
         self.scale, self.shift = (each.to(device) for each in dataset.normalization.of_bytes())
 
@@ -53,18 +58,47 @@ class Pixels:
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """[batch, channels, height, width]"""
-        pixels = self._seen(index).float()
+        own, others = self._bytes(index)
+        pixels = self._seen(own, index).float()
         if self.mix is not None:
-            pixels = self.mix.apply(pixels, self._seen(self.mix.partner[index]).float(), index)
+            assert others is not None
+            pixels = self.mix.apply(pixels, self._seen(others, self.mix.partner[index]).float(), index)
         pixels = pixels.mul_(self.scale).add_(self.shift)
         return pixels.contiguous(memory_format=self.memory_format)
 
-    def _seen(self, index: Tensor | slice) -> Tensor:
+    def expect(self, indices: Iterable[Index]) -> None:
+        """These will be asked for, in this order."""
+        if self.stream is not None:
+            self.stream.expect(indices, self.mix.partner if self.mix else None)
+
+    @property
+    def nbytes(self) -> int:
+        """That they take on the device."""
+        return self.images.nbytes if isinstance(self.images, Tensor) and self.stream is None else 0
+
+    def _stream(self) -> Stream | None:
+        """None where all are a tensor on the device."""
+        there = isinstance(self.images, Tensor) and self.images.device.type == self.device.type
+        return None if there else Stream(self.images, self.device)
+
+    def _bytes(self, index: Index) -> tuple[Tensor, Tensor | None]:
+        """Of images and of their partners, on the device."""
+        partner = self.mix.partner if self.mix is not None else None
+        if self.stream is not None:
+            return self.stream.take(index, partner)
+        others = None if partner is None else rows_of(self.images, partner[index])
+        return rows_of(self.images, index), others
+
+    def _seen(self, pixels: Tensor, index: Tensor | slice) -> Tensor:
         """As bytes, before they are mixed."""
-        there = index if isinstance(index, slice) else index.to(self.images.device)
-        pixels = self.images[there] if isinstance(there, slice) else self.images.index_select(0, there)
-        pixels = pixels.to(self.device)
         return pixels if self.view is None else self.view.apply(pixels, index)
+
+    def part(self, index: Index) -> "Pixels":
+        """Some of them, as they are in here."""
+        found = copy.copy(self)
+        found.images = some_of(self.images, index)
+        found.stream = found._stream()
+        return found
 
     def named(self, name: ViewName, labels: Tensor) -> "Pixels":
         """These, all the images of a training set that have those labels, in a view by its name.
@@ -80,7 +114,7 @@ class Pixels:
         index: Any = slice(None)
         if named.examples is not None:
             index = transfer_set(labels.cpu(), named.examples, named.examples_seed)
-            shown.images = self.images[index]
+            shown = shown.part(index)
         mixed = mix(named.augment, named.number, len(shown), self.images.shape[1:])
         shown.view = drawn.of(index).to(device) if drawn else None
         shown.mix = mixed.to(device) if mixed else None
@@ -89,11 +123,7 @@ class Pixels:
 
 def part_of(images: Pixels | Tensor, part: slice) -> Pixels | Tensor:
     """Some of the images of a split, in no view."""
-    if isinstance(images, Tensor):
-        return images[part]
-    found = copy.copy(images)
-    found.images = images.images[part]
-    return found
+    return images[part] if isinstance(images, Tensor) else images.part(part)
 
 
 @dataclass(frozen=True)
@@ -117,15 +147,19 @@ class Inputs:
         memory_format: torch.memory_format,
         labelled: bool = True,
         kept: Mapping[LeftName, Values] | None = None,
+        streamed: bool = False,
     ) -> None:
         """`labelled`: whether the labels of the training images say what is on them. `kept`: what is kept of layers
-        that stand still, by the names of `frozen_for`."""
+        that stand still, by the names of `frozen_for`. `streamed`: whether a GPU gets images a batch at a time though
+        all may have room."""
         self.labelled, self.kept = labelled, kept or {}
         self.dataset, self.recipe, self.device, self.memory_format = dataset, recipe, device, memory_format
         self.transfer_set = self._transfer_set()
-        self.images = self.pixels(dataset.train.images[self.transfer_set])
+        train, validation = some_of(dataset.train.images, self.transfer_set), dataset.validation.images
+        self.streamed = can_stream(device) and (streamed or not self._stay(len(train) + len(validation)))
+        self.images = self.pixels(train, not self.streamed)
         self.labels = dataset.train.labels[self.transfer_set].to(device)
-        self.validation = self.pixels(dataset.validation.images)
+        self.validation = self.pixels(validation, not self.streamed)
         self.validation_labels = dataset.validation.labels.to(device)
         self.view = 0  # the number of the view that the images are in
         self._shown: View | None = None  # the last view that was one
@@ -142,7 +176,11 @@ class Inputs:
             return any_examples(images, self.recipe.examples, self.recipe.examples_seed)
         return transfer_set(self.dataset.train.labels, self.recipe.examples, self.recipe.examples_seed)
 
-    def pixels(self, images: Tensor, resident: bool = True) -> Pixels:
+    def _stay(self, images: int) -> bool:
+        """Whether so many stay on the device."""
+        return images_stay(images * math.prod(self.dataset.image_shape), room_on(self.device))
+
+    def pixels(self, images: SplitImages, resident: bool = True) -> Pixels:
         return Pixels(images, self.dataset, self.device, self.memory_format, resident)
 
     def drawn(self, number: int, index: Any) -> View | None:
@@ -295,6 +333,7 @@ def of_all(images: Pixels | Rows | Tensor, compute: Callable[[Tensor], Tensor], 
     size = evaluation_batch(shape, room_on(first.device) if first.device.type == "cuda" else None)
     found: Tensor | None = None
     start = 0
+    _expect(images, start, size)
     with tf32(False):
         while start < len(images):
             try:
@@ -306,6 +345,7 @@ def of_all(images: Pixels | Rows | Tensor, compute: Callable[[Tensor], Tensor], 
             if part is None:
                 let_go(first.device)
                 size //= 2
+                _expect(images, start, size)
                 continue
             if found is None:
                 found = _room_for(part, len(images), dim)
@@ -313,6 +353,11 @@ def of_all(images: Pixels | Rows | Tensor, compute: Callable[[Tensor], Tensor], 
             start += size
     assert found is not None
     return found
+
+
+def _expect(images: Pixels | Rows | Tensor, start: int, size: int) -> None:
+    if isinstance(images, Pixels):
+        images.expect(slice(each, each + size) for each in range(start, len(images), size))
 
 
 def _room_for(part: Tensor, number: int, dim: int) -> Tensor:

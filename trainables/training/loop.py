@@ -17,7 +17,7 @@ from takd.trainables.training.checkpoint import Checkpoint, restore
 from takd.trainables.training.devices import tf32
 from takd.trainables.training.features import Frozen
 from takd.trainables.training.graphs import Graphs, Places
-from takd.trainables.training.inputs import Feed, Inputs, part_of, predict
+from takd.trainables.training.inputs import Feed, Inputs, Pixels, part_of, predict
 from takd.trainables.training.lanes import EpochMetrics, Lane, Lanes, form_of
 from takd.trainables.training.losses import measure
 from takd.trainables.training.ranks import Ranks
@@ -54,6 +54,7 @@ class StageTraining:
     heads: for each stage the head of its teacher, `weight` and `bias`, where its model ends in that.
     metric: what is measured at each look beside loss and accuracy, where it is another; `select_by` is too.
     kept: what is kept of the layers that stand still, by the names of `frozen_for`; without it they run in the loop.
+    streamed: whether a GPU gets images a batch at a time though all may have room.
     A loss that is no finite number ends its lane alone, with the reason in `failure`.
     """
 
@@ -67,6 +68,7 @@ class StageTraining:
         metric: str | None = None,
         heads: Sequence[Mapping[str, Tensor]] | None = None,
         kept: Mapping[LeftName, Values] | None = None,
+        streamed: bool = False,
     ) -> None:
         if kept is None and stages[0].frozen is not None:
             stages = [stage.model_copy(update={"frozen": None}) for stage in stages]
@@ -81,14 +83,14 @@ class StageTraining:
         wanted = dict.fromkeys(filter(None, (metric, first.recipe.select_by)))
         self.scores = [name for name in wanted if name not in MEASURED]
         _, layout = form_of(first.model, dataset)
-        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None, kept)
+        self.inputs = Inputs(dataset, self.recipe, torch.device(device), layout, first.transfer is None, kept, streamed)
         self.taught = Lanes(stages, dataset, self.inputs.images[slice(0, 2)], pretrained, heads)
         self.feed = Feed(self.taught.model, self.inputs.images, self.inputs.validation)
         self.teaching = self._teaching(first, upstream)
         self.stopped: list[tuple[Lane, Trained]] = []  # that ended by their patience, until they are taken
         self.ranks: Ranks | None = None
         on_gpu = self.inputs.device.type == "cuda"
-        self.graphs = Graphs(self.inputs.device, first.model) if on_gpu else None
+        self.graphs = Graphs(self.inputs.device, first.model) if on_gpu and not self.inputs.streamed else None
         self._reads: Places | None = None
         self._begin_epoch()
         if kept is not None:
@@ -129,6 +131,8 @@ class StageTraining:
         self.taught.train(self.epoch)
         self.looks_again()
         batches = self.inputs.batches(self.epoch, self.taught.smallest_batch)
+        if isinstance(self.feed.train, Pixels):
+            self.feed.train.expect(part for batch in batches for part in self._asked(batch))
         total = torch.zeros(len(self.running), device=self.inputs.device)
         for number, batch in enumerate(batches):
             factor = rate_factor(self.recipe, self.epoch + number / len(batches))
@@ -218,17 +222,28 @@ class StageTraining:
 
         Of ranks each does its share of every part.
         """
-        parts = max(1, min(self.recipe.accumulate or 1, len(batch) // self.taught.smallest_batch))
+        parts = self._parts(batch)
         self.teaching.whole = self.teaching.mean_weight(batch)
         shares = []
-        for place, part in enumerate(batch.tensor_split(parts), start=1):
+        for place, part in enumerate(parts, start=1):
             share = len(part) / len(batch)
             if self.ranks is None:
                 shares.append(self._learn(part, number, share))
             else:
-                shares.append(self._learn_own(self.ranks, part, number, share, place == parts))
+                shares.append(self._learn_own(self.ranks, part, number, share, place == len(parts)))
         self.teaching.whole = None
         return torch.stack(shares).sum(dim=0)
+
+    def _parts(self, batch: Tensor) -> Sequence[Tensor]:
+        """That go through one after the other."""
+        return batch.tensor_split(max(1, min(self.recipe.accumulate or 1, len(batch) // self.taught.smallest_batch)))
+
+    def _asked(self, batch: Tensor) -> Sequence[Tensor]:
+        """Of which images of a batch are asked for here, one part after the other."""
+        if self.recipe.accumulate is None and self.ranks is None:
+            return [batch]
+        parts, ranks, stacked = self._parts(batch), self.ranks, self.taught.model.stacked
+        return parts if ranks is None else [ranks.share(part, stacked).examples for part in parts]
 
     def _learn_own(self, ranks: Ranks, part: Tensor, number: int | Tensor, share: float, last: bool) -> Tensor:
         """As `_learn`, of what this rank has of it; with the `last` part of a batch all ranks' gradients are summed."""
