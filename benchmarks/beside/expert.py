@@ -71,7 +71,7 @@ def whole(dataset: str, split: str) -> tuple[Tensor, Tensor]:
     data = load(dataset)
     scale, shift = data.normalization.of_bytes()
     chosen = getattr(data, split)
-    images = chosen.images.float().mul_(scale).add_(shift)
+    images = chosen.images[:].float().mul_(scale).add_(shift)
     return images.contiguous(memory_format=torch.channels_last), chosen.labels
 
 

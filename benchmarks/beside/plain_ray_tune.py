@@ -66,7 +66,7 @@ class Digits(torchvision.datasets.MNIST):
         dataset = load("mnist")
         chosen: Split = getattr(dataset, split)
         index = slice(None) if examples is None else transfer_set(chosen.labels, examples, seed=0)
-        self.data, self.targets, self.target_transform = chosen.images[index, 0], chosen.labels[index], None
+        self.data, self.targets, self.target_transform = chosen.images[index][:, 0], chosen.labels[index], None
         to_tensor, normalize = transforms.ToTensor(), transforms.Normalize(*dataset.normalization)
         self.transform = transforms.Compose([to_tensor, normalize])
 

@@ -168,7 +168,7 @@ def study(work: Path, weights: Path | None, dataset: Dataset, frozen: bool, seed
     ran = takd.run(space, name, root=work / "runs", wandb="disabled", console=Console(quiet=True))
     test = dataset.test()
     scale, shift = dataset.normalization.of_bytes()
-    images = test.images.float().mul_(scale).add_(shift)
+    images = test.images[:].float().mul_(scale).add_(shift)
     first = ran.epochs.query("epoch == 1").set_index("stage_key")["val_loss"]
     measured: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for _, row in ran.trials.drop_duplicates("stage_key").iterrows():

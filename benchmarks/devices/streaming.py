@@ -130,6 +130,7 @@ def train(talk: Connection, name: str, model: str, threads: int, turn: int) -> N
     begin()
     [(lane, trained)] = training.finish()
     end()
+    assert trained.soft_targets is not None
     talk.send((trained.soft_targets.double().sum().item(), lane.epochs[-1].train_loss))
 
 

@@ -17,7 +17,7 @@ Index = slice | Tensor
 
 
 class _Wanted(NamedTuple):
-    index: Index  # as it will be asked for
+    asked: Index  # as it will be asked for
     rows: Index  # the same, where the images are read
     partners: Tensor | None  # of each the one that it is mixed with, likewise
 
@@ -91,7 +91,7 @@ class Stream:
 
     def _begin(self) -> None:
         if (wanted := next(self.expected, None)) is not None:
-            self.coming.append((wanted.index, _reader().submit(self._read, wanted, self.copies)))
+            self.coming.append((wanted.asked, _reader().submit(self._read, wanted, self.copies)))
 
     def _read(self, wanted: _Wanted, copies: torch.cuda.Stream | None) -> _Read:
         """Where they are read, or with `copies` on the device."""
