@@ -133,7 +133,7 @@ def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None
 def measure(trials: int, sampler: str, slots: int) -> None:
     with tempfile.TemporaryDirectory(prefix="takd-scale-") as root:
         folder, wanted, clock = study_folder(root, "scale"), space(trials, sampler), Clock()
-        wanted, data, _ = apart("takd.study.checks:check", wanted, "benchmark", folder)
+        wanted, data, *_ = apart("takd.study.checks:check", wanted, "benchmark", folder)
         folder.prepare()
         search = create_search(folder, wanted, data)
         started = time.perf_counter()
