@@ -344,7 +344,9 @@ def plain_loop(cached: StageTraining) -> None:
             return len(inputs.labels)
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return (inputs.images.images[index : index + 1][0].float() / 255 - 0.1307) / 0.3081, int(inputs.labels[index])
+            return (inputs.images.images[index : index + 1][0].float() / 255 - 0.1307) / 0.3081, int(
+                inputs.labels[index]
+            )
 
     teacher, student = build("cnn", (1, 28, 28), 10).eval(), build("mlp-784", (1, 28, 28), 10)
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)

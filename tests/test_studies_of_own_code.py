@@ -148,9 +148,7 @@ def test_a_study_goes_by_a_metric_of_a_users_from_its_search_to_its_tables_list_
     [listed] = list_studies(own.folder.root, None)
     assert (listed["best_arm"], listed["metric"]) == (best, "brier")
     assert listed["best"].endswith(" test Brier score")
-    assert f"best {best_by_arm(trials).iloc[0]['arm']} " in takd(
-        "status", "own", "--root", own.folder.root
-    ).out.replace("  ", "")
+    assert f"best {best_by_arm(trials).iloc[0]['arm']} " in takd("status", "own", "--root", own.folder.root).out
     [first, *_] = find_candidates(trials, "own", metric_of(trials), None, lambda keys: {})
     assert first.mean == pytest.approx(final.groupby("configuration")["val_brier"].mean().min())
     assert {"val_brier"} <= set(study.epochs.columns)

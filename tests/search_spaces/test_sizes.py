@@ -140,7 +140,7 @@ def test_single_keys_of_one_assistant_can_be_replaced():
     assert (found.section("mlp-64").recipe["epochs"], found.section("mlp-16").lambda_) == (9, 0.3)
     sizes = load_space(given | {"assistants": {"models": MLP}, "arms": []}, ["assistants.models.mlp-*.size.high=64"])
     assert sizes.assistants.size("mlp-*") == Range(low=8, high=64, log=True)
-    with pytest.raises(InputError, match=r"assistants.models.mlp-7.lambda=1: assistants.models.mlp-7 is a value"):
+    with pytest.raises(InputError, match=r"assistants.models has no 'mlp-7'; valid: mlp-64, mlp-32, mlp-16, 0, 1, 2"):
         load_space(given, ["assistants.models.mlp-7.lambda=1"])
 
 

@@ -361,7 +361,7 @@ def test_validation_of_fresh_students_chooses_and_test_reports(confirmed, out):
     assert chosen["on_test"]["mean"] == pytest.approx(group["test_accuracy"].mean())
     assert card["stage_key"] == group.sort_values("val_accuracy").iloc[-1]["stage_key"]
     assert "No test image chose anything." in text
-    assert f"of the same students is {chosen['on_test']['mean']:.4f}" in text
+    assert f"of the same students is {100 * chosen['on_test']['mean']:.2f} %" in text
 
 
 def test_no_test_number_changes_who_is_chosen(confirmed):

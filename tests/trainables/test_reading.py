@@ -1,6 +1,8 @@
 """How an image file becomes an image of a data set: the same numbers as torchvision's, of every mode, upright."""
 
 import io
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -167,11 +169,13 @@ def test_a_decoding_process_that_ends_is_said():
     block = Block([b""], Reading(4, 4, "crop", "rgb"), True, True)
     with Decoders(10_000, cores=1) as decoders:
         process = decoders.idle.get()
-        process.kill()
-        process.wait()
+        process.send_signal(signal.SIGSTOP)
         decoders.idle.put(process)
+        threading.Timer(0.5, process.kill).start()  # while it is asked
         with pytest.raises(RuntimeError, match="a process that decodes images ended with -9"):
             decoders.read([block], [np.zeros((1, 3, 4, 4), np.uint8)])
+        [findings] = decoders.read([block], [np.zeros((1, 3, 4, 4), np.uint8)])  # another is in its place
+        assert [kind for _, kind, _ in findings] == [BROKEN]
 
 
 def test_a_path_is_read_as_what_is_in_the_file(tmp_path: Path):

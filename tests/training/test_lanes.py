@@ -73,7 +73,7 @@ def states(told: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def test_a_disk_that_is_full_at_a_checkpoint_ends_all_lanes_for_now(tmp_path, monkeypatch, caplog):
-    def full(store: ArtifactStore, key: str, content: bytes) -> None:
+    def full(store: ArtifactStore, key: str, content: bytes, place: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(ArtifactStore, "save_checkpoint", full)
@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_ends_all_lanes_for_now(tmp_path, mo
 
 
 def test_a_worker_that_ends_where_the_disk_is_full_says_what_is_lost(tmp_path, monkeypatch, caplog):
-    def full(store: ArtifactStore, key: str, content: bytes) -> None:
+    def full(store: ArtifactStore, key: str, content: bytes, place: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     of = stages(2, epochs=10_000)
