@@ -140,7 +140,7 @@ def print_plan(space: Space, source: str, folder: StudyFolder, console: Console)
     for model in _alone(space, dataset):
         console.print(f"{model} trains alone: not all of its layers have a form for lanes, see {PAGE}")
     if not any(row.left for row in planned):
-        console.print("nothing is left to train: takd run would write the tables again")
+        console.print("nothing is left to train: takd run shows the tables")
         return
     slots, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     minutes = total_seconds(planned, slots, gpus) / 60
