@@ -2,11 +2,11 @@
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
-import pandas as pd
 from rich.console import Console
 
 from takd.search_spaces import InputError, Space
@@ -180,15 +180,13 @@ def _choose_and_look(folder: StudyFolder, search: Search) -> bool:
     """Of a finished search: chooses what is to be confirmed, and returns whether some of it is left to train."""
     if search.space.confirm is None:
         return False
-    if not search.choice_stands:
-        search.choose(best_configurations_of(build_results(folder, search).trials.to_pandas()))
-    return any_missing(folder, search, search.confirming())
+    return any_missing(folder, search, _to_confirm(search, lambda: build_results(folder, search)))
 
 
-def _to_confirm(search: Search, trials: pd.DataFrame) -> list[Proposal]:
-    """Chooses each arm's best configuration by the table of trials, and returns what is to train."""
+def _to_confirm(search: Search, tables: Callable[[], Tables]) -> list[Proposal]:
+    """Chooses each arm's best configuration by the tables, unless that was done, and returns what is to train."""
     if not search.choice_stands:
-        search.choose(best_configurations_of(trials))
+        search.choose(best_configurations_of(tables().trials.to_pandas()))
     return search.confirming()
 
 
@@ -237,7 +235,8 @@ def _train(
     watching = Observers([progress, *observers, *([profile] if profile else [])])
 
     def confirm() -> list[Proposal]:
-        return _to_confirm(search, write_results(folder, search).trials.to_pandas())
+        tables = write_results(folder, search)
+        return _to_confirm(search, lambda: tables)
 
     try:
         confirms = confirm if search.space.confirm else None

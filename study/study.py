@@ -177,9 +177,10 @@ class Study:
         from takd.study.confirm import has_ended
         from takd.study.results import build_results, standing_results
 
-        if self._made is None and has_ended(self.folder, self.search):
-            self._made = standing_results(self.folder, self.search)
-        return self._made or build_results(self.folder, self.search, self._found)
+        if self._made is not None:
+            return self._made
+        standing = standing_results(self.folder, self.search) if has_ended(self.folder, self.search) else None
+        return standing or build_results(self.folder, self.search, self._found)
 
     @property
     def trials(self) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from takd.trainables.models.learned import learned, weights_of
 from takd.trainables.models.pretrained import read_weights
 from takd.trainables.models.stage_models import head_weights
 from takd.trainables.outcome import describe_outcome
-from takd.trainables.store.artifacts import WEIGHTS, ArtifactStore, needed_files
+from takd.trainables.store.artifacts import FIRST, SECOND, WEIGHTS, ArtifactStore, needed_files
 from takd.trainables.store.derived import Array
 from takd.trainables.store.storage import sha256
 from takd.trainables.training.checkpoint import Checkpoint
@@ -43,7 +43,6 @@ from takd.trainables.width import best_width, widest
 
 # Artifacts and checkpoints of lanes are written side by side: on a disk each waits for a sync, in a bucket for a reply.
 WRITERS = 8
-FIRST, SECOND = 0, 1  # places for a stage's checkpoint
 
 log = logging.getLogger("takd")
 

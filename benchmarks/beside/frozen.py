@@ -14,7 +14,6 @@ Seconds are those of one thread's processor, so that other work on the machine c
 `--weights` are those of `transfer.py`.
 """
 
-import argparse
 import copy
 import math
 import tempfile
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from transfer import BATCH, EPOCHS, HEAD_EPOCHS, LITE0, LITE2, RATE, normalised, photographs, start_of
+from transfer import BATCH, EPOCHS, HEAD_EPOCHS, LITE0, LITE2, RATE, normalised, on_photographs, photographs, start_of
 
 from takd.search_spaces import Configuration, Space, Stage, frozen_for, space_from
 from takd.study.checks import keep_pretrained, with_weights
@@ -45,10 +44,7 @@ HEAD, VIEWS, STEPS = "head", 4, 6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--size", type=int, default=224, help="pixels")
+    parser = on_photographs(__doc__, size=224)
     parser.add_argument("--students", type=int, default=64)
     parser.add_argument("--trained", type=int, default=1, help="of these, where they are one like the other")
     parser.add_argument("--above", nargs="+", default=["blocks.5", "blocks.6", HEAD])

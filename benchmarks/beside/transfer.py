@@ -38,10 +38,7 @@ HEAD_EPOCHS, EPOCHS, FROM, RATE, BATCH = 3, 6, "blocks.5", 1e-3, 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--size", type=int, default=96, help="pixels")
+    parser = on_photographs(__doc__, size=96)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", choices=("loop", "study"))
     options = parser.parse_args()
@@ -55,6 +52,15 @@ def main() -> None:
                     loop(model, start_of(options.weights, model), dataset, frozen, range(options.seeds))
             if options.only != "loop":
                 study(work, options.weights, dataset, frozen, options.seeds)
+
+
+def on_photographs(description: str, size: int) -> argparse.ArgumentParser:
+    """With what all benchmarks on them are told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--size", type=int, default=size, help="pixels")
+    return parser
 
 
 def photographs(images: Path, size: int, work: Path) -> Dataset:

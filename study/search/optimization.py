@@ -439,9 +439,7 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # draws nothing: a grid is enqueued whole
 }
 
-HISTORY = (
-    300  # trials a sampler sees: its time grows with their number, and more find nothing better (docs/performance.md)
-)
+HISTORY = 300  # trials a sampler sees: its time grows with their number, and of more it finds nothing better
 BEST = 75  # of these, the best of those it would not see; TPE models the best 25 and all others
 
 

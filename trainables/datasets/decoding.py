@@ -124,13 +124,27 @@ def decoded(encoded: Sequence[bytes], reading: Reading, many: int, cores: int) -
         found = [Block(encoded, reading, True, False).read(images)]
     else:
         decoders = _decoders(many >= _MANY, cores)
-        step = max(1, min(_BLOCK, ceil(len(encoded) / (2 * decoders.cores))))
-        starts = range(0, len(encoded), step)
-        blocks = [Block(encoded[each : each + step], reading, True, False) for each in starts]
-        found = decoders.read(blocks, [images[each : each + step] for each in starts])
+        found = [
+            each for _, each in _by_blocks(decoders, encoded, images, 2, lambda few: Block(few, reading, True, False))
+        ]
     if broken := [why for findings in found for _, kind, why in findings if kind == BROKEN]:
         raise ValueError(f"an image that could be decoded when it was converted can't be now: {broken[0]}")
     return images
+
+
+def _by_blocks(
+    decoders: Decoders,
+    encoded: Sequence[Encoded],
+    images: Bytes,
+    turns: int,
+    block: Callable[[Sequence[Encoded]], Block],
+) -> list[tuple[int, list[Finding]]]:
+    """Decodes into `images`, in about so many blocks a core; where each block begins, and its findings."""
+    step = max(1, min(_BLOCK, ceil(len(encoded) / (turns * decoders.cores))))
+    starts = range(0, len(encoded), step)
+    blocks = [block(encoded[each : each + step]) for each in starts]
+    found = decoders.read(blocks, [images[each : each + step] for each in starts])
+    return list(zip(starts, found, strict=True))
 
 
 @lru_cache
@@ -193,13 +207,11 @@ class EncodedImages:
     def _decoded(self, start: int, encoded: Sequence[Encoded]) -> Bytes:
         images, decoders = np.zeros((len(encoded), *self.reading.image_shape), np.uint8), self.decoders()
         look = bool(self.survey.sizes)
-        step = max(1, min(_BLOCK, ceil(len(images) / (4 * decoders.cores))))
-        starts = range(0, len(images), step)
-        blocks = [
-            Block(encoded[each : each + step], self.reading, self.resized, self.automatic, look) for each in starts
-        ]
-        found = decoders.read(blocks, [images[each : each + step] for each in starts])
-        for first, findings in zip(starts, found, strict=True):
+
+        def block(few: Sequence[Encoded]) -> Block:
+            return Block(few, self.reading, self.resized, self.automatic, look)
+
+        for first, findings in _by_blocks(decoders, encoded, images, 4, block):
             for number, kind, detail in findings:
                 self.survey.add(self.part, start + first + number, kind, detail)
         return images

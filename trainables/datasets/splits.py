@@ -191,7 +191,7 @@ class EncodedFile:
     """A split that is being written, of encoded images: a record batch for each slice of the source."""
 
     def __init__(self, path: Path, raw: RawSplit, rows: Indices) -> None:
-        self.path, self.raw, self.rows, self.labels = path, raw, rows, raw.labels[rows]
+        self.raw, self.rows, self.labels = raw, rows, raw.labels[rows]
         self.file = path.open("w+b")
         self.writer: pa.ipc.RecordBatchFileWriter | None = None
 
@@ -266,12 +266,12 @@ def _closed(file: Any) -> str:
 def read_split(path: Path, digest: str, reading: Reading) -> Split:
     """Raises one of DAMAGE where the file is not what was written. The SHA-256 costs 22 ms on 40 MB."""
     _check(path, digest)
-    encoded, batches = _read(path)
+    mapped = _map(path)
+    batches = _batches(mapped)
     if pa.types.is_large_binary(batches[0].schema.field("image").type):
         labels = np.concatenate([np.asarray(each.column("label")) for each in batches])
-        return Split(EncodedSplit(path, encoded, batches, reading), torch.from_numpy(labels))
-    mapped = _map(path)
-    [batch] = _batches(mapped)
+        return Split(EncodedSplit(path, mapped, batches, reading), torch.from_numpy(labels))
+    [batch] = batches
     images = np.frombuffer(mapped, np.uint8, *_extent(batch.column("image").values, mapped))
     labels = np.frombuffer(mapped, np.int64, *_extent(batch.column("label"), mapped))
     return Split(torch.from_numpy(images).view(-1, *reading.image_shape), torch.from_numpy(labels))
@@ -301,13 +301,6 @@ def _check(path: Path, digest: str) -> None:
         with suppress(OSError):  # of a cache that can't be written
             write_synced(temporary := note.with_name(f"{note.name}-{os.getpid()}"), json.dumps(seen).encode())
             temporary.replace(note)
-
-
-def _read(path: Path) -> tuple[mmap.mmap, list[pa.RecordBatch]]:
-    """A mapping of a file that can't be written, and what is in it."""
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return mapped, _batches(mapped)
 
 
 def _map(path: Path) -> mmap.mmap:

@@ -19,13 +19,12 @@ def learned(weights: Mapping[str, Tensor], digest: str | None, start: Pretrained
     """safetensors of a stage's weights; of those that it started from, which have that digest, the names alone."""
     if start is None or digest is None:
         return safetensors.torch.save(dict(weights))
-    same = [name for name, each in weights.items() if name in start.tensors and _equal(each, start.tensors[name])]
-    own = {name: each for name, each in weights.items() if name not in same}
-    return safetensors.torch.save(own, Start(digest, same).metadata())
+    own = {name: each for name, each in weights.items() if not _equal(each, start.tensors.get(name))}
+    return safetensors.torch.save(own, Start(digest, [name for name in weights if name not in own]).metadata())
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one.cpu(), other)
+def _equal(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.dtype == other.dtype and torch.equal(one.cpu(), other)
 
 
 def weights_of(stage: Stage, store: ArtifactStore) -> dict[str, Tensor]:

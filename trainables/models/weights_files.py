@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
@@ -212,10 +212,6 @@ class Start(NamedTuple):
         """For the file that leaves them out. One entry: safetensors writes several in any order."""
         return {_START: json.dumps(self._asdict())}
 
-    @classmethod
-    def read(cls, text: str) -> Self:
-        return cls(**json.loads(text))
-
 
 _START = "start"
 
@@ -223,7 +219,7 @@ _START = "start"
 def start_in(content: bytes) -> Start | None:
     """Of safetensors that were loaded before; None where nothing is left out."""
     text = _metadata(content).get(_START)
-    return None if text is None else Start.read(text)
+    return None if text is None else Start(**json.loads(text))
 
 
 def completed(own: Mapping[str, Tensor], start: Start, began: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from takd.trainables.store.storage import Storage, aside_name, open_storage, sha
 FORMAT = 1
 ARTIFACTS = "artifacts"
 CHECKPOINTS = "checkpoints"
+FIRST, SECOND = 0, 1  # places for a stage's checkpoint
 PRETRAINED = "weights"
 DATASETS = "datasets"
 DATASET = "dataset.json"  # says what is in the other files of a data set that is kept
@@ -184,11 +185,11 @@ class ArtifactStore:
         place = self.storage.place(_folder(key), name, digest)
         return whole_file(self.storage, place, digest, f"{name} of stage {key[:12]}")
 
-    def save_checkpoint(self, key: str, content: bytes, place: int = 0) -> None:
+    def save_checkpoint(self, key: str, content: bytes, place: int = FIRST) -> None:
         """Replaces the checkpoint of a stage that is not finished, in the first or the second place for one."""
         self.storage.replace(_checkpoint(key, place), sha256(content).encode() + content)
 
-    def load_checkpoint(self, key: str, place: int = 0) -> bytes | None:
+    def load_checkpoint(self, key: str, place: int = FIRST) -> bytes | None:
         """A stage's last checkpoint in that place; None where there is none, or a damaged one, which is deleted."""
         try:
             stored = self.storage.read(_checkpoint(key, place))
@@ -201,7 +202,7 @@ class ArtifactStore:
         self.drop_checkpoint(key, place)
         return None
 
-    def drop_checkpoint(self, key: str, place: int = 0) -> None:
+    def drop_checkpoint(self, key: str, place: int = FIRST) -> None:
         """The stage is finished, or nothing can come of it."""
         self.storage.delete(_checkpoint(key, place))
 
@@ -262,7 +263,7 @@ def _folder(key: str) -> str:
 
 
 def _checkpoint(key: str, place: int) -> str:
-    return f"{CHECKPOINTS}/{key}{f'.{place}' if place else ''}"
+    return f"{CHECKPOINTS}/{key}{'' if place == FIRST else f'.{place}'}"
 
 
 def dataset_folder(fingerprint: DatasetFingerprint) -> str:
