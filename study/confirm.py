@@ -1,11 +1,11 @@
 """The confirm phase: what of it is left to train, what is measured on the test split, and where that is kept."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import pandas as pd
 
-from takd.analysis.tables import best_configurations, by_cell
+from takd.analysis.tables import best_configurations, by_cell, choose_setting
 from takd.search_spaces import Path, Stage
 from takd.study.folder import StudyFolder
 from takd.study.predictions import add_predictions, predicted_stages
@@ -76,6 +76,20 @@ def choice_stands(folder: StudyFolder, search: Search) -> bool:
 def best_configurations_of(trials: pd.DataFrame) -> list[str]:
     """The best configuration of each arm in each cell."""
     return [name for rows in by_cell(trials).values() for name in best_configurations(rows).values()]
+
+
+def best_so_far(search: Search, ended: Collection[tuple[str, str]]) -> list[str]:
+    """Of arms, each with the name of its cell, whose search is complete: their best configurations.
+
+    By what Optuna has, so that nobody waits for tables. What a study is told to confirm is chosen by its tables when
+    the search of all arms is complete.
+    """
+    sign = 1 if search.space.goes_by.higher else -1
+    return [
+        choose_setting({name: [sign * value for value in values] for name, values in by_name.items()})
+        for place, by_name in search.students_by_configuration().items()
+        if place in ended
+    ]
 
 
 def has_ended(folder: StudyFolder, search: Search) -> bool:

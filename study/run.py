@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +11,7 @@ from rich.console import Console
 
 from takd.search_spaces import InputError, Space
 from takd.study.apart import apart, begin
-from takd.study.confirm import any_missing, best_configurations_of, choice_stands, keep, unmeasured
+from takd.study.confirm import any_missing, best_configurations_of, best_so_far, choice_stands, keep, unmeasured
 from takd.study.folder import FIGURE, StorageAwayError, StudyFolder
 from takd.study.options import CHECK, Checking, RunOptions, more_than_asked
 from takd.study.results import Tables, build_results, standing_results, write_results
@@ -234,7 +234,9 @@ def _train(
     progress = Progress(folder.name, search.space.seeds, slots, console, search.space.goes_by)
     watching = Observers([progress, *observers, *([profile] if profile else [])])
 
-    def confirm() -> list[Proposal]:
+    def confirm(ended: Collection[tuple[str, str]] | None = None) -> list[Proposal]:
+        if ended is not None:
+            return search.confirming(best_so_far(search, ended))
         tables = write_results(folder, search)
         return _to_confirm(search, lambda: tables)
 

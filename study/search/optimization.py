@@ -208,6 +208,16 @@ class Search:
         ended = [trial for trial in self.proposed() if trial.state.is_finished()]
         return [(trial.user_attrs["arm"], configuration_of(trial), self._values_of_students(trial)) for trial in ended]
 
+    def students_by_configuration(self) -> dict[tuple[str, str], dict[str, list[float]]]:
+        """By cell and arm, then by configuration: the metric of each student that was trained to its end, as people
+        read it. A student of several configurations counts for each."""
+        found: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for trial in self.proposed():
+            if values := students_of(trial.user_attrs):
+                place = self.space.cell(parameters_of(trial)).name, trial.user_attrs["arm"]
+                found.setdefault(place, {}).setdefault(configuration_of(trial), []).extend(values.values())
+        return found
+
     def _values_of_students(self, trial: FrozenTrial) -> list[float]:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
             return [trial.value] * len(trial.user_attrs["seeds"])

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from types import ModuleType
@@ -78,6 +78,9 @@ _UNUSED = ("start_api_server", "start_log_monitor", "start_monitor")
 
 log = logging.getLogger("takd")
 
+# What confirms arms, each with the name of its cell, whose search is complete; None: all, once and for all.
+Confirm = Callable[[Collection[tuple[str, str]] | None], Sequence[Proposal]]
+
 
 class PathSearcher(Searcher):
     """Turns the sampler's paths into stages that may train now; a path that waits holds no device.
@@ -86,8 +89,9 @@ class PathSearcher(Searcher):
     next: which worker starts, trains and goes is decided here, and not by Tune's reuse of actors, which takes away
     every worker that is starting where another has just become free.
 
-    `confirm` is called once when the search is over; what it returns is trained too. When all has ended, what `test`
-    has is measured on the test split, by the workers that are there.
+    `confirm` says what confirms the search, which is trained too: of some arms, each with the name of its cell, where
+    their search is complete and others' is not, so that no slot is idle meanwhile, and of all when the search is over.
+    When all has ended, what `test` has is measured on the test split, by the workers that are there.
     """
 
     def __init__(
@@ -97,7 +101,7 @@ class PathSearcher(Searcher):
         root: str,
         observers: Observers,
         stop: Stop,
-        confirm: Callable[[], Sequence[Proposal]] | None = None,
+        confirm: Confirm | None = None,
         code: Code = NO_CODE,
         test: Measuring | None = None,
     ) -> None:
@@ -118,6 +122,9 @@ class PathSearcher(Searcher):
         self.failed_starts = 0  # workers in a row that died before they had started
         self.widths: dict[str, int] = {}  # lanes that go fastest, by shape, as workers measured
         self.over = False  # nothing is left to train
+        cells = [cell.name for cell in search.space.cells]
+        self.places = {(cell, arm.name) for cell in cells for arm in search.space.all_arms}  # of whose search is left
+        self.confirming: set[int] = set()  # the numbers of the proposals that confirm, so far
         for arm, configuration, accuracies in search.finished():
             graph.note(arm, configuration, accuracies)
         for proposal in (*search.reclaim(), *search.incomplete(self.artifacts.keys())):
@@ -187,7 +194,7 @@ class PathSearcher(Searcher):
         while self._wants_more(group := next(self.graph.groups(), None)) and (proposal := self._ask()):
             self.graph.add(proposal)
             self._close_finished()
-        if not self.graph.open and self.confirm and not self.search.remaining:
+        if self.confirm and not self.search.remaining:
             self._start_confirming(self.confirm)
         training = any(worker.batch for worker in self.workers.living.values())  # also what no open path needs
         left = group is not None or training or self.graph.open or self.confirm or self.search.remaining
@@ -195,12 +202,25 @@ class PathSearcher(Searcher):
             self.test.begin(self.workers.most(self._need("student")))
         self.over = not left and not (self.test and self.test.left)
 
-    def _start_confirming(self, confirm: Callable[[], Sequence[Proposal]]) -> None:
-        """The search is over: what it chose is trained from fresh seeds."""
-        self.confirm = None
+    def _start_confirming(self, confirm: Confirm) -> None:
+        """What the search chose is trained from fresh seeds, of each arm as soon as nothing is left of its search.
+
+        Where it is fixed who trains with whom, that follows from the order of all proposals: then of all at once.
+        """
+        searched = {(each.cell, each.arm) for each in self.graph.open.values() if each.phase == "search"}
+        if not searched:
+            self.confirm = None
+            self._add_confirming(lambda: confirm(None))
+        elif self.search.space.fixed_lanes is None and (ended := self.places - searched):
+            self.places -= ended
+            self._add_confirming(lambda: confirm(ended))
+
+    def _add_confirming(self, find: Callable[[], Sequence[Proposal]]) -> None:
         with self._room_needed():
-            for proposal in confirm():
-                self.graph.add(proposal)
+            for proposal in find():
+                if proposal.number not in self.confirming:
+                    self.confirming.add(proposal.number)
+                    self.graph.add(proposal)
         self._close_finished()
 
     def _wants_more(self, group: Group | None) -> bool:

@@ -18,12 +18,13 @@ from takd.analysis.tables import best_configurations
 from takd.search_spaces import InputError
 from takd.search_spaces import Path as StagePath
 from takd.search_spaces.stage import BINS, FRESH_SEED
-from takd.study.confirm import keep
+from takd.study.confirm import best_so_far, keep
 from takd.study.folder import PREDICTIONS, study_folder
 from takd.study.results import read_test
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.optimization import open_search
 from takd.study.study import open_study
+from takd.study.tracking.events import EVENTS
 from takd.trainables.datasets.dataset import load
 from takd.trainables.measuring import measure_logits, measure_on_test, predict_stages
 from takd.trainables.models.families import build
@@ -49,6 +50,22 @@ def test_each_arms_best_configuration_is_trained_from_fresh_seeds_the_same_for_e
     assert seeds == {tuple(range(FRESH_SEED, FRESH_SEED + 3))}
     assert set(students["status"]) == {"done"}
     assert set(rows(confirmed, "search")["seed"]) & set(students["seed"]) == set()
+
+
+def test_an_arm_whose_search_is_complete_is_confirmed_while_others_are_searched(confirmed):
+    confirming = set(rows(confirmed).query("role == 'student'")["stage_key"])
+    events = [json.loads(line) for line in (confirmed.folder.local / EVENTS).read_text().splitlines()]
+    running = [each for each in events if (each["role"], each["state"]) == ("student", "running")]
+    confirms = [each["stage_key"] in confirming for each in running]
+    assert confirms != sorted(confirms)
+
+
+def test_what_an_arm_is_confirmed_by_early_is_what_the_tables_choose(confirmed):
+    search, best = open_search(confirmed.folder), best_configurations(rows(confirmed, "search"))
+    for arm, name in best.items():
+        assert best_so_far(search, {("", arm)}) == [name]
+    assert sorted(best_so_far(search, {("", arm) for arm in best})) == sorted(best.values())
+    assert best_so_far(search, {("", "no arm")}) == []
 
 
 def test_only_confirmed_students_and_those_who_taught_them_have_test_numbers(confirmed):
