@@ -106,9 +106,12 @@ def _workers(trials: pd.DataFrame) -> list[str]:
     spans = (workers["ended"] - workers["began"]).dt.total_seconds()
     parts = (100 * workers["busy"] / spans.clip(lower=1e-9)).clip(upper=100)
     counts = stages.groupby(["host", "process"]).size()
+    some_stages = f"{_range(counts)} {'stage' if counts.max() == 1 else 'stages'}"
+    busy = _range(parts.round().astype(int))
     return [
-        f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'} trained {_range(counts)} stages each, "
-        f"{_range(parts.round().astype(int))} % of the time from its first to its last"
+        f"1 worker trained {some_stages}, {busy} % of the time from its first to its last"
+        if len(workers) == 1
+        else f"{len(workers)} workers trained {some_stages} each, {busy} % of the time from its first to its last"
     ]
 
 

@@ -83,10 +83,14 @@ def spread_between(arm: Measured, reference: Measured) -> Spread:
 @remembered
 def measured(trials: pd.DataFrame) -> Mapping[str, Measured]:
     """By arm, in the paper's order, of the trials of one study, or of one cell of its factors."""
-    chosen = chosen_students(trials)
-    if "replicate" not in chosen:  # a table of an older version
-        chosen = chosen.assign(replicate=np.nan)
-    unit = chosen["replicate"].where(chosen["replicate"].notna(), chosen["path_seed"]).astype(int)
-    rows = chosen.set_index([unit.rename("unit"), "path_seed"]).sort_index()
+    rows = by_unit(chosen_students(trials))
     arms = sorted(rows["arm"].unique(), key=lambda arm: arm_order(trials, arm))
     return {arm: Measured(arm, rows[rows["arm"] == arm]) for arm in arms}
+
+
+def by_unit(students: pd.DataFrame) -> pd.DataFrame:
+    """Rows of students as `Measured` has them."""
+    if "replicate" not in students:  # a table of an older version
+        students = students.assign(replicate=np.nan)
+    unit = students["replicate"].where(students["replicate"].notna(), students["path_seed"]).astype(int)
+    return students.set_index([unit.rename("unit"), "path_seed"]).sort_index()

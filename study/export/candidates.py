@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
 
+from takd.analysis.evidence.measured import Measured, by_unit
 from takd.analysis.metrics import COLUMNS, Column, column_of
 from takd.analysis.tables import confirmed, metric_of, students
 from takd.analysis.teachers import teacher_warnings
@@ -29,14 +31,24 @@ class Candidate:
     row: Mapping[Any, Any]  # of results/trials.parquet
     metric: Metric
     phase: str  # whose students these are: confirm, fresh ones of what was chosen, else search
-    by_seed: Sequence[float]  # on validation: it chooses
-    on_test: Sequence[float]  # of the same students: it reports; empty of the search's
+    reached: Measured  # all its students: `chosen_by` has the metric on validation
+    tested_as: str  # the column of the metric on test, which reports; empty of the search's
     trials: pd.DataFrame = field(compare=False, repr=False)
     students: pd.DataFrame = field(compare=False, repr=False)  # this one alone, of those
 
     @property
+    def by_seed(self) -> list[float]:
+        """On validation: it chooses."""
+        return list(map(float, self.reached.rows["chosen_by"]))
+
+    @property
     def mean(self) -> float:
-        return sum(self.by_seed) / len(self.by_seed)
+        return fmean(self.by_seed)
+
+    @property
+    def on_test(self) -> list[float]:
+        """Of the same students."""
+        return list(map(float, self.reached.rows[self.tested_as])) if self.tested_as else []
 
     @property
     def warnings(self) -> list[str]:
@@ -83,9 +95,10 @@ def find_candidates(
     found = []
     for _, group in rows.groupby("configuration"):
         best = group.sort_values(["chosen_by", "seed"], ascending=[not metric.higher, True]).iloc[0]
-        by_seed, on_test = group["chosen_by"].tolist(), group[kind.confirmed].tolist() if fresh else []
-        phase, itself = "confirm" if fresh else "search", group.loc[[best.name]]
-        found.append(Candidate(best.to_dict(), metric, phase, by_seed, on_test, trials, itself))
+        reached = Measured(str(best["arm"]), by_unit(group))
+        phase, tested_as = ("confirm", kind.confirmed) if fresh else ("search", "")
+        itself = group.loc[[best.name]]
+        found.append(Candidate(best.to_dict(), metric, phase, reached, tested_as, trials, itself))
     return sorted(found, key=lambda each: -each.mean if metric.higher else each.mean)
 
 

@@ -4,18 +4,20 @@ import html
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from textwrap import fill
 from typing import Any
 
 import numpy as np
 import torch
-from pandas import isna
+from pandas import Series, isna
 from torch import Tensor
 
+from takd.analysis.arms import accuracy_interval
 from takd.analysis.evidence.statistics import (
     Estimate,
     Interval,
@@ -24,11 +26,12 @@ from takd.analysis.evidence.statistics import (
     mean_interval,
     spread_of_paths,
 )
+from takd.analysis.tables import unit_of
 from takd.search_spaces import Stage, some
 from takd.search_spaces.methods import reuses_head
-from takd.search_spaces.metrics import Metric
+from takd.search_spaces.metrics import ACCURACY, Metric
 from takd.search_spaces.stage import BINS
-from takd.study.export.candidates import Student
+from takd.study.export.candidates import Candidate, Student
 from takd.study.export.exported import CARD, CHECKSUMS, FORMAT, INT8, ONNX, PT2, SOURCE, WEIGHTS
 from takd.study.export.onnx_file import INPUT, LATENCY_THREADS, LOGITS, PROBABILITIES
 from takd.trainables.binary import binary_metrics
@@ -85,9 +88,10 @@ def model_card(
             "split": "validation",
             "phase": candidate.phase,
             "mean": candidate.mean,
-            **_interval(_estimate(candidate.by_seed, candidate.metric)),
+            **_interval(_estimate(candidate.reached.by_unit("chosen_by"), candidate.metric)),
             "students": len(candidate.by_seed),
-            "on_test": _mean_and_interval(candidate.on_test, candidate.metric),
+            "paths": candidate.reached.units if unit_of(candidate.trials) == "path" else None,
+            "on_test": _on_test(candidate),
         },
         "path": _stages(student, logits, labels),
         "warnings": list(candidate.warnings),
@@ -117,12 +121,19 @@ def _interval(estimate: Any) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in found.items()}
 
 
-def _mean_and_interval(values: Sequence[float], metric: Metric) -> dict[str, float | None] | None:
-    return {"mean": sum(values) / len(values), **_interval(_estimate(values, metric))} if len(values) else None
+def _on_test(candidate: Candidate) -> dict[str, float | None] | None:
+    """As the table of arms has it."""
+    if not candidate.tested_as:
+        return None
+    reached, metric = candidate.reached, candidate.metric
+    by_unit = reached.by_unit(candidate.tested_as)
+    estimate = accuracy_interval(reached) if metric == ACCURACY else _estimate(by_unit, metric)
+    return {"mean": fmean(candidate.on_test), **_interval(estimate)}
 
 
-def _estimate(values: Sequence[float], metric: Metric) -> Estimate | Interval:
-    """Fractions lie in [0, 1]."""
+def _estimate(by_unit: "Series[float]", metric: Metric) -> Estimate | Interval:
+    """From the mean of each unit, a path or a student. Fractions lie in [0, 1]."""
+    values = by_unit.to_numpy()
     return mean_interval(values) if not metric.fraction else bounded_interval(spread_of_paths(values))
 
 
@@ -371,23 +382,30 @@ def _quality(card: Mapping[str, Any]) -> Iterator[str]:
     yield _paragraph(
         f"It was chosen on validation images: by each configuration's mean {by} there, over its {whose}.",
         f"That of `{card['configuration']}` is {_read(chosen['mean'], chosen)}",
-        f"over {_count(chosen['students'], 'seed')}",
-        f"{_seeds_interval(chosen, chosen)}. Of these students it is the best on validation,",
+        f"over {_students(chosen)}",
+        f"{_interval_over(chosen, chosen)}. Of these students it is the best on validation,",
         f"{100 * card['metrics']['validation']['accuracy']:.2f} %. No test image chose anything.",
     )
     if tested := chosen["on_test"]:
         yield ""
         yield _paragraph(
             f"On the test split the mean {by} of the same students is {_read(tested['mean'], chosen)}",
-            f"{_seeds_interval(tested, chosen)}.",
+            f"{_interval_over(tested, chosen)}.",
         )
 
 
-def _seeds_interval(about: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+def _students(chosen: Mapping[str, Any]) -> str:
+    """An older card says nothing of paths."""
+    paths = chosen.get("paths")
+    return _count(chosen["students"], "seed") + (f" on {_count(paths, 'path')}" if paths else "")
+
+
+def _interval_over(about: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
     if about["low"] is None:
         return ""
     low, high = (_read(about[end], chosen) for end in ("low", "high"))
-    return f"(95 % interval over seeds {low.removesuffix(' %')} to {high})"
+    units = "paths" if chosen.get("paths") else "seeds"
+    return f"(95 % interval over {units} {low.removesuffix(' %')} to {high})"
 
 
 def _read(value: float, chosen: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from torch import Tensor, nn
 
+from takd.analysis.arms import arms_table
 from takd.analysis.metrics import COLUMNS
 from takd.analysis.tables import confirmed as confirmed_rows
 from takd.analysis.tables import students
@@ -32,7 +33,16 @@ from takd.search_spaces import InputError, key_of
 from takd.study.export.candidates import Candidate, find_candidates
 from takd.study.export.export import Wanted, check_same, export_best
 from takd.study.export.exported import checksums, given
-from takd.study.export.model_card import _learned, _trained_on, _uses_labels, as_text, card_text
+from takd.study.export.model_card import (
+    _interval_over,
+    _learned,
+    _on_test,
+    _students,
+    _trained_on,
+    _uses_labels,
+    as_text,
+    card_text,
+)
 from takd.study.export.onnx_file import LOGITS, OnnxModel, onnx_file, quantized
 from takd.study.export.torch_files import load_file, pt2_file, pt2_model, traced, weights_file
 from takd.study.folder import study_folder
@@ -362,6 +372,21 @@ def test_validation_of_fresh_students_chooses_and_test_reports(confirmed, out):
     assert card["stage_key"] == group.sort_values("val_accuracy").iloc[-1]["stage_key"]
     assert "No test image chose anything." in text
     assert f"of the same students is {100 * chosen['on_test']['mean']:.2f} %" in text
+
+
+def test_students_of_one_path_count_once_in_the_intervals_of_the_card(confirmed):
+    """As in the table of arms: five paths of three students are five numbers, not fifteen."""
+    trials = open_study("tiny", confirmed.folder.root).trials
+    fresh = trials["phase"] == "confirm"
+    path = (trials["path_seed"] % 2).where(fresh)
+    trials = trials.assign(replicate=path, redrawn=np.where(fresh, "teacher", None))
+    table = arms_table(trials).set_index("arm")
+    for candidate in candidates(confirmed, trials):
+        row, tested = table.loc[candidate.row["arm"]], _on_test(candidate)
+        assert [100 * tested[end] for end in ("low", "high")] == pytest.approx([row["low"], row["high"]])
+        chosen = {"students": 3, "paths": candidate.reached.units, "fraction": True, "metric": "accuracy"}
+        assert _students(chosen) == "3 seeds on 2 paths"
+        assert "interval over paths" in _interval_over(tested, chosen)
 
 
 def test_no_test_number_changes_who_is_chosen(confirmed):
