@@ -12,6 +12,7 @@ from conftest import Study, make_stage, run, tiny_space
 
 from takd.analysis.arms import accuracy_table, arms_table, comparisons
 from takd.analysis.cost import networks_of, on_front
+from takd.analysis.evidence.measured import Measured
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.finding import finding
 from takd.analysis.gap import front_table, students_front
@@ -150,7 +151,8 @@ def test_on_the_front_is_who_no_other_beats_at_a_lower_cost():
 def candidate(model: str, mean: float, parameters: int, metric: str = "auc") -> Candidate:
     row = {"model": model, "parameters": parameters, "flops_per_image": 2 * parameters, "arm": "kd"}
     row |= {"configuration": f"kd student.model={model}"}
-    return Candidate(row, METRICS[metric], "confirm", [mean], [mean], pd.DataFrame(), pd.DataFrame())
+    reached = Measured("kd", pd.DataFrame({"chosen_by": [mean], "test": [mean]}))
+    return Candidate(row, METRICS[metric], "confirm", reached, "test", pd.DataFrame(), pd.DataFrame())
 
 
 MILLISECONDS = {"mlp-4": 0.3, "mlp-8": 0.2, "mlp-16": 0.4, "mlp-32": 0.5}
