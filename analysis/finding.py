@@ -10,6 +10,7 @@ from takd.analysis.arms import arms_table, comparisons, mean_text, to_ship, valu
 from takd.analysis.cost import pareto_front
 from takd.analysis.effects import effects_in_words, factor_word, values_of_cell
 from takd.analysis.evidence.certainty import choice_table, what_would_help
+from takd.analysis.evidence.ends import at_ends
 from takd.analysis.evidence.sizes import best_sizes, sized_arms
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
@@ -48,6 +49,7 @@ def finding(trials: pd.DataFrame) -> list[str]:
         found = [*_by_cell(compared, table), *effects_in_words(trials)]
     else:
         found = [*_best_by_metric(table), _best(trials, table), _assistant(table, compared), _price(trials, table)]
+    found += at_ends(trials)
     return [*found, *_failed(trials), *_changed(trials), *teacher_warnings(trials), *not_judged(trials)]
 
 

@@ -14,6 +14,7 @@ from takd.analysis.evidence.certainty import (
     what_would_help,
     won_table,
 )
+from takd.analysis.evidence.ends import at_ends
 from takd.analysis.evidence.measured import measured
 from takd.analysis.evidence.statistics import choose, difference, spread_of_images, spread_of_paths
 from takd.analysis.finding import QUESTIONS, answers, finding
@@ -280,3 +281,41 @@ def test_images_that_an_arm_won_and_lost_are_counted_and_named():
     won = won_table(trials, predictions)
     gained = right.mean(axis=0) - other.mean(axis=0)
     assert won["image"].iloc[0] == f"number {int(np.argmax(gained))}"
+
+
+def tried(weights: str, accuracies: list[float], arm: str = "dkd", cell: str = "") -> pd.DataFrame:
+    """The search of an arm, a configuration of four students a value of its weight."""
+    frames = []
+    for trial, (value, mean) in enumerate(zip(weights.split(), accuracies, strict=True)):
+        name = f"{arm} {cell} dkd.weight={value} lambda=0" if cell else f"{arm} dkd.weight={value} lambda=0"
+        rows = [
+            _row("one", "search", trial, name, arm, seed, ["mlp-1200"], "mlp-8", mean + seed / 1e4) for seed in range(4)
+        ]
+        frames.append(pd.DataFrame(rows).assign(stage_key=[f"{arm}{cell}{trial}{seed}" for seed in range(4)]))
+    return pd.concat(frames, ignore_index=True).assign(cell=cell)
+
+
+def test_a_choice_at_the_end_of_what_was_searched_is_said():
+    lowest = tried("0.3 1 3", [0.9, 0.8, 0.7])
+    [sentence] = at_ends(lowest)
+    assert sentence.endswith("a better value may lie beyond: dkd.weight=0.3, the lowest that dkd tried.")
+    assert sentence in finding(lowest)
+    both = pd.concat([lowest, tried("0.3 1 3", [0.7, 0.8, 0.9], "dkd:mlp-16")])
+    assert at_ends(both)[0].endswith(
+        "dkd.weight=0.3, the lowest that dkd tried; dkd.weight=3, the highest that dkd:mlp-16 tried."
+    )
+    assert at_ends(tried("0.3 1 3", [0.8, 0.9, 0.7])) == []
+
+
+def test_of_two_values_each_is_an_end_and_of_equals_the_lowest_is_a_rule():
+    assert at_ends(tried("0.3 1", [0.9, 0.8])) == []
+    assert at_ends(tried("1 2 4", [0.89999, 0.9, 0.7])) == []  # the lowest was chosen of two that are as good
+    nothing_beyond = tried("0.3 1 3", [0.9, 0.8, 0.7])
+    renamed = nothing_beyond["configuration"].str.replace("dkd.weight=0.3", "temperature=1")
+    renamed = renamed.str.replace("dkd.weight", "temperature")
+    assert at_ends(nothing_beyond.assign(configuration=renamed)) == []
+
+
+def test_the_value_of_a_factor_is_no_choice():
+    cells = [tried("0.3 1 3", [0.8, 0.9, 0.7], cell=f"examples={size}") for size in (100, 200, 300)]
+    assert at_ends(pd.concat(cells)) == []
