@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import make_stage
@@ -22,6 +23,7 @@ from takd.trainables.datasets.dataset import Dataset, load, load_for, taught_on
 from takd.trainables.datasets.own_images import Wishes
 from takd.trainables.datasets.splits import EncodedSplit, rows_of, some_of
 from takd.trainables.store.artifacts import ArtifactStore
+from takd.trainables.store.derived import write_whole
 from takd.trainables.training import streaming
 from takd.trainables.training.loop import StageTraining, train
 from takd.trainables.training.streaming import Stream
@@ -67,6 +69,14 @@ def both(entries: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> tuple[D
 
 def converted(folder: Path, **wishes: Any) -> Dataset:
     return import_files(OWN, folder, None, None, download=False, wishes=Wishes(**{"size": (16, 16)} | wishes))
+
+
+def test_a_split_may_have_more_than_two_gigabytes_of_pixels():
+    images, pixels = 2**31 // (3 * 512 * 512) + 1, 3 * 512 * 512
+    column = pa.FixedSizeListArray.from_arrays(pa.array(splits._zeros(images * pixels)), pixels)
+    sink = pa.MockOutputStream()
+    write_whole(sink, pa.table({"image": column}))
+    assert sink.size() > images * pixels > 2**31
 
 
 def test_it_is_the_same_data_set_image_by_image_as_the_one_of_pixels(both):

@@ -25,6 +25,7 @@ from takd.search_spaces import InputError
 from takd.trainables.datasets.decoding import decoded
 from takd.trainables.datasets.reading import Reading
 from takd.trainables.datasets.sources import Bytes, Indices, RawSplit
+from takd.trainables.store.derived import write_whole
 from takd.trainables.store.storage import write_synced
 
 # What reading a damaged file raises: ValueError stands for Arrow's and JSON's errors too.
@@ -235,8 +236,8 @@ class SplitFile:
         images = pa.FixedSizeListArray.from_arrays(pa.array(room), pixels)
         columns = {name: pa.array(values[rows]) for name, values in raw.columns.items()}
         table = pa.table({"image": images, "label": pa.array(self.labels, pa.int64()), **columns})
-        with path.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=len(table))
+        with path.open("wb") as sink:
+            write_whole(sink, table)
         mapped = _map(path)
         [batch] = _batches(mapped)
         _, begin = _extent(batch.column("image").values, mapped)

@@ -133,10 +133,15 @@ def _folder(key: str) -> str:
 def _arrow(values: Array) -> bytes:
     """Arrow IPC of one column: a fixed-size list of float32, or float16, for each row."""
     kind = np.float16 if values.dtype == np.float16 else np.float32
-    rows, width = len(values), math.prod(values.shape[1:])
+    width = math.prod(values.shape[1:])
     column = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(kind, copy=False).reshape(-1)), width)
     table = pa.table({"values": column})
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=rows)
+    write_whole(sink, table)
     return sink.getvalue().to_pybytes()
+
+
+def write_whole(sink: Any, table: pa.Table) -> None:
+    """Arrow IPC of one record batch, so that each column lies in one piece, of more than 2^31 values too."""
+    with pa.ipc.new_file(sink, table.schema, options=pa.ipc.IpcWriteOptions(allow_64bit=True)) as writer:
+        writer.write_table(table, max_chunksize=len(table))
