@@ -183,7 +183,7 @@ def test_a_step_never_has_more_images_than_a_few_batches(both, monkeypatch):
     monkeypatch.setattr(
         splits, "decoded", lambda some, *given, **named: (pieces.append(len(some)), decoded(some, *given, **named))[1]
     )
-    monkeypatch.setattr("takd.trainables.training.inputs.EVALUATION_BATCH", 9)
+    monkeypatch.setattr("takd.trainables.training.inputs.EVALUATION_BATCH", {True: 9})
     stage = make_stage("mlp-4", role="teacher", dataset=both[1].fingerprint, examples=None, epochs=1, batch_size=8)
     training = StageTraining([stage], both[1], [[]])
     training.run_epoch()

@@ -350,7 +350,9 @@ def test_a_last_batch_of_one_joins_the_one_before_where_batches_are_normalised(d
 
 
 def test_large_images_are_evaluated_a_few_at_a_time():
-    assert [evaluation_batch(shape) for shape in ((1, 28, 28), (3, 32, 32), (3, 224, 224))] == [1000, 1000, 49]
+    shapes = (1, 28, 28), (3, 32, 32), (3, 96, 96), (3, 224, 224), (3, 1000, 1000)
+    assert [evaluation_batch(shape) for shape in shapes] == [128, 128, 21, 4, 1]
+    assert [evaluation_batch(shape, fully_connected=True) for shape in shapes] == [1000, 1000, 271, 49, 2]
 
 
 def test_finished_weights_carry_the_pixels_they_expect(data, pretrained):

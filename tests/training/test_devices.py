@@ -160,7 +160,7 @@ def test_a_worker_counts_on_its_share_and_on_no_more_than_there_is(share, free, 
 
 
 def test_evaluation_takes_as_many_images_as_the_device_has_room_for():
-    assert evaluation_batch((3, 224, 224)) == 49
+    assert evaluation_batch((3, 224, 224)) == 4
     assert evaluation_batch((3, 224, 224), room=40e9) == 398
     assert evaluation_batch((3, 32, 32), room=40e9) == 4000
     assert evaluation_batch((3, 224, 224), room=0) == 1

@@ -260,4 +260,4 @@ def embeddings(model: LaneModel, spec: str, dataset: Dataset, images: Pixels) ->
             model(batch)
             return by_lane(found.pop(), model.stacked)[0]
 
-        return of_all(images, embed, dim=0).cpu()
+        return of_all(images, embed, dim=0, fully_connected=model.stacked).cpu()

@@ -23,8 +23,10 @@ from takd.trainables.training.mixing import Mix, mix
 from takd.trainables.training.streaming import Index, Stream
 from takd.trainables.training.views import View, view
 
-EVALUATION_BATCH = 1000  # images, and fewer where they are large:
-EVALUATION_PIXELS = 2_500_000  # with 50 of 224x224 a resnet50 takes 1 GB
+# Images that go through a model at once where none trains, and of how many pixels, by whether it is fully connected.
+# Else its layers leave maps: larger tensors than these would be given back to the system one by one, and new pages
+# be zeroed for the next, which on two cores took as long as all that is computed (`benchmarks/evaluation.py`).
+EVALUATION_BATCH, EVALUATION_PIXELS = {True: 1000, False: 128}, {True: 2_500_000, False: 4 * 224 * 224}
 EVALUATION_BATCH_ON_GPU, BYTES_PER_PIXEL = 4000, 1000  # the first layers of a vgg16 take 800 bytes a pixel
 
 
@@ -285,14 +287,14 @@ def in_batches(order: Tensor, size: int, smallest: int) -> list[Tensor]:
     return batches
 
 
-def evaluation_batch(image_shape: Sequence[int], room: float | None = None) -> int:
+def evaluation_batch(image_shape: Sequence[int], room: float | None = None, fully_connected: bool = False) -> int:
     """How many images (channels, height, width) go through a model at once where none trains.
 
     On a GPU that has room for so many bytes as many more as half of it holds.
     """
     pixels = math.prod(image_shape[1:])
     if room is None:
-        return max(1, min(EVALUATION_BATCH, EVALUATION_PIXELS // pixels))
+        return max(1, min(EVALUATION_BATCH[fully_connected], EVALUATION_PIXELS[fully_connected] // pixels))
     return max(1, min(EVALUATION_BATCH_ON_GPU, int(room / 2 / BYTES_PER_PIXEL) // pixels))
 
 
@@ -300,7 +302,7 @@ def evaluation_batch(image_shape: Sequence[int], room: float | None = None) -> i
 def predict(model: LaneModel | Tail, pixels: Pixels | Rows | Tensor) -> Tensor:
     """Logits `[lanes, classes, n]`, float32 whatever precision the training steps have: an export computes the same."""
     model.eval()
-    return of_all(pixels, model, dim=2)
+    return of_all(pixels, model, dim=2, fully_connected=isinstance(model, LaneModel) and model.stacked)
 
 
 @torch.no_grad()
@@ -322,15 +324,17 @@ def _features(module: nn.Module, head: Head, images: Pixels, precision: Abstract
         hook.remove()
 
 
-def of_all(images: Pixels | Rows | Tensor, compute: Callable[[Tensor], Tensor], dim: int) -> Tensor:
+def of_all(
+    images: Pixels | Rows | Tensor, compute: Callable[[Tensor], Tensor], dim: int, fully_connected: bool = False
+) -> Tensor:
     """What is computed of all images, in float32 proper, a batch at a time: `n` in dimension `dim`.
 
     Each batch goes to its place at once, so that no part is in memory twice. Where the device has no room for a batch,
-    it is halved.
+    it is halved. `fully_connected`: what computes has no maps.
     """
     first = images[slice(0, 1)]
     shape = images.image_shape if isinstance(images, Rows) else first.shape[1:]
-    size = evaluation_batch(shape, room_on(first.device) if first.device.type == "cuda" else None)
+    size = evaluation_batch(shape, room_on(first.device) if first.device.type == "cuda" else None, fully_connected)
     found: Tensor | None = None
     start = 0
     _expect(images, start, size)
