@@ -231,7 +231,8 @@ class PathSearcher(Searcher):
         unknown = 1 if free else WIDEST
         width = self._width(group, unknown) if group else max(self.widths.values(), default=unknown)
         slots = self.workers.most(self._need("student"))
-        return len(self.graph.open) < max(2 * slots, slots * width // self.search.space.seeds)
+        kinds = 1 if free else len(self.search.space.all_arms)  # of students, which train with none of another kind
+        return len(self.graph.open) < max(2 * slots, kinds * slots * width // self.search.space.seeds)
 
     def _width(self, group: Group, unknown: int = WIDEST) -> int:
         if group.work == "derive" or self._need(group.role).ranks > 1:
@@ -266,18 +267,20 @@ class PathSearcher(Searcher):
         return -(-self.graph.ready(group) // _small(self._width(group, unknown=1)))
 
     def _batch_size(self, group: Group) -> int:
-        """A fair share of what is ready for each worker that could take some, so that the last ones end together.
+        """A fair share of all that is ready for each worker that could take some, so that the last ones end together.
 
-        Workers that are not there yet, or train, leave no share small: lanes are worth more than an early end.
+        Where other groups have enough for the other workers one takes all of this: lanes are worth more than an early
+        end. So neither workers that are not there yet leave a share small, nor those that train.
         """
-        need, ready = self._need(group.role), self.graph.ready(group)
+        need, width = self._need(group.role), self._width(group)
         if group.chunk is not None:
-            return min(ready, self._width(group))
+            return min(self.graph.ready(group), width)
+        ready = sum(self.graph.ready(each) for each in self.graph.groups() if self._need(each.role) == need)
         if (idle := self.workers.idle(need)) > 1:
             least = -(-ready // idle)
         else:
             least = max(_small(self._width(group, unknown=1)), -(-ready // self.workers.most(need)))
-        return min(least, self._width(group))
+        return min(least, width)
 
     def report(self, trial_id: str, result: dict[str, Any]) -> bool:
         """A worker reports; it is given stages where it has none. Returns whether it goes."""

@@ -192,7 +192,7 @@ def searcher(ray_slots: int, tmp_path: Path) -> PathSearcher:
 
 def searcher_of(tmp_path: Path, find: Find | None = None, **changes: Any) -> PathSearcher:
     folder = study_folder(str(tmp_path), "tiny")
-    space = tiny_space(lanes=1, resources={"teacher": {"cpu": 2}}, sampler="random", **changes)
+    space = tiny_space(**{"lanes": 1, "resources": {"teacher": {"cpu": 2}}, "sampler": "random"} | changes)
     dataset, _ = check_space(space, "space tiny")
     folder.prepare()
     graph = StageGraph(find or folder.artifacts)
@@ -257,6 +257,14 @@ def test_four_slots_have_four_workers_that_train_a_quarter_each(ray_slots, tmp_p
         for name in [name for name, worker in searcher.workers.living.items() if worker.batch]:
             ends(searcher, name)
     assert [len(roles(actor)) for actor in actors.values()] == [5] * 4
+
+
+@pytest.mark.parametrize(("arms", "together"), [(["labels", "label_smoothing"], [8, 4]), (["labels"], [4, 2])])
+def test_a_group_is_divided_only_where_other_workers_would_have_nothing(ray_slots, tmp_path, arms, together):
+    """The second worker takes half of what is left: the other half is for the first, should it end before."""
+    searcher = searcher_of(tmp_path, arms=arms, trials=len(arms), coverage=1, seeds=8, lanes=8)
+    searcher.workers.nodes = {"a": Need(2, 0)}
+    assert [len(roles(started(searcher, name, "a"))) for name in "12"] == together
 
 
 def test_a_path_that_waits_holds_no_cpu(ray_slots, tmp_path):
