@@ -106,6 +106,7 @@ def drive(folder: StudyFolder, search: Search, slots: int, clock: Clock) -> None
     searcher = PathSearcher(search, graph, folder.root, Observers([]), Stop())
     searcher.workers.nodes = {"here": Need(slots, 0)}
     searcher.looked = float("inf")  # not at Ray's own nodes
+    searcher.shared_root.seen.add("here")
     nothing: dict[str, Any] = {"stages": [], "width": None, "idle": True}
     row: deque[tuple[str, dict[str, Any]]] = deque()
     names, ended, last = (str(number) for number in range(10**9)), 0, time.perf_counter()
