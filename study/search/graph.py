@@ -186,6 +186,7 @@ class StageGraph:
         self._ready: dict[str, dict[Group, list[Node]]] = {role: {} for role in ROLES}  # by `Node.order`
         self.nodes: dict[str, Node] = {}
         self.open: dict[int, Proposal] = {}
+        self._touched: set[int] = set()  # proposals that came, or a stage of which ended, since these were looked at
         self._values: dict[tuple[str, str], list[float]] = {}  # of the metric, by arm and configuration
         self._downstream: dict[str, list[str]] = {}
         self._below_there: set[str] = set()  # what layers that stand still give, by key
@@ -194,6 +195,7 @@ class StageGraph:
 
     def add(self, proposal: Proposal) -> None:
         self.open[proposal.number] = proposal
+        self._touched.add(proposal.number)
         for path in proposal.paths:
             for stage in path.stages:
                 node = self.nodes.get(stage.key) or self._new_node(stage, proposal, path)
@@ -399,6 +401,8 @@ class StageGraph:
         counts[node.shown] += 1
         if state == "ready":
             self._enqueue(node)
+        elif state in ENDED:
+            self._touched |= node.uses
 
     def _enqueue(self, node: Node) -> None:
         group = self._group(node)
@@ -501,7 +505,11 @@ class StageGraph:
 
     def close_finished(self) -> list[Proposal]:
         """Takes out the proposals all of whose students have ended."""
-        finished = [each for each in self.open.values() if all(node.state in ENDED for node in self.students(each))]
+        if not self._touched:
+            return []
+        touched = [each for number, each in self.open.items() if number in self._touched]
+        self._touched.clear()
+        finished = [each for each in touched if all(node.state in ENDED for node in self.students(each))]
         for proposal in finished:
             del self.open[proposal.number]
             if proposal.phase == "search":
