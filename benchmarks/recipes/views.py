@@ -1,14 +1,14 @@
 """What a view for each epoch costs beside 8 views that are used in turn, and a teacher in the loop beside both.
 
     .venv/bin/python benchmarks/recipes/views.py --images cifar10-images.tar.xz
-        [--a-class 5000] [--epochs 16] [--students 20]
+        [--a-class 5000] [--epochs 16] [--students 20] [--timed 3]
 
 `--images` is a tar of `train/CLASS/*` and `test/CLASS/*`, or a folder of these. A teacher is trained for one epoch, as
-its quality changes no time. Then `--students` of `--student` learn from it for `--epochs` epochs, in one process, from
-the store as workers have it: once with `views: 8`, once with `views: per-epoch`, each with the soft targets of its
-views derived before, once for all students. In the loop are two students by a plain loop with the teacher's forward
-pass in every step; their time is scaled to all of them. Where another program runs beside this one only ratios say
-something.
+its quality changes no time. Then `--timed` students of `--student` learn from it for `--epochs` epochs, in one process,
+from the store as workers have it, in turn with `views: 8`, with `views: per-epoch`, and by a plain loop with the
+teacher's forward pass in every step. The soft targets of the views are derived before, once for all students. A study
+has `--students` that cost the same: what it costs is the targets once and the mean student so many times. Where
+another program runs beside this one only ratios say something.
 """
 
 import argparse
@@ -17,8 +17,10 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +35,7 @@ from takd.trainables.models.stage_models import finished_module
 from takd.trainables.store.artifacts import ArtifactStore
 from takd.trainables.training.loop import StageTraining
 
-IN_THE_LOOP = 2  # students that are timed there
+VIEWS: tuple[int | str, ...] = (8, "per-epoch")
 ORIGIN = {"study": "views", "use": "0.0"}
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     parser.add_argument("--a-class", type=int, default=5000, help="training images of each class")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--students", type=int, default=20)
+    parser.add_argument("--timed", type=int, default=3, help="students of each kind that are trained and timed")
     parser.add_argument("--teacher", default="resnet-20")
     parser.add_argument("--student", default="resnet-8")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -55,26 +58,38 @@ def main() -> None:
         print(f"teacher {options.teacher}, {options.threads} threads")
         teacher = stage("teacher", options.teacher, dataset, 1, "per-epoch")
         run(teacher, ArtifactStore(str(work / "root")), options.threads)
-        totals = {}
-        for views in (8, "per-epoch"):
+        once, each = {}, defaultdict[int | str, list[float]](list)
+        stores, students = {}, {}
+        for views in VIEWS:
             shutil.copytree(work / "root", work / f"root-{views}")
-            store = ArtifactStore(str(work / f"root-{views}"))
-            students = [
+            stores[views] = ArtifactStore(str(work / f"root-{views}"))
+            students[views] = [
                 stage("student", options.student, dataset, options.epochs, views, (teacher,), seed)
-                for seed in range(options.students)
+                for seed in range(options.timed)
             ]
-            started = time.perf_counter()
-            derive(teacher, students[0].recipe.view_names, store, options.threads, ORIGIN)
-            derived = time.perf_counter() - started
-            for each in students:
-                run(each, store, options.threads)
-            totals[views] = time.perf_counter() - started
-            print(f"views {views!s:>9}: {totals[views]:7.1f} s, of which soft targets {derived:6.1f} s")
-        looped = in_the_loop(teacher, students[:IN_THE_LOOP], dataset, store) * options.students / IN_THE_LOOP
-        print(f"teacher in loop: {looped:7.1f} s ({IN_THE_LOOP} students, scaled)")
+            names = students[views][0].recipe.view_names
+            once[views] = seconds_of(derive, teacher, names, stores[views], options.threads, ORIGIN)
+        for number in range(options.timed):
+            for views in VIEWS:
+                each[views].append(seconds_of(run, students[views][number], stores[views], options.threads))
+            student = students["per-epoch"][number]
+            each["in the loop"].append(seconds_of(in_the_loop, teacher, student, dataset, stores["per-epoch"]))
+        totals = {kind: once.get(kind, 0.0) + options.students * fmean(found) for kind, found in each.items()}
+        for kind, found in each.items():
+            own = " ".join(f"{one:.1f}" for one in found)
+            print(
+                f"{kind!s:>11}: {totals[kind]:7.1f} s, of which soft targets {once.get(kind, 0.0):6.1f}; students {own}"
+            )
         print(
-            f"per-epoch costs {totals['per-epoch'] / totals[8]:.2f} x 8 views; in the loop {looped / totals[8]:.2f} x"
+            f"per-epoch costs {totals['per-epoch'] / totals[8]:.2f} x 8 views; "
+            f"in the loop {totals['in the loop'] / totals[8]:.2f} x"
         )
+
+
+def seconds_of(call: Callable[..., object], *arguments: object) -> float:
+    started = time.perf_counter()
+    call(*arguments)
+    return time.perf_counter() - started
 
 
 def converted(images: Path, a_class: int, work: Path) -> Dataset:
@@ -138,30 +153,27 @@ def run(one: Stage, store: ArtifactStore, threads: int) -> None:
     batch.publish()
 
 
-def in_the_loop(teacher: Stage, students: list[Stage], dataset: Dataset, store: ArtifactStore) -> float:
-    """Seconds of the students by a plain loop, on the same batches of the same images."""
+def in_the_loop(teacher: Stage, student: Stage, dataset: Dataset, store: ArtifactStore) -> None:
+    """A student's training by a plain loop, on the same batches of the same images."""
     guide = finished_module(teacher, dataset, weights_of(teacher, store)).eval()
     guide.to(memory_format=torch.channels_last)
-    started = time.perf_counter()
-    for student in students:
-        alone = student.model_copy(update={"upstream": (), "loss": None, "temperature": None, "lambda_": None})
-        training = StageTraining([alone], dataset, [[]])
-        inputs, model = training.inputs, training.taught.model.layers
-        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-        for epoch in range(student.recipe.epochs):
-            inputs.show(epoch)
-            model.train()
-            for batch in inputs.batches(epoch, 2):
-                images, labels = inputs.images[batch], inputs.labels[batch]
-                with torch.no_grad():
-                    target = (guide(images) / 4).softmax(1)
-                with inputs.precision():
-                    logits = model(images)
-                soft = F.kl_div((logits.float() / 4).log_softmax(1), target, reduction="batchmean")
-                optimizer.zero_grad()
-                (0.1 * F.cross_entropy(logits.float(), labels) + 0.9 * 16 * soft).backward()
-                optimizer.step()
-    return time.perf_counter() - started
+    alone = student.model_copy(update={"upstream": (), "loss": None, "temperature": None, "lambda_": None})
+    training = StageTraining([alone], dataset, [[]])
+    inputs, model = training.inputs, training.taught.model.layers
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for epoch in range(student.recipe.epochs):
+        inputs.show(epoch)
+        model.train()
+        for batch in inputs.batches(epoch, 2):
+            images, labels = inputs.images[batch], inputs.labels[batch]
+            with torch.no_grad():
+                target = (guide(images) / 4).softmax(1)
+            with inputs.precision():
+                logits = model(images)
+            soft = F.kl_div((logits.float() / 4).log_softmax(1), target, reduction="batchmean")
+            optimizer.zero_grad()
+            (0.1 * F.cross_entropy(logits.float(), labels) + 0.9 * 16 * soft).backward()
+            optimizer.step()
 
 
 if __name__ == "__main__":
