@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import student_costs
+from takd.analysis.evidence.chosen import chosen_students, scope, unit_of
 from takd.analysis.evidence.measured import Measured, measured, spread_between
 from takd.analysis.evidence.statistics import (
     Interval,
@@ -29,17 +30,14 @@ from takd.analysis.tables import (
     arm_order,
     blocks_of,
     by_cell,
-    chosen_students,
     confirmed,
     hyperparameters_of,
     metric_of,
     paper_name,
     remembered,
-    scope,
     smallest_effect,
     split_of,
     students,
-    unit_of,
 )
 from takd.analysis.teachers import accuracy_text, teaching, teaching_columns
 from takd.search_spaces.metrics import ACCURACY, Metric

@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 
 from takd.analysis.arms import paired_difference
+from takd.analysis.evidence.chosen import unit_of
 from takd.analysis.evidence.measured import Measured, measured
 from takd.analysis.evidence.statistics import ALPHA, CONFIDENCE, holm
-from takd.analysis.tables import by_cell, metric_of, split_of, unit_of
+from takd.analysis.tables import by_cell, metric_of, split_of
 
 FIRST = ("dataset", "student", "teacher", "assistants", "arms", "loss")  # of a space, what says most about numbers
 BESIDE = (

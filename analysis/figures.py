@@ -19,7 +19,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from takd.analysis.arms import REFERENCES, arms_table, comparisons
 from takd.analysis.cost import pareto_front
-from takd.analysis.evidence.sizes import by_size, sized_arms
+from takd.analysis.evidence.chosen import chosen_students, unit_of
+from takd.analysis.evidence.sizes import by_size
 from takd.analysis.evidence.statistics import (
     ALPHA,
     Estimate,
@@ -36,16 +37,15 @@ from takd.analysis.tables import (
     arm_order,
     assistants_of,
     by_lambda,
-    chosen_students,
     confirmed,
     images_text,
     is_another_method,
     metric_of,
     of_assistant,
     remembering,
+    sized_arms,
     split_of,
     students,
-    unit_of,
 )
 from takd.search_spaces.arms import ANY_SIZE
 from takd.search_spaces.metrics import ACCURACY, Metric

@@ -10,8 +10,9 @@ from takd.analysis.arms import arms_table, comparisons, mean_text, to_ship, valu
 from takd.analysis.cost import pareto_front
 from takd.analysis.effects import effects_in_words, factor_word, values_of_cell
 from takd.analysis.evidence.certainty import choice_table, what_would_help
+from takd.analysis.evidence.chosen import chosen_configurations, chosen_students
 from takd.analysis.evidence.ends import at_ends
-from takd.analysis.evidence.sizes import best_sizes, sized_arms
+from takd.analysis.evidence.sizes import best_sizes
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.importance import importance
 from takd.analysis.tables import (
@@ -19,13 +20,12 @@ from takd.analysis.tables import (
     assistants_of,
     by_cell,
     by_lambda,
-    chosen_configurations,
-    chosen_students,
     confirmed,
     images_text,
     is_another_method,
     metric_of,
     remembering,
+    sized_arms,
     smallest_effect,
     split_of,
     students,

@@ -14,13 +14,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from takd.analysis.arms import VALUE, arms_table, value_cell
 from takd.analysis.cost import STUDENT_COSTS, on_front, students_by_size
+from takd.analysis.evidence.chosen import chosen_students
 from takd.analysis.figures import INK, OTHERS, WIDTH, arm_colors, styled
 from takd.analysis.metrics import label as metric_label
 from takd.analysis.tables import (
     Missing,
     assistants_of,
     blocks_of,
-    chosen_students,
     ends_in_anothers_head,
     images_learned_from,
     metric_of,

@@ -10,9 +10,10 @@ from takd.analysis.arms import arms_table, comparisons, with_interval
 from takd.analysis.cost import pareto_front
 from takd.analysis.effects import factor_word, values_of_cell
 from takd.analysis.evidence.certainty import choice_table, help_with
+from takd.analysis.evidence.chosen import chosen_students
 from takd.analysis.evidence.statistics import ALPHA
 from takd.analysis.finding import main_pair, parameter_effect, percent_more
-from takd.analysis.tables import Missing, assistants_of, chosen_students, is_another_method
+from takd.analysis.tables import Missing, assistants_of, is_another_method
 
 SURE = "*"  # after a difference that holds after Holm's correction
 LEGEND = (

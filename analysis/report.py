@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from takd.analysis.arms import arms_table, budget_note, comparison_table, comparisons, cost_table, page_table
+from takd.analysis.evidence.chosen import arms_note, chosen_students, note, unit_of
 from takd.analysis.execution import OF_ONE, OF_SEVERAL, execute, outputs, written
 from takd.analysis.files import Results, image_counts, read_results, read_space
 from takd.analysis.finding import answers, choice, finding
@@ -14,7 +15,7 @@ from takd.analysis.methods import methods
 from takd.analysis.over_cells import LEGEND, questions_over, verdicts_over
 from takd.analysis.page import FEW, Output, folded, markdown, outputs_html, page, table_html
 from takd.analysis.show import markdown_table
-from takd.analysis.tables import Missing, arms_note, blocks_of, chosen_students, note, remembering, unit_of
+from takd.analysis.tables import Missing, blocks_of, remembering
 
 
 def method(trials: pd.DataFrame) -> str:

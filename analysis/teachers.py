@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.cost import USE
+from takd.analysis.evidence.chosen import chosen_students
 from takd.analysis.evidence.statistics import fraction_interval
-from takd.analysis.tables import chosen_students, split_of
+from takd.analysis.tables import split_of
 
 WARNING = "Warning: "
 NOT_KNOWN, NOT_MEASURED = "not known", "not measured"  # at all; on the test split

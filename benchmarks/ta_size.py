@@ -25,8 +25,9 @@ from rich.console import Console
 
 import takd
 from takd.analysis.arms import arms_table
+from takd.analysis.evidence.chosen import best_configurations
 from takd.analysis.evidence.sizes import Band, best_sizes, by_size
-from takd.analysis.tables import assistant_size, best_configurations
+from takd.analysis.tables import assistant_size
 
 ARM = "takd:mlp-*"
 NEAR = 0.15  # points below the best that a size may lie

@@ -5,7 +5,8 @@ from collections.abc import Collection, Iterable
 
 import pandas as pd
 
-from takd.analysis.tables import best_configurations, by_cell, choose_setting
+from takd.analysis.evidence.chosen import best_configurations, choose
+from takd.analysis.tables import by_cell
 from takd.search_spaces import Path, Stage
 from takd.study.folder import StudyFolder
 from takd.study.predictions import add_predictions, predicted_stages
@@ -86,7 +87,7 @@ def best_so_far(search: Search, ended: Collection[tuple[str, str]]) -> list[str]
     """
     sign = 1 if search.space.goes_by.higher else -1
     return [
-        choose_setting({name: [sign * value for value in values] for name, values in by_name.items()})
+        choose({name: [sign * value for value in values] for name, values in by_name.items()})
         for place, by_name in search.students_by_configuration().items()
         if place in ended
     ]

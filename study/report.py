@@ -11,21 +11,10 @@ from rich.table import Table
 from takd.analysis.arms import SPARE, accuracy_table, published_table, studies_table, test_table, with_interval
 from takd.analysis.between import differences, same_arms, verdict, warnings
 from takd.analysis.cost import networks_of
+from takd.analysis.evidence.chosen import SEARCH_NOTE, arms_note, chosen_students, note, unit_of
 from takd.analysis.files import read_results
 from takd.analysis.finding import finding
-from takd.analysis.tables import (
-    SEARCH_NOTE,
-    arms_note,
-    blocks_of,
-    by_cell,
-    chosen_students,
-    confirmed,
-    metric_of,
-    note,
-    remembering,
-    split_of,
-    unit_of,
-)
+from takd.analysis.tables import blocks_of, by_cell, confirmed, metric_of, remembering, split_of
 from takd.analysis.teachers import WARNING
 from takd.search_spaces import InputError, space_from
 from takd.search_spaces.metrics import ACCURACY

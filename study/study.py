@@ -208,7 +208,7 @@ class Study:
         import pandas as pd
 
         from takd.analysis.arms import arms_table  # SciPy takes a second
-        from takd.analysis.tables import chosen_students
+        from takd.analysis.evidence.chosen import chosen_students
 
         return arms_table(trials) if len(chosen_students(trials := self.trials)) else pd.DataFrame(columns=["arm"])
 

@@ -16,7 +16,8 @@ import yaml
 from conftest import TINY, assert_bad_input
 from image_folders import write_images
 
-from takd.analysis.tables import best_configurations, students
+from takd.analysis.evidence.chosen import best_configurations
+from takd.analysis.tables import students
 from takd.search_spaces import InputError
 from takd.study.cli import main
 

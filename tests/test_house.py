@@ -52,6 +52,7 @@ ONLY_IN = {
         "study/search/database.py",
         "study/search/lease.py",
         "study/search/optimization.py",
+        "study/search/sampling.py",
         "study/search/storages.py",
     },
     "wandb": {"study/tracking/wandb_runs.py", "study/tracking/wandb_log.py"},
@@ -287,7 +288,7 @@ finally:
 def test_what_a_space_may_ask_for_is_what_there_is():
     """Literals of `search_spaces`, which imports no torch and no Optuna, and the tables they name."""
     from takd.search_spaces import ALTERING, Loss, Recipe, Space
-    from takd.study.search.optimization import SAMPLERS
+    from takd.study.search.sampling import SAMPLERS
     from takd.trainables.training.lanes import OPTIMIZERS
     from takd.trainables.training.losses import DIVERGENCES, FORMS
     from takd.trainables.training.schedules import SCHEDULES

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from takd.analysis.evidence.agreement import discordance, gain
+from takd.analysis.evidence.chosen import best_configurations, chosen_students, order_of_setting, unit_of
 from takd.analysis.evidence.measured import Measured, measured, spread_between
 from takd.analysis.evidence.statistics import (
     Components,
@@ -17,20 +18,17 @@ from takd.analysis.evidence.statistics import (
     paths_needed,
     winners_curse,
 )
+from takd.analysis.evidence.surface import weights
 from takd.analysis.tables import (
     Missing,
     assistants_of,
-    best_configurations,
     by_cell,
-    chosen_students,
     column_of_study,
     confirmed,
     hyperparameters_of,
     metric_of,
-    order_of_setting,
     smallest_effect,
     students,
-    unit_of,
 )
 from takd.search_spaces.metrics import ACCURACY, Metric
 
@@ -163,7 +161,8 @@ def _choices(cell: str, trials: pd.DataFrame) -> Iterator[dict[str, Any]]:
             continue
         final = fresh[fresh["arm"] == arm]
         chosen = str(final["configuration"].iloc[0]) if len(final) else best
-        often = dict(zip(by_setting.index, how_often_chosen(by_setting.to_numpy(float)), strict=True))
+        weighed = weights({str(name): row.dropna().tolist() for name, row in by_setting.iterrows()})
+        often = dict(zip(by_setting.index, how_often_chosen(by_setting.to_numpy(float), weighed), strict=True))
         others = {name: share for name, share in often.items() if name != chosen}
         second = max(others, key=lambda name: others[name])
         row = {

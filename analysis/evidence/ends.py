@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from takd.analysis.tables import arm_order, best_configurations, by_cell, parameters_of, students
+from takd.analysis.evidence.chosen import best_configurations
+from takd.analysis.tables import arm_order, by_cell, parameters_of, students
 from takd.search_spaces import some
 
 FEWEST = 3  # values of a parameter that were tried; of two each is an end

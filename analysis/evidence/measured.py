@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from takd.analysis.evidence.chosen import chosen_students
 from takd.analysis.evidence.statistics import Spread, spread_of_images, spread_of_paths
-from takd.analysis.tables import arm_order, chosen_students, metric_of, remembered
+from takd.analysis.tables import arm_order, metric_of, remembered
 from takd.search_spaces.metrics import ACCURACY
 
 Right = np.ndarray[Any, np.dtype[np.float64]]

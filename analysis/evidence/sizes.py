@@ -13,12 +13,11 @@ import pandas as pd
 from scipy import special
 
 from takd.analysis.evidence.statistics import ALPHA, Floats, holm
-from takd.analysis.tables import Missing, assistants_of, metric_of, parameters_of, students
-from takd.search_spaces.arms import ANY_SIZE
+from takd.analysis.evidence.surface import numbers_varied, terms
+from takd.analysis.tables import Missing, metric_of, students
 
 BANDS = 5  # at most
 FEWEST = 4  # configurations of a band
-FREEDOM = 6  # degrees of freedom that must be left where other parameters are held equal
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,6 @@ class Sized:
     held_equal: tuple[str, ...]  # parameters that bands are compared at the same values of
 
 
-def sized_arms(trials: pd.DataFrame) -> list[str]:
-    """The arms whose last searched assistant has sizes in the search."""
-    if "assistant_size" not in trials:
-        return []
-    rows = trials[trials["assistant_size"].notna()]
-    return [arm for arm in rows["arm"].unique() if any(each.endswith(ANY_SIZE) for each in assistants_of(arm))]
-
-
 def by_size(trials: pd.DataFrame, arm: str) -> Sized:
     """Of the students of the search of one cell; raises Missing where there are too few configurations."""
     done = students(trials)
@@ -79,7 +70,7 @@ def by_size(trials: pd.DataFrame, arm: str) -> Sized:
             "are the fewest that a range of sizes can be told from another by."
         )
     band = _bands(found["size"].to_numpy())
-    others = _others(found["configuration"], len(found) - int(band.max()) - 1)
+    others = numbers_varied(found["configuration"], len(found) - int(band.max()) - 1)
     means, covariance, freedom = _adjusted(found["value"].to_numpy(float), band, others)
     metric = metric_of(trials)
     best = int(means.argmax() if metric.higher else means.argmin())
@@ -115,28 +106,12 @@ def _bands(sizes: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> "np.ndarray[t
     return np.unique(np.searchsorted(edges, sizes, side="right"), return_inverse=True)[1]
 
 
-def _others(configurations: "pd.Series[str]", freedom: int) -> pd.DataFrame:
-    """The other numbers that were varied, a column each, while enough degrees of freedom are left for them."""
-    drawn = pd.DataFrame([parameters_of(each) for each in configurations])
-    numbers = drawn.apply(pd.to_numeric, errors="coerce")
-    kept = [
-        name
-        for name in numbers
-        if not name.endswith(f"{ANY_SIZE}.size") and numbers[name].notna().all() and numbers[name].nunique() > 2
-    ]
-    return numbers[kept[: max(0, (freedom - FREEDOM) // 2)]]
-
-
 def _adjusted(accuracy: Floats, band: "np.ndarray[tuple[int], np.dtype[np.int64]]", others: pd.DataFrame) -> tuple[
     Floats, Floats, int
 ]:  # fmt: skip
     """Means `[bands]` at the same values of all others, their covariance, and the degrees of freedom that are left."""
     columns = [(band == number).astype(float) for number in range(int(band.max()) + 1)]
-    for name in others:
-        values = others[name].to_numpy(float)
-        values = np.log(values) if (values > 0).all() else values
-        values = (values - values.mean()) / max(values.std(), 1e-12)
-        columns += [values, values**2 - np.mean(values**2)]
+    columns += [each for name in others for each in terms(others[name].to_numpy(float))]
     design = np.stack(columns, axis=1)
     fitted, _, rank, _ = np.linalg.lstsq(design, accuracy, rcond=None)
     freedom = len(accuracy) - int(rank)

@@ -446,10 +446,11 @@ def choose(accuracy: ArrayLike) -> Numbers:
     return np.asarray(tied.argmax(axis=-1))
 
 
-def how_often_chosen(accuracy: ArrayLike) -> Floats:
+def how_often_chosen(accuracy: ArrayLike, weights: Floats | None = None) -> Floats:
     """By configuration, how often `choose` would have taken it from the search's seeds drawn anew with replacement.
 
-    `[configurations, seeds]`, as `choose` has them. All draws where there are at most 5 seeds, else 2,000 of them,
+    `[configurations, seeds]`, as `choose` has them. With `weights`, `[configurations, configurations]`, means are
+    estimated by them, and the best is taken. All draws where there are at most 5 seeds, else 2,000 of them,
     always the same. NaN for one seed, which tells nothing of the others.
     """
     accuracy = np.asarray(accuracy, float)
@@ -460,7 +461,8 @@ def how_often_chosen(accuracy: ArrayLike) -> Floats:
         draws = np.stack(np.unravel_index(np.arange(seeds**seeds), (seeds,) * seeds), axis=1)
     else:
         draws = np.random.default_rng(0).integers(0, seeds, (2000, seeds))
-    chosen = choose(np.moveaxis(accuracy[:, draws], 1, 0))
+    drawn = np.moveaxis(accuracy[:, draws], 1, 0)
+    chosen = choose(drawn) if weights is None else (drawn.mean(-1) @ weights.T).argmax(-1)
     return np.bincount(chosen, minlength=configurations) / len(draws)
 
 

@@ -18,6 +18,7 @@ from pandas import Series, isna
 from torch import Tensor
 
 from takd.analysis.arms import accuracy_interval
+from takd.analysis.evidence.chosen import unit_of
 from takd.analysis.evidence.statistics import (
     Estimate,
     Interval,
@@ -26,7 +27,6 @@ from takd.analysis.evidence.statistics import (
     mean_interval,
     spread_of_paths,
 )
-from takd.analysis.tables import unit_of
 from takd.search_spaces import Stage, some
 from takd.search_spaces.methods import reuses_head
 from takd.search_spaces.metrics import ACCURACY, Metric

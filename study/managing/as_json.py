@@ -55,8 +55,9 @@ def status(study: "Study") -> dict[str, Any]:
 
 def results(study: "Study") -> dict[str, Any]:
     """The table of arms, as numbers, and the finding."""
+    from takd.analysis.evidence.chosen import note
     from takd.analysis.finding import finding
-    from takd.analysis.tables import note, split_of
+    from takd.analysis.tables import split_of
 
     trials: pd.DataFrame = study.trials
     return {

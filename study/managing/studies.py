@@ -10,9 +10,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from takd.analysis.evidence.chosen import chosen_students
 from takd.analysis.files import read_results
 from takd.analysis.metrics import value_text
-from takd.analysis.tables import chosen_students, metric_of, split_of
+from takd.analysis.tables import metric_of, split_of
 from takd.search_spaces import InputError
 from takd.study.folder import SPACE, StudyFolder, can_be_name, study_folder
 from takd.study.search.lease import acquire_lease, lease_of, runner

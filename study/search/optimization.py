@@ -4,10 +4,8 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from heapq import nlargest, nsmallest
-from operator import attrgetter
 from statistics import fmean
 from typing import Any, Literal
 
@@ -31,6 +29,7 @@ from takd.search_spaces.factors import same_value, value_text
 from takd.study.folder import StudyFolder
 from takd.study.search.attributes import KEY_DIGITS, keys_of, outcome_attributes, proposal_attributes, students_of
 from takd.study.search.graph import Node, Proposal, StageGraph
+from takd.study.search.sampling import AGAIN, Sampling
 from takd.study.search.storages import open_optuna
 from takd.study.search.stored_choices import AsStored, StoredChoices, parameters_of, told_to
 from takd.study.stopping import Stop
@@ -40,7 +39,6 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 FIRST_KEPT_REVISION = 2  # of studies that say none
 NEVER = "never said"
-AGAIN = "again"  # what a trial says of the failed one in whose place it is: its number
 
 
 class Search:
@@ -58,7 +56,8 @@ class Search:
         )
         self.asked = len(self.proposed())
         self._choices = StoredChoices(self._trials())
-        self._of_factors: dict[int, dict[str, Any]] = {}  # by trial: what it was told never changes
+        self._sampling = Sampling(self.space)
+        self._begun = 0  # no trial before this one waits
 
     def enqueue(self) -> None:
         """Queues what the space says of trials before the sampler is asked, as far as it is not queued already."""
@@ -97,8 +96,9 @@ class Search:
         if self.asked >= self.space.budget:
             return None
         trials = self._trials()
-        waiting = (trial.number for trial in trials if trial.state == TrialState.WAITING)
-        self._set_sampler(next(waiting, len(trials)), trials)
+        while self._begun < len(trials) and trials[self._begun].state != TrialState.WAITING:
+            self._begun += 1
+        self.study.sampler = self._sampling.sampler(self._begun, trials)
         return self._propose(self.study.ask())
 
     def _propose(self, trial: optuna.Trial) -> Proposal:
@@ -109,7 +109,7 @@ class Search:
             same = self._proposed[configuration]
             seeds = list(range(same * self.space.seeds, (same + 1) * self.space.seeds))
         else:
-            seeds = self._trials()[again].user_attrs["seeds"]
+            seeds = self._trial(again).user_attrs["seeds"]
         paths = self.space.paths(choice, self.dataset, seeds)
         trial.set_user_attr("arm", choice.arm.name)
         trial.set_user_attr("path", str(paths[0]))
@@ -120,26 +120,6 @@ class Search:
         self.asked += 1
         cell = self.space.cell(parameters).name
         return Proposal(trial.number, configuration_name(choice.arm.name, parameters), paths, cell=cell)
-
-    def _set_sampler(self, number: int, trials: Sequence[FrozenTrial]) -> None:
-        """What is drawn for a trial follows from its number, not from what this process drew before.
-
-        Trials that are tried again count for nothing: all others draw what they would have drawn without them. The
-        sampler sees the trials of its cell alone.
-        """
-        again = sum(AGAIN in trial.user_attrs for trial in trials[:number])
-        space, seen = self.space, trials
-        if space.factors:
-            own = self._values_of(trials[number])
-            space, seen = space.cell(own).space, [trial for trial in trials if self._values_of(trial) == own]
-        self.study.sampler = _sampler(space, number - again, number, seen, whole=len(seen) == len(trials))
-
-    def _values_of(self, trial: FrozenTrial) -> dict[str, Any]:
-        """Of the factors, as it was told."""
-        if trial.number not in self._of_factors:
-            told = told_to(trial)
-            self._of_factors[trial.number] = {name: told[name] for name in self.space.factors}
-        return self._of_factors[trial.number]
 
     def tell(self, proposal: Proposal, graph: StageGraph) -> None:
         """The mean of the metric of the students on validation; failed or pruned where one of them was.
@@ -157,16 +137,17 @@ class Search:
                 known = self.study.user_attrs.get("confirm_lasting", {})
                 self.study.set_user_attr("confirm_lasting", known | lasting)
             return
-        if self._trials()[proposal.number].state.is_finished():
+        stored = self._trial(proposal.number)
+        if stored.state.is_finished():
             return  # a stage of it was trained again
         metric = self.space.goes_by
         values = [value for node in graph.students(proposal) if (value := node.value(metric)) is not None]
-        trial = optuna.trial.Trial(self.study, self._trials()[proposal.number]._trial_id)
+        trial = optuna.trial.Trial(self.study, stored._trial_id)
         found = {key: graph.nodes[key].description for key in keys}
         for name, value in outcome_attributes(proposal.paths, found, metric).items():
             trial.set_user_attr(name, value)
         for epoch, value in _intermediate_values(graph.students(proposal)).items():
-            if epoch not in self._trials()[proposal.number].intermediate_values:  # else an earlier run was cut off here
+            if epoch not in stored.intermediate_values:  # else an earlier run was cut off here
                 trial.report(value, epoch)
         if failures:
             trial.set_user_attr("failures", failures)
@@ -192,7 +173,7 @@ class Search:
     def _proposal(self, trial: FrozenTrial) -> Proposal:
         if "seeds" in trial.user_attrs:
             return self.proposal_of(trial)
-        self._set_sampler(trial.number, self._trials())
+        self.study.sampler = self._sampling.sampler(trial.number, self._trials())
         return self._propose(optuna.Trial(self.study, trial._trial_id))
 
     def proposal_of(self, trial: FrozenTrial) -> Proposal:
@@ -309,7 +290,7 @@ class Search:
 
     def _suggest(self, trial: optuna.Trial | FrozenTrial) -> Configuration:
         """What a trial chooses, from the choices that the study has had."""
-        frozen = trial if isinstance(trial, FrozenTrial) else self._trials()[trial.number]
+        frozen = trial if isinstance(trial, FrozenTrial) else self._trial(trial.number)
         return self.space.suggest(AsStored(trial, frozen, self._choices, self.space.factors))
 
     def stages(self) -> dict[str, Stage]:
@@ -343,10 +324,15 @@ class Search:
         if "confirmed" in self.study.user_attrs and "factors_before" not in self.study.user_attrs:
             self.study.set_user_attr("factors_before", {name: list(each) for name, each in self.space.factors.items()})
         self.study.set_user_attr("space", space.model_dump(mode="json"))
-        self.space = space
+        self.space, self._sampling = space, Sampling(space)
 
     def _trials(self) -> list[FrozenTrial]:
+        """All; of ten thousand that takes a millisecond, and from a database more."""
         return self.study.get_trials(deepcopy=False)
+
+    def _trial(self, number: int) -> FrozenTrial:
+        storage, study = self.study._storage, self.study._study_id
+        return storage.get_trial(storage.get_trial_id_from_study_id_trial_number(study, number))
 
 
 def _intermediate_values(students: Sequence[Node]) -> dict[int, float]:
@@ -439,121 +425,6 @@ def delete_search(folder: StudyFolder, others: Sequence[str] = ()) -> None:
     for name in (folder.name, *others):
         with suppress(KeyError):
             optuna.delete_study(study_name=name, storage=storage)
-
-
-# From a seed.
-SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-    # Conditional parameters are modelled by arm (group), running trials counted as bad (constant liar).
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True),
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),  # draws nothing: a grid is enqueued whole
-}
-
-HISTORY = 300  # trials a sampler sees: its time grows with their number, and of more it finds nothing better
-BEST = 75  # of these, the best of those it would not see; TPE models the best 25 and all others
-
-
-def _sampler(
-    space: Space, draw: int, number: int, trials: Sequence[FrozenTrial], whole: bool
-) -> optuna.samplers.BaseSampler:
-    """For the trial of this number. What it draws follows from `draw`; `whole`: these trials are all of the study."""
-    sampler = SAMPLERS[space.sampler]((space.sampler_seed + 1_000_003 * draw) % 2**32)
-    spent = _spent_arms(space, number, trials)
-    seen = [each for each in trials if each.params.get("arm") not in spent] if spent else trials
-    if not whole or len(seen) > HISTORY:
-        sampler = RecentHistory(sampler, seen, lowest=not space.goes_by.higher)
-    return OtherArms(sampler, spent, seen) if spent else sampler
-
-
-def _spent_arms(space: Space, number: int, trials: Sequence[FrozenTrial]) -> set[str]:
-    """Arms that have nothing to tune and had their coverage, or one trial, before this one: others learn from more."""
-    idle = {arm.name for arm in space.all_arms if not space.varied(arm)}
-    had: Counter[str] = Counter()
-    spent: set[str] = set()
-    for each in trials:  # the first ones say it: the others are not looked at
-        if each.number >= number or spent == idle:
-            break
-        if (arm := each.params.get("arm")) in idle and AGAIN not in each.user_attrs:
-            had[arm] += 1
-            spent |= {arm} if had[arm] >= max(1, space.coverage) else set()
-    return spent if len(spent) < len(space.all_arms) else set()
-
-
-class RecentHistory(optuna.samplers.BaseSampler):
-    """A sampler that sees some trials of a study: of many the newest, and the best of the older ones."""
-
-    def __init__(
-        self, sampler: optuna.samplers.BaseSampler, trials: Sequence[FrozenTrial], lowest: bool = False
-    ) -> None:
-        """With `lowest` the best are those with the lowest value."""
-        self.sampler = sampler
-        newest_count = HISTORY - BEST if len(trials) > HISTORY else HISTORY
-        older, newest = trials[:-newest_count], trials[-newest_count:]
-        done = [trial for trial in older if trial.state == TrialState.COMPLETE]
-        best = (nsmallest if lowest else nlargest)(BEST, done, key=attrgetter("values"))
-        running = [trial for trial in older if trial.state == TrialState.RUNNING]
-        self.seen = sorted([*best, *running, *newest], key=lambda trial: trial.number)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        return self.sampler.sample_relative(_Seen(study, self.seen), trial, search_space)  # type: ignore[arg-type]
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
-        seen = _Seen(study, self.seen)
-        return self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
-
-
-DRAWS = 20  # of an arm, until one comes that is not spent
-
-
-class OtherArms(optuna.samplers.BaseSampler):
-    """A sampler that draws from some arms no more, and is not shown their trials."""
-
-    def __init__(self, sampler: optuna.samplers.BaseSampler, spent: set[str], seen: Sequence[FrozenTrial]) -> None:
-        self.sampler, self.spent, self.seen = sampler, spent, seen
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
-
-    def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
-        seen, drawn = _Seen(study, self.seen), {}
-        for _ in range(DRAWS):
-            drawn = self.sampler.sample_relative(seen, trial, search_space)  # type: ignore[arg-type]
-            if drawn.get("arm") not in self.spent:
-                return drawn
-        return drawn | {"arm": self._other(trial, search_space["arm"])}
-
-    def sample_independent(self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: Any) -> Any:
-        seen = _Seen(study, self.seen)
-        for _ in range(DRAWS):
-            drawn = self.sampler.sample_independent(seen, trial, name, distribution)  # type: ignore[arg-type]
-            if name != "arm" or drawn not in self.spent:
-                return drawn
-        return self._other(trial, distribution)
-
-    def _other(self, trial: FrozenTrial, arms: Any) -> Any:
-        """Where the sampler insists, the others take turns."""
-        others = [arm for arm in arms.choices if arm not in self.spent]
-        return others[trial.number % len(others)]
-
-
-class _Seen:
-    """An Optuna study with some of its trials."""
-
-    def __init__(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-        self._study, self._trials = study, trials
-
-    def _get_trials(
-        self, deepcopy: bool = True, states: Container[TrialState] | None = None, use_cache: bool = False
-    ) -> list[FrozenTrial]:
-        return [trial for trial in self._trials if states is None or trial.state in states]
-
-    get_trials = _get_trials
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._study, name)
 
 
 def refuse_to_go_on(search: Search, space: Space, dataset: DatasetFingerprint) -> None:

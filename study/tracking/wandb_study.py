@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from takd.analysis.tables import by_cell, chosen_configurations, read_trials, students
+from takd.analysis.evidence.chosen import chosen_configurations
+from takd.analysis.tables import by_cell, read_trials, students
 from takd.search_spaces import Stage
 from takd.study.folder import StudyFolder
 from takd.study.search.graph import Description, Node

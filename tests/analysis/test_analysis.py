@@ -20,20 +20,12 @@ from takd.analysis.arms import (
     to_ship,
 )
 from takd.analysis.cost import pareto_front, student_costs
+from takd.analysis.evidence.chosen import best_configurations, choose_setting, chosen_students, note
 from takd.analysis.figures import BY_TRIALS, arm_colors, image
 from takd.analysis.finding import QUESTIONS, answers, choice, finding, parameter_effect
 from takd.analysis.importance import importance, omega_squared
 from takd.analysis.methods import methods
-from takd.analysis.tables import (
-    Missing,
-    best_configurations,
-    choose_setting,
-    chosen_students,
-    note,
-    read_trials,
-    split_of,
-    students,
-)
+from takd.analysis.tables import Missing, read_trials, split_of, students
 from takd.analysis.teachers import NOT_JUDGED, not_judged, teacher_warnings, teaching, teaching_columns
 
 test_table.__test__ = False  # a table of the test split

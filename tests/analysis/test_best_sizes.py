@@ -1,17 +1,22 @@
 """Ranges of sizes that a search chose: which is best, and how sure that is."""
 
 from collections.abc import Callable
+from math import fsum
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_space
 
+from takd.analysis.evidence.chosen import choose, choose_setting
 from takd.analysis.evidence.sizes import Sized, best_sizes, by_size
+from takd.analysis.evidence.statistics import how_often_chosen
+from takd.analysis.evidence.surface import weights
 from takd.analysis.figures import accuracy_by_size, image
 from takd.analysis.finding import sizes
 from takd.analysis.methods import methods
-from takd.analysis.tables import Missing, arm_order, assistant_size, of_assistant
+from takd.analysis.tables import Missing, arm_order, assistant_size, of_assistant, parameters_of
 
 ARM = "takd:mlp-*"
 
@@ -66,6 +71,55 @@ def test_what_was_drawn_with_a_size_is_held_equal():
     assert np.ptp(raw) > 1
     assert np.ptp([band.value for band in found.bands]) < 0.5
     assert all(band.close for band in found.bands)
+
+
+def scores_of(trials: pd.DataFrame, students: int, noise: float) -> dict[str, list[float]]:
+    """By configuration those of so many students, whose mean is that of the table."""
+    random, rows = np.random.default_rng(1), trials[trials["role"] == "student"]
+    found = {}
+    for name, value in zip(rows["configuration"], 100 * rows["val_accuracy"], strict=True):
+        off = random.normal(0, noise, students)
+        found[str(name)] = (value + off - off.mean()).tolist()
+    return found
+
+
+def test_what_is_chosen_is_near_the_best_though_another_configuration_had_luck():
+    """40 configurations on a slope, with the noise of 8 students; one at the far end has the best mean by luck."""
+    noise = 0.8
+    scores = scores_of(searched(lambda size, _: 86 - 0.4 * np.log(size), noise=noise / 8**0.5), 8, noise)
+    lucky = list(scores)[-1]
+    best = max(fsum(values) / 8 for values in scores.values())
+    scores[lucky] = [value + best - fmean(scores[lucky]) + 0.5 for value in scores[lucky]]
+    assert choose_setting(scores) == lucky
+    assert assistant_size(choose(scores)) < 16  # type: ignore[operator]
+
+
+def test_where_the_size_does_nothing_the_choice_has_the_best_temperature():
+    scores = scores_of(searched(lambda _, temperature: 86 - np.log(temperature / 6) ** 2, noise=0.3), 8, 0.8)
+    assert 4 < float(parameters_of(choose(scores))["temperature"]) < 9
+
+
+def test_what_no_surface_explains_is_chosen_for_itself_where_its_students_agree():
+    scores = scores_of(searched(lambda size, _: 90.0 if size == 98 else 80.0, noise=0.01), 8, 0.05)
+    assert assistant_size(choose(scores)) == 98
+
+
+def test_few_configurations_are_chosen_from_as_of_any_arm():
+    scores = scores_of(searched(hill, number=7), 8, 0.8)
+    assert weights(scores) is None
+    assert choose(scores) == choose_setting(scores)
+    assert weights({f"kd temperature={number}": [80.0] for number in range(1, 20)}) is None
+
+
+def test_how_often_a_choice_would_be_the_same_is_asked_of_the_same_rule():
+    scores = scores_of(searched(hill), 4, 0.8)
+    own = weights(scores)
+    assert own is not None
+    often = how_often_chosen(np.array(list(scores.values())), own)
+    assert often.sum() == pytest.approx(1)
+    assert often[list(scores).index(choose(scores))] > 0.2
+    firm = how_often_chosen(np.array([[fmean(each)] * 4 for each in scores.values()]), own)
+    assert firm[list(scores).index(choose(scores))] == 1
 
 
 def test_where_sizes_do_nothing_few_searches_say_that_some_are_worse():

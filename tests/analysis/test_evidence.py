@@ -14,12 +14,13 @@ from takd.analysis.evidence.certainty import (
     what_would_help,
     won_table,
 )
+from takd.analysis.evidence.chosen import choose_setting, note, order_of_setting, scope, unit_of
 from takd.analysis.evidence.ends import at_ends
 from takd.analysis.evidence.measured import measured
 from takd.analysis.evidence.statistics import choose, difference, spread_of_images, spread_of_paths
 from takd.analysis.finding import QUESTIONS, answers, finding
 from takd.analysis.over_cells import questions_over, verdicts_over
-from takd.analysis.tables import Missing, choose_setting, note, order_of_setting, remembering, scope, unit_of
+from takd.analysis.tables import Missing, remembering
 
 PATHS, STUDENTS, IMAGES = 4, 3, 400
 ANEW = "teacher, assistants, transfer set, order of examples"

@@ -9,15 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Study, make_stage, run, tiny_space
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import create_trial
 
 from takd.analysis.arms import accuracy_table, arms_table, comparisons
 from takd.analysis.cost import networks_of, on_front
+from takd.analysis.evidence.chosen import best_configurations, note
 from takd.analysis.evidence.measured import Measured
 from takd.analysis.figures import accuracy_by_assistant, image
 from takd.analysis.finding import finding
 from takd.analysis.gap import front_table, students_front
 from takd.analysis.metrics import COLUMNS, value_text
-from takd.analysis.tables import Missing, best_configurations, note, students
+from takd.analysis.tables import Missing, students
 from takd.search_spaces import InputError
 from takd.search_spaces.metrics import METRICS
 from takd.search_spaces.registry import COLUMNS as RESERVED
@@ -28,7 +31,8 @@ from takd.study.export.candidates import Candidate
 from takd.study.export.pareto import front_of, tables
 from takd.study.folder import study_folder
 from takd.study.results import EPOCHS, TRIALS
-from takd.study.search.optimization import RecentHistory, open_search
+from takd.study.search.optimization import open_search
+from takd.study.search.sampling import History
 from takd.study.status import best_by_arm
 from takd.trainables.datasets import dataset as datasets
 from takd.trainables.halving import Halving
@@ -117,15 +121,18 @@ def test_halving_ends_those_with_the_higher_loss():
 
 
 def test_the_best_of_a_long_history_are_those_with_the_lowest_loss():
-    class Trial:
-        def __init__(self, number: int) -> None:
-            from optuna.trial import TrialState
+    trials = [
+        create_trial(params={"arm": "kd"}, distributions={"arm": CategoricalDistribution(["kd"])}, value=float(n))
+        for n in range(500)
+    ]
+    for number, trial in enumerate(trials):
+        trial.number = number
 
-            self.number, self.values, self.state = number, [float(number)], TrialState.COMPLETE
+    def seen(lowest: bool) -> set[int]:
+        return {each.number for each in History(lowest=lowest).seen(range(500), trials)}
 
-    trials: Any = [Trial(number) for number in range(500)]
-    assert {each.number for each in RecentHistory(None, trials, lowest=True).seen} >= set(range(75))
-    assert {each.number for each in RecentHistory(None, trials).seen} >= set(range(200, 275))
+    assert seen(lowest=True) >= set(range(75))
+    assert seen(lowest=False) >= set(range(200, 275))
 
 
 def test_what_is_not_defined_on_a_split_is_refused(monkeypatch: pytest.MonkeyPatch):

@@ -14,7 +14,7 @@ import torch
 from conftest import Found, Study, artifacts, make_stage, run, tiny_space
 
 from takd.analysis.arms import arms_table
-from takd.analysis.tables import best_configurations
+from takd.analysis.evidence.chosen import best_configurations
 from takd.search_spaces import InputError
 from takd.search_spaces import Path as StagePath
 from takd.search_spaces.stage import BINS, FRESH_SEED

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from takd.analysis.tables import hyperparameters_of
 from takd.search_spaces import DatasetFingerprint, InputError, Space
 from takd.study.folder import StudyFolder, study_folder
-from takd.study.search import optimization
+from takd.study.search import sampling
 from takd.study.search.graph import Proposal, StageGraph
 from takd.study.search.optimization import Search, configuration_name, create_search, open_search
 
@@ -296,8 +296,8 @@ def test_a_bucket_needs_a_database(bucket):
 
 
 def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_others(journal, monkeypatch):
-    monkeypatch.setattr(optimization, "HISTORY", 12)
-    monkeypatch.setattr(optimization, "BEST", 4)
+    monkeypatch.setattr(sampling, "NEWEST", 8)
+    monkeypatch.setattr(sampling, "BEST", 4)
     search = start(journal, tiny_space(trials=24, coverage=1, arms=["kd", "takd:mlp-16"]))
     for number in range(23):
         proposal = search.ask()
@@ -305,7 +305,7 @@ def test_of_a_long_study_the_sampler_sees_the_newest_trials_and_the_best_of_the_
         complete(search, proposal, accuracy=1 / (1 + abs(number - 5)))  # the sixth is the best
     search.ask()
     sampler = search.study.sampler
-    assert isinstance(sampler, optimization.RecentHistory)
+    assert isinstance(sampler, sampling.Shown)
     assert [trial.number for trial in sampler.seen] == [3, 4, 5, 6, *range(15, 23)]
 
 
