@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/beside/plain_ray_tune.py [--trials 4] [--epochs 3] [--retrain-teacher]
 
-A function trainable, torchvision's MNIST and transforms behind a DataLoader, the teacher's forward pass in the loop,
-KLDivLoss, OptunaSearch, W&B's callback (offline), one CPU a trial. Models, initial weights, epochs, schedule, transfer
-set and validation split are takd's; the rest is what one would write. The teacher is trained once and loaded from a
-file, or trained in every trial, as code without a checkpoint does. By default `mlp-784` learns from `cnn`, 12
+A function trainable, torchvision's MNIST or CIFAR-10 and transforms behind a DataLoader, the teacher's forward pass in
+the loop, KLDivLoss, OptunaSearch, W&B's callback (offline), one CPU a trial. Models, initial weights, epochs, schedule,
+transfer set and validation split are takd's; the rest is what one would write. The teacher is trained once and loaded
+from a file, or trained in every trial, as code without a checkpoint does. By default `mlp-784` learns from `cnn`, 12
 epochs each. With --students a fixed list is trained in place of the search.
 """
 
@@ -33,9 +33,11 @@ from torchvision import transforms
 
 from takd.trainables.datasets.dataset import load, transfer_set
 from takd.trainables.datasets.splits import Split
+from takd.trainables.models import families
 
 # What one trial needs to know.
 SETTING: dict[str, Any] = {
+    "dataset": "mnist",
     "student": "mlp-784",
     "teacher": "cnn",
     "teacher_dropout": 0.5,
@@ -71,7 +73,26 @@ class Digits(torchvision.datasets.MNIST):
         self.transform = transforms.Compose([to_tensor, normalize])
 
 
-def build(model: str, dropout: float) -> nn.Module:
+class Pictures(torchvision.datasets.CIFAR10):
+    """The same of a data set of colour images, which that of CIFAR-10 holds as `[height, width, channels]`."""
+
+    def __init__(self, name: str, split: str, examples: int | None = None) -> None:
+        dataset = load(name)
+        chosen: Split = getattr(dataset, split)
+        index = slice(None) if examples is None else transfer_set(chosen.labels, examples, seed=0)
+        self.data, self.targets = chosen.images[index].permute(0, 2, 3, 1).numpy(), chosen.labels[index].tolist()
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*dataset.normalization)])
+        self.target_transform = None
+
+
+def examples_of(name: str, split: str, number: int | None = None) -> "Digits | Pictures":
+    return Digits(split, number) if name == "mnist" else Pictures(name, split, number)
+
+
+def build(model: str, dropout: float, dataset: str = "mnist") -> nn.Module:
+    if model.startswith("resnet"):
+        data = load(dataset)
+        return families.build(model, data.image_shape, len(data.classes), None)
     drop = [nn.Dropout(dropout)] if dropout else []
     if model == "cnn":
         features = [nn.Conv2d(1, 32, 3), nn.ReLU(), nn.MaxPool2d(2, stride=1), nn.Conv2d(32, 64, 3), nn.ReLU()]
@@ -114,17 +135,16 @@ def train_student(config: dict[str, Any]) -> None:
     if setting["teacher_file"] is None:
         teacher = train_teacher(*(setting[f"teacher{field}"] for field in ("", "_dropout", "_epochs", "_steps")))
     else:
-        teacher = build(setting["teacher"], setting["teacher_dropout"])
+        teacher = build(setting["teacher"], setting["teacher_dropout"], setting["dataset"])
         teacher.load_state_dict(torch.load(setting["teacher_file"]))
     teacher.eval()
     teacher_seconds = time.perf_counter() - started
 
     torch.manual_seed(setting["seed"])
-    student = build(setting["student"], dropout=0.0)
-    loader: DataLoader[Any] = DataLoader(
-        Digits("train", setting["examples"]), batch_size=setting["batch_size"], shuffle=True
-    )
-    validation: DataLoader[Any] = DataLoader(Digits("validation"), batch_size=1000)
+    student = build(setting["student"], 0.0, setting["dataset"])
+    train = examples_of(setting["dataset"], "train", setting["examples"])
+    loader: DataLoader[Any] = DataLoader(train, batch_size=setting["batch_size"], shuffle=True)
+    validation: DataLoader[Any] = DataLoader(examples_of(setting["dataset"], "validation"), batch_size=1000)
     optimizer = torch.optim.Adam(student.parameters(), lr=setting["learning_rate"])
     steps = setting["epochs"] * len(loader)
     scheduler = SCHEDULES[setting["schedule"]](optimizer, setting["learning_rate"], steps)

@@ -1,10 +1,12 @@
 """The same students by takd, the plain way (`plain_ray_tune.py`) and an expert's script (`expert.py`): time and memory.
 
-    .venv/bin/python benchmarks/beside/side_by_side.py [--part gap|temperature] [--markdown]
+    .venv/bin/python benchmarks/beside/side_by_side.py [--part gap|temperature|cifar] [--images TAR] [--markdown]
 
 gap          400 students of the preset mnist-gap: kd and 4 takd arms, 10 settings of T and lambda, 8 seeds
 temperature  24 students of mnist-temperature cut to 3 epochs: 4 temperatures, 3 lambdas, 2 seeds; beside it the plain
              way that trains its teacher in every trial (float32, as one would; takd's recipe has bfloat16)
+cifar        16 students `resnet-8` of `resnet-20` on 2,000 images of CIFAR-10, 4 epochs: 2 temperatures, 2 lambdas, 4
+             seeds. `--images` is a tar of `train/CLASS/*` and `test/CLASS/*`; without it this part is left out
 
 Teacher and assistants are given: takd trains them first, not timed, and all sides load the same weights. takd and the
 script train all students, takd from `takd run` to the table. The plain way runs some, spread evenly over the list; the
@@ -49,6 +51,12 @@ TEACHER_STEPS = 40  # of a retrained teacher, measured
 STUDENT = ["arm", "temperature", "lambda", "seed"]
 
 
+CIFAR_RECIPE = (
+    *("examples=5000", "batch_size=64", "optimizer=adam", "learning_rate=0.001", "weight_decay=0", "schedule=cosine"),
+    *("precision=float32", "select=last"),
+)
+
+
 @dataclass(frozen=True)
 class Part:
     preset: str
@@ -56,6 +64,7 @@ class Part:
     teacher_epochs: int
     plain_students: int
     retrained: bool = False  # also beside the plain way that trains the teacher in every trial
+    images: str = ""  # the name of the data set that is made of `--images`
 
 
 PARTS = {
@@ -85,6 +94,28 @@ PARTS = {
         teacher_epochs=3,
         plain_students=6,
         retrained=True,
+    ),
+    "cifar": Part(
+        "cifar10-resnet",
+        (
+            "dataset=cifar-images",
+            "teacher.model=resnet-20",
+            "arms=[kd]",
+            "loss=null",
+            "student.temperature={choices: [1, 4]}",
+            "student.lambda={choices: [0.5, 0.9]}",
+            *(f"{role}.recipe.{each}" for role in ("teacher", "student") for each in CIFAR_RECIPE),
+            "student.recipe.epochs=4",
+            "student.recipe.examples=2000",
+            "sampler=grid",
+            "trials=4",
+            "seeds=4",
+            "confirm=null",
+            "published=null",
+        ),
+        teacher_epochs=2,
+        plain_students=4,
+        images="cifar-images",
     ),
 }
 
@@ -160,7 +191,7 @@ def as_plain(space: Space, point: dict[str, Any], seed: int, files: dict[str, st
         "dataset": space.dataset,
         "student": space.student.model,
         "teacher": teacher,
-        "teacher_dropout": 0.5 if teacher == lone else 0.0,
+        "teacher_dropout": 0.5 if teacher == lone and not lone.startswith("resnet") else 0.0,
         "teacher_file": files[teacher],
     }
 
@@ -226,11 +257,12 @@ def accuracies(space: Space, done: pd.DataFrame, listed: list[dict[str, Any]]) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, help="default: both")
+    parser.add_argument("--part", choices=PARTS, help="default: all")
+    parser.add_argument("--images", type=Path, help="a tar or a folder, for the part cifar")
     parser.add_argument(
-        "--students", type=int, help="of the plain way (default: 10 and 6); best a multiple of the slots"
+        "--students", type=int, help="of the plain way (default: 10, 6 and 4); best a multiple of the slots"
     )
-    parser.add_argument("--teacher-epochs", type=int, help="default: 8 for gap, as its preset has it, and 3")
+    parser.add_argument("--teacher-epochs", type=int, help="default: 8 for gap, as its preset has it, else 3 and 2")
     parser.add_argument("--slots", type=int, default=os.cpu_count() or 1, help="CPUs, on both sides")
     parser.add_argument("--root", type=Path, help="keeps teacher and assistants (default: a temporary folder)")
     parser.add_argument("--markdown", action="store_true", help="print a table as a README has it")
@@ -243,6 +275,14 @@ def main() -> int:
         root.mkdir(parents=True, exist_ok=True)
         for name in [options.part] if options.part else PARTS:
             part = PARTS[name]
+            if part.images and options.images is None:
+                if options.part:
+                    parser.error(f"--part {name} needs --images")
+                continue
+            if part.images:
+                os.environ["TAKD_CACHE"] = str(root / "cache")
+                given = ["--from", str(options.images), "--name", part.images, "--size", "32"]
+                subprocess.run([TAKD, "data", "images", *given], check=True, stdout=subprocess.DEVNULL)
             cut = [f"teacher.recipe.epochs={options.teacher_epochs or part.teacher_epochs}"]
             rows, agrees = compare(part, root, cut, options.students or part.plain_students, options.slots)
             table, agree = table + rows, agree and agrees
