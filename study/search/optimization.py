@@ -46,6 +46,7 @@ class Search:
 
     def __init__(self, study: optuna.Study) -> None:
         self.study = study
+        self._known: list[FrozenTrial] | None = None  # all, once this process proposes: then no other changes them
         # Code is run that its user's space names, never what a root says.
         self.space = without_code(space_from(study.user_attrs["space"], f"study {study.study_name}"))
         self.dataset = DatasetFingerprint.model_validate(study.user_attrs["dataset"])
@@ -66,6 +67,7 @@ class Search:
             have[_canonical(parameters)] -= 1
             if have[_canonical(parameters)] < 0:
                 self.study.enqueue_trial(self._choices.stored(parameters, self.space.factors))
+        self._known = None
 
     def try_again(self) -> int:
         """Queues anew what failed, unless it would fail again by what its keys say; returns how many trials.
@@ -76,6 +78,7 @@ class Search:
         for trial in failed:
             self.study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
         self.asked -= len(failed)
+        self._known = None
         return len(failed)
 
     @property
@@ -95,11 +98,24 @@ class Search:
         """The next configuration, with seeds no earlier trial of the same configuration had; None: budget spent."""
         if self.asked >= self.space.budget:
             return None
-        trials = self._trials()
-        while self._begun < len(trials) and trials[self._begun].state != TrialState.WAITING:
+        if self._known is None:
+            self._known = self._trials()
+        while self._begun < len(self._known) and self._known[self._begun].state != TrialState.WAITING:
             self._begun += 1
-        self.study.sampler = self._sampling.sampler(self._begun, trials)
-        return self._propose(self.study.ask())
+        self.study.sampler = self._sampling.sampler(self._begun, self._known)
+        return self._propose(self._begin(self._begun))
+
+    def _begin(self, number: int) -> optuna.Trial:
+        """The trial of this number: the first that waits, else a new one.
+
+        `optuna.Study.ask` does the same, and looks through all trials for one that waits.
+        """
+        storage = self.study._storage
+        if number == len(self._trials()):
+            return optuna.Trial(self.study, storage.create_new_trial(self.study._study_id))
+        waiting = self._trial(number)._trial_id
+        storage.set_trial_state_values(waiting, TrialState.RUNNING)
+        return optuna.Trial(self.study, waiting)
 
     def _propose(self, trial: optuna.Trial) -> Proposal:
         choice = self._suggest(trial)
@@ -116,6 +132,7 @@ class Search:
         for name, value in proposal_attributes(paths).items():
             trial.set_user_attr(name, value)
         trial.set_user_attr("seeds", seeds)  # last: a trial with seeds was proposed whole
+        self._look_again(trial.number)
         self._proposed[configuration] += again is None
         self.asked += 1
         cell = self.space.cell(parameters).name
@@ -158,6 +175,7 @@ class Search:
             self.study.tell(proposal.number, state=TrialState.PRUNED)
         else:
             self.study.tell(proposal.number, fmean(values))
+        self._look_again(proposal.number)
 
     def reclaim(self) -> list[Proposal]:
         """Trials that were running when an earlier process ended; what it had not proposed whole is proposed now."""
@@ -327,8 +345,13 @@ class Search:
         self.space, self._sampling = space, Sampling(space)
 
     def _trials(self) -> list[FrozenTrial]:
-        """All; of ten thousand that takes a millisecond, and from a database more."""
-        return self.study.get_trials(deepcopy=False)
+        """All. Of ten thousand that takes Optuna's journal milliseconds, and a database longer."""
+        return self.study.get_trials(deepcopy=False) if self._known is None else self._known
+
+    def _look_again(self, number: int) -> None:
+        """What this process has changed, or added."""
+        if self._known is not None:
+            self._known[number : number + 1] = [self._trial(number)]
 
     def _trial(self, number: int) -> FrozenTrial:
         storage, study = self.study._storage, self.study._study_id

@@ -22,8 +22,8 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 
 # What a sampler sees of the trials that have ended: its time grows with their number, and of more it finds nothing
 # better. TPE models the best 25 and all others.
-NEWEST = 225
-BEST = 75  # of those that are no longer among the newest
+NEWEST = 150
+BEST = 50  # of those that are no longer among the newest
 RUNNING = 64  # of those that run, the newest: where each of a thousand counts as bad nothing but the edges is left
 
 AGAIN = "again"  # what a trial says of the failed one in whose place it is: its number
@@ -138,7 +138,10 @@ class Shown(optuna.samplers.BaseSampler):
         self.sampler, self.seen = sampler, seen
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-        return self.sampler.infer_relative_search_space(_Seen(study, self.seen), trial)  # type: ignore[arg-type]
+        """Which follows from the sets of parameters that there are: one trial of each says it."""
+        kinds = {(frozenset(each.distributions), each.state): each for each in reversed(self.seen)}
+        one_of_each = _Seen(study, [*reversed(kinds.values())])
+        return self.sampler.infer_relative_search_space(one_of_each, trial)  # type: ignore[arg-type]
 
     def sample_relative(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
         return self.sampler.sample_relative(_Seen(study, self.seen), trial, search_space)  # type: ignore[arg-type]

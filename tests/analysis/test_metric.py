@@ -131,8 +131,8 @@ def test_the_best_of_a_long_history_are_those_with_the_lowest_loss():
     def seen(lowest: bool) -> set[int]:
         return {each.number for each in History(lowest=lowest).seen(range(500), trials)}
 
-    assert seen(lowest=True) >= set(range(75))
-    assert seen(lowest=False) >= set(range(200, 275))
+    assert seen(lowest=True) >= set(range(50))
+    assert seen(lowest=False) >= set(range(300, 350))
 
 
 def test_what_is_not_defined_on_a_split_is_refused(monkeypatch: pytest.MonkeyPatch):
