@@ -266,7 +266,9 @@ class Study:
     output: str
 
 
-def run(folder: StudyFolder, space: Space, wandb: Any = "disabled", workers: bool = False) -> Study:
+def run(
+    folder: StudyFolder, space: Space, wandb: Any = "disabled", workers: bool = False, profile: bool = False
+) -> Study:
     """Runs a study as `takd run` does, on the session's Ray; its stages train in this process, or in workers.
 
     The figure takes longer than such a study: it is drawn where W&B gets it.
@@ -276,7 +278,7 @@ def run(folder: StudyFolder, space: Space, wandb: Any = "disabled", workers: boo
         nullcontext() if workers else patch("takd.study.search.scheduling.run_stages", train_here),
         nullcontext() if wandb != "disabled" else patch("takd.study.report.write_figure"),
     ):
-        result = run_study(folder, space, "space tiny", RunOptions(wandb=wandb, slots=SLOTS), console)
+        result = run_study(folder, space, "space tiny", RunOptions(wandb=wandb, slots=SLOTS, profile=profile), console)
     return Study(folder, space, result, console.export_text())
 
 

@@ -297,7 +297,7 @@ class PathSearcher(Searcher):
         if not result["idle"]:
             return False
         if worker.batch:
-            worker.end(time.monotonic())
+            self.workers.end(worker, time.monotonic())
         goes = self.stop.requested or not (self._give_stages(worker) or self._is_kept(worker))
         if goes:
             self.workers.go(trial_id, time.monotonic())
@@ -336,7 +336,9 @@ class PathSearcher(Searcher):
     def _assign(self, worker: Worker, group: Group) -> None:
         nodes = self.graph.take(group, self._batch_size(group))
         parts = {node.stage.key: node.parts[-1] for node in nodes} if group.work == "derive" else {}
-        worker.begin(Batch(group, {node.stage.key for node in nodes}, time.monotonic(), parts))
+        below = "layers that stand still" if nodes[0].frozen else ""
+        keys = {node.stage.key for node in nodes}
+        self.workers.begin(worker, Batch(group, keys, time.monotonic(), parts, untold=below))
         # Before the step that Tune asks for next: a worker does in order what this process asks of it.
         worker.actor.assign.remote(self._given(group, nodes, parts))
         for node in nodes:
@@ -348,7 +350,8 @@ class PathSearcher(Searcher):
     def _assign_measuring(self, worker: Worker, stages: list[Stage]) -> None:
         """Finished stages, which any worker has room for: it held as much when it trained."""
         group = Group("student", "confirm", "", None, "measure")
-        worker.begin(Batch(group, set(), time.monotonic(), measured=stages))
+        batch = Batch(group, set(), time.monotonic(), measured=stages, untold="the test split")
+        self.workers.begin(worker, batch)
         space = self.search.space
         worker.actor.assign.remote(
             {

@@ -89,6 +89,7 @@ class Batch:
     began: float
     parts: Mapping[str, Part] = field(default_factory=dict)  # by key, the views of a stage that are derived
     measured: Sequence[Stage] = ()  # finished ones, on the test split
+    untold: str = ""  # what no observer hears of, in the profile's words
 
     @property
     def trained(self) -> int:
@@ -149,6 +150,21 @@ class Workers:
     nodes: Nodes
     living: dict[str, Worker] = field(default_factory=dict)
     gone: list[Worker] = field(default_factory=list)  # those that trained something
+    untold: dict[str, float] = field(default_factory=dict)  # seconds of CPU slots, by what no observer heard of
+    first: float | None = None  # when one of them began something, and
+    last: float | None = None  # when one had ended something
+
+    def begin(self, worker: Worker, batch: Batch) -> None:
+        self.first = batch.began if self.first is None else self.first
+        worker.begin(batch)
+
+    def end(self, worker: Worker, now: float) -> None:
+        if batch := worker.batch:
+            self.last = now
+            if batch.untold:
+                spent = (now - batch.began) * worker.need.cpu * worker.need.ranks
+                self.untold[batch.untold] = self.untold.get(batch.untold, 0.0) + spent
+        worker.end(now)
 
     def start(self, name: str, need: Need) -> None:
         self.living[name] = Worker(need)
@@ -156,7 +172,7 @@ class Workers:
     def go(self, name: str, now: float) -> None:
         """The worker ends, or has died."""
         worker = self.living.pop(name)
-        worker.end(now)
+        self.end(worker, now)
         if worker.stages:
             self.gone.append(worker)
 

@@ -64,12 +64,16 @@ class Profile:
         if stages.empty:
             return pd.Series({"no stage trained": whole * self.slots})
         work = stages[["training", "evaluation", "soft targets"]].mul(stages["cpus"], axis=0)
+        first, last = float(stages["start"].min()), float(stages["end"].max())
+        if self.workers.first is not None and self.workers.last is not None:
+            first, last = min(first, self.workers.first - self.began), max(last, self.workers.last - self.began)
         held = (stages["end"] - stages["start"]) * stages["cpus"] / stages["lanes"]
         account = {
             **work.sum(),
             "around the training": float((held - work.sum(axis=1)).sum()),
-            "start of Ray and workers": self.slots * float(stages["start"].min()),
-            "end of the run": self.slots * (whole - float(stages["end"].max())),
+            **self.workers.untold,
+            "start of Ray and workers": self.slots * first,
+            "end of the run": self.slots * (whole - last),
         }
         rest = whole * self.slots - sum(account.values())
         account["stages ready, no worker yet"] = min(rest, self.slots * self.use.unused)

@@ -204,13 +204,17 @@ def test_a_study_computes_what_stands_still_once_and_finds_what_it_would_find(da
     passes: list[int] = []
     given_below = derivation.given_below
     monkeypatch.setattr(derivation, "given_below", lambda *given: passes.append(len(given[2])) or given_below(*given))
-    found = {}
+    found, accounts = {}, {}
     for cache_gb in (1.0, 0.0):
         root = tmp_path / f"runs{cache_gb}"
-        ran = run(study_folder(str(root), "still"), study_of(files, cache_gb))
+        ran = run(study_folder(str(root), "still"), study_of(files, cache_gb), profile=True)
         assert ran.result.finished
+        accounts[cache_gb] = pd.read_csv(root / "still" / "report" / "profile.csv", index_col="what")["slot_seconds"]
+        assert (accounts[cache_gb] > -0.01).all()
         trials = pd.read_parquet(root / "still" / "results" / "trials.parquet")
         found[cache_gb] = trials.drop_duplicates("stage_key").set_index("stage_key").sort_index()
+    assert {"layers that stand still", "the test split"} - set(accounts[1.0].index) == set()
+    assert {"layers that stand still", "the test split"} - set(accounts[0.0].index) == {"layers that stand still"}
     # Of each network the training images in two views, and the validation images: whoever needs them.
     assert sorted(passes) == [5, 5, 45, 45, 45, 45]
     kept, loop = found[1.0], found[0.0]
