@@ -101,7 +101,7 @@ PARTS = {
             "dataset=cifar-images",
             "teacher.model=resnet-20",
             "arms=[kd]",
-            "loss=null",
+            "loss={kl_reduction: batchmean}",
             "student.temperature={choices: [1, 4]}",
             "student.lambda={choices: [0.5, 0.9]}",
             *(f"{role}.recipe.{each}" for role in ("teacher", "student") for each in CIFAR_RECIPE),
