@@ -3,11 +3,11 @@
     .venv/bin/python benchmarks/peak.py [--models mlp-1200 cnn plain-10 resnet-20] [--threads 2]
 
 Peak is what a product of two matrices of 2,048 x 2,048 reaches, in float32 and in bfloat16. A step is forward,
-backward and a fused Adam's update of a batch of random images; its work is three times the forward pass. `takd` has
-convolutions in channels-last layout and float32, with the examples in memory that a step indexes. Beside it each thing
-that might help: torch's own layout, autocast to bfloat16, `torch.compile` (with the seconds until the first step is
-done). `batch` is how much of takd's step the indexing takes, `forward` how much the forward pass. The median of
-several steps. About two minutes, and a C++ compiler for `torch.compile`.
+backward and a fused Adam's update of a batch of random images, without dropout; its work is three times the forward
+pass. `takd` has convolutions in channels-last layout and float32, with the examples in memory that a step indexes.
+Beside it each thing that might help: torch's own layout, autocast to bfloat16, `torch.compile` (with the seconds until
+the first step is done). `batch` is how much of takd's step the indexing takes, `forward` how much the forward pass.
+The median of several steps. About two minutes, and a C++ compiler for `torch.compile`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from takd.trainables.models.families import build, convolutional, size_of
+from takd.trainables.models.families import build, convolutional, family_of, size_of
 
 CLASSES, EXAMPLES, STEPS, PRODUCT = 10, 4096, 7, 2048
 BATCH = {"mlp-1200": 256}  # else 128
@@ -62,7 +62,8 @@ class Steps:
         layout = torch.channels_last if channels_last and has_convolutions(model) else torch.contiguous_format
         self.images = torch.randn(EXAMPLES, *shape).contiguous(memory_format=layout)
         self.labels = torch.randint(0, CLASSES, (EXAMPLES,))
-        module = build(model, shape, CLASSES).to(memory_format=layout)
+        dropout = 0.0 if family_of(model)[0].takes_dropout else None
+        module = build(model, shape, CLASSES, dropout).to(memory_format=layout)
         self.optimizer = torch.optim.Adam(module.parameters(), fused=True)
         self.module: nn.Module = torch.compile(module) if compiled else module  # type: ignore[assignment]
         self.bfloat16 = bfloat16
