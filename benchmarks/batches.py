@@ -7,9 +7,9 @@ that 8 seeds leave. takd's own sampler is asked for 1, 4, 16 and 64 configuratio
 configuration it would choose is below the peak, in points, beside random search; a mean over searches with its
 standard error. About a minute.
 
-With `--histories` and more trials than those (`--trials 1300 --repeats 8`, 15 minutes) 16 at a time are asked of TPE
+With `--histories` and more trials than those (`--trials 1300 --repeats 8`, a minute each) 16 at a time are asked of TPE
 that is shown so many trials of a long study, a quarter of them the best of the older ones; with `--running` while 1,024
-run (`--trials 3000`), of which it is shown so many. Beside the choice it prints what the last 300 proposals lack on the
+run (`--trials 4000`), of which it is shown so many. Beside the choice it prints what the last 300 proposals lack on the
 mean, and the milliseconds that a proposal takes.
 """
 

@@ -29,13 +29,14 @@ SEARCH_NOTE = (
     "it, so they flatter every arm, and most the arm with the most configurations tried. They can rank the arms, but "
     "they cannot prove that a difference is real."
 )
-
-
 CONFIRM_NOTE = (
     "These are test numbers of the confirm phase: each arm's chosen configuration was trained again from seeds that "
     "the search never used, and then the test split was read once. Of configurations within one standard error of the "
     "best the one with the lowest temperature was chosen, then with the lowest lambda."
 )
+
+_ROUNDING = 1e-9  # points
+_FIRST = ("temperature", "lambda")
 
 
 def best_configurations(trials: pd.DataFrame) -> dict[str, str]:
@@ -80,12 +81,6 @@ def choose_setting(accuracies: Mapping[str, Sequence[float]]) -> str:
     error = max(_standard_error(accuracies[name]) for name, mean in means.items() if mean >= best - _ROUNDING)
     tied = [name for name, mean in means.items() if mean >= best - error - _ROUNDING]
     return min(tied, key=order_of_setting)
-
-
-_ROUNDING = 1e-9  # points
-
-
-_FIRST = ("temperature", "lambda")
 
 
 def _standard_error(values: Sequence[float]) -> float:
